@@ -1,0 +1,55 @@
+# Two commands set up everything: `make demo` and `make test`.
+
+# A pyenv shim named python3.11 may exist and still not run, so it is asked, not looked up.
+PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null || command -v python3)
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+STAMP := .venv/.fresco-trt
+DEMO := engines/flux-tiny-256x256-3stage
+
+.PHONY: help venv demo test check bench clean
+
+help:
+	@echo "make demo    build the bundled demo model's engines and draw a picture into demo-out/"
+	@echo "make test    lint, type-check and run every test"
+	@echo "make check   lint and type-check only"
+	@echo "make bench   measure speed and quality side by side into bench/results/"
+	@echo "make venv    only create .venv with everything that the others need"
+	@echo "make clean   remove caches and what 'make demo' wrote"
+
+venv: $(STAMP)
+
+# torch comes first and pinned: any later package asking for "torch" would otherwise take the
+# newest build, which is the CUDA one of several gigabytes. With a GPU: make venv TORCH=torch
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("fresco-trt needs Python 3.11 or newer: pass PYTHON=" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --editable ".[rtx]" || \
+		echo "warning: TensorRT-RTX has no package for this platform; everything but the tensorrt-rtx backend works" >&2
+	touch $@
+
+demo: venv
+	$(BIN)/fresco-trt build --model flux-tiny --stages 3
+	$(BIN)/fresco-trt generate --engines $(DEMO) --prompt "a red apple on a blue background" \
+		--seed 7 --preview --out demo-out/apple.png
+
+check: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+$(STAMP)-bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	touch $@
+
+bench: $(STAMP)-bench
+	$(BIN)/python -m fresco_trt.bench.main_job
+
+clean:
+	rm -rf demo-out $(DEMO) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find fresco_trt tests -name __pycache__ -type d -prune -exec rm -rf {} +

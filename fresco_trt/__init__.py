@@ -1,0 +1,56 @@
+"""Diffusion transformers sketched at low resolution and refined to full size, as static engines.
+
+The data path, one folder or file a step::
+
+    schedule -> stage plan -> stage graphs -> engines -> bundle => runners -> sampler -> pipeline
+    plan/       plan/         lower/          backends/  bundle    backends/  run/       pipeline
+
+Left of the double arrow happens once, ahead of time: ``plan`` makes numbers, ``build`` makes a
+bundle of engines. Right of it happens for every picture and needs only the bundle:
+``FrescoPipeline``. The command line, ``fresco-trt``, is a thin shell over the same calls.
+
+Importing this package imports neither torch nor any engine library; they come with the first call
+that needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+# The function ``plan`` shares its name with the subpackage ``fresco_trt.plan``. Python sets that
+# attribute when the subpackage is first imported, which is while ``api`` loads, and only then: the
+# function bound here afterwards stays.
+from fresco_trt.api import plan, pretrained
+from fresco_trt.errors import FrescoError
+
+if TYPE_CHECKING:
+    from fresco_trt.lower.build import build
+    from fresco_trt.pipeline import FrescoPipeline
+
+__version__ = "0.1.0"
+
+_LAZY = {"FrescoPipeline": "fresco_trt.pipeline", "build": "fresco_trt.lower.build"}
+
+__all__ = [
+    "FrescoError",
+    "FrescoPipeline",
+    "__version__",
+    "build",
+    "plan",
+    "pretrained",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is heavy when it is first asked for (PEP 562)."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, whether or not they have been imported yet."""
+    return list(__all__)

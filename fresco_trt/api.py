@@ -1,0 +1,58 @@
+"""The light half of the public calls: planning, and where the bundled models are.
+
+Beside the data path: names to numbers and names to folders. ``build`` and ``FrescoPipeline``, which
+need torch, stay in their own files; the package's ``__init__`` puts all of them under one roof.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fresco_trt.errors import WeightsNotFound
+from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.plan.presets import make_plan
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.sizes import Size
+    from fresco_trt.plan.stages import StagePlan
+
+
+def plan(
+    model: str,
+    *,
+    stages: int,
+    preset: str = "balanced",
+    size: Size | None = None,
+    steps: int | None = None,
+) -> StagePlan:
+    """The stage plan of a model: grids, sigmas and transitions, before anything is built.
+
+    ``size`` is (width, height) in picture pixels, by default the model's own. A one-stage plan is
+    the plain sampler, with ``steps`` steps if given, else as many as the preset has. With more
+    stages the preset decides every step, and ``steps`` is checked but changes nothing: it is the
+    baseline that ``fresco-trt plan`` compares the cost with.
+
+    Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, and PlanError for a
+    wrong ``steps``; all are FrescoErrors.
+    """
+    facts = model_facts(model)
+    return make_plan(facts, stages=stages, preset=preset, size=size, steps=steps)
+
+
+def pretrained(name: str) -> Path:
+    """The folder of a model that ships with the package; diffusers' ``from_pretrained`` reads it.
+
+    Raises UnknownModel for a name that no model has, WeightsNotFound for a model whose weights are
+    not bundled.
+    """
+    folder = BUNDLED / model_facts(name).name
+    if folder.is_dir():
+        return folder
+    bundled = [each for each in model_names() if (BUNDLED / each).is_dir()]
+    raise WeightsNotFound(
+        f"the weights of {name} do not ship with the package (looked at {folder})",
+        expected=f"a bundled model: {', '.join(bundled) or 'this installation has none'}",
+        fix="pass one of those, or load that model from the hub or from your own folder",
+    )

@@ -1,0 +1,205 @@
+"""The error tree: everything a caller can be told, and the exit code each branch ends with.
+
+Sits beside the whole data path: every module raises from here and nothing here imports anything
+of the package. A message always says what was given, what was expected and what to do about it.
+Misuse by a programmer (a wrong type, a runner called outside its scope) is not in this tree; it
+stays ``TypeError``, ``ValueError`` or ``RuntimeError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+
+class FrescoError(Exception):
+    """Root of everything the package raises on purpose.
+
+    ``given`` is what was found, ``expected`` what would have been accepted, ``fix`` the next
+    action. ``exit_code`` is what the command line exits with: 2 for a wrong request, 1 for a
+    failure while carrying out a correct one.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, given: str, *, expected: str, fix: str) -> None:
+        super().__init__(given)
+        self.given = given
+        self.expected = expected
+        self.fix = fix
+        self.context: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """``<context: >given; expected <expected>. Fix: <fix>``, contexts outermost first."""
+        where = "".join(f"{part}: " for part in self.context)
+        return f"{where}{self.given}; expected {self.expected}. Fix: {self.fix}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive pickling across processes: keyword-only arguments defeat the default."""
+        arguments = (type(self), self.given, self.expected, self.fix)
+        return _rebuild, arguments, {"context": self.context}
+
+
+def _rebuild(kind: type[FrescoError], given: str, expected: str, fix: str) -> FrescoError:
+    return kind(given, expected=expected, fix=fix)
+
+
+@contextmanager
+def error_context(where: str) -> Iterator[None]:
+    """Prepend ``where`` to any :class:`FrescoError` that passes through; others pass untouched."""
+    try:
+        yield
+    except FrescoError as error:
+        error.context = (where, *error.context)
+        raise
+
+
+# --- a request that cannot be planned -------------------------------------------------------
+
+
+class PlanError(FrescoError):
+    """A plan was asked for that cannot exist."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class UnknownModel(PlanError):
+    """The model name is in no table."""
+
+
+class UnknownPreset(PlanError):
+    """The model has no preset of that name."""
+
+
+class UnknownBackend(PlanError):
+    """No engine library is registered under that name."""
+
+
+class UnsupportedSize(PlanError):
+    """The picture size does not fit the model's grids or its limits."""
+
+
+class UnsupportedStages(PlanError):
+    """The number of stages has no schedule for this model."""
+
+
+class IncompatibleOptions(PlanError):
+    """Two options that are each fine contradict one another."""
+
+
+class InvalidPlan(PlanError):
+    """A plan, or its stored form, breaks an invariant."""
+
+
+# --- ahead of time: export, calibrate, quantize, build --------------------------------------
+
+
+class LowerError(FrescoError):
+    """Lowering a plan to engines failed."""
+
+
+class WeightsNotFound(LowerError):
+    """No model weights at any of the places looked at."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ExportError(LowerError):
+    """A stage graph could not be exported."""
+
+
+class BuildError(LowerError):
+    """An engine library refused or failed to build a graph."""
+
+
+class BackendUnavailable(LowerError):
+    """The engine library or the device it needs is not on this machine."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class UnsupportedPrecision(LowerError):
+    """The engine library cannot run this model in that precision here."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class OutputNotWritable(LowerError):
+    """The output path cannot be created or written."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class DiskFull(LowerError):
+    """The disk filled up, or would, while writing."""
+
+
+class CalibrationError(LowerError):
+    """Calibration data is missing, belongs to something else or is unusable."""
+
+    exit_code: ClassVar[int] = 2
+
+
+# --- the bundle on disk ---------------------------------------------------------------------
+
+
+class BundleError(FrescoError):
+    """A bundle cannot be opened as it stands."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class BundleNotFound(BundleError):
+    """No bundle at that path."""
+
+
+class ManifestInvalid(BundleError):
+    """The manifest does not follow its schema."""
+
+
+class SchemaTooNew(BundleError):
+    """The manifest was written by a newer version."""
+
+
+class FileMissing(BundleError):
+    """A file that the manifest lists is not there."""
+
+
+class FileUnexpected(BundleError):
+    """A file is there that the manifest does not list."""
+
+
+class PathEscape(BundleError):
+    """A listed path leaves the bundle folder or goes through a link."""
+
+
+class DigestMismatch(BundleError):
+    """A file's bytes are not those that were recorded."""
+
+
+class EnvironmentMismatch(BundleError):
+    """The engines were built for another library version or device."""
+
+
+# --- request time ---------------------------------------------------------------------------
+
+
+class RunError(FrescoError):
+    """Running the engines failed."""
+
+
+class SignatureMismatch(RunError):
+    """The named tensors do not match the engine's signature."""
+
+
+class EngineFailed(RunError):
+    """The engine library reported a failure while running."""
+
+
+class OutOfDeviceMemory(RunError):
+    """The device has too little memory for this bundle."""
+
+
+class VerificationFailed(RunError):
+    """An engine and the eager reference disagree beyond the tolerance."""

@@ -1,0 +1,92 @@
+"""What every test runs under: a clean environment, fixed seeds, no network, no deadline."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import settings
+
+# A test that took a setting or a cached model from whoever runs it would pass for them alone.
+_SCRUBBED = ("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "PYTHONWARNINGS")
+_SCRUBBED_PREFIXES = ("DIFFUSERS_", "FRESCO_", "HF_", "HUGGINGFACE_", "ORT_", "TRANSFORMERS_")
+
+# Examples are not timed: the machine may be busy. In CI the same examples are drawn every time.
+settings.register_profile("fresco", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("fresco")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before any test module, and so before any library reads its settings."""
+    # A shell starts background jobs with SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in list(os.environ):
+        if name in _SCRUBBED or name.startswith(_SCRUBBED_PREFIXES):
+            del os.environ[name]
+    hub = TemporaryDirectory(prefix="fresco-trt-hub-")
+    config.add_cleanup(hub.cleanup)
+    os.environ |= {"HF_HOME": hub.name, "HF_HUB_OFFLINE": "1"}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, with the reason, what needs a device or a library that is not here."""
+    if item.get_closest_marker("rtx") and find_spec("tensorrt_rtx") is None:
+        pytest.skip("the TensorRT-RTX library is not installed")
+    if item.get_closest_marker("gpu") and not _has_gpu():
+        pytest.skip("no CUDA device")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """pytest-randomly seeds Python and NumPy; torch, only where a test has imported it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers transformer folder with the dimensions of flux-tiny and seeded random weights.
+
+    Shared by the whole session: read it, never write to it.
+    """
+    from fresco_trt.lower.weights import write_source
+    from fresco_trt.models.flux import random_transformer
+    from fresco_trt.models.zoo import model_facts
+
+    folder = tmp_path_factory.mktemp("flux-tiny") / "transformer"
+    return write_source(random_transformer(model_facts("flux-tiny"), seed=0), folder)
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines of flux-tiny's bundled weights for ONNX Runtime: three stages of turbo at 64x64.
+
+    Shared by the whole session: read it, never write to it.
+    """
+    return _turbo_bundle(tmp_path_factory.mktemp("onnx"), "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def eager_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same plan and weights as eager engines, which take a second to build. Read only."""
+    return _turbo_bundle(tmp_path_factory.mktemp("eager"), "eager")
+
+
+def _turbo_bundle(folder: Path, backend: str) -> Path:
+    from fresco_trt.lower.build import build
+
+    name = "flux-tiny"
+    return build(
+        name, stages=3, preset="turbo", size=(64, 64), backend=backend, out=folder / "bundle"
+    )

@@ -1,0 +1,194 @@
+"""The import rule of the package, read from its files, and what a fresh interpreter loads."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fresco_trt"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# The bundle is one part in several files; everything else is named by its folder or file.
+_BUNDLE = {"bundle", "canonical", "listing", "manifest", "placement"}
+
+# What a part may import of the package beside itself. A part that is not here may import anything
+# but the two doors below.
+ALLOWED = {
+    "errors": set[str](),
+    "plan": {"errors"},
+    "models": {"plan", "errors"},
+    "bundle": {"plan", "errors"},
+    "backends": {"plan", "errors"},
+}
+FORBIDDEN = {
+    "run": {"api", "bench", "demo", "lower", "pipeline"},
+    "pipeline": {"bench", "demo", "lower"},
+    "lower": {"bench", "demo", "pipeline"},
+}
+DOORS = {"cli", "serve"}
+
+HEAVY = {
+    "diffusers",
+    "matplotlib",
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "onnxscript",
+    "pydantic",
+    "tensorrt",
+    "tensorrt_rtx",
+    "torch",
+    "transformers",
+}
+ENGINE_LIBRARIES = HEAVY - {"numpy", "pydantic"}
+
+# Everything that planning, opening a bundle or asking for help reaches must start without torch.
+LEAN = (
+    "fresco_trt.api",
+    "fresco_trt.backends",
+    "fresco_trt.backends.base",
+    "fresco_trt.backends.eager",
+    "fresco_trt.backends.onnxruntime",
+    "fresco_trt.backends.tensorrt",
+    "fresco_trt.bundle",
+    "fresco_trt.cli",
+    "fresco_trt.models.flux",
+    "fresco_trt.models.flux_parts",
+    "fresco_trt.models.zoo",
+    "fresco_trt.pipeline",
+)
+
+
+def part_of(module: str) -> str:
+    """The part a dotted name of the package belongs to; "root" for the package itself."""
+    _, _, inside = module.partition(".")
+    first = inside.split(".")[0]
+    if first in _BUNDLE:
+        return "bundle"
+    return first or "root"
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Every absolute module name that a file imports, anywhere in it, for types too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                yield f"relative import at line {node.lineno}"
+            elif base == "fresco_trt":
+                yield from (_submodule(alias.name) for alias in node.names)
+            else:
+                yield base
+
+
+def _submodule(name: str) -> str:
+    """``from fresco_trt import name``: a module of that name, or the package's own attribute."""
+    is_module = (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name).is_dir()
+    return f"fresco_trt.{name}" if is_module else "fresco_trt"
+
+
+def parts_imported(path: Path) -> set[str]:
+    """The other parts of the package that a file imports."""
+    names = [name for name in imported_modules(path) if name.split(".")[0] == "fresco_trt"]
+    return {part_of(name) for name in names} - {own_part(path)}
+
+
+def own_part(path: Path) -> str:
+    """The part that a file of the package belongs to."""
+    inside = path.relative_to(PACKAGE).with_suffix("").parts
+    return part_of(".".join(("fresco_trt", *(part for part in inside if part != "__init__"))))
+
+
+def identify(path: Path) -> str:
+    """A file as its path from the root of the repository."""
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_a_file_imports_only_what_its_part_may(path: Path) -> None:
+    own, found = own_part(path), parts_imported(path)
+    if own not in DOORS:
+        assert not found & DOORS
+    assert not found & FORBIDDEN.get(own, set())
+    if own in ALLOWED:
+        assert found <= ALLOWED[own]
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_imports_are_absolute(path: Path) -> None:
+    assert not [name for name in imported_modules(path) if name.startswith("relative")]
+
+
+@pytest.mark.parametrize("part", ["errors", "plan"])
+def test_planning_needs_the_standard_library_only(part: str) -> None:
+    files = [path for path in FILES if own_part(path) == part]
+    outside = {name.split(".")[0] for path in files for name in imported_modules(path)}
+    assert files
+    assert outside <= {"fresco_trt", *sys.stdlib_module_names}
+
+
+def test_the_rules_name_parts_that_exist() -> None:
+    parts = {own_part(path) for path in FILES}
+    assert ALLOWED.keys() | FORBIDDEN.keys() <= parts
+
+
+def test_the_reader_sees_every_kind_of_import(tmp_path: Path) -> None:
+    source = tmp_path / "source.py"
+    source.write_text(
+        "import fresco_trt.lower.build\n"
+        "from fresco_trt import errors, __version__\n"
+        "def inside():\n"
+        "    from fresco_trt.serve.app import run\n"
+        "    from . import sibling\n"
+    )
+    assert list(imported_modules(source)) == [
+        "fresco_trt.lower.build",
+        "fresco_trt.errors",
+        "fresco_trt",
+        "fresco_trt.serve.app",
+        "relative import at line 5",
+    ]
+
+
+def loaded(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has after running ``code``."""
+    report = "\nimport sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    command = [sys.executable, "-c", code + report]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_is_lean() -> None:
+    assert not loaded("import fresco_trt") & HEAVY
+
+
+def test_planning_is_lean() -> None:
+    assert not loaded("import fresco_trt; fresco_trt.plan('flux-tiny', stages=3)") & HEAVY
+
+
+def test_the_plan_command_is_lean() -> None:
+    code = (
+        "from fresco_trt.cli import main\n"
+        "code = main(['plan', '--model', 'flux-tiny', '--stages', '3', '--json'])\n"
+        "if code: raise SystemExit(code)"
+    )
+    assert not loaded(code) & (HEAVY - {"pydantic"})  # typer itself is built on pydantic
+
+
+def test_what_starts_a_command_is_lean() -> None:
+    assert not loaded(f"import {', '.join(LEAN)}") & ENGINE_LIBRARIES
+
+
+@pytest.mark.slow
+def test_the_heavy_calls_are_what_loads_torch() -> None:
+    # Guards the tests above: were the reading of sys.modules wrong, they could not fail.
+    assert {"torch", "numpy"} <= loaded("import fresco_trt.run.sampler, numpy")
