@@ -1,0 +1,101 @@
+"""What planning needs to know about a model: its dimensions, limits and presets, as numbers.
+
+A value of this kind is the only thing a model hands to the plan; see ``models/*_facts.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from fresco_trt.plan.schedule import dynamic_mu
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.presets import Preset
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShiftRule:
+    """Resolution-dependent shift: mu grows linearly from ``base_shift`` at ``base_tokens`` image
+    tokens to ``max_shift`` at ``max_tokens``, and beyond. Raises ValueError for equal token counts.
+    """
+
+    base_shift: float
+    max_shift: float
+    base_tokens: int
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.base_tokens < self.max_tokens:
+            raise ValueError("the shift rule needs 0 < base_tokens < max_tokens")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """One model's numbers. Raises ValueError where they contradict one another.
+
+    ``hidden`` = ``heads`` x ``head_dim``; ``in_channels`` is the width of a packed token,
+    ``latent_channels`` x ``patch``^2; ``rope_axes`` sum to ``head_dim``; ``text_tokens`` is the
+    text length engines are built for; ``vae_scale`` is picture pixels along a latent pixel;
+    ``parameters`` counts the transformer alone. ``guidance_default`` is None exactly when the
+    model takes no guidance input; ``shift`` is None when its sigmas are not shifted. Sizes are
+    (width, height) in picture pixels. ``presets`` maps a preset's name and a number of stages to
+    a preset.
+    """
+
+    name: str
+    family: str
+    hidden: int
+    heads: int
+    head_dim: int
+    double_blocks: int
+    single_blocks: int
+    mlp_ratio: int
+    in_channels: int
+    text_dim: int
+    pooled_dim: int
+    text_tokens: int
+    rope_axes: tuple[int, ...]
+    guidance: bool
+    guidance_default: float | None
+    default_steps: int
+    vae_scale: int
+    latent_channels: int
+    patch: int
+    default_size: tuple[int, int]
+    max_pixels: int
+    parameters: int
+    shift: ShiftRule | None
+    presets: Mapping[str, Mapping[int, Preset]] = field(hash=False)
+
+    def __post_init__(self) -> None:
+        contradictions = {
+            "hidden is not heads x head_dim": self.hidden != self.heads * self.head_dim,
+            "rope_axes do not sum to head_dim": sum(self.rope_axes) != self.head_dim,
+            "in_channels is not latent_channels x patch^2": (
+                self.in_channels != self.latent_channels * self.patch**2
+            ),
+            "guidance and guidance_default disagree": (
+                self.guidance != (self.guidance_default is not None)
+            ),
+        }
+        for problem, holds in contradictions.items():
+            if holds:
+                raise ValueError(f"{self.name}: {problem}")
+
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks of both kinds."""
+        return self.double_blocks + self.single_blocks
+
+    @property
+    def stage_counts(self) -> tuple[int, ...]:
+        """Numbers of stages that every preset has a schedule for, ascending."""
+        known = [set(schedules) for schedules in self.presets.values()]
+        return tuple(sorted(set.intersection(*known))) if known else ()
+
+    def shift_factor(self, tokens: int) -> float:
+        """Shift factor h of a picture of ``tokens`` full-resolution image tokens: e^mu, or 1."""
+        return 1.0 if self.shift is None else math.exp(dynamic_mu(tokens, self.shift))

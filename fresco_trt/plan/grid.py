@@ -1,0 +1,132 @@
+"""Token grids: how many latent pixels and tokens a stage has, and which tokens descend from which.
+
+Second step of the data path, between the schedule and the stages. A grid counts *latent* pixels; a
+token covers ``patch`` x ``patch`` of them. Tokens are numbered in raster order: row by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fresco_trt.errors import InvalidPlan
+from fresco_trt.plan.reading import REMAKE, number, record, whole
+
+_KEYS = ("height", "width", "scale", "patch")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """One resolution of the latent.
+
+    ``height`` and ``width`` are this grid's own latent pixels, ``scale`` its side relative to the
+    full resolution (1.0, 0.5, 0.25, ...), ``patch`` the latent pixels along a token's side. Raises
+    InvalidPlan unless the sides are positive multiples of the patch and the scale is 2**-k.
+    """
+
+    height: int
+    width: int
+    scale: float
+    patch: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width, self.patch) < 1:
+            raise _invalid(f"a grid of {self} patch {self.patch}", "positive sides")
+        if self.height % self.patch or self.width % self.patch:
+            raise _invalid(f"a grid of {self}", f"sides divisible by the patch, {self.patch}")
+        if not is_dyadic(self.scale):
+            raise _invalid(f"a grid at scale {self.scale}", "1, 1/2, 1/4 or a further halving")
+
+    @property
+    def rows(self) -> int:
+        """Token rows."""
+        return self.height // self.patch
+
+    @property
+    def columns(self) -> int:
+        """Token columns."""
+        return self.width // self.patch
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens: rows times columns."""
+        return self.rows * self.columns
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width} latent pixels"
+
+    def to_json(self) -> dict[str, object]:
+        """``{height, width, scale, patch}``."""
+        return {key: getattr(self, key) for key in _KEYS}
+
+    @classmethod
+    def from_json(cls, value: object) -> Grid:
+        """Inverse of :meth:`to_json`. Raises InvalidPlan."""
+        found = record(value, _KEYS, "grid")
+        return cls(
+            height=whole(found["height"], "grid height"),
+            width=whole(found["width"], "grid width"),
+            scale=number(found["scale"], "grid scale"),
+            patch=whole(found["patch"], "grid patch"),
+        )
+
+
+def is_dyadic(scale: float) -> bool:
+    """Whether ``scale`` is 1, 1/2, 1/4, ...: one over a power of two."""
+    if not 0.0 < scale <= 1.0:
+        return False
+    inverse = 1.0 / scale
+    return inverse.is_integer() and int(inverse).bit_count() == 1
+
+
+def is_refinement(coarse: Grid, fine: Grid) -> bool:
+    """Whether ``fine`` covers the same picture at the same or a higher resolution.
+
+    Both sides and the scale then grow by one ratio, 1 or a power of two, and the patch stays.
+    """
+    ratio = fine.scale / coarse.scale
+    return (
+        ratio >= 1.0
+        and fine.patch == coarse.patch
+        and fine.height == ratio * coarse.height
+        and fine.width == ratio * coarse.width
+    )
+
+
+def is_doubling(coarse: Grid, fine: Grid) -> bool:
+    """Whether ``fine`` is exactly twice ``coarse`` along each side, in pixels, tokens and scale."""
+    return is_refinement(coarse, fine) and fine.scale == 2 * coarse.scale
+
+
+def child_indices(coarse: Grid, fine: Grid) -> tuple[tuple[int, int, int, int], ...]:
+    """For each coarse token, the raster indices of its four fine ones.
+
+    In the order top left, top right, bottom left, bottom right. Raises ValueError unless ``fine``
+    doubles ``coarse``.
+    """
+    _check_doubling(coarse, fine)
+    wide = fine.columns
+    corners = (
+        2 * row * wide + 2 * column
+        for row in range(coarse.rows)
+        for column in range(coarse.columns)
+    )
+    return tuple((at, at + 1, at + wide, at + wide + 1) for at in corners)
+
+
+def parent_indices(coarse: Grid, fine: Grid) -> tuple[int, ...]:
+    """For each fine token, the raster index of the coarse one it descends from; same errors."""
+    _check_doubling(coarse, fine)
+    return tuple(
+        (row // 2) * coarse.columns + column // 2
+        for row in range(fine.rows)
+        for column in range(fine.columns)
+    )
+
+
+def _check_doubling(coarse: Grid, fine: Grid) -> None:
+    if not is_doubling(coarse, fine):
+        raise ValueError(f"a grid of {fine} does not double one of {coarse}")
+
+
+def _invalid(given: str, expected: str) -> InvalidPlan:
+    return InvalidPlan(given, expected=expected, fix=REMAKE)

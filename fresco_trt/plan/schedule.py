@@ -1,0 +1,127 @@
+"""Sigma lists as plain tuples: the resolution shift, its inverse, and where a stage may end.
+
+First step of the data path. The shift is applied here, once; nothing downstream shifts again.
+Sigma is the noise level of flow matching, ``x_sigma = (1 - sigma) * x0 + sigma * noise``: 1 is pure
+noise, 0 the clean latent. ``u`` is the same axis before the shift and ``h`` the shift factor
+(``h = e^mu`` in FLUX's terms; ``h = 1`` leaves the axis alone).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.facts import ShiftRule
+
+
+def shift_sigma(u: float, h: float) -> float:
+    """``h*u / (1 + (h-1)*u)``, written so that 0 and 1 are fixed points to the last bit.
+
+    Raises ValueError when ``u`` is outside [0, 1] or ``h`` is not positive.
+    """
+    _check_unit(u, "u")
+    _check_factor(h)
+    return h * u / (h * u + (1.0 - u))
+
+
+def unshift_sigma(sigma: float, h: float) -> float:
+    """Inverse of :func:`shift_sigma`: ``sigma / (h - (h-1)*sigma)``; same errors."""
+    _check_unit(sigma, "sigma")
+    _check_factor(h)
+    return sigma / (sigma + h * (1.0 - sigma))
+
+
+def dynamic_mu(tokens: int, rule: ShiftRule) -> float:
+    """FLUX's resolution-dependent shift exponent for a picture of ``tokens`` image tokens.
+
+    The order of operations is that of diffusers' ``calculate_shift``, so the result is the same
+    double; a different order differs in the last bit and would move every sigma.
+    """
+    slope = (rule.max_shift - rule.base_shift) / (rule.max_tokens - rule.base_tokens)
+    offset = rule.base_shift - slope * rule.base_tokens
+    return tokens * slope + offset
+
+
+def stage_sigmas(start: float, end: float, steps: int, h: float) -> tuple[float, ...]:
+    """``steps + 1`` sigmas from exactly ``start`` down to exactly ``end``.
+
+    Evenly spaced on the un-shifted axis between the two ends, as RALU spaces a stage
+    (arXiv 2507.08422, code). Raises ValueError unless ``0 <= end < start <= 1`` and ``steps >= 1``.
+    """
+    _check_steps(steps)
+    if not end < start:
+        raise ValueError(f"a stage runs downwards, not from {start} to {end}")
+    first, last = unshift_sigma(start, h), unshift_sigma(end, h)
+    inner = (first + (last - first) * step / steps for step in range(1, steps))
+    return (start, *(shift_sigma(u, h) for u in inner), end)
+
+
+def plain_sigmas(steps: int, h: float) -> tuple[float, ...]:
+    """The full-resolution list of the unmodified pipeline: ``steps + 1`` sigmas from 1 to 0.
+
+    Equal bit for bit to ``FlowMatchEulerDiscreteScheduler`` under ``FluxPipeline``: that computes
+    in float32, so every operation here is rounded to float32 too. Without it a one-stage plan
+    would be the plain sampler only approximately. Raises ValueError for ``steps < 1``, ``h <= 0``.
+    """
+    _check_steps(steps)
+    _check_factor(h)
+    gap = (1.0 / steps - 1.0) / max(steps - 1, 1)
+    inner = [_float32(index * gap + 1.0) for index in range(steps - 1)]
+    unshifted = [*inner, _float32(1.0 / steps)]
+    return (*(_shift_float32(u, h) for u in unshifted), 0.0)
+
+
+def rewind_sigma(sigma: float, r: float = 2.0) -> float:
+    """Level at which a latent at ``sigma`` is white again after an ``r``-fold expansion.
+
+    ``r*sigma / (1 + (r-1)*sigma)``, for an orthonormal expansion of each side by ``r`` (SPEED,
+    arXiv 2605.18736): the same map as a shift by ``r``. Raises ValueError as that does.
+    """
+    return shift_sigma(sigma, r)
+
+
+def spectral_switch(amplitude: float, beta: float, delta: float, frequency: float) -> float:
+    """Sigma at which spatial ``frequency`` (latent cycles, radial) starts to carry signal.
+
+    ``1 / (1 + sqrt(delta / (P * (1 + P - delta))))`` with the latents' power spectrum
+    ``P = amplitude * frequency**-beta`` and tolerance ``delta`` (SPEED, arXiv 2605.18736). Above it
+    a grid that cannot hold the frequency loses nothing that matters. Raises ValueError when an
+    argument is not positive or ``delta`` reaches ``1 + P``, where the formula ends.
+    """
+    if min(amplitude, beta, delta, frequency) <= 0:
+        raise ValueError("amplitude, beta, delta and frequency must be positive")
+    power = amplitude * frequency**-beta
+    if delta >= 1.0 + power:
+        raise ValueError(f"delta {delta} must stay below 1 + P = {1.0 + power}")
+    return 1.0 / (1.0 + math.sqrt(delta / (power * (1.0 + power - delta))))
+
+
+def _shift_float32(u: float, h: float) -> float:
+    if h == 1.0:
+        return u
+    factor = _float32(h)
+    return _float32(factor / _float32(factor + _float32(_float32(1.0 / u) - 1.0)))
+
+
+def _float32(value: float) -> float:
+    """``value`` rounded to the nearest float32. One double operation rounded so equals the float32
+    operation: a double has more than twice the digits, so rounding twice does no harm."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
+
+
+def _check_unit(value: float, name: str) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], not {value}")
+
+
+def _check_factor(h: float) -> None:
+    if not 0.0 < h < math.inf:
+        raise ValueError(f"the shift factor must be positive and finite, not {h}")
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a schedule needs at least one step, not {steps}")

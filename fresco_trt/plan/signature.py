@@ -1,0 +1,126 @@
+"""What an engine takes and returns: names, dtypes and static shapes.
+
+Written when a graph is lowered, stored in the bundle, and checked at every engine call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fresco_trt.errors import InvalidPlan
+from fresco_trt.plan.reading import choice, items, record, text, whole
+
+DTYPES = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3fn",
+    "int64",
+    "int32",
+    "int8",
+    "uint8",
+    "bool",
+)
+
+_FIX = "build the bundle again with `fresco-trt build`"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """One named tensor: ``dtype`` as torch spells it, every dimension a positive integer.
+
+    Raises InvalidPlan for an empty name, an unknown dtype or a dimension that is not static.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise _invalid("a tensor without a name", "a name")
+        if self.dtype not in DTYPES:
+            raise _invalid(
+                f"tensor {self.name} of dtype {self.dtype}", f"one of {', '.join(DTYPES)}"
+            )
+        if not all(_is_static(size) for size in self.shape):
+            raise _invalid(f"tensor {self.name} of shape {self.shape}", "positive whole dimensions")
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype}[{','.join(str(size) for size in self.shape)}]"
+
+    def to_json(self) -> dict[str, object]:
+        """``{name, dtype, shape}``."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+    @classmethod
+    def from_json(cls, value: object) -> TensorSpec:
+        """Inverse of :meth:`to_json`. Raises InvalidPlan."""
+        found = record(value, ("name", "dtype", "shape"), "tensor")
+        name = text(found["name"], "tensor name")
+        shape = items(found["shape"], f"shape of {name}")
+        return cls(
+            name=name,
+            dtype=choice(found["dtype"], DTYPES, f"dtype of {name}"),
+            shape=tuple(whole(size, f"dimension of {name}") for size in shape),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphSignature:
+    """Inputs and outputs in call order. A name occurs once among all of them.
+
+    Raises InvalidPlan for a repeated name or a side with no tensor.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        if not self.inputs or not self.outputs:
+            raise _invalid("a graph with no inputs or no outputs", "at least one of each")
+        names = [spec.name for spec in (*self.inputs, *self.outputs)]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise _invalid(f"a graph that repeats {', '.join(repeated)}", "each name once")
+
+    def input(self, name: str) -> TensorSpec:
+        """The input called ``name``. Raises KeyError that lists the inputs."""
+        return _find(self.inputs, name)
+
+    def output(self, name: str) -> TensorSpec:
+        """The output called ``name``. Raises KeyError that lists the outputs."""
+        return _find(self.outputs, name)
+
+    def to_json(self) -> dict[str, object]:
+        """``{inputs: [...], outputs: [...]}``."""
+        return {
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> GraphSignature:
+        """Inverse of :meth:`to_json`. Raises InvalidPlan."""
+        found = record(value, ("inputs", "outputs"), "signature")
+        return cls(
+            inputs=tuple(TensorSpec.from_json(spec) for spec in items(found["inputs"], "inputs")),
+            outputs=tuple(
+                TensorSpec.from_json(spec) for spec in items(found["outputs"], "outputs")
+            ),
+        )
+
+
+def _is_static(size: object) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool) and size > 0
+
+
+def _find(specs: tuple[TensorSpec, ...], name: str) -> TensorSpec:
+    for spec in specs:
+        if spec.name == name:
+            return spec
+    raise KeyError(f"{name} is none of {', '.join(spec.name for spec in specs)}")
+
+
+def _invalid(given: str, expected: str) -> InvalidPlan:
+    return InvalidPlan(given, expected=expected, fix=_FIX)

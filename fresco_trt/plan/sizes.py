@@ -1,0 +1,129 @@
+"""Picture sizes: reading them, and which ones a model's grids can hold.
+
+A size is (width, height) in picture pixels. Engines have static shapes, so a size that does not
+fit is refused with the nearest ones that do; nothing is ever padded or cropped behind one's back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from fresco_trt.errors import UnsupportedSize
+from fresco_trt.plan.grid import Grid
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.facts import ModelFacts
+
+Size = tuple[int, int]
+
+_SIZE = re.compile(r"([0-9]{1,9})[xX\u00d7]([0-9]{1,9})")
+
+
+def parse_size(text: str) -> Size:
+    """``"512x384"`` as (512, 384): width first. Raises UnsupportedSize for anything else."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        shown = text if len(text) <= 40 else text[:37] + "..."
+        raise UnsupportedSize(
+            f"size {shown!r}",
+            expected="WIDTHxHEIGHT in whole pixels",
+            fix="write it like --size 512x384",
+        )
+    return int(found[1]), int(found[2])
+
+
+def parse_sizes(texts: Iterable[str]) -> tuple[Size, ...]:
+    """Several sizes, each once, largest area first (then widest first).
+
+    Largest first is the order to build in: the later, smaller engines then reuse its memory.
+    Raises UnsupportedSize.
+    """
+    sizes = {parse_size(text) for text in texts}
+    return tuple(sorted(sizes, key=lambda size: (size[0] * size[1], size[0]), reverse=True))
+
+
+def format_size(size: Size) -> str:
+    """Inverse of :func:`parse_size`."""
+    return f"{size[0]}x{size[1]}"
+
+
+def size_multiple(facts: ModelFacts, stages: int) -> int:
+    """What each side must be divisible by, so that the coarsest of ``stages`` grids is whole."""
+    return facts.vae_scale * facts.patch * (1 << (stages - 1))
+
+
+def check_size(facts: ModelFacts, size: Size, stages: int) -> None:
+    """Raises UnsupportedSize, naming the nearest sizes that work, unless ``size`` fits.
+
+    Raises TypeError when a side is no int: 256.0 would make grids of float sizes.
+    """
+    width, height = size
+    if type(width) is not int or type(height) is not int:
+        raise TypeError(f"a size is two ints, not {size!r}")
+    multiple = size_multiple(facts, stages)
+    if min(size) < multiple or width % multiple or height % multiple:
+        expected = (
+            f"each side a positive multiple of {multiple} "
+            f"(VAE {facts.vae_scale} x patch {facts.patch} x {1 << (stages - 1)} for the "
+            f"coarsest of {_count(stages)})"
+        )
+    elif width * height > facts.max_pixels:
+        expected = f"at most {facts.max_pixels} pixels in all"
+    else:
+        return
+    fitting = nearest_sizes(size, multiple, facts.max_pixels)
+    raise UnsupportedSize(
+        f"size {format_size(size)} for {facts.name}",
+        expected=expected,
+        fix=f"pass --size {' or --size '.join(format_size(each) for each in fitting)}",
+    )
+
+
+def nearest_sizes(size: Size, multiple: int, max_pixels: int) -> tuple[Size, ...]:
+    """The sizes that work just below and just above ``size``, each side on its own.
+
+    Where even the lower one has too many pixels: the largest that does not, at about the same
+    proportions. ``max_pixels`` must hold at least one square of ``multiple``.
+    """
+    below = _snap(size, multiple, up=False)
+    above = _snap(size, multiple, up=True)
+    fitting = [each for each in (below, above) if each[0] * each[1] <= max_pixels]
+    return tuple(dict.fromkeys(fitting)) or (_shrink(below, multiple, max_pixels),)
+
+
+def stage_grids(facts: ModelFacts, size: Size, stages: int) -> tuple[Grid, ...]:
+    """The grids of ``stages`` stages, coarsest first, each half the side of the next.
+
+    Raises UnsupportedSize when ``size`` does not fit.
+    """
+    check_size(facts, size, stages)
+    return tuple(
+        Grid(
+            height=size[1] // (facts.vae_scale * factor),
+            width=size[0] // (facts.vae_scale * factor),
+            scale=1.0 / factor,
+            patch=facts.patch,
+        )
+        for factor in (1 << level for level in reversed(range(stages)))
+    )
+
+
+def _snap(size: Size, multiple: int, *, up: bool) -> Size:
+    extra = multiple - 1 if up else 0
+    width, height = (max((side + extra) // multiple, 1) * multiple for side in size)
+    return width, height
+
+
+def _shrink(size: Size, multiple: int, max_pixels: int) -> Size:
+    """Scale both sides alike; a side too thin for that stays one multiple and the other gives."""
+    factor = math.sqrt(max_pixels / (size[0] * size[1]))
+    width, height = _snap((int(size[0] * factor), int(size[1] * factor)), multiple, up=False)
+    longest = max_pixels // multiple // multiple * multiple
+    return min(width, longest), min(height, longest)
+
+
+def _count(stages: int) -> str:
+    return "1 stage" if stages == 1 else f"{stages} stages"

@@ -1,0 +1,135 @@
+"""Laws of token grids: counts, and parents and children that undo one another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fresco_trt.errors import InvalidPlan
+from fresco_trt.plan.grid import (
+    Grid,
+    child_indices,
+    is_doubling,
+    is_refinement,
+    parent_indices,
+)
+
+LAW = settings(deadline=None, max_examples=40, database=None)
+
+SCALES = st.sampled_from([1.0, 0.5, 0.25])
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    patch = draw(st.integers(1, 3))
+    rows, columns = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    return Grid(height=rows * patch, width=columns * patch, scale=draw(SCALES), patch=patch)
+
+
+def doubled(grid: Grid) -> Grid:
+    return replace(grid, height=2 * grid.height, width=2 * grid.width, scale=2 * grid.scale)
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[Grid, Grid]:
+    coarse = replace(draw(grids()), scale=draw(st.sampled_from([0.5, 0.25])))
+    return coarse, doubled(coarse)
+
+
+@LAW
+@given(grids())
+def test_tokens_cover_the_latent_exactly(grid: Grid) -> None:
+    assert grid.tokens == grid.rows * grid.columns
+    assert grid.tokens * grid.patch**2 == grid.height * grid.width
+
+
+@LAW
+@given(pairs())
+def test_a_doubling_has_four_times_the_tokens(pair: tuple[Grid, Grid]) -> None:
+    coarse, fine = pair
+    assert is_doubling(coarse, fine)
+    assert fine.tokens == 4 * coarse.tokens
+
+
+@LAW
+@given(pairs())
+def test_every_fine_token_is_a_child_of_exactly_one(pair: tuple[Grid, Grid]) -> None:
+    coarse, fine = pair
+    children = child_indices(coarse, fine)
+    assert len(children) == coarse.tokens
+    assert sorted(child for four in children for child in four) == list(range(fine.tokens))
+
+
+@LAW
+@given(pairs())
+def test_parent_undoes_child(pair: tuple[Grid, Grid]) -> None:
+    coarse, fine = pair
+    parents = parent_indices(coarse, fine)
+    for parent, four in enumerate(child_indices(coarse, fine)):
+        assert {parents[child] for child in four} == {parent}
+
+
+@LAW
+@given(pairs())
+def test_children_lie_where_their_parent_lies(pair: tuple[Grid, Grid]) -> None:
+    coarse, fine = pair
+    for parent, four in enumerate(child_indices(coarse, fine)):
+        row, column = divmod(parent, coarse.columns)
+        assert [divmod(child, fine.columns) for child in four] == [
+            (2 * row, 2 * column),
+            (2 * row, 2 * column + 1),
+            (2 * row + 1, 2 * column),
+            (2 * row + 1, 2 * column + 1),
+        ]
+
+
+@LAW
+@given(grids(), grids())
+def test_refinement_is_an_order(one: Grid, other: Grid) -> None:
+    assert is_refinement(one, one)
+    assert not is_doubling(one, one)
+    if is_refinement(one, other) and is_refinement(other, one):
+        assert one == other
+    if is_doubling(one, other):
+        assert is_refinement(one, other)
+        assert not is_refinement(other, one)
+
+
+@pytest.mark.parametrize(
+    "change", [{"height": 12}, {"width": 12}, {"scale": 0.5}, {"patch": 1}, {"scale": 0.25}]
+)
+def test_anything_but_a_doubling_has_no_children(change: dict[str, float]) -> None:
+    coarse = Grid(height=4, width=4, scale=0.5)
+    fine = replace(Grid(height=8, width=8, scale=1.0), **change)  # type: ignore[arg-type]
+    for indices in (child_indices, parent_indices):
+        with pytest.raises(ValueError, match="double"):
+            indices(coarse, fine)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"height": 0}, "positive"),
+        ({"width": -2}, "positive"),
+        ({"patch": 0}, "positive"),
+        ({"height": 7}, "divisible"),
+        ({"width": 9}, "divisible"),
+        ({"scale": 0.0}, "1/2"),
+        ({"scale": 0.75}, "1/2"),
+        ({"scale": 1 / 3}, "1/2"),
+        ({"scale": 2.0}, "1/2"),
+        ({"scale": float("nan")}, "1/2"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(change: dict[str, float], said: str) -> None:
+    with pytest.raises(InvalidPlan, match=said):
+        replace(Grid(height=8, width=8, scale=1.0), **change)  # type: ignore[arg-type]
+
+
+@LAW
+@given(grids())
+def test_json_gives_the_grid_back(grid: Grid) -> None:
+    assert Grid.from_json(grid.to_json()) == grid

@@ -1,0 +1,163 @@
+"""Laws of presets and of the plans made from them, over every model, preset and stage count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from fresco_trt.errors import (
+    FrescoError,
+    InvalidPlan,
+    PlanError,
+    UnknownPreset,
+    UnsupportedSize,
+    UnsupportedStages,
+)
+from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.plan.presets import Preset, make_plan, plan_from_preset
+from fresco_trt.plan.schedule import plain_sigmas, rewind_sigma, unshift_sigma
+
+PRESETS = ("quality", "balanced", "fast", "turbo")
+POINTS = [
+    (name, preset, stages)
+    for name in model_names()
+    for preset in PRESETS
+    for stages in model_facts(name).stage_counts
+]
+
+TINY = model_facts("flux-tiny")
+
+
+@pytest.mark.parametrize(("name", "preset", "stages"), POINTS)
+def test_a_plan_is_what_its_preset_says(name: str, preset: str, stages: int) -> None:
+    facts = model_facts(name)
+    recipe = facts.presets[preset][stages]
+    plan = make_plan(facts, stages=stages, preset=preset)
+    assert tuple(stage.steps for stage in plan.stages) == recipe.steps
+    assert tuple(each.sigma for each in plan.transitions) == recipe.switch
+    assert tuple(each.restart for each in plan.transitions) == recipe.restarts
+    assert {(each.lift, each.noise) for each in plan.transitions} <= {(recipe.lift, recipe.noise)}
+    assert (plan.model, plan.size, plan.preset) == (name, facts.default_size, preset)
+    assert all(action == "full" for stage in plan.stages for action in stage.actions)
+
+
+@pytest.mark.parametrize(("name", "preset", "stages"), POINTS)
+def test_scales_double_up_to_the_picture(name: str, preset: str, stages: int) -> None:
+    facts = model_facts(name)
+    plan = make_plan(facts, stages=stages, preset=preset)
+    assert [stage.grid.scale for stage in plan.stages] == [0.25, 0.5, 1.0][-stages:]
+    last = plan.stages[-1].grid
+    assert (last.width * facts.vae_scale, last.height * facts.vae_scale) == plan.size
+    assert plan.stages[0].sigmas[0] == 1.0
+
+
+@pytest.mark.parametrize(("name", "preset", "stages"), POINTS)
+def test_every_stage_keeps_the_shift_of_the_full_resolution(
+    name: str, preset: str, stages: int
+) -> None:
+    facts = model_facts(name)
+    plan = make_plan(facts, stages=stages, preset=preset)
+    h = facts.shift_factor(plan.stages[-1].grid.tokens)
+    for stage in plan.stages:
+        gaps = [a - b for a, b in pairwise(unshift_sigma(sigma, h) for sigma in stage.sigmas)]
+        assert max(gaps) == pytest.approx(min(gaps), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", model_names())
+@pytest.mark.parametrize("steps", [1, 4, 28])
+def test_one_stage_is_the_plain_sampler(name: str, steps: int) -> None:
+    facts = model_facts(name)
+    plan = make_plan(facts, stages=1, steps=steps)
+    h = facts.shift_factor(plan.stages[0].grid.tokens)
+    assert plan.stages[0].sigmas == plain_sigmas(steps, h)
+    assert plan.transitions == ()
+    assert plan == make_plan(facts, stages=1, preset="fast", steps=steps)
+    assert plan.preset is None
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_one_stage_unasked_takes_the_models_own_steps(name: str) -> None:
+    facts = model_facts(name)
+    assert make_plan(facts, stages=1).nfe == facts.default_steps
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_the_baselines_length_does_not_change_the_plan(stages: int) -> None:
+    assert make_plan(TINY, stages=stages, steps=50) == make_plan(TINY, stages=stages)
+
+
+def test_balanced_is_what_is_meant_when_nothing_is_said() -> None:
+    assert make_plan(TINY, stages=3) == make_plan(TINY, stages=3, preset="balanced")
+
+
+@pytest.mark.parametrize("size", [(512, 384), (384, 512), (32, 32), (512, 512), (64, 416)])
+def test_grids_follow_the_size(size: tuple[int, int]) -> None:
+    plan = make_plan(TINY, stages=3, size=size)
+    assert plan.size == size
+    for stage in plan.stages:
+        assert stage.grid.width == size[0] * stage.grid.scale / TINY.vae_scale
+        assert stage.grid.height == size[1] * stage.grid.scale / TINY.vae_scale
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "said"),
+    [
+        (lambda: make_plan(TINY, stages=4), UnsupportedStages, "1, 2 or 3 .below 1/4"),
+        (lambda: make_plan(TINY, stages=0), UnsupportedStages, "1, 2 or 3"),
+        (lambda: make_plan(TINY, stages=-1), UnsupportedStages, "1, 2 or 3"),
+        (lambda: make_plan(TINY, stages=3, preset="tubro"), UnknownPreset, "--preset turbo"),
+        (lambda: make_plan(TINY, stages=3, preset="best"), UnknownPreset, "quality, balanced"),
+        (lambda: make_plan(TINY, stages=1, steps=0), PlanError, "--steps"),
+        (lambda: make_plan(TINY, stages=3, steps=-4), PlanError, "--steps"),
+        (lambda: make_plan(TINY, stages=3, steps=10**6), PlanError, "1000"),
+        (lambda: make_plan(TINY, stages=3, size=(250, 256)), UnsupportedSize, "224x256"),
+    ],
+)
+def test_a_wrong_request_is_named(
+    call: Callable[[], object], kind: type[FrescoError], said: str
+) -> None:
+    with pytest.raises(kind, match=said) as raised:
+        call()
+    assert raised.value.exit_code == 2
+
+
+GOOD = Preset(steps=(2, 3, 4), switch=(0.8, 0.6))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": (2, 0, 4)},
+        {"steps": ()},
+        {"steps": (2, 3)},
+        {"switch": (0.8,)},
+        {"switch": (0.6, 0.8)},
+        {"switch": (0.8, 0.8)},
+        {"switch": (1.0, 0.8)},
+        {"switch": (0.8, 0.0)},
+        {"switch": (float("nan"), 0.5)},
+        {"restart": (0.9,)},
+        {"restart": (0.79, 0.65)},
+        {"restart": (0.9, 0.5)},
+        {"restart": (1.1, 0.7)},
+        {"noise": "rewind", "lift": "bilinear"},
+    ],
+)
+def test_a_preset_that_cannot_be_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(InvalidPlan):
+        replace(GOOD, **change)  # type: ignore[arg-type]
+
+
+def test_restarts_are_rewound_kept_or_given() -> None:
+    assert GOOD.restarts == tuple(rewind_sigma(sigma) for sigma in GOOD.switch)
+    assert replace(GOOD, restart="same").restarts == GOOD.switch
+    assert replace(GOOD, restart=(0.95, 0.7)).restarts == (0.95, 0.7)
+
+
+def test_a_preset_of_ones_own_makes_an_unnamed_plan() -> None:
+    plan = plan_from_preset(TINY, GOOD, size=(128, 128))
+    assert plan.preset is None
+    assert [stage.steps for stage in plan.stages] == [2, 3, 4]
