@@ -1,0 +1,187 @@
+"""One noise field per request and its Haar levels: the start and the re-noising of every stage.
+
+Sits at the head of the request-time path: a seed goes in, a :class:`NoisePyramid` comes out, and
+:mod:`fresco_trt.run.transition` and :mod:`fresco_trt.run.sampler` only read it. Level 0 is what
+diffusers' ``FluxPipeline`` would draw for the same seed; level k+1 is the orthonormal Haar LL band
+of level k, so every level is white with unit variance and nothing random is drawn after the seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Details = tuple[Tensor, Tensor, Tensor]
+"""Detail bands (column, row, diagonal differences) of one Haar level, each [B,C,H/2,W/2]."""
+
+
+def haar_split(fine: Tensor) -> tuple[Tensor, Details]:
+    """Split latents [B,C,H,W] into the LL band [B,C,H/2,W/2] and its three detail bands.
+
+    With the 2x2 block ``a b / c d``: ``LL = (a+b+c+d)/2`` and details ``(a-b+c-d)/2``,
+    ``(a+b-c-d)/2``, ``(a-b-c+d)/2``: an orthonormal transform, so white noise gives four
+    independent white bands of the same variance. Raises ``ValueError`` if a side is odd.
+    """
+    height, width = fine.shape[-2:]
+    if height % 2 or width % 2:
+        raise ValueError(f"cannot halve a {height}x{width} field; both sides must be even")
+    a, b = fine[..., 0::2, 0::2], fine[..., 0::2, 1::2]
+    c, d = fine[..., 1::2, 0::2], fine[..., 1::2, 1::2]
+    top, bottom, top_step, bottom_step = a + b, c + d, a - b, c - d
+    details = (top_step + bottom_step) / 2, (top - bottom) / 2, (top_step - bottom_step) / 2
+    return (top + bottom) / 2, details
+
+
+def haar_merge(low: Tensor, details: Details) -> Tensor:
+    """Rebuild latents [B,C,2H,2W] from the LL band and details of :func:`haar_split`."""
+    column, row, diagonal = details
+    *outer, height, width = low.shape
+    fine = low.new_empty((*outer, 2 * height, 2 * width))
+    top, bottom = low + row, low - row
+    top_step, bottom_step = column + diagonal, column - diagonal
+    fine[..., 0::2, 0::2] = (top + top_step) / 2
+    fine[..., 0::2, 1::2] = (top - top_step) / 2
+    fine[..., 1::2, 0::2] = (bottom + bottom_step) / 2
+    fine[..., 1::2, 1::2] = (bottom - bottom_step) / 2
+    return fine
+
+
+def noise_field(
+    seeds: int | Sequence[int],
+    *,
+    channels: int,
+    height: int,
+    width: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw the full-resolution field E: float32 [B,C,H,W] in latent pixels, B = number of seeds.
+
+    Bit for bit what diffusers' ``FluxPipeline.prepare_latents`` draws, before packing, with one
+    CPU generator per picture. The draw is always made on the CPU, so that a seed means the same
+    picture on every device. Raises ``ValueError`` if no seed is given.
+    """
+    each = (seeds,) if isinstance(seeds, int) else tuple(seeds)
+    if not each:
+        raise ValueError("no seed given; expected one per picture")
+    shape = (1, channels, height, width)
+    drawn = [
+        torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
+        for seed in each
+    ]
+    return torch.cat(drawn).to(device)
+
+
+def fresh_generator(seeds: int | Sequence[int]) -> torch.Generator:
+    """CPU generator for the ablation that draws fresh noise at a transition.
+
+    Seeded by a hash of ``seeds``: a generator seeded with the request's own seed would draw E
+    again, value for value, and the ablation would measure nothing.
+    """
+    each = (seeds,) if isinstance(seeds, int) else tuple(seeds)
+    digest = hashlib.sha256(f"fresh noise {each}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def level_of(scale: float) -> int:
+    """Pyramid level of a grid scale: 1.0 is 0, 0.5 is 1, 0.25 is 2.
+
+    Raises ``ValueError`` unless ``scale`` is 1 over a power of two.
+    """
+    mantissa, exponent = math.frexp(scale)
+    if mantissa != 0.5 or exponent > 1:
+        raise ValueError(f"scale {scale:g} has no noise level; expected 1, 0.5, 0.25, ...")
+    return 1 - exponent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class NoisePyramid:
+    """A noise field at every resolution of a plan; read-only and shared freely between requests.
+
+    ``fields`` run from finest to coarsest, float32 [B,C,H/2^k,W/2^k]; ``details[k]`` are the bands
+    that turn ``fields[k+1]`` back into ``fields[k]``. Nobody may write to these tensors.
+    """
+
+    fields: tuple[Tensor, ...]
+    details: tuple[Details, ...]
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` unless there is one detail triple between neighbouring fields."""
+        if len(self.fields) != len(self.details) + 1:
+            raise ValueError(
+                f"{len(self.fields)} fields and {len(self.details)} detail levels;"
+                " expected one detail level between each two fields"
+            )
+
+    @classmethod
+    def from_field(cls, field: Tensor, *, coarsest: float = 1.0) -> NoisePyramid:
+        """Split ``field`` (float32 [B,C,H,W], unit variance) down to the scale ``coarsest``.
+
+        Raises ``ValueError`` for another dtype, a scale that is not 1 over a power of two, or
+        sides that cannot be halved that often.
+        """
+        if field.dtype != torch.float32 or field.ndim != 4:
+            raise ValueError(
+                f"noise field is {field.dtype} {tuple(field.shape)}; expected float32 [B,C,H,W]"
+            )
+        fields, details = [field], list[Details]()
+        for _ in range(level_of(coarsest)):
+            low, bands = haar_split(fields[-1])
+            fields.append(low)
+            details.append(bands)
+        return cls(fields=tuple(fields), details=tuple(details))
+
+    @classmethod
+    def from_seed(
+        cls,
+        seeds: int | Sequence[int],
+        *,
+        channels: int,
+        height: int,
+        width: int,
+        coarsest: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> NoisePyramid:
+        """Draw :func:`noise_field` and split it; sizes are full-resolution latent pixels."""
+        # Split on the CPU as well: the coarse levels then agree bit for bit across devices.
+        field = noise_field(seeds, channels=channels, height=height, width=width)
+        return cls.from_field(field, coarsest=coarsest).to(device)
+
+    def to(self, device: torch.device | str) -> NoisePyramid:
+        """Return the pyramid on ``device``; tensors already there are shared, not copied."""
+        return NoisePyramid(
+            fields=tuple(field.to(device) for field in self.fields),
+            details=tuple((c.to(device), r.to(device), d.to(device)) for c, r, d in self.details),
+        )
+
+    def field(self, scale: float) -> Tensor:
+        """The unit-variance field of the grid at ``scale``; ``ValueError`` if it was not made."""
+        return self.fields[self._level(scale)]
+
+    def complete(
+        self, low: Tensor, scale: float, scale_next: float, *, gain: float = 1.0
+    ) -> Tensor:
+        """Expand ``low`` at ``scale`` orthonormally to ``scale_next`` with the stored details.
+
+        The details of every level in between are multiplied by ``gain``; with gain 1,
+        ``complete(field(scale), scale, scale_next)`` is ``field(scale_next)``. Raises
+        ``ValueError`` if a level was not made or ``scale_next`` is the coarser one.
+        """
+        level, level_next = self._level(scale), self._level(scale_next)
+        if level_next > level:
+            raise ValueError(f"scale {scale_next:g} after {scale:g}; expected the same or finer")
+        for finer in range(level - 1, level_next - 1, -1):
+            column, row, diagonal = self.details[finer]
+            low = haar_merge(low, (column * gain, row * gain, diagonal * gain))
+        return low
+
+    def _level(self, scale: float) -> int:
+        level = level_of(scale)
+        if level >= len(self.fields):
+            made = ", ".join(f"{0.5**k:g}" for k in range(len(self.fields)))
+            raise ValueError(f"no noise level for scale {scale:g}; expected one of {made}")
+        return level

@@ -1,0 +1,190 @@
+"""What happens between two stages, as pure functions of tensors and sigmas.
+
+Sits between two stages of :mod:`fresco_trt.run.sampler`: ``(x, v)`` at the end of a stage goes in,
+the latents at the next stage's resolution and restart sigma come out. Everything works on unpacked
+latents [B,C,H,W] in float32: FLUX packs 2x2 latent pixels into a token, so tokens cannot be lifted.
+
+With ``x = (1-sigma)*x0 + sigma*noise`` and ``v = noise - x0``, sigma 1 is noise and 0 is clean.
+Three noise sources re-noise a lifted clean estimate, ``x' = (1-restart)*lift(x0) + restart*noise``:
+
+- ``field``: the request's own field E at the next scale. If the coarse noise is E's LL band, no
+  fresh randomness enters.
+- ``parent``: the coarse latents' own noise estimate, completed with E's detail bands (the rule of
+  the Krea2 adaptive progressive sampler).
+- ``fresh``: a new draw from an explicit generator. The ablation: it breaks the path.
+
+``rewind`` lifts the noisy latents themselves (SPEED, arXiv 2605.18736, with stored details in place
+of fresh ones); it fixes the restart sigma, see :func:`rewind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fresco_trt.plan.schedule import rewind_sigma
+from fresco_trt.run.noise import NoisePyramid, haar_merge, level_of
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.stages import Transition
+
+SIGMA_TOLERANCE = 1e-6
+"""Sigmas this close are one sigma: they were computed along two routes in double precision."""
+
+
+def estimate_x0(x: Tensor, v: Tensor, sigma: float) -> Tensor:
+    """Clean estimate ``x - sigma*v``; shapes and dtype of ``x``."""
+    return x - sigma * v
+
+
+def estimate_noise(x: Tensor, v: Tensor, sigma: float) -> Tensor:
+    """Noise estimate ``x + (1-sigma)*v``; shapes and dtype of ``x``."""
+    return x + (1.0 - sigma) * v
+
+
+def renoise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
+    """The flow marginal ``(1-sigma)*x0 + sigma*noise``."""
+    return (1.0 - sigma) * x0 + sigma * noise
+
+
+def lift_nearest(x0: Tensor, ratio: int) -> Tensor:
+    """Repeat every latent pixel ``ratio`` times per side; its block mean gives ``x0`` back."""
+    return x0.repeat_interleave(ratio, dim=-2).repeat_interleave(ratio, dim=-1)
+
+
+def lift_bilinear(x0: Tensor, ratio: int) -> Tensor:
+    """Bilinear interpolation between pixel centres, edges repeated.
+
+    Keeps constants, but is *not* undone by the block mean: at ratio 2 the mean of the children is
+    ``x0`` blurred by (1/8, 3/4, 1/8) per axis, which is the softness seen at low switch sigmas.
+    """
+    if ratio == 1:
+        return x0
+    return functional.interpolate(x0, scale_factor=ratio, mode="bilinear", align_corners=False)
+
+
+def lift_haar(x0: Tensor, ratio: int) -> Tensor:
+    """Orthonormal Haar expansion with zero details, amplitude restored.
+
+    An orthonormal expansion spreads a pixel p over its 2x2 block as p/2; times 2 per doubling, a
+    constant picture keeps its amplitude. That is pixel repetition: the result equals
+    :func:`lift_nearest` bit for bit (halving and doubling are exact). It is a name of its own
+    because it is the clean half of :func:`rewind`, whose amplitude is restored by sigma instead.
+    """
+    for _ in range(ratio.bit_length() - 1):
+        zeros = torch.zeros_like(x0)
+        x0 = 2.0 * haar_merge(x0, (zeros, zeros, zeros))
+    return x0
+
+
+LIFTS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
+    "nearest": lift_nearest,
+    "bilinear": lift_bilinear,
+    "haar": lift_haar,
+}
+"""Lifts of a clean estimate by name: ``(x0, ratio)`` with ratio 1, 2, 4, ... per side."""
+
+
+def rewind(
+    x: Tensor, sigma: float, pyramid: NoisePyramid, *, scale: float, scale_next: float
+) -> Tensor:
+    """Expand the noisy latents orthonormally; the result is at ``rewind_sigma(sigma, ratio)``.
+
+    New bands are the field's stored details times ``sigma``; the noise is then white with std
+    ``sigma`` and the clean part has ``1/ratio`` of its amplitude, so the one factor
+    ``kappa = r / (1 + (r-1)*sigma)`` (2/(1+sigma) for a doubling) puts both on the flow marginal.
+    """
+    ratio = ratio_of(scale, scale_next)
+    kappa = ratio / (1.0 + (ratio - 1) * sigma)
+    return kappa * pyramid.complete(x, scale, scale_next, gain=sigma)
+
+
+def ratio_of(scale: float, scale_next: float) -> int:
+    """How many times finer ``scale_next`` is per side; ``ValueError`` if it is coarser."""
+    steps = level_of(scale) - level_of(scale_next)
+    if steps < 0:
+        raise ValueError(f"scale {scale_next:g} after {scale:g}; expected the same or finer")
+    return 1 << steps
+
+
+def check_transition(transition: Transition, *, scale: float, scale_next: float) -> None:
+    """Raise ``ValueError`` for a transition that cannot be applied exactly as it is written."""
+    if transition.selection != "all":
+        raise ValueError(
+            f"selection {transition.selection!r} of {transition.count} tokens;"
+            " expected 'all': mixed grids are not implemented"
+        )
+    if transition.noise != "rewind":
+        return
+    if transition.lift != "haar":
+        raise ValueError(
+            f"lift {transition.lift!r} with noise 'rewind', which has no clean estimate to lift;"
+            " expected lift 'haar', the expansion it is"
+        )
+    lands = rewind_sigma(transition.sigma, ratio_of(scale, scale_next))
+    if abs(transition.restart - lands) > SIGMA_TOLERANCE:
+        raise ValueError(
+            f"restart {transition.restart:g} with noise 'rewind' from sigma {transition.sigma:g};"
+            f" expected {lands:g}, the only level that expansion lands on"
+        )
+
+
+def apply_transition(
+    transition: Transition,
+    x: Tensor,
+    v: Tensor,
+    pyramid: NoisePyramid,
+    *,
+    scale: float,
+    scale_next: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Latents at ``scale_next`` and ``transition.restart`` from a stage's end. Inputs are kept.
+
+    ``x`` and ``v`` are float32 [B,C,H,W] on the grid at ``scale``: the latents at
+    ``transition.sigma`` and the velocity of the Euler step that led there (its clean estimate is
+    the same at both ends of that step). ``generator`` is for noise ``fresh`` and only for it. When
+    both scales are equal the lift is the identity, and ``field`` on the exact path (or ``parent``
+    anywhere) with ``restart == sigma`` returns ``x``. Raises ``ValueError`` for a transition that
+    cannot be applied as written, shapes that differ from the pyramid's, or a generator that is
+    missing or would be ignored.
+    """
+    check_transition(transition, scale=scale, scale_next=scale_next)
+    check_generator(generator, wanted=transition.noise == "fresh")
+    expected = pyramid.field(scale).shape
+    if x.shape != expected or v.shape != expected or x.dtype != torch.float32:
+        raise ValueError(
+            f"latents {x.dtype} {tuple(x.shape)} and velocity {tuple(v.shape)} at scale {scale:g};"
+            f" expected float32 {tuple(expected)}"
+        )
+    if transition.noise == "rewind":
+        return rewind(x, transition.sigma, pyramid, scale=scale, scale_next=scale_next)
+    ratio = ratio_of(scale, scale_next)
+    x0 = LIFTS[transition.lift](estimate_x0(x, v, transition.sigma), ratio)
+    if transition.noise == "parent":
+        parent = estimate_noise(x, v, transition.sigma)
+        noise = pyramid.complete(parent, scale, scale_next)
+    elif generator is not None:
+        noise = _draw_like(pyramid.field(scale_next), generator)
+    else:
+        noise = pyramid.field(scale_next)
+    return renoise(x0, noise, transition.restart)
+
+
+def check_generator(generator: torch.Generator | None, *, wanted: bool) -> None:
+    """Raise ``ValueError`` unless a generator is given exactly where fresh noise is drawn."""
+    if wanted and generator is None:
+        raise ValueError("noise 'fresh' without a generator; expected one, see fresh_generator")
+    if not wanted and generator is not None:
+        raise ValueError("a generator, but no transition draws fresh noise; expected none")
+
+
+def _draw_like(field: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(
+        field.shape, generator=generator, device=generator.device, dtype=torch.float32
+    )
+    return drawn.to(field.device)
