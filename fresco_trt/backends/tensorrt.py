@@ -1,0 +1,359 @@
+"""TensorRT and TensorRT for RTX engines: one code path over two libraries of the same API.
+
+``build`` turns a stage's ONNX graph into one plan file; ``load`` refuses, before any device is
+touched, a plan that this library or this GPU cannot run. TensorRT for RTX builds on any machine,
+for the GPUs named as targets; TensorRT builds on the GPU it builds for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fresco_trt.backends.base import (
+    BackendFacts,
+    BuildOptions,
+    Call,
+    EngineFile,
+    EngineFiles,
+    EngineRunner,
+    Missing,
+    StageGraph,
+    check_precision,
+    exported,
+    find_engine,
+    unavailable,
+    writing,
+)
+from fresco_trt.backends.tensorrt_build import listening, plan_from_onnx
+from fresco_trt.errors import (
+    EngineFailed,
+    EnvironmentMismatch,
+    IncompatibleOptions,
+    OutOfDeviceMemory,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fresco_trt.plan.signature import GraphSignature, TensorSpec
+
+ANY = "any"  # in a plan's name: built for every GPU that the library can target
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|cannot allocate", re.IGNORECASE)
+_HEADER_BYTES = 28
+_VERSION_AT = 24
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Flavour:
+    """One of the two libraries: module, installation, first bytes of a plan, where it builds."""
+
+    name: str
+    module: str
+    install: str
+    magic: bytes
+    builds_anywhere: bool
+
+
+RTX = Flavour(
+    name="tensorrt-rtx",
+    module="tensorrt_rtx",
+    install="pip install fresco-trt[rtx]",
+    magic=b"vtrt",
+    builds_anywhere=True,
+)
+ENTERPRISE = Flavour(
+    name="tensorrt",
+    module="tensorrt",
+    install="pip install fresco-trt[tensorrt]",
+    magic=b"ftrt",
+    builds_anywhere=False,
+)
+_FLAVOURS = {flavour.name: flavour for flavour in (RTX, ENTERPRISE)}
+
+
+class Device(Protocol):
+    """The GPU, as far as runners need it."""
+
+    def capability(self) -> str | None:
+        """Like "sm89"; None where there is no usable GPU."""
+        ...
+
+    def empty(self, spec: TensorSpec) -> Tensor:
+        """An uninitialised tensor on the device."""
+        ...
+
+    def stream(self) -> AbstractContextManager[int]:
+        """A stream's handle; work queued inside starts after what the caller had queued, and what
+        the caller queues afterwards starts after it. No host synchronisation.
+        """
+        ...
+
+
+class CudaDevice:
+    """The current CUDA device, through torch."""
+
+    def __init__(self) -> None:
+        self._stream: Any = None
+
+    def capability(self) -> str | None:
+        """As :class:`Device`."""
+        import torch
+
+        if not torch.cuda.is_available():
+            return None
+        return "sm{}{}".format(*torch.cuda.get_device_capability())
+
+    def empty(self, spec: TensorSpec) -> Tensor:
+        """As :class:`Device`."""
+        import torch
+
+        return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="cuda")
+
+    @contextmanager
+    def stream(self) -> Iterator[int]:
+        """As :class:`Device`. TensorRT synchronises on the default stream, so it gets its own."""
+        import torch
+
+        untyped: Any = torch.cuda
+        self._stream = self._stream or untyped.Stream()
+        caller = torch.cuda.current_stream()
+        self._stream.wait_stream(caller)
+        with torch.cuda.stream(self._stream):
+            yield self._stream.cuda_stream
+        caller.wait_stream(self._stream)
+
+
+def create(name: str) -> TensorRTBackend:
+    """The backend of that name on the current CUDA device."""
+    return TensorRTBackend(_FLAVOURS[name])
+
+
+class TensorRTBackend:
+    """Builds and runs plans. ``library`` and ``device`` replace the installed module and the GPU
+    (tests script them).
+    """
+
+    def __init__(
+        self, flavour: Flavour, *, library: Any = None, device: Device | None = None
+    ) -> None:
+        self.name = flavour.name
+        self._flavour = flavour
+        self._injected = library
+        self._device = device or CudaDevice()
+
+    def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
+        """One plan for all targets: ``<name>.<targets>.plan``."""
+        library = self._require()
+        check_precision(self.describe(), options.precision)
+        exported(graph, options.precision)
+        targets = self._targets(library, options.targets)
+        plan = plan_from_onnx(library, graph, targets, options)
+        suffix = "-".join(targets) or (ANY if self._flavour.builds_anywhere else self._capability())
+        path = options.folder / f"{graph.name}.{suffix}.plan"
+        partial_path = path.with_name(f"{path.name}.partial")
+        with writing(path):
+            partial_path.write_bytes(plan)
+            partial_path.replace(path)
+        return (path.name,)
+
+    def load(self, folder: Path, record: EngineFile) -> EngineRunner:
+        """A runner, once the plan's header, the GPU and the driver have been found fit."""
+        library = self._require()
+        path = find_engine(folder, record, ".plan")
+        self._check_header(library, path)
+        self._check_device(library, path)
+        return EngineRunner(record.signature, partial(self._open, path, record.signature))
+
+    def describe(self) -> BackendFacts:
+        """The library's version and the GPUs it can build for."""
+        library = self._library()
+        return BackendFacts(
+            name=self.name,
+            library=self._flavour.module,
+            version=None if library is None else str(library.__version__),
+            graph_format="onnx",
+            targets=_targets_of(library),
+            precisions=PRECISIONS,
+            device="cuda",
+        )
+
+    def check(self) -> tuple[Missing, ...]:
+        """The library, then a GPU that it can use."""
+        library = self._library()
+        if library is None:
+            package = f"the Python package {self._flavour.module}"
+            return (Missing(what=package, fix=self._flavour.install),)
+        found, known = self._device.capability(), _targets_of(library)
+        purpose = "to run engines" if self._flavour.builds_anywhere else "to build and run engines"
+        if found is None:
+            what = f"an NVIDIA GPU with its driver and a CUDA build of torch, {purpose}"
+            return (Missing(what=what, fix="use a machine with one, or --backend onnxruntime"),)
+        if known and found not in known:
+            what = f"a GPU of {', '.join(known)} {purpose}; this one is {found}"
+            return (Missing(what=what, fix="pass --backend tensorrt"),)
+        return ()
+
+    # --- the library and its targets ----------------------------------------------------------
+
+    def _library(self) -> Any:
+        """The module, or None where it is absent or cannot be loaded."""
+        if self._injected is not None:
+            return self._injected
+        if find_spec(self._flavour.module) is None:
+            return None
+        try:
+            return import_module(self._flavour.module)
+        except (ImportError, OSError):  # shared libraries that are missing or of another CUDA
+            return None
+
+    def _require(self) -> Any:
+        library = self._library()
+        if library is None:
+            raise unavailable(self.name, self.check()[0])
+        return library
+
+    def _targets(self, library: Any, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """The targets in ascending order, each once; empty for the library's default."""
+        known = _targets_of(library)
+        wrong = [target for target in asked if target not in known]
+        if wrong:
+            raise IncompatibleOptions(
+                f"the target {', '.join(wrong)} with the backend {self.name}",
+                expected=f"one of {', '.join(known)}"
+                if known
+                else "no target: it builds for its GPU",
+                fix="pass one of these, or leave the target out",
+            )
+        if not self._flavour.builds_anywhere:
+            self._capability()
+        return tuple(target for target in known if target in asked)
+
+    def _capability(self) -> str:
+        """This machine's, where a GPU is needed to build."""
+        found = self._device.capability()
+        if found is None:
+            raise unavailable(self.name, self.check()[0])
+        return found
+
+    # --- preflight ----------------------------------------------------------------------------
+
+    def _check_header(self, library: Any, path: Path) -> None:
+        """The first 28 bytes of a plan tell the library and, in the last four, its version."""
+        with path.open("rb") as file:
+            header = file.read(_HEADER_BYTES)
+        version = ".".join(str(byte) for byte in header[_VERSION_AT:])
+        wanted = ".".join(str(library.__version__).split(".")[:4])
+        if len(header) < _HEADER_BYTES or not header.startswith(self._flavour.magic):
+            given = f"{path.name} is no {self.name} plan"
+        elif version != wanted:
+            given = f"{path.name} was built with {self.name} {version}; this is {wanted}"
+        else:
+            return
+        raise EnvironmentMismatch(
+            given,
+            expected=f"a plan of {self.name} {wanted}",
+            fix=f"build the bundle again, or install {self._flavour.module} {version}",
+        )
+
+    def _check_device(self, library: Any, path: Path) -> None:
+        targets = path.name.split(".")[-2]
+        fits = _targets_of(library) if targets == ANY else tuple(targets.split("-"))
+        found = self._device.capability()
+        if found in fits:
+            return
+        state = "no usable NVIDIA GPU" if found is None else f"a GPU of {found}"
+        raise EnvironmentMismatch(
+            f"{path.name} on a machine with {state}",
+            expected=f"a GPU of {' or '.join(fits)}, its driver and a CUDA build of torch",
+            fix="run it on such a machine, or build for this one: --backend onnxruntime needs none",
+        )
+
+    # --- running ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _open(self, path: Path, signature: GraphSignature) -> Iterator[Call]:
+        """An execution context whose tensors have addresses that never change."""
+        library = self._require()
+        with listening(library) as (logger, errors):
+            runtime = library.Runtime(logger)
+            plan = path.read_bytes()
+            _check_validity(library, runtime, plan, path)
+            engine = runtime.deserialize_cuda_engine(plan)
+            context = None if engine is None else engine.create_execution_context()
+            if context is None:
+                raise _failed(f"{path.name} does not load", errors)
+            del plan  # the device has its own copy; a plan is as large as its weights
+            buffers = {
+                spec.name: self._device.empty(spec)
+                for spec in (*signature.inputs, *signature.outputs)
+            }
+            for name, buffer in buffers.items():
+                if not context.set_tensor_address(name, buffer.data_ptr()):
+                    raise _failed(f"{path.name} has no tensor {name}", errors)
+            yield partial(self._call, context, signature, buffers, errors)
+
+    def _call(
+        self,
+        context: Any,
+        signature: GraphSignature,
+        buffers: Mapping[str, Tensor],
+        errors: deque[str],
+        inputs: Mapping[str, Tensor],
+    ) -> Mapping[str, Tensor]:
+        errors.clear()
+        with self._device.stream() as stream:
+            for name, tensor in inputs.items():
+                buffers[name].copy_(tensor, non_blocking=True)
+            if not context.execute_async_v3(stream):
+                raise _failed("the engine did not start", errors)
+        return {spec.name: buffers[spec.name] for spec in signature.outputs}
+
+
+def _targets_of(library: Any) -> tuple[str, ...]:
+    """GPUs that the library can build for from elsewhere, ascending; TensorRT itself has none."""
+    capabilities = getattr(library, "ComputeCapability", None)
+    names = [] if capabilities is None else list(capabilities.__members__)
+    numbers = sorted(int(name[2:]) for name in names if re.fullmatch(r"SM\d+", name))
+    return tuple(f"sm{number}" for number in numbers)
+
+
+def _check_validity(library: Any, runtime: Any, plan: bytes, path: Path) -> None:
+    """TensorRT for RTX says itself whether a plan runs here, and why not."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return
+    validity, diagnostics = runtime.get_engine_validity(plan)
+    if validity != library.EngineValidity.INVALID:
+        return
+    flags = library.EngineInvalidityDiagnostics.__members__.items()
+    reasons = [name.lower().replace("_", " ") for name, flag in flags if diagnostics & int(flag)]
+    raise EnvironmentMismatch(
+        f"{path.name} does not run here: {', '.join(reasons) or 'no reason given'}",
+        expected="the library, driver and GPU that it was built for",
+        fix="update the driver, or build the bundle again on this machine",
+    )
+
+
+def _failed(given: str, errors: deque[str]) -> EngineFailed | OutOfDeviceMemory:
+    text = f"{given}: {errors[-1]}" if errors else given
+    if any(_OUT_OF_MEMORY.search(error) for error in errors):
+        return OutOfDeviceMemory(
+            text,
+            expected="enough GPU memory for the weights and activations of every stage",
+            fix="use a smaller --size, or close other programs on the GPU",
+        )
+    return EngineFailed(
+        text,
+        expected="a plan that loads and runs",
+        fix="run 'fresco-trt verify', or build the bundle again",
+    )

@@ -1,0 +1,1 @@
+"""Ahead of time: stage graphs, calibration, quantisation and engines. Never imported by ``run``."""

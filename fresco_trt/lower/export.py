@@ -1,0 +1,258 @@
+"""Stage graphs as ONNX: static shapes, one data file for all of them, the same bytes every time.
+
+From the model's module to the file an engine library builds from. Tracing gives a first graph; a
+named list of passes, each verified, turns it into the one that is written.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fresco_trt.backends.base import Progress, StageGraph, silent, writing
+from fresco_trt.errors import ExportError, error_context
+from fresco_trt.lower.weights import WeightFile, weight_file
+from fresco_trt.plan.signature import GraphSignature, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+OPSET = 20
+INLINE_BYTES = 1024  # smaller constants stay in the graph: shapes, axes, scales, short biases
+
+Pass: TypeAlias = "Callable[[ir.Model, WeightFile], None]"
+
+_ROOT = "transformer."
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+def export_stages(
+    graphs: Iterable[StageGraph], folder: Path, *, progress: Progress = silent
+) -> tuple[StageGraph, ...]:
+    """Export every graph to ``<folder>/<name>.onnx`` over one ``<folder>/weights.bin``.
+
+    Returns the graphs with ``onnx`` and ``weights`` set. Files are self-consistent only once this
+    returns. Raises ExportError with the graph's name in front, OutputNotWritable or DiskFull.
+    """
+    todo = tuple(graphs)
+    done: list[StageGraph] = []
+    with weight_file(folder) as weights:
+        for index, graph in enumerate(todo):
+            progress(f"export {graph.name}", index / len(todo))
+            done.append(export_stage(graph, weights))
+    for graph in done:
+        _check_file(graph)
+    progress("export", 1.0)
+    return tuple(done)
+
+
+def export_stage(graph: StageGraph, weights: WeightFile) -> StageGraph:
+    """Trace one graph, apply :data:`PASSES` and write ``<name>.onnx`` beside ``weights``."""
+    with error_context(f"export of {graph.name}"):
+        model = _traced(graph)
+        verify(model, graph.signature, after="tracing")
+        for step in PASSES:
+            step(model, weights)
+            verify(model, graph.signature, after=step.__name__)
+        path = weights.path.parent / f"{graph.name}.onnx"
+        _write(model, path)
+    return replace(graph, onnx=path, weights=weights.path)
+
+
+# --- tracing ----------------------------------------------------------------------------------
+
+
+def _traced(graph: StageGraph) -> ir.Model:
+    """The exporter's graph for the signature's own shapes, constants folded."""
+    import torch
+
+    arguments = tuple(_example(spec) for spec in graph.signature.inputs)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(graph.module, arguments, strict=False)
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[spec.name for spec in graph.signature.inputs],
+                output_names=[spec.name for spec in graph.signature.outputs],
+                optimize=True,
+                verbose=False,
+            )
+    except (
+        Exception
+    ) as error:  # the exporter raises whatever the traced code or a decomposition did
+        raise _failed(f"the exporter stopped: {type(error).__name__}: {error}") from error
+    if exported is None:
+        raise _failed("the exporter returned nothing")
+    model: ir.Model = exported.model
+    return model
+
+
+def _example(spec: TensorSpec) -> Any:
+    """Values do not matter to a trace, shapes do; ones avoid dividing by zero while folding."""
+    import torch
+
+    return torch.ones(spec.shape, dtype=getattr(torch, spec.dtype))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs optional packages it lacks and warns of its own deprecations."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+# --- passes -----------------------------------------------------------------------------------
+
+
+def name_by_module(model: ir.Model, weights: WeightFile) -> None:
+    """Name nodes and weights after the module they come from, as diffusers names it.
+
+    ``x_embedder/MatMul`` instead of ``node_MatMul_1``: profiles, parser errors and quantisation
+    recipes can then be read. A weight that the exporter stored transposed ends in ``.weight.T``.
+    """
+    used: Counter[str] = Counter()
+    for node in model.graph:
+        path = _module_path(node)
+        _name_weight(model, node, path)
+        stem = f"{path}/{node.op_type}" if path else node.op_type
+        node.name = f"{stem}_{used[stem]}" if used[stem] else stem
+        used[stem] += 1
+    for value in list(model.graph.initializers.values()):
+        value.name = _unprefixed(value.name)
+
+
+def strip_provenance(model: ir.Model, weights: WeightFile) -> None:
+    """Drop stack traces, machine paths and tool versions: equal models get equal bytes."""
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values()]
+    values += [value for node in graph for value in node.outputs]
+    for part in (model, graph, *graph, *values):
+        part.metadata_props.clear()
+        part.doc_string = None
+    model.producer_name, model.producer_version = "fresco-trt", None
+
+
+def share_weights(model: ir.Model, weights: WeightFile) -> None:
+    """Move every constant of a kilobyte or more to the data file shared by all graphs."""
+    import onnx_ir as ir
+
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < INLINE_BYTES:
+            continue
+        offset, length = weights.place(tensor.tobytes())
+        value.const_value = ir.ExternalTensor(
+            weights.path.name,
+            offset,
+            length,
+            tensor.dtype,
+            shape=ir.Shape(tensor.numpy().shape),
+            name=name,
+            base_dir=weights.path.parent,
+        )
+
+
+PASSES: tuple[Pass, ...] = (name_by_module, strip_provenance, share_weights)
+
+
+def _module_path(node: ir.Node) -> str:
+    """Path of the module a node was traced in, without the wrapper's own attribute."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "['']"))
+    return _unprefixed(f"{scopes[-2]}.").rstrip(".") if len(scopes) > 1 else ""
+
+
+def _unprefixed(name: str | None) -> str:
+    return (name or "").removeprefix(_ROOT)
+
+
+def _name_weight(model: ir.Model, node: ir.Node, path: str) -> None:
+    """Constant folding renames a transposed weight to ``val_78``; give it its name back."""
+    names = model.graph.initializers
+    operand = node.inputs[1] if node.op_type == "MatMul" else None
+    if operand is None or operand.name not in names or f"{path}.weight.T" in names:
+        return
+    if str(operand.name).startswith("val_"):
+        operand.name = f"{path}.weight.T"
+
+
+# --- verification -----------------------------------------------------------------------------
+
+
+def verify(model: ir.Model, signature: GraphSignature, *, after: str) -> None:
+    """Raise ExportError unless the graph has the signature, is static, and uses plain ONNX."""
+    problem = next(_problems(model, signature), None)
+    if problem is not None:
+        raise _failed(f"after {after}, {problem}")
+
+
+def _problems(model: ir.Model, signature: GraphSignature) -> Iterator[str]:
+    graph = model.graph
+    for values, specs in ((graph.inputs, signature.inputs), (graph.outputs, signature.outputs)):
+        found = [_spec_text(value) for value in values]
+        if found != [str(spec) for spec in specs]:
+            yield f"the graph has {found} where the signature has {[str(spec) for spec in specs]}"
+    for node in graph:
+        if node.domain:
+            yield f"{node.name} is no plain ONNX operator: {node.domain}.{node.op_type}"
+        for value in node.outputs:
+            if value.shape is None or not value.shape.is_static():
+                yield f"{value.name} of {node.name} has no static shape: {value.shape}"
+    for name, value in graph.initializers.items():
+        if value.name != name or value.const_value is None:
+            yield f"the constant {name} has no value"
+
+
+def _spec_text(value: ir.Value) -> str:
+    dtype = value.dtype.name.lower() if value.dtype is not None else "untyped"
+    names = {"float": "float32"}
+    sizes = ",".join(str(size) for size in value.shape) if value.shape is not None else "?"
+    return f"{value.name} {names.get(dtype, dtype)}[{sizes}]"
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    import onnx_ir as ir
+
+    data = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with writing(path):
+        partial.write_bytes(data)
+        partial.replace(path)
+
+
+def _check_file(graph: StageGraph) -> None:
+    """onnx's own checker with strict shape inference, on the file as an engine library reads it."""
+    import onnx
+
+    with error_context(f"export of {graph.name}"):
+        try:
+            onnx.checker.check_model(str(graph.onnx), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise _failed(f"the file is no valid ONNX: {error}") from error
+
+
+def _failed(given: str) -> ExportError:
+    return ExportError(
+        given,
+        expected=f"a static ONNX graph (opset {OPSET}) with the signature's tensors",
+        fix="report this model and the versions of torch and onnxscript, or pass --backend eager",
+    )

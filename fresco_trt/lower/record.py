@@ -1,0 +1,169 @@
+"""What goes into a build and how a manifest records it: identity, differences, records.
+
+Between the loaded weights and the bundle. The build key is taken over everything in
+:func:`identity`; the same parts are read back from an older bundle to say why it is not reused.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt import __version__
+from fresco_trt.backends.base import writing
+from fresco_trt.canonical import build_key
+from fresco_trt.manifest import BackendRecord, BuiltRecord, ModelRecord, PipelineRecord
+from fresco_trt.models.flux import transformer_config
+from fresco_trt.models.flux_parts import PIPELINE_PARTS
+from fresco_trt.plan.sizes import format_size
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from fresco_trt.lower.request import Resolved
+    from fresco_trt.manifest import Manifest
+
+PIPELINE_FOLDER = "pipeline"
+BUNDLED_LIMIT = 100_000_000
+"""Prompt encoders and decoder up to this many bytes travel in the bundle."""
+
+PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
+"""Packages whose version can change an engine's bytes or the pipeline's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ingredients:
+    """Everything a build is made from, with the digests that identify it.
+
+    ``pipeline`` is the diffusers folder of prompt encoders and decoder.
+    """
+
+    resolved: Resolved
+    transformer: Module
+    weights_digest: str
+    pipeline: Path
+    pipeline_digest: str
+
+    @property
+    def key(self) -> str:
+        """The build key: equal keys mean the bundle can be reused."""
+        return build_key(identity(self))
+
+
+# --- identity ---------------------------------------------------------------------------------
+
+
+def identity(made: Ingredients) -> dict[str, Any]:
+    """Everything that went in, by name."""
+    resolved = made.resolved
+    about = resolved.backend.describe()
+    return {
+        "model": resolved.facts.name,
+        "weights": made.weights_digest,
+        "plan": resolved.plan.to_json(),
+        "text length": resolved.facts.text_tokens,
+        "precision": resolved.precision,
+        "backend": [about.name, about.library, about.version],
+        "targets": list(resolved.targets),
+        "prompt encoders or decoder": made.pipeline_digest,
+        "package versions": packages(),
+    }
+
+
+def differences(old: Manifest, made: Ingredients) -> tuple[str, ...]:
+    """Names of the parts of :func:`identity` in which a built bundle differs, or its key alone."""
+    backend = old.backend
+    was = {
+        "model": old.model.name,
+        "weights": old.model.weights_sha256,
+        "plan": old.plan.to_json(),
+        "text length": old.text_tokens,
+        "precision": old.precision,
+        "backend": [backend.name, backend.library, backend.library_version],
+        "targets": list(backend.targets),
+        "prompt encoders or decoder": old.pipeline.digest,
+        "package versions": old.built.options.get("packages"),
+    }
+    now = identity(made)
+    return tuple(name for name in now if now[name] != was[name]) or ("build key",)
+
+
+def packages() -> dict[str, str | None]:
+    """Versions of this package and of those that shape engines; None for one that is absent."""
+    return {"fresco-trt": __version__, **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def model_record(made: Ingredients) -> ModelRecord:
+    """Name, weights digest and dimensions."""
+    facts = made.resolved.facts
+    config = transformer_config(facts)
+    return ModelRecord(name=facts.name, weights_sha256=made.weights_digest, config=config)
+
+
+def backend_record(resolved: Resolved) -> BackendRecord:
+    """The engine library as it is here, and the GPUs that were asked for."""
+    about = resolved.backend.describe()
+    return BackendRecord(
+        name=about.name,
+        library=about.library,
+        library_version=about.version,
+        targets=resolved.targets,
+    )
+
+
+def pipeline_record(made: Ingredients, folder: Path) -> PipelineRecord:
+    """The prompt encoders and decoder: copied into the bundle when small, else referred to.
+
+    Raises OutputNotWritable or DiskFull.
+    """
+    files = [file for part in PIPELINE_PARTS for file in _files(made.pipeline / part)]
+    if sum(file.stat().st_size for file in files) > BUNDLED_LIMIT:
+        outside = str(made.pipeline.resolve())
+        return PipelineRecord(folder=outside, digest=made.pipeline_digest, parts=PIPELINE_PARTS)
+    for file in files:
+        target = folder / PIPELINE_FOLDER / file.relative_to(made.pipeline)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    return PipelineRecord(folder=PIPELINE_FOLDER, digest=made.pipeline_digest, parts=PIPELINE_PARTS)
+
+
+def built_record(resolved: Resolved, seconds: float) -> BuiltRecord:
+    """Versions, seconds and the choices that were made; no path of this machine."""
+    given = resolved.weights not in (None, "random")
+    options: dict[str, Any] = {
+        "model": resolved.facts.name,
+        "stages": len(resolved.plan.stages),
+        "preset": resolved.plan.preset,
+        "size": format_size(resolved.plan.size),
+        "weights": "a given path" if given else resolved.weights,
+        "precision": resolved.precision,
+        "backend": resolved.backend.name,
+        "targets": list(resolved.targets),
+        "packages": packages(),
+    }
+    return BuiltRecord(
+        version=__version__,
+        python=platform.python_version(),
+        torch=_version("torch"),
+        seconds=round(seconds, 3),
+        options=options,
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())

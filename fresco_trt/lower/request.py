@@ -1,0 +1,223 @@
+"""What is to be built: from the caller's options to a request with nothing left open.
+
+First step of a build. Everything that can be refused without reading weights or writing a file is
+refused here, so that `--dry-run` and a build of many sizes stop at the same errors, at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.backends import backend
+from fresco_trt.backends.base import check_precision
+from fresco_trt.canonical import MANIFEST_NAME
+from fresco_trt.doctor import in_words, missing_to_build
+from fresco_trt.errors import IncompatibleOptions, OutputNotWritable
+from fresco_trt.models.flux import full_signature
+from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.cost import plan_summary
+from fresco_trt.plan.presets import make_plan
+from fresco_trt.plan.sizes import format_size, parse_sizes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fresco_trt.backends.base import Backend, BackendFacts
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.signature import GraphSignature
+    from fresco_trt.plan.sizes import Size
+    from fresco_trt.plan.stages import StagePlan
+
+ENGINES = Path("engines")
+"""Where bundles go that are given no folder."""
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""torch's name of the type in which a precision stores weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """Build choices as the caller stated them; None means the default. One knob, one place."""
+
+    model: str
+    stages: int = 3
+    size: Size | None = None
+    preset: str | None = None
+    steps: int | None = None
+    weights: str | None = None
+    backend: str = "onnxruntime"
+    precision: str = "fp32"
+    cache: str = "none"
+    targets: tuple[str, ...] = ()
+    out: Path | None = None
+    graphs: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """A request with nothing left open: what will be built, with what, for which GPUs, and where.
+
+    ``graphs`` is where the ONNX graphs are kept, if they are.
+    """
+
+    facts: ModelFacts
+    plan: StagePlan
+    backend: Backend
+    precision: str
+    targets: tuple[str, ...]
+    weights: str | None
+    out: Path
+    graphs: Path | None
+
+    def signature(self, stage: int) -> GraphSignature:
+        """Signature of the engine of the stage counted from 0."""
+        tokens = self.plan.stages[stage].grid.tokens
+        return full_signature(self.facts, tokens, self.facts.text_tokens)
+
+
+def resolve(request: BuildRequest) -> Resolved:
+    """Check everything that can be checked without touching weights or a file.
+
+    Raises PlanError leaves, IncompatibleOptions for options that would be ignored or contradict
+    one another, and UnsupportedPrecision.
+    """
+    facts = model_facts(request.model)
+    plan = make_plan(
+        facts,
+        stages=request.stages,
+        preset=request.preset,
+        size=request.size,
+        steps=request.steps,
+    )
+    library = backend(request.backend)
+    about = library.describe()
+    check_precision(about, request.precision)
+    _check_options(request, about)
+    name = f"{facts.name}-{format_size(plan.size)}-{len(plan.stages)}stage"
+    return Resolved(
+        facts=facts,
+        plan=plan,
+        backend=library,
+        precision=request.precision,
+        targets=_targets(request.targets, about),
+        weights=request.weights,
+        out=request.out or ENGINES / name,
+        graphs=request.graphs,
+    )
+
+
+def requests_of(request: BuildRequest, sizes: Sequence[str]) -> list[BuildRequest]:
+    """One request for each size text ("512x384"), largest first.
+
+    With several, ``out`` and ``graphs`` are parents in which each size has a folder of its own.
+    Raises what :func:`resolve` raises, for every size before any is built, and OutputNotWritable
+    for a parent that is itself a bundle.
+    """
+    parsed = parse_sizes(sizes) or (request.size,)
+    each = [replace(request, size=size) for size in parsed]
+    if len(each) > 1:
+        each = [_in_parent(one) for one in each]
+    for one in each:
+        resolve(one)
+    return each
+
+
+def describe(request: BuildRequest) -> dict[str, Any]:
+    """What a build would do, without weights: the plan's summary and its engines."""
+    resolved = resolve(request)
+    return {
+        "out": str(resolved.out),
+        "backend": resolved.backend.name,
+        "precision": resolved.precision,
+        "targets": list(resolved.targets),
+        **_feasibility(resolved.backend),
+        "reuse": _reuse(resolved.out),
+        "plan": plan_summary(resolved.facts, resolved.plan, request.steps),
+        "engines": _engines(resolved),
+    }
+
+
+def _engines(resolved: Resolved) -> list[dict[str, Any]]:
+    from fresco_trt.run.sampler import engine_name
+
+    return [
+        {
+            "name": engine_name(index, action),
+            "tokens": stage.grid.tokens,
+            "latents": f"{stage.grid.width}x{stage.grid.height}",
+            "signature": resolved.signature(index).to_json(),
+        }
+        for index, stage in enumerate(resolved.plan.stages)
+        for action in sorted(set(stage.actions))
+    ]
+
+
+def _feasibility(library: Backend) -> dict[str, Any]:
+    """Whether this machine can build, and what it lacks to build or, failing that, to run."""
+    to_build, to_run = missing_to_build(library), library.check()
+    if to_build:
+        state = f"cannot be built here; missing: {in_words(to_build)}"
+    elif to_run:
+        state = f"ready to build; missing to run it here: {in_words(to_run)}"
+    else:
+        state = "ready to build"
+    return {"builds": not to_build, "runs": not to_run, "state": state}
+
+
+def _reuse(out: Path) -> str:
+    if not (out / MANIFEST_NAME).is_file():
+        return "nothing there to reuse"
+    return "a bundle is there; whether its key is the same is known once the weights are read"
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+def _in_parent(request: BuildRequest) -> BuildRequest:
+    parent = request.out or ENGINES
+    if (parent / MANIFEST_NAME).exists():
+        raise OutputNotWritable(
+            f"several sizes with --out {parent}, which is a bundle itself",
+            expected="a folder to hold one bundle for each size",
+            fix="pass another --out, or build one size at a time",
+        )
+    name = resolve(replace(request, out=None)).out.name
+    graphs = None if request.graphs is None else request.graphs / name
+    return replace(request, out=parent / name, graphs=graphs)
+
+
+def _check_options(request: BuildRequest, about: BackendFacts) -> None:
+    """No option is ignored: one that would change nothing is refused."""
+    if request.cache != "none":
+        raise IncompatibleOptions(
+            f"--cache {request.cache}",
+            expected="none: this version builds full graphs only",
+            fix="leave --cache out",
+        )
+    if request.steps is not None and request.stages != 1:
+        raise IncompatibleOptions(
+            f"--steps {request.steps} with {request.stages} stages",
+            expected="--steps with --stages 1 only: with more, the preset decides every step",
+            fix="leave --steps out; 'fresco-trt plan' takes it as the baseline to compare with",
+        )
+    if request.graphs is not None and about.graph_format != "onnx":
+        raise IncompatibleOptions(
+            f"--graphs {request.graphs} with the backend {about.name}",
+            expected="a backend that is built from ONNX graphs",
+            fix="leave --graphs out, or pass --backend onnxruntime",
+        )
+
+
+def _targets(asked: tuple[str, ...], about: BackendFacts) -> tuple[str, ...]:
+    """The targets in the backend's own order, each once: the order given is not an identity."""
+    wrong = [target for target in asked if target not in about.targets]
+    if not wrong:
+        return tuple(target for target in about.targets if target in asked)
+    known = ", ".join(about.targets)
+    raise IncompatibleOptions(
+        f"--target {','.join(asked)} with the backend {about.name}",
+        expected=f"one or more of {known}" if known else "no target: it names none here",
+        fix="leave --target out" + ("" if known else ", or pass --backend tensorrt-rtx"),
+    )

@@ -1,0 +1,300 @@
+"""The FLUX family: packing, positions, engine signature, weights.
+
+Left of the export in the data path, and read again at request time for packing and positions.
+Architecture: Black Forest Labs, FLUX.1 (2024), as in diffusers' ``FluxTransformer2DModel``; the
+traced module itself is in ``flux_graph.py``. Importing this file imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.models.weights import check_names, find_transformer, read_config, read_weights
+from fresco_trt.plan.facts import ModelFacts
+from fresco_trt.plan.grid import Grid
+from fresco_trt.plan.signature import GraphSignature, TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+    from fresco_trt.models.flux_graph import FullGraph
+
+TRANSFORMER = "FluxTransformer2DModel"
+THETA = 10_000.0
+
+REPOSITORIES: Mapping[str, str] = {
+    "flux": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
+    "flux-kontext": "black-forest-labs/FLUX.1-Kontext-dev",
+}
+
+
+# --- packing and positions --------------------------------------------------------------------
+
+
+def pack(latents: Tensor) -> Tensor:
+    """``latents`` [B,C,H,W] to tokens [B, H/2 * W/2, 4C]; channels ordered (c, dy, dx).
+
+    Raises ValueError for an odd height or width.
+    """
+    batch, channels, height, width = latents.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"latents are {height}x{width}; both sides must be even")
+    cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
+
+
+def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """Inverse of :func:`pack`: tokens [B, rows*columns, 4C] to latents [B, C, 2 rows, 2 columns].
+
+    Raises ValueError if the token or channel count does not fit.
+    """
+    batch, count, channels = tokens.shape
+    if count != rows * columns or channels % 4:
+        raise ValueError(f"tokens [{count},{channels}] are no {rows}x{columns} grid of 2x2 cells")
+    cells = tokens.reshape(batch, rows, columns, channels // 4, 2, 2)
+    return cells.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, 2 * rows, 2 * columns)
+
+
+def position_ids(rows: int, columns: int) -> Tensor:
+    """Positions (0, row, column) of a raster of tokens, float32 [rows*columns, 3]."""
+    import torch
+
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    ids = torch.stack([torch.zeros_like(row), row, column], dim=-1)
+    return ids.reshape(-1, 3).to(torch.float32)
+
+
+def rotary_tables(facts: ModelFacts, text_tokens: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cos and sin [T+N, head_dim], float32, of T text tokens at (0,0,0) and N image tokens.
+
+    ``positions`` [N,3] may be fractional. Bit-equal to diffusers' ``FluxPosEmbed``: angles in
+    float64, one frequency ``theta^(-2i/d)`` per pair of channels, cast to float32 at the end.
+    Raises ValueError for positions of another shape.
+    """
+    import torch
+
+    if positions.ndim != 2 or positions.shape[1] != len(facts.rope_axes):
+        raise ValueError(f"positions {tuple(positions.shape)}; expected [N,{len(facts.rope_axes)}]")
+    ids = positions.to(device="cpu", dtype=torch.float32)
+    ids = torch.cat([torch.zeros(text_tokens, ids.shape[1]), ids])
+    axes = zip(facts.rope_axes, ids.unbind(1), strict=True)
+    angles = torch.cat([_angles(width, values) for width, values in axes], dim=1)
+    return angles.cos().float(), angles.sin().float()
+
+
+def _angles(width: int, values: Tensor) -> Tensor:
+    """Angles of one axis, float64 [S, width], each repeated for its pair of channels."""
+    import torch
+
+    exponents = torch.arange(0, width, 2, dtype=torch.float64) / width
+    return torch.outer(values, 1.0 / THETA**exponents).repeat_interleave(2, dim=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FluxLayout:
+    """Packing and rotary tables of one FLUX model, as the sampler asks for them: by grid."""
+
+    facts: ModelFacts
+    text_tokens: int
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """As :func:`pack`."""
+        return pack(latents)
+
+    def unpack(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """As :func:`unpack`, for the rows and columns of ``grid``."""
+        return unpack(tokens, grid.rows, grid.columns)
+
+    def tables(self, grid: Grid) -> Mapping[str, Tensor]:
+        """``rope_cos`` and ``rope_sin`` [T+N, head_dim], float32, of the raster of ``grid``."""
+        positions = position_ids(grid.rows, grid.columns)
+        cos, sin = rotary_tables(self.facts, self.text_tokens, positions)
+        return {"rope_cos": cos, "rope_sin": sin}
+
+
+# --- graphs -----------------------------------------------------------------------------------
+
+
+def full_signature(
+    facts: ModelFacts, tokens: int, text_tokens: int, *, feature: bool = False, batch: int = 1
+) -> GraphSignature:
+    """Signature of the ``full`` graph for ``tokens`` image tokens; all float32.
+
+    ``timestep`` is sigma and ``guidance`` the plain scale (neither times 1000); ``guidance`` is an
+    input only of guidance-distilled models. Raises InvalidPlan for a count below one.
+    """
+    inputs = {
+        "latents": (batch, tokens, facts.in_channels),
+        "text": (batch, text_tokens, facts.text_dim),
+        "pooled": (batch, facts.pooled_dim),
+        "timestep": (batch,),
+        **({"guidance": (batch,)} if facts.guidance else {}),
+        "rope_cos": (text_tokens + tokens, facts.head_dim),
+        "rope_sin": (text_tokens + tokens, facts.head_dim),
+    }
+    outputs = {
+        "velocity": (batch, tokens, facts.in_channels),
+        **({"feature": (batch, tokens, facts.hidden)} if feature else {}),
+    }
+    return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+
+
+def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()
+    )
+
+
+def full_graph(transformer: Module, *, feature: bool = False) -> FullGraph:
+    """The module to export for :func:`full_signature`; shares the transformer's weights."""
+    from fresco_trt.models.flux_graph import FullGraph
+
+    return FullGraph(transformer, feature=feature).eval()
+
+
+def graph_from_signature(transformer: Module, signature: GraphSignature) -> FullGraph:
+    """The module a signature of this family was written for (eager runners rebuild it so)."""
+    return full_graph(transformer, feature="feature" in {spec.name for spec in signature.outputs})
+
+
+# --- weights ----------------------------------------------------------------------------------
+
+
+def transformer_config(
+    facts: ModelFacts, *, layers: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """diffusers' configuration of the transformer; ``layers`` replaces (double, single) depths."""
+    double, single = layers or (facts.double_blocks, facts.single_blocks)
+    return {
+        "patch_size": 1,
+        "in_channels": facts.in_channels,
+        "out_channels": None,
+        "num_layers": double,
+        "num_single_layers": single,
+        "attention_head_dim": facts.head_dim,
+        "num_attention_heads": facts.heads,
+        "joint_attention_dim": facts.text_dim,
+        "pooled_projection_dim": facts.pooled_dim,
+        "guidance_embeds": facts.guidance,
+        "axes_dims_rope": list(facts.rope_axes),
+    }
+
+
+def load_transformer(
+    weights: str | Path | None,
+    facts: ModelFacts,
+    *,
+    dtype: torch.dtype | None = None,
+    layers: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Module:
+    """The transformer of ``facts`` in evaluation mode on the CPU, in ``dtype`` (default float32).
+
+    ``weights`` is a diffusers pipeline folder, a transformer folder, a ``.safetensors`` file
+    (diffusers' or the original naming), None for the packaged weights or the hub, or ``"random"``:
+    real dimensions, seeded values, optionally only ``layers`` = (double, single) blocks deep.
+    Raises WeightsNotFound, and IncompatibleOptions if the weights are another model's.
+    """
+    import torch
+
+    if weights == "random":
+        return random_transformer(facts, dtype=dtype, layers=layers, seed=seed)
+    if layers is not None:
+        raise IncompatibleOptions(
+            f"a depth of {layers[0]}+{layers[1]} blocks with stored weights",
+            expected="a depth override with random weights only",
+            fix="pass --weights random, or leave the depth to the model",
+        )
+    path = None if weights is None else Path(weights)
+    source = find_transformer(path, model=facts.name, repository=REPOSITORIES.get(facts.name))
+    if source.is_dir():
+        _check_config(source, facts)
+    return _assembled(source, transformer_config(facts), dtype or torch.float32)
+
+
+def transformer_from_folder(folder: Path) -> Module:
+    """The transformer of a folder as it is stored: its own dimensions, its own dtype, on the CPU.
+
+    For engines, whose folder a build has checked. Raises WeightsNotFound or IncompatibleOptions.
+    """
+    stored = read_config(folder)
+    config = {name: value for name, value in stored.items() if not name.startswith("_")}
+    return _assembled(folder, config, None)
+
+
+def random_transformer(
+    facts: ModelFacts,
+    *,
+    dtype: torch.dtype | None = None,
+    layers: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Module:
+    """Seeded random weights at the real dimensions: for latency work, not for pictures."""
+    import torch
+
+    from fresco_trt.models.flux_graph import initialise
+
+    model = _empty(transformer_config(facts, layers=layers))
+    # diffusers' own ``to`` warns about every cast; this is the plain one.
+    model = torch.nn.Module.to(model, dtype or torch.float32).to_empty(device="cpu")
+    initialise(model, seed=seed)
+    return model.eval().requires_grad_(False)
+
+
+def _empty(config: Mapping[str, Any]) -> Module:
+    """The architecture on the meta device: no memory is touched before the weights arrive."""
+    import diffusers
+    import torch
+
+    untyped: Any = diffusers
+    with torch.device("meta"):
+        model: Module = untyped.FluxTransformer2DModel(**config)
+    return model
+
+
+def _assembled(source: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Module:
+    tensors = _diffusers_names(read_weights(source))
+    model = _empty(config)
+    check_names(model, tensors, what=f"the weights at {source}")
+    cast = {name: value.to(dtype or value.dtype) for name, value in tensors.items()}
+    model.load_state_dict(cast, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _diffusers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Original checkpoints name their blocks ``double_blocks``; diffusers has the converter."""
+    if not any("double_blocks." in name for name in tensors):
+        return tensors
+    from diffusers.loaders import single_file_utils
+
+    untyped: Any = single_file_utils
+    converted: dict[str, Tensor]
+    converted = untyped.convert_flux_transformer_checkpoint_to_diffusers(tensors)
+    return converted
+
+
+def _check_config(folder: Path, facts: ModelFacts) -> None:
+    """Name every dimension in which a stored configuration differs from the model's facts."""
+    stored = read_config(folder)
+    wanted = transformer_config(facts)
+    differs = [
+        f"{key} {stored[key]} (the model has {value})"
+        for key, value in wanted.items()
+        if key in stored and key != "out_channels" and stored[key] != value
+    ]
+    kind = stored.get("_class_name", TRANSFORMER)
+    if kind != TRANSFORMER:
+        differs.insert(0, f"class {kind}")
+    if differs:
+        raise IncompatibleOptions(
+            f"the weights at {folder} have {', '.join(differs)}",
+            expected=f"a {TRANSFORMER} with the dimensions of {facts.name}",
+            fix="pass the weights that belong to --model, or the --model they belong to",
+        )

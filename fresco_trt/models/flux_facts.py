@@ -1,0 +1,157 @@
+"""Facts of the FLUX family: the bundled demo, FLUX.1-dev, FLUX.1-schnell and FLUX.1-Kontext-dev.
+
+Dimensions are those of the published transformer configs. Presets of the same name cost about the
+same at any number of stages, so that a one-stage preset is the plain sampler at equal compute.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fresco_trt.plan.facts import ModelFacts, ShiftRule
+from fresco_trt.plan.presets import Preset
+
+# Against 28 full steps: 2.8x, 4.5x, 7x, 10x.
+_TINY_PRESETS = {
+    "quality": {
+        1: Preset(steps=(10,)),
+        2: Preset(steps=(8, 8), switch=(0.7,)),
+        3: Preset(steps=(6, 6, 8), switch=(0.85, 0.65)),
+    },
+    "balanced": {
+        1: Preset(steps=(6,)),
+        2: Preset(steps=(5, 5), switch=(0.75,)),
+        3: Preset(steps=(4, 4, 5), switch=(0.85, 0.7)),
+    },
+    "fast": {
+        1: Preset(steps=(4,)),
+        2: Preset(steps=(4, 3), switch=(0.75,)),
+        3: Preset(steps=(3, 3, 3), switch=(0.87, 0.72)),
+    },
+    "turbo": {
+        1: Preset(steps=(3,)),
+        2: Preset(steps=(3, 2), switch=(0.8,)),
+        3: Preset(steps=(2, 2, 2), switch=(0.88, 0.75)),
+    },
+}
+
+# Against 50 full steps: 3x, 5x, 7x, 10x. The switches are where SPEED's spectral criterion puts
+# them for this VAE (A 203.615, beta 1.9155) at 1024x1024, delta 0.02, 0.05, 0.1 and 0.2.
+_DEV_PRESETS = {
+    "quality": {
+        1: Preset(steps=(17,)),
+        2: Preset(steps=(16, 12), switch=(0.803,)),
+        3: Preset(steps=(10, 12, 12), switch=(0.909, 0.803)),
+    },
+    "balanced": {
+        1: Preset(steps=(10,)),
+        2: Preset(steps=(10, 7), switch=(0.718,)),
+        3: Preset(steps=(6, 8, 7), switch=(0.862, 0.718)),
+    },
+    "fast": {
+        1: Preset(steps=(7,)),
+        2: Preset(steps=(7, 5), switch=(0.638,)),
+        3: Preset(steps=(4, 5, 5), switch=(0.814, 0.638)),
+    },
+    "turbo": {
+        1: Preset(steps=(5,)),
+        2: Preset(steps=(7, 3), switch=(0.544,)),
+        3: Preset(steps=(4, 5, 3), switch=(0.751, 0.544)),
+    },
+}
+
+# Four steps leave little to divide: against 4 full steps 1.1x, 1.5x, 1.7x, 3x. The switches are
+# those RALU uses on this model (arXiv 2507.08422, N = 1, 1, 2).
+_SCHNELL_PRESETS = {
+    "quality": {
+        1: Preset(steps=(4,)),
+        2: Preset(steps=(2, 3), switch=(0.7,)),
+        3: Preset(steps=(2, 2, 3), switch=(0.7, 0.55)),
+    },
+    "balanced": {
+        1: Preset(steps=(3,)),
+        2: Preset(steps=(2, 2), switch=(0.7,)),
+        3: Preset(steps=(1, 2, 2), switch=(0.7, 0.55)),
+    },
+    "fast": {
+        1: Preset(steps=(2,)),
+        2: Preset(steps=(1, 2), switch=(0.7,)),
+        3: Preset(steps=(1, 1, 2), switch=(0.7, 0.55)),
+    },
+    "turbo": {
+        1: Preset(steps=(1,)),
+        2: Preset(steps=(1, 1), switch=(0.7,)),
+        3: Preset(steps=(1, 1, 1), switch=(0.7, 0.55)),
+    },
+}
+
+FLUX_TINY = ModelFacts(
+    name="flux-tiny",
+    family="flux",
+    hidden=192,
+    heads=6,
+    head_dim=32,
+    double_blocks=2,
+    single_blocks=4,
+    mlp_ratio=4,
+    in_channels=16,
+    text_dim=128,
+    pooled_dim=128,
+    text_tokens=128,
+    rope_axes=(4, 14, 14),
+    guidance=True,
+    guidance_default=3.5,
+    default_steps=50,
+    vae_scale=4,
+    latent_channels=4,
+    patch=2,
+    default_size=(256, 256),
+    max_pixels=512 * 512,
+    parameters=5_226_384,
+    shift=ShiftRule(base_shift=0.5, max_shift=1.15, base_tokens=64, max_tokens=1024),
+    presets=_TINY_PRESETS,
+)
+
+FLUX_DEV = ModelFacts(
+    name="flux",
+    family="flux",
+    hidden=3072,
+    heads=24,
+    head_dim=128,
+    double_blocks=19,
+    single_blocks=38,
+    mlp_ratio=4,
+    in_channels=64,
+    text_dim=4096,
+    pooled_dim=768,
+    text_tokens=512,
+    rope_axes=(16, 56, 56),
+    guidance=True,
+    guidance_default=3.5,
+    default_steps=50,
+    vae_scale=8,
+    latent_channels=16,
+    patch=2,
+    default_size=(1024, 1024),
+    max_pixels=2048 * 2048,
+    parameters=11_901_408_320,
+    shift=ShiftRule(base_shift=0.5, max_shift=1.15, base_tokens=256, max_tokens=4096),
+    presets=_DEV_PRESETS,
+)
+
+FLUX_SCHNELL = replace(
+    FLUX_DEV,
+    name="flux-schnell",
+    text_tokens=256,
+    guidance=False,
+    guidance_default=None,
+    default_steps=4,
+    parameters=11_891_178_560,
+    shift=None,
+    presets=_SCHNELL_PRESETS,
+)
+
+# The cost of Kontext counts the picture's own tokens; a reference picture adds its own.
+FLUX_KONTEXT = replace(FLUX_DEV, name="flux-kontext", guidance_default=2.5)
+
+FLUX_FACTS = (FLUX_TINY, FLUX_DEV, FLUX_SCHNELL, FLUX_KONTEXT)

@@ -1,0 +1,89 @@
+"""FLUX's transformer as a stage graph: diffusers' own blocks with the rotary tables as inputs.
+
+Between ``models/flux.py`` (facts, positions, weights) and ``lower/export.py`` (tracing). This is
+the only file of the family that needs torch to be imported at all, so it is reached through
+``flux.full_graph`` and the planning commands start without it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class FullGraph(nn.Module):
+    """Every block of a FLUX transformer, called with the tensors of ``flux.full_signature``.
+
+    Equal to ``FluxTransformer2DModel.forward`` except that positions arrive as cos and sin tables
+    instead of integer ids: one graph then serves any layout of the same number of tokens, and the
+    float64 arithmetic of the tables stays out of the engine.
+
+    Whatever precision the weights have, inputs and outputs are float32; sigma and guidance are
+    expanded to sinusoids in float32, where bfloat16 would round sigma to three digits.
+    """
+
+    # ``Any`` because diffusers' attributes carry no types.
+    def __init__(self, transformer: Any, *, feature: bool = False) -> None:
+        super().__init__()
+        self.transformer: Any = transformer
+        self.feature = feature
+        self.guided = bool(transformer.config.guidance_embeds)
+
+    def forward(
+        self, latents: Tensor, text: Tensor, pooled: Tensor, timestep: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Velocity, and the feature if asked for, of one batch.
+
+        ``latents`` [B,N,C], ``text`` [B,T,D], ``pooled`` [B,P], ``timestep`` [B] (sigma in 0..1),
+        then ``guidance`` [B] if the model has it, ``rope_cos`` and ``rope_sin`` [T+N, head_dim].
+        Returns ``velocity`` [B,N,C] and, with ``feature``, the image tokens [B,N,H] after the last
+        block. Raises ``TypeError`` on a wrong number of inputs.
+        """
+        if len(rest) != 2 + self.guided:
+            raise TypeError(f"{4 + len(rest)} inputs given; expected {6 + self.guided}")
+        model = self.transformer
+        dtype = model.proj_out.weight.dtype
+        condition = self.condition(pooled.to(dtype), timestep, *rest[:-2])
+        context = model.context_embedder(text.to(dtype))
+        tokens = self.blocks(model.x_embedder(latents.to(dtype)), context, condition, rest[-2:])
+        velocity: Tensor = model.proj_out(model.norm_out(tokens, condition)).float()
+        return (velocity, tokens.float()) if self.feature else (velocity,)
+
+    def condition(self, pooled: Tensor, timestep: Tensor, *guidance: Tensor) -> Tensor:
+        """The modulation vector [B,H]; diffusers embeds 1000 times sigma and guidance."""
+        scaled = [value.float() * 1000 for value in (timestep, *guidance)]
+        embedded: Tensor = self.transformer.time_text_embed(*scaled, pooled)
+        return embedded
+
+    def blocks(
+        self, tokens: Tensor, context: Tensor, condition: Tensor, rope: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Double-stream blocks, then single-stream blocks; the image tokens [B,N,H] after them."""
+        model = self.transformer
+        for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+            context, tokens = block(
+                hidden_states=tokens,
+                encoder_hidden_states=context,
+                temb=condition,
+                image_rotary_emb=rope,
+            )
+        return tokens
+
+
+def initialise(module: nn.Module, *, seed: int) -> None:
+    """Fill every parameter in place, seeded: a latency model needs sane sizes, not knowledge.
+
+    Matrices are uniform within ``1/sqrt(fan_in)`` (torch's own rule for linear layers), biases
+    uniform within 0.02 of zero and the scales of norms within 0.02 of one: no two alike and none
+    neutral, or constant folding would make a cheaper graph than real weights give.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            vector = parameter.ndim == 1
+            bound = 0.02 if vector else parameter.shape[1] ** -0.5
+            parameter.uniform_(-bound, bound, generator=generator)
+            if vector and not name.endswith("bias"):
+                parameter.add_(1.0)

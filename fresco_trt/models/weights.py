@@ -1,0 +1,148 @@
+"""Where a model's weights are, whether they are the right ones, and their digest.
+
+Left of the export in the data path; shared by every family. Looks at the path that was given,
+then at the weights that ship with the package, then at the hub; never invents weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.errors import IncompatibleOptions, WeightsNotFound
+
+if TYPE_CHECKING:
+    import torch
+
+BUNDLED = Path(__file__).parents[1] / "demo" / "weights"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+_LAYOUTS = (
+    "a diffusers pipeline folder (with transformer/config.json), a transformer folder "
+    "(with config.json) or one .safetensors file"
+)
+_PASS = f"pass --weights PATH, {_LAYOUTS}, or --weights random"
+
+
+def find_transformer(weights: Path | None, *, model: str, repository: str | None) -> Path:
+    """The transformer folder or ``.safetensors`` file that holds the weights of ``model``.
+
+    With no ``weights``, looks in the package, then downloads ``repository`` from the hub (or takes
+    the copy in the hub's local cache). Raises WeightsNotFound, which lists the places looked at.
+    """
+    if weights is not None:
+        return _given(weights.expanduser())
+    bundled = BUNDLED / model
+    if bundled.is_dir():
+        return _given(bundled)
+    if repository is None:
+        raise _not_found(f"no weights for {model} (looked at {bundled})")
+    return _from_hub(repository, model, bundled)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The transformer's stored configuration. Raises WeightsNotFound if it is no JSON object."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _not_found(f"{folder / 'config.json'} cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise _not_found(f"{folder / 'config.json'} holds no JSON object")
+    return config
+
+
+def read_weights(source: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a transformer folder (sharded or not) or of one file, memory-mapped.
+
+    Raises WeightsNotFound if a file is missing, truncated or no safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
+    if not files:
+        raise _not_found(f"no .safetensors file in {source}")
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise _not_found(f"{file} cannot be read ({error})") from error
+    return tensors
+
+
+def check_names(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, what: str) -> None:
+    """Raise IncompatibleOptions unless ``tensors`` are exactly the parameters of ``module``."""
+    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in tensors.items()}
+    if given == wanted:
+        return
+    raise IncompatibleOptions(
+        f"{what}: {'; '.join(_differences(given, wanted))}",
+        expected=f"the {len(wanted)} tensors of the model",
+        fix="pass the weights that belong to --model, or the --model they belong to",
+    )
+
+
+def weights_digest(module: torch.nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of all weights, sorted by name.
+
+    The same weights give the same digest whatever file or device they came from.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(memoryview(flat.numpy()))
+    return digest.hexdigest()
+
+
+def _differences(
+    given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
+    """One clause per kind of difference, each with its first example."""
+    absent = sorted(wanted.keys() - given.keys())
+    extra = sorted(given.keys() - wanted.keys())
+    shared = wanted.keys() & given.keys()
+    for word, names in (("lacks", absent), ("has also", extra)):
+        if names:
+            yield f"{word} {len(names)} tensors, the first {names[0]}"
+    for name in sorted(name for name in shared if given[name] != wanted[name])[:1]:
+        yield f"{name} has shape {given[name]} where {wanted[name]} is wanted"
+
+
+def _given(path: Path) -> Path:
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    for folder in (path / "transformer", path):
+        if (folder / "config.json").is_file():
+            return folder
+    state = "holds no transformer" if path.exists() else "does not exist"
+    raise _not_found(f"the weights path {path} {state}")
+
+
+def _from_hub(repository: str, model: str, bundled: Path) -> Path:
+    from huggingface_hub import snapshot_download
+
+    parts = ["transformer/config.json", "transformer/*.safetensors"]
+    try:
+        # One try and no waiting: offline machines must get their answer in under a second.
+        folder = snapshot_download(repository, allow_patterns=parts, etag_timeout=5)
+    except Exception as error:  # the hub client raises its own, its HTTP client's and OS errors
+        places = f"looked at {bundled} and at the hub, {repository}: {_first_line(error)}"
+        raise _not_found(f"no weights for {model} ({places})") from error
+    return _given(Path(folder))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _not_found(given: str) -> WeightsNotFound:
+    return WeightsNotFound(given, expected=_LAYOUTS, fix=_PASS)

@@ -1,0 +1,580 @@
+"""Laws of the TensorRT backends, against a scripted library that doubles its input.
+
+The scripted library reads and writes the addresses it is given, so a wrong or forgotten address
+shows in the numbers. What needs the real library is in ``test_tensorrt_rtx.py``.
+"""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import random
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fresco_trt.backends.base import BuildOptions, StageGraph
+from fresco_trt.backends.tensorrt import ENTERPRISE, RTX, Flavour, TensorRTBackend
+from fresco_trt.backends.tensorrt_build import Monitor, listening
+from fresco_trt.errors import (
+    BackendUnavailable,
+    BuildError,
+    EngineFailed,
+    EnvironmentMismatch,
+    IncompatibleOptions,
+    OutOfDeviceMemory,
+    UnsupportedPrecision,
+)
+from fresco_trt.plan.signature import GraphSignature, TensorSpec
+
+SIGNATURE = GraphSignature(
+    inputs=(TensorSpec(name="x", dtype="float32", shape=(2, 3)),),
+    outputs=(TensorSpec(name="y", dtype="float32", shape=(2, 3)),),
+)
+VERSION = "1.7.1.116"
+
+
+# --- the scripted library ---------------------------------------------------------------------
+
+
+@dataclass
+class Script:
+    """What the library will do, and what it was asked to do."""
+
+    version: str = VERSION
+    parser_errors: tuple[tuple[str, str, str], ...] = ()
+    build_message: str | None = None
+    load_message: str | None = None
+    validity: int = 0
+    diagnostics: int = 0
+    known_tensors: tuple[str, ...] = ("x", "y")
+    runs: bool = True
+    run_message: str | None = None
+    steps: int = 20
+    asked: dict[str, Any] = field(default_factory=dict)
+    streams: list[int] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
+
+
+class Severity(IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4
+
+
+class BaseLogger:
+    Severity = Severity
+
+    def log(self, severity: int, message: str) -> None:
+        raise NotImplementedError
+
+
+class ComputeCapability(IntEnum):
+    NONE = 0
+    CURRENT = 1
+    SM89 = 89
+    SM120 = 120
+
+
+class Diagnostics(IntEnum):
+    VERSION_MISMATCH = 1
+    UNSUPPORTED_CC = 2
+    OLD_CUDA_DRIVER = 4
+
+
+class Config:
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self.progress_monitor: Any = None
+        self.num_compute_capabilities = 0
+
+    def clear_flag(self, flag: str) -> None:
+        self._script.asked["cleared"] = flag
+
+    def set_compute_capability(self, capability: ComputeCapability, index: int) -> bool:
+        self._script.asked.setdefault("targets", {})[index] = capability.name
+        return index < self.num_compute_capabilities
+
+
+class Builder:
+    def __init__(self, script: Script, logger: BaseLogger) -> None:
+        self._script, self._logger = script, logger
+        self.max_threads = 0
+
+    def create_network(self, flags: int) -> object:
+        self._script.asked["flags"] = flags
+        return object()
+
+    def create_builder_config(self) -> Config:
+        return Config(self._script)
+
+    def build_serialized_network(self, network: object, config: Config) -> bytes | None:
+        self._script.asked["threads"] = self.max_threads
+        monitor = config.progress_monitor
+        monitor.phase_start("Building engine", None, self._script.steps)
+        for step in range(self._script.steps):
+            if not monitor.step_complete("Building engine", step):
+                self._logger.log(Severity.ERROR, "BuildCanceled")
+                return None
+            time.sleep(0.001)
+        monitor.phase_finish("Building engine")
+        if self._script.build_message is not None:
+            self._logger.log(Severity.ERROR, self._script.build_message)
+            return None
+        return plan_bytes(self._script.version)
+
+
+class Parser:
+    def __init__(self, script: Script, network: object, logger: BaseLogger) -> None:
+        self._script = script
+        self.num_errors = len(script.parser_errors)
+
+    def parse_from_file(self, path: str) -> bool:
+        self._script.asked["parsed"] = path
+        return not self._script.parser_errors
+
+    def get_error(self, index: int) -> object:
+        node, operator, text = self._script.parser_errors[index]
+        return SimpleNamespace(
+            node_name=lambda: node, node_operator=lambda: operator, desc=lambda: text
+        )
+
+
+class Context:
+    def __init__(self, script: Script, logger: BaseLogger) -> None:
+        self._script, self._logger = script, logger
+        self._addresses: dict[str, int] = {}
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self._script.addresses.append(name)
+        self._addresses[name] = address
+        return name in self._script.known_tensors
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self._script.streams.append(stream)
+        if self._script.run_message is not None:
+            self._logger.log(Severity.ERROR, self._script.run_message)
+        source, target = (
+            (ctypes.c_float * 6).from_address(self._addresses[name]) for name in ("x", "y")
+        )
+        for index in range(6):
+            target[index] = 2 * source[index]
+        return self._script.runs
+
+
+class Runtime:
+    def __init__(self, script: Script, logger: BaseLogger) -> None:
+        self._script, self._logger = script, logger
+
+    def get_engine_validity(self, plan: bytes) -> tuple[int, int]:
+        return self._script.validity, self._script.diagnostics
+
+    def deserialize_cuda_engine(self, plan: bytes) -> object:
+        if self._script.load_message is not None:
+            self._logger.log(Severity.ERROR, self._script.load_message)
+            return None
+        return SimpleNamespace(create_execution_context=lambda: Context(self._script, self._logger))
+
+
+class Library:
+    """The part of tensorrt's module that the backend touches."""
+
+    ILogger = BaseLogger
+    IProgressMonitor = object
+    BuilderFlag = SimpleNamespace(TF32="TF32")
+    EngineValidity = SimpleNamespace(VALID=0, SUBOPTIMAL=1, INVALID=2)
+    EngineInvalidityDiagnostics = Diagnostics
+
+    def __init__(self, script: Script, *, typed_flag: bool = True, targets: bool = True) -> None:
+        self.__version__ = script.version
+        self.NetworkDefinitionCreationFlag = SimpleNamespace(
+            **({"STRONGLY_TYPED": 1} if typed_flag else {})
+        )
+        if targets:
+            self.ComputeCapability = ComputeCapability
+        self.Builder = lambda logger: Builder(script, logger)
+        self.OnnxParser = lambda network, logger: Parser(script, network, logger)
+        self.Runtime = lambda logger: Runtime(script, logger)
+
+
+class HostDevice:
+    """Host memory in the place of a GPU."""
+
+    def __init__(self, capability: str | None = "sm89") -> None:
+        self._capability = capability
+
+    def capability(self) -> str | None:
+        return self._capability
+
+    def empty(self, spec: TensorSpec) -> torch.Tensor:
+        return torch.full(spec.shape, float("nan"))
+
+    @contextmanager
+    def stream(self) -> Iterator[int]:
+        yield 77
+
+
+def plan_bytes(version: str = VERSION, magic: bytes = b"vtrt") -> bytes:
+    """A plan's header as the library writes it, and some weights."""
+    head = magic + struct.pack("<5I", 0, 2, 0, 1000, 0)
+    return head + bytes(int(part) for part in version.split(".")) + b"weights" * 10
+
+
+# --- fixtures ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    name: str
+    files: tuple[str, ...]
+    signature: GraphSignature = SIGNATURE
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> StageGraph:
+    return StageGraph(
+        name="stage1.full",
+        signature=SIGNATURE,
+        module=torch.nn.Linear(1, 1),
+        onnx=tmp_path / "stage1.full.onnx",
+        weights=tmp_path / "weights.bin",
+        source=tmp_path,
+    )
+
+
+def rtx(script: Script | None = None, capability: str | None = "sm89") -> TensorRTBackend:
+    library = Library(script or Script())
+    return TensorRTBackend(RTX, library=library, device=HostDevice(capability))
+
+
+def built(folder: Path, graph: StageGraph, **options: Any) -> Record:
+    files = rtx().build(graph, BuildOptions(folder=folder, **options))
+    return Record(graph.name, files)
+
+
+# --- building ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("targets", "name", "told"),
+    [
+        ((), "stage1.full.any.plan", None),
+        (("sm89",), "stage1.full.sm89.plan", {0: "SM89"}),
+        (("sm120", "sm89", "sm120"), "stage1.full.sm89-sm120.plan", {0: "SM89", 1: "SM120"}),
+    ],
+)
+def test_a_plan_is_built_for_its_targets_and_named_after_them(
+    folder: Path,
+    graph: StageGraph,
+    targets: tuple[str, ...],
+    name: str,
+    told: dict[int, str] | None,
+) -> None:
+    script = Script()
+    files = rtx(script).build(graph, BuildOptions(folder=folder, targets=targets, threads=3))
+    assert files == (name,)
+    assert [path.name for path in folder.iterdir()] == [name]
+    assert (folder / name).read_bytes() == plan_bytes()
+    assert script.asked.get("targets") == told
+    assert script.asked["threads"] == 3
+    assert script.asked["parsed"] == str(graph.onnx)
+    assert script.asked["cleared"] == "TF32"
+
+
+@pytest.mark.parametrize(("typed_flag", "flags"), [(True, 2), (False, 0)], ids=["10", "11"])
+def test_strong_typing_is_asked_for_where_it_is_a_choice(
+    folder: Path, graph: StageGraph, typed_flag: bool, flags: int
+) -> None:
+    script = Script()
+    library = Library(script, typed_flag=typed_flag)
+    TensorRTBackend(RTX, library=library, device=HostDevice()).build(
+        graph, BuildOptions(folder=folder)
+    )
+    assert script.asked["flags"] == flags
+
+
+def test_tensorrt_builds_for_its_own_gpu_only(folder: Path, graph: StageGraph) -> None:
+    def enterprise(capability: str | None) -> TensorRTBackend:
+        library = Library(Script(), targets=False)
+        return TensorRTBackend(ENTERPRISE, library=library, device=HostDevice(capability))
+
+    options = BuildOptions(folder=folder)
+    assert enterprise("sm90").build(graph, options) == ("stage1.full.sm90.plan",)
+    assert enterprise("sm90").describe().targets == ()
+    with pytest.raises(IncompatibleOptions, match="it builds for its GPU"):
+        enterprise("sm90").build(graph, replace(options, targets=("sm89",)))
+    with pytest.raises(BackendUnavailable, match="to build and run engines"):
+        enterprise(None).build(graph, options)
+
+
+def test_options_it_cannot_honour_are_refused(folder: Path, graph: StageGraph) -> None:
+    options = BuildOptions(folder=folder)
+    with pytest.raises(IncompatibleOptions, match=r"sm90.*expected one of sm89, sm120"):
+        rtx().build(graph, replace(options, targets=("sm89", "sm90")))
+    with pytest.raises(UnsupportedPrecision):
+        rtx().build(graph, replace(options, precision="int4"))
+    with pytest.raises(BuildError, match="float32; expected bfloat16 for --precision bf16"):
+        rtx().build(graph, replace(options, precision="bf16"))
+    with pytest.raises(ValueError, match="not exported"):
+        rtx().build(replace(graph, onnx=None), options)
+    assert list(folder.iterdir()) == []
+
+
+def test_parser_errors_name_the_node(folder: Path, graph: StageGraph) -> None:
+    errors = (("x_embedder/MatMul", "MatMul", "bad shape"), ("proj_out/Add", "Add", "bad type"))
+    with pytest.raises(BuildError) as caught:
+        rtx(Script(parser_errors=errors)).build(graph, BuildOptions(folder=folder))
+    assert "x_embedder/MatMul (MatMul): bad shape; proj_out/Add (Add): bad type" in str(
+        caught.value
+    )
+
+
+def test_a_builder_that_gives_up_is_quoted_and_only_it(folder: Path, graph: StageGraph) -> None:
+    backend = rtx(script := Script())
+    for message in ("no tactic for MatMul", "not enough workspace"):
+        script.build_message = message
+        with pytest.raises(BuildError) as caught:
+            backend.build(graph, BuildOptions(folder=folder))
+        assert caught.value.given == f"stage1.full does not build: {message}"
+    assert list(folder.iterdir()) == []
+
+
+def test_progress_rises_to_one(folder: Path, graph: StageGraph) -> None:
+    told: list[tuple[str, float]] = []
+    built(folder, graph, progress=lambda *heard: told.append(heard))
+    fractions = [fraction for _, fraction in told]
+    assert {phase for phase, _ in told} == {"build stage1.full"}
+    assert fractions == sorted(fractions)
+    assert fractions[0] < 0.1
+    assert fractions[-1] == 1.0
+
+
+def test_a_listener_that_raises_stops_the_build_and_is_heard(
+    folder: Path, graph: StageGraph
+) -> None:
+    told: list[float] = []
+
+    def progress(phase: str, fraction: float) -> None:
+        told.append(fraction)
+        raise LookupError("listener")
+
+    with pytest.raises(LookupError, match="listener"):
+        rtx(Script(steps=1000)).build(graph, BuildOptions(folder=folder, progress=progress))
+    assert len(told) == 1
+    assert list(folder.iterdir()) == []
+
+
+def test_an_interrupt_stops_the_build_cleanly(folder: Path, graph: StageGraph) -> None:
+    told: list[float] = []
+
+    def progress(phase: str, fraction: float) -> None:
+        if not told:
+            _thread.interrupt_main()
+        told.append(fraction)
+
+    with pytest.raises(KeyboardInterrupt):
+        rtx(Script(steps=5000)).build(graph, BuildOptions(folder=folder, progress=progress))
+    assert told[-1] < 0.5
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_nesting_of_phases_gives_rising_fractions(seed: int) -> None:
+    rng = random.Random(seed)
+    told: list[float] = []
+    monitor = Monitor("title", lambda phase, fraction: told.append(fraction))
+
+    def phase(name: str, parent: str | None, depth: int) -> None:
+        steps = rng.randint(0, 5)
+        monitor.start(name, parent, steps)
+        for step in range(steps):
+            if depth and rng.random() < 0.5:
+                phase(f"{name}.{step}", name, depth - 1)
+            assert monitor.step(name, step)
+        monitor.finish(name)
+
+    for root in range(3):
+        phase(str(root), None, 3)
+    assert told == sorted(set(told))
+    assert all(0 <= fraction <= 1 for fraction in told)
+    monitor.cancel.set()
+    monitor.start("late", None, 2)
+    assert not monitor.step("late", 0)
+
+
+# --- preflight --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "is no tensorrt-rtx plan"),
+        (plan_bytes()[:27], "is no tensorrt-rtx plan"),
+        (plan_bytes(magic=b"ftrt"), "is no tensorrt-rtx plan"),
+        (plan_bytes("1.6.0.9"), "was built with tensorrt-rtx 1.6.0.9; this is 1.7.1.116"),
+    ],
+)
+def test_a_foreign_plan_is_refused_by_its_header(
+    folder: Path, graph: StageGraph, data: bytes, said: str
+) -> None:
+    record = built(folder, graph)
+    (folder / record.files[0]).write_bytes(data)
+    with pytest.raises(EnvironmentMismatch) as caught:
+        rtx().load(folder, record)
+    assert said in caught.value.given
+
+
+def test_enterprise_plans_have_their_own_header(folder: Path) -> None:
+    (folder / "stage1.full.sm90.plan").write_bytes(plan_bytes("10.9.0.34", magic=b"ftrt"))
+    record = Record("stage1.full", ("stage1.full.sm90.plan",))
+    library = Library(Script(version="10.9.0.34"), targets=False)
+    backend = TensorRTBackend(ENTERPRISE, library=library, device=HostDevice("sm90"))
+    assert backend.load(folder, record).signature == SIGNATURE
+
+
+@pytest.mark.parametrize(
+    ("targets", "capability", "fits"),
+    [
+        (("sm89",), "sm89", True),
+        (("sm89", "sm120"), "sm120", True),
+        ((), "sm120", True),
+        (("sm89",), "sm120", False),
+        ((), "sm90", False),
+        (("sm89",), None, False),
+        ((), None, False),
+    ],
+)
+def test_a_plan_is_loaded_on_its_gpus_only(
+    folder: Path,
+    graph: StageGraph,
+    targets: tuple[str, ...],
+    capability: str | None,
+    fits: bool,
+) -> None:
+    record = built(folder, graph, targets=targets)
+    backend = rtx(capability=capability)
+    if fits:
+        backend.load(folder, record)
+        return
+    with pytest.raises(EnvironmentMismatch) as caught:
+        backend.load(folder, record)
+    assert (capability or "no usable NVIDIA GPU") in caught.value.given
+    assert all(target in caught.value.expected for target in targets or ("sm89", "sm120"))
+
+
+def test_the_librarys_own_verdict_is_passed_on(folder: Path, graph: StageGraph) -> None:
+    record = built(folder, graph)
+    runner = rtx(Script(validity=2, diagnostics=5)).load(folder, record)
+    with pytest.raises(EnvironmentMismatch, match="version mismatch, old cuda driver"), runner:
+        pass
+    with rtx(Script(validity=1)).load(folder, record):
+        pass
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+def test_a_runner_computes_from_buffers_that_stay_where_they_are(
+    folder: Path, graph: StageGraph
+) -> None:
+    record = built(folder, graph)
+    script = Script()
+    with rtx(script).load(folder, record) as runner:
+        first = runner({"x": torch.ones(2, 3)})["y"]
+        assert first.tolist() == [[2.0] * 3] * 2
+        second = runner({"x": torch.arange(6.0).reshape(3, 2).T})["y"]
+        assert second.tolist() == [[0.0, 4.0, 8.0], [2.0, 6.0, 10.0]]
+        assert first.data_ptr() == second.data_ptr()
+    assert script.addresses == ["x", "y"]
+    assert script.streams == [77, 77]
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "said"),
+    [
+        (Script(load_message="Serialization assertion"), EngineFailed, "Serialization assertion"),
+        (Script(load_message="CUDA out of memory"), OutOfDeviceMemory, "CUDA out of memory"),
+        (Script(known_tensors=("x",)), EngineFailed, "has no tensor y"),
+    ],
+)
+def test_a_plan_that_does_not_load_is_quoted(
+    folder: Path, graph: StageGraph, script: Script, kind: type[Exception], said: str
+) -> None:
+    runner = rtx(script).load(folder, built(folder, graph))
+    with pytest.raises(kind, match=said), runner:
+        pass
+
+
+def test_a_failed_run_is_told_with_its_own_errors(folder: Path, graph: StageGraph) -> None:
+    record = built(folder, graph)
+    library = Library(script := Script())
+    backend = TensorRTBackend(RTX, library=library, device=HostDevice())
+    inputs = {"x": torch.ones(2, 3)}
+    with backend.load(folder, record) as runner:
+        script.run_message = "recovered from out of memory"
+        runner(inputs)
+        script.run_message, script.runs = None, False
+        with pytest.raises(EngineFailed, match="did not start; expected"):
+            runner(inputs)
+        backend.build(graph, BuildOptions(folder=folder))  # shares the library's one logger
+        script.run_message = "illegal address"
+        with pytest.raises(EngineFailed, match="did not start: illegal address"):
+            runner(inputs)
+        script.run_message = "out of memory"
+        with pytest.raises(OutOfDeviceMemory):
+            runner(inputs)
+    with listening(library) as (logger, _):
+        assert len(logger.listeners) == 1  # nobody listens beyond a scope
+
+
+# --- what is missing --------------------------------------------------------------------------
+
+ABSENT = Flavour(
+    name="tensorrt-rtx",
+    module="tensorrt_that_is_not_there",
+    install="pip install fresco-trt[rtx]",
+    magic=b"vtrt",
+    builds_anywhere=True,
+)
+
+
+def test_an_absent_library_is_named_with_the_command_that_adds_it(
+    folder: Path, graph: StageGraph
+) -> None:
+    backend = TensorRTBackend(ABSENT, device=HostDevice())
+    (missing,) = backend.check()
+    assert missing.fix == "pip install fresco-trt[rtx]"
+    facts = backend.describe()
+    assert (facts.version, facts.targets) == (None, ())
+    record = Record("stage1.full", ("stage1.full.sm89.plan",))
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: backend.build(graph, BuildOptions(folder=folder)),
+        lambda: backend.load(folder, record),
+    )
+    for call in calls:
+        with pytest.raises(BackendUnavailable) as caught:
+            call()
+        assert caught.value.fix == missing.fix
+
+
+@pytest.mark.parametrize(
+    ("capability", "said"),
+    [("sm89", None), (None, "an NVIDIA GPU"), ("sm90", "this one is sm90")],
+)
+def test_the_gpu_is_checked_against_what_the_library_can_use(
+    capability: str | None, said: str | None
+) -> None:
+    found = rtx(capability=capability).check()
+    assert len(found) == (0 if said is None else 1)
+    assert all(said in missing.what for missing in found if said is not None)

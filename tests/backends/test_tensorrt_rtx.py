@@ -1,0 +1,87 @@
+"""Real TensorRT for RTX builds: the library compiles for a GPU that this machine need not have."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+import torch
+
+from fresco_trt.backends import backend
+from fresco_trt.backends.base import BuildOptions
+from fresco_trt.errors import BuildError, EnvironmentMismatch
+
+if TYPE_CHECKING:
+    from tests.backends.conftest import Stage
+
+    Stages = tuple[Stage, ...]
+
+pytestmark = pytest.mark.rtx
+library = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+
+
+def test_a_flux_stage_builds_for_gpus_from_elsewhere(stages: Stages, folder: Path) -> None:
+    weights = stages[0].graph.weights
+    assert weights is not None
+    rtx = backend("tensorrt-rtx")
+    for targets, name in ((("sm89",), "sm89"), (("sm120", "sm89"), "sm89-sm120"), ((), "any")):
+        (file,) = rtx.build(stages[0].graph, BuildOptions(folder=folder, targets=targets))
+        assert file == f"stage1.full.{name}.plan"
+        plan = (folder / file).read_bytes()
+        assert plan[:4] == b"vtrt"
+        assert ".".join(map(str, plan[24:28])) == library.__version__
+        assert len(plan) > weights.stat().st_size  # the plan holds the external weights
+
+
+def test_progress_comes_from_the_real_builder(stages: Stages, folder: Path) -> None:
+    told: list[float] = []
+    options = BuildOptions(
+        folder=folder, targets=("sm89",), progress=lambda _, fraction: told.append(fraction)
+    )
+    backend("tensorrt-rtx").build(stages[1].graph, options)
+    assert len(told) > 10
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
+def test_an_interrupt_stops_the_real_builder(stages: Stages, folder: Path) -> None:
+    told: list[float] = []
+
+    def progress(phase: str, fraction: float) -> None:
+        told.append(fraction)
+        if len(told) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(3.0)  # the builder waits here; the main thread takes the signal
+
+    with pytest.raises(KeyboardInterrupt):
+        backend("tensorrt-rtx").build(
+            stages[0].graph, BuildOptions(folder=folder, targets=("sm89",), progress=progress)
+        )
+    assert len(told) <= 2
+    assert list(folder.iterdir()) == []
+
+
+def test_the_real_parser_names_the_node(stages: Stages, folder: Path, tmp_path: Path) -> None:
+    graph = stages[0].graph
+    assert graph.weights is not None
+    model = onnx.load(str(graph.onnx), load_external_data=False)
+    model.graph.node[3].op_type = "NoSuchOperator"
+    path = tmp_path / "stage1.full.onnx"
+    onnx.save(model, str(path))
+    (tmp_path / graph.weights.name).symlink_to(graph.weights)
+    with pytest.raises(BuildError, match=f"{model.graph.node[3].name}.*NoSuchOperator"):
+        backend("tensorrt-rtx").build(replace(graph, onnx=path), BuildOptions(folder=folder))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_gpu_the_plan_says_what_it_needs(stages: Stages, folder: Path) -> None:
+    rtx = backend("tensorrt-rtx")
+    files = rtx.build(stages[0].graph, BuildOptions(folder=folder, targets=("sm89",)))
+    with pytest.raises(EnvironmentMismatch, match="no usable NVIDIA GPU; expected a GPU of sm89"):
+        rtx.load(folder, stages[0].record(files))

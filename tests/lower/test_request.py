@@ -1,0 +1,198 @@
+"""What is to be built: refused before anything is read, resolved to one folder a size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fresco_trt.backends.base import BackendFacts, Missing
+from fresco_trt.errors import (
+    IncompatibleOptions,
+    OutputNotWritable,
+    PlanError,
+    UnknownBackend,
+    UnknownModel,
+    UnknownPreset,
+    UnsupportedPrecision,
+    UnsupportedSize,
+    UnsupportedStages,
+)
+from fresco_trt.lower import request as lower
+from fresco_trt.lower.request import BuildRequest, describe, requests_of, resolve
+from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.plan.cost import plan_summary
+
+TINY = BuildRequest(model="flux-tiny")
+
+
+class Library:
+    """A backend with GPUs as targets, and whatever missing a test wants."""
+
+    name = "library"
+
+    def __init__(self, version: str | None = "1", missing: tuple[Missing, ...] = ()) -> None:
+        self._version, self._missing = version, missing
+
+    def describe(self) -> BackendFacts:
+        return BackendFacts(
+            name=self.name,
+            library=self.name,
+            version=self._version,
+            graph_format="onnx",
+            targets=("sm80", "sm89", "sm120") if self._version else (),
+            precisions=("fp32",),
+            device="cuda",
+        )
+
+    def check(self) -> tuple[Missing, ...]:
+        return self._missing
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    found = Library()
+    monkeypatch.setattr(lower, "backend", lambda name: found)
+    return found
+
+
+REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
+    (UnknownModel, {"model": "flux-tinny"}),
+    (UnknownPreset, {"preset": "slow"}),
+    (UnsupportedStages, {"stages": 9}),
+    (UnsupportedSize, {"size": (100, 64)}),
+    (PlanError, {"stages": 1, "steps": 0}),
+    (IncompatibleOptions, {"steps": 20}),
+    (UnknownBackend, {"backend": "abacus"}),
+    (UnsupportedPrecision, {"precision": "fp8"}),
+    (UnsupportedPrecision, {"precision": "double"}),
+    (IncompatibleOptions, {"cache": "hicache"}),
+    (IncompatibleOptions, {"targets": ("sm89",)}),
+    (IncompatibleOptions, {"targets": ("sm89",), "backend": "eager"}),
+    (IncompatibleOptions, {"graphs": Path("graphs"), "backend": "eager"}),
+]
+
+
+@pytest.mark.parametrize(("error", "options"), REFUSED)
+def test_what_cannot_be_built_is_refused_by_resolving_alone(
+    error: type[Exception], options: dict[str, Any]
+) -> None:
+    with pytest.raises(error):
+        resolve(replace(TINY, **options))
+    with pytest.raises(error):
+        requests_of(replace(TINY, **options), [])
+
+
+def test_defaults_are_filled_in() -> None:
+    resolved = resolve(TINY)
+    assert resolved.out == Path("engines/flux-tiny-256x256-3stage")
+    assert (resolved.precision, resolved.targets, resolved.graphs) == ("fp32", (), None)
+    assert resolved.plan.preset == "balanced"
+
+
+def test_a_signature_is_the_stages_own() -> None:
+    resolved = resolve(TINY)
+    latents = [resolved.signature(index).inputs[0].shape for index in range(3)]
+    assert latents == [(1, tokens, FLUX_TINY.in_channels) for tokens in resolved.plan.tokens]
+
+
+# --- targets ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "asked", [("sm120", "sm80"), ("sm80", "sm120"), ("sm80",) * 2 + ("sm120",)]
+)
+def test_targets_are_an_identity_whatever_their_order(
+    library: Library, asked: tuple[str, ...]
+) -> None:
+    assert resolve(replace(TINY, targets=asked)).targets == ("sm80", "sm120")
+
+
+@pytest.mark.parametrize("asked", [("sm75",), ("sm89", ""), ("",)])
+def test_an_unknown_target_is_refused_with_those_there_are(
+    library: Library, asked: tuple[str, ...]
+) -> None:
+    with pytest.raises(IncompatibleOptions, match="sm80, sm89, sm120"):
+        resolve(replace(TINY, targets=asked))
+
+
+# --- several sizes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("out", [None, Path("here")])
+def test_each_size_has_its_own_folder_under_the_parent(out: Path | None) -> None:
+    each = requests_of(replace(TINY, out=out, graphs=Path("onnx")), ["64x64", "128x64"])
+    names = ["flux-tiny-128x64-3stage", "flux-tiny-64x64-3stage"]
+    assert [one.size for one in each] == [(128, 64), (64, 64)]
+    assert [one.out for one in each] == [(out or Path("engines")) / name for name in names]
+    assert [one.graphs for one in each] == [Path("onnx") / name for name in names]
+
+
+@pytest.mark.parametrize("sizes", [[], ["64x64"], ["64x64", "64x64"]])
+def test_one_size_is_built_where_it_was_asked_for(sizes: list[str]) -> None:
+    each = requests_of(replace(TINY, out=Path("here")), sizes)
+    assert [one.out for one in each] == [Path("here")]
+
+
+def test_one_bad_size_refuses_all() -> None:
+    with pytest.raises(UnsupportedSize, match="100x64"):
+        requests_of(TINY, ["64x64", "100x64"])
+
+
+def test_a_bundle_cannot_be_the_parent_of_others(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(OutputNotWritable, match="a bundle itself"):
+        requests_of(replace(TINY, out=tmp_path), ["64x64", "128x64"])
+
+
+# --- dry run ----------------------------------------------------------------------------------
+
+
+def test_a_description_is_json_of_the_plan_and_every_engine() -> None:
+    request = replace(TINY, size=(64, 64), preset="turbo")
+    draft = json.loads(json.dumps(describe(request)))
+    resolved = resolve(request)
+    assert draft["plan"] == json.loads(json.dumps(plan_summary(FLUX_TINY, resolved.plan)))
+    assert [engine["name"] for engine in draft["engines"]] == [
+        "stage1.full",
+        "stage2.full",
+        "stage3.full",
+    ]
+    assert [engine["tokens"] for engine in draft["engines"]] == list(resolved.plan.tokens)
+    assert [engine["latents"] for engine in draft["engines"]] == ["4x4", "8x8", "16x16"]
+    for index, engine in enumerate(draft["engines"]):
+        assert engine["signature"] == json.loads(json.dumps(resolved.signature(index).to_json()))
+
+
+def test_reuse_is_said_to_depend_on_the_weights(tmp_path: Path) -> None:
+    request = replace(TINY, out=tmp_path)
+    assert describe(request)["reuse"] == "nothing there to reuse"
+    (tmp_path / "manifest.json").touch()
+    assert "once the weights are read" in describe(request)["reuse"]
+
+
+GPU = Missing(what="a GPU", fix="buy one")
+
+
+@pytest.mark.parametrize(
+    ("version", "missing", "builds", "runs", "words"),
+    [
+        ("1", (), True, True, "ready to build"),
+        ("1", (GPU,), True, False, "ready to build; missing to run it here: a GPU (buy one)"),
+        (None, (GPU,), False, False, "cannot be built here; missing: a GPU (buy one)"),
+    ],
+)
+def test_building_and_running_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch,
+    version: str | None,
+    missing: tuple[Missing, ...],
+    builds: bool,
+    runs: bool,
+    words: str,
+) -> None:
+    monkeypatch.setattr(lower, "backend", lambda name: Library(version, missing))
+    draft = describe(TINY)
+    assert (draft["builds"], draft["runs"], draft["state"]) == (builds, runs, words)

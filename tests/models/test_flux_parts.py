@@ -1,0 +1,264 @@
+"""The prompt encoders and the decoder: what diffusers computes, quietly, and what they refuse."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fresco_trt.errors import FrescoError, PlanError, WeightsNotFound
+from fresco_trt.models import flux_parts
+from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.flux_parts import (
+    PIPELINE_PARTS,
+    FluxDecoder,
+    FluxPrompt,
+    PromptWarning,
+    find_pipeline,
+    no_bar,
+)
+from fresco_trt.models.weights import BUNDLED
+
+TINY = BUNDLED / "flux-tiny"
+PROMPT = "a red apple on a plain blue background"
+
+
+@pytest.fixture(scope="module")
+def prompt() -> FluxPrompt:
+    return FluxPrompt(TINY, FLUX_TINY.text_tokens)
+
+
+def pipeline_folder(folder: Path, parts: tuple[str, ...] = PIPELINE_PARTS) -> Path:
+    """A folder that has these entries, empty."""
+    for part in parts:
+        path = folder / part
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix:
+            path.write_text("{}")
+        else:
+            path.mkdir()
+    return folder
+
+
+def warned(prompt: FluxPrompt, text: str) -> list[str]:
+    """What is said about a prompt."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prompt(text)
+    assert all(each.category is PromptWarning for each in caught)
+    return [str(each.message) for each in caught]
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+def test_a_prompt_becomes_the_engines_inputs(prompt: FluxPrompt) -> None:
+    inputs = prompt(PROMPT)
+    assert {name: (tuple(value.shape), value.dtype) for name, value in inputs.items()} == {
+        "pooled": ((1, FLUX_TINY.pooled_dim), torch.float32),
+        "text": ((1, FLUX_TINY.text_tokens, FLUX_TINY.text_dim), torch.float32),
+    }
+    assert all(value.isfinite().all() for value in inputs.values())
+
+
+def test_the_same_prompt_is_the_same_bit_for_bit_and_another_is_not(prompt: FluxPrompt) -> None:
+    first, again, other = prompt(PROMPT), prompt(PROMPT), prompt("a cat on a plain red background")
+    for name, value in first.items():
+        assert torch.equal(value, again[name])
+        assert not torch.equal(value, other[name])
+
+
+@pytest.mark.parametrize("text", [PROMPT, "", "   ", "A Red APPLE"])
+def test_a_prompt_of_known_words_says_nothing(prompt: FluxPrompt, text: str) -> None:
+    assert warned(prompt, text) == []
+
+
+def test_each_encoder_says_in_one_line_what_it_does_not_see(prompt: FluxPrompt) -> None:
+    text = "a red apple and " * 100 + "\n" + "a cat"
+    said = warned(prompt, text)
+    limits = ("pooled encoder takes 32", f"sequence encoder takes {FLUX_TINY.text_tokens}")
+    assert len(said) == len(limits)
+    for sentence, limit in zip(said, limits, strict=True):
+        assert limit in sentence
+        assert "\n" not in sentence
+        assert len(sentence) < 250
+
+
+def test_what_is_cut_makes_no_difference_and_the_rest_does(prompt: FluxPrompt) -> None:
+    # Start and end marks take two of the pooled encoder's places, the end mark one of the other's.
+    whole = ["cat"] * 200
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PromptWarning)
+        for name, seen in (("pooled", 32 - 2), ("text", FLUX_TINY.text_tokens - 1)):
+            base = prompt(" ".join(whole))[name]
+            outside = prompt(" ".join([*whole[:seen], "pig", *whole[seen + 1 :]]))[name]
+            inside = prompt(" ".join([*whole[: seen - 1], "pig", *whole[seen:]]))[name]
+            assert torch.equal(base, outside)
+            assert not torch.equal(base, inside)
+
+
+def test_the_lost_words_are_those_that_are_named(prompt: FluxPrompt) -> None:
+    said = warned(prompt, " ".join(["cat"] * 30 + ["pig", "frog"]))
+    assert len(said) == 1
+    assert "'pig frog'" in said[0]
+
+
+def test_unknown_words_are_named_once_for_both_encoders(prompt: FluxPrompt) -> None:
+    said = warned(prompt, "a zebra and a cat, a zebra")
+    assert len(said) == 1
+    assert "'zebra cat,'" in said[0]  # the comma is what has no token
+
+
+def test_the_tokenizers_library_does_not_speak_for_itself(
+    prompt: FluxPrompt, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    warned(prompt, "a cat " * 400)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def test_bytes_that_are_no_text_are_refused(prompt: FluxPrompt) -> None:
+    with pytest.raises(PlanError, match="not UTF-8"):
+        prompt("a cat \udcff")
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a cat"], b"a cat"])
+def test_another_type_is_the_callers_mistake(prompt: FluxPrompt, value: Any) -> None:
+    with pytest.raises(TypeError, match="one str"):
+        prompt(value)
+
+
+# --- pictures ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def decoder() -> FluxDecoder:
+    return FluxDecoder(TINY)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (1, 8, 12), (2, 4, 6)])
+def test_a_latent_pixel_becomes_a_square_of_pixels(
+    decoder: FluxDecoder, shape: tuple[int, int, int]
+) -> None:
+    batch, height, width = shape
+    latents = torch.randn(batch, FLUX_TINY.latent_channels, height, width)
+    pixels = decoder(latents)
+    scale = FLUX_TINY.vae_scale
+    assert pixels.shape == (batch, height * scale, width * scale, 3)
+    assert pixels.dtype == "uint8"
+
+
+def test_pixels_are_what_diffusers_makes_of_the_latents(decoder: FluxDecoder) -> None:
+    from diffusers.image_processor import VaeImageProcessor
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    untyped: Any = AutoencoderKL
+    vae = untyped.from_pretrained(TINY / "vae", low_cpu_mem_usage=False)
+    latents = torch.randn(1, FLUX_TINY.latent_channels, 16, 16)
+    with torch.no_grad():
+        config = vae.config
+        pictures = vae.decode(latents / config.scaling_factor + config.shift_factor).sample
+    processor: Any = VaeImageProcessor(vae_scale_factor=FLUX_TINY.vae_scale)
+    theirs = processor.postprocess(pictures, output_type="np")
+    assert (decoder(latents) == (theirs * 255).round().astype("uint8")).all()
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+def test_loading_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    FluxPrompt(TINY, 128)
+    FluxDecoder(TINY)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_silence_is_not_left_behind() -> None:
+    from transformers.utils import logging
+
+    def hook(factory: Any, arguments: Any, options: Any) -> str:
+        return "the caller's bar"
+
+    before = logging.set_tqdm_hook(hook)
+    try:
+        with no_bar():
+            assert list(logging.tqdm([1, 2])) == [1, 2]
+        assert logging.tqdm([1, 2]) == "the caller's bar"
+        with pytest.raises(KeyError), no_bar():
+            raise KeyError
+        assert logging.tqdm([1, 2]) == "the caller's bar"
+    finally:
+        assert logging.set_tqdm_hook(before) is hook
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text_encoder", "text_encoder_2", "vae"])
+def test_a_part_that_cannot_be_loaded_is_named(tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("transformer"))
+    for file in (folder / part).iterdir():
+        file.write_bytes(b"{")
+    with pytest.raises(WeightsNotFound) as caught:
+        FluxDecoder(folder) if part == "vae" else FluxPrompt(folder, 128)
+    assert str(folder / part) in caught.value.given
+    assert "\n" not in str(caught.value)
+
+
+def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("transformer"))
+    safe = folder / "text_encoder" / "model.safetensors"
+    torch.save({}, safe.with_name("pytorch_model.bin"))
+    safe.unlink()
+    with pytest.raises(WeightsNotFound):
+        FluxPrompt(folder, 128)
+
+
+# --- where they are ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [None, "random"])
+def test_bundled_parts_are_found_without_a_path(weights: str | None) -> None:
+    assert find_pipeline(weights, "flux-tiny") == TINY
+
+
+@pytest.mark.parametrize("inside", [".", "transformer", "transformer/model.safetensors"])
+def test_a_given_folder_comes_first(tmp_path: Path, inside: str) -> None:
+    folder = pipeline_folder(tmp_path / "own")
+    (folder / "transformer").mkdir()
+    (folder / "transformer" / "model.safetensors").touch()
+    assert find_pipeline(str(folder / inside), "flux-tiny").resolve() == folder
+
+
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pipeline_folder(tmp_path / "own")
+    assert find_pipeline("~/own", "flux-tiny") == tmp_path / "own"
+
+
+@pytest.mark.parametrize("part", PIPELINE_PARTS[1:])
+def test_an_incomplete_pipeline_is_not_completed_by_another(tmp_path: Path, part: str) -> None:
+    there = tuple(each for each in PIPELINE_PARTS if each != part)
+    folder = pipeline_folder(tmp_path / "own", there)
+    with pytest.raises(WeightsNotFound) as caught:
+        find_pipeline(str(folder), "flux-tiny")
+    assert caught.value.given.endswith(f"lacks {part}")
+
+
+@pytest.mark.parametrize("model", ["flux", "model-without-repository"])
+def test_the_places_looked_at_are_named(tmp_path: Path, model: str) -> None:
+    (tmp_path / "own").mkdir()
+    with pytest.raises(WeightsNotFound) as caught:
+        find_pipeline(str(tmp_path / "own"), model)
+    assert str(tmp_path / "own") in caught.value.given
+    assert str(BUNDLED / model) in caught.value.given
+    assert "hub" in caught.value.given
+
+
+def test_an_interrupt_while_loading_is_not_turned_into_an_error() -> None:
+    with pytest.raises(KeyboardInterrupt), flux_parts._loading(TINY):
+        raise KeyboardInterrupt
+    with pytest.raises(FrescoError), flux_parts._loading(TINY):
+        raise RuntimeError
