@@ -1,0 +1,290 @@
+"""Comparison as a feature: every engine against the eager reference, stage by stage and end to end.
+
+The reference walks its own trajectory from one seed and prompt; at each step the engine sees the
+same inputs, so that an error is the engine's and not an accumulation. Then the engines walk alone
+and the two pictures are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from fresco_trt.backends.base import EngineRunner
+from fresco_trt.errors import IncompatibleOptions, PlanError, VerificationFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from os import PathLike
+    from types import TracebackType
+
+    from torch import Tensor
+    from torch.nn import Module
+
+    from fresco_trt.backends.base import Runner
+    from fresco_trt.bundle import Bundle
+    from fresco_trt.pipeline import FrescoPipeline
+    from fresco_trt.plan.signature import GraphSignature
+
+PROMPT = "a red apple on a plain blue background"
+
+TOLERANCES = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 3e-2}
+"""Largest allowed error of an output, relative to its largest value, by the engines' precision.
+
+Sound engines of flux-tiny stay at 1e-6, 1.2e-3 and 8e-3.
+"""
+
+PIXEL_TOLERANCES = {"fp32": 2, "fp16": 16, "bf16": 64}
+"""Largest allowed difference of a pixel value (0 to 255) between the two pictures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputError:
+    """Worst errors of one engine output over its steps.
+
+    `max` is the largest absolute difference, `relative` that over the reference's largest value,
+    `cosine` is one minus the cosine similarity. All are infinite for an output that is not finite.
+    """
+
+    engine: str
+    output: str
+    max: float
+    relative: float
+    cosine: float
+
+    def worst(self, other: OutputError) -> OutputError:
+        """The larger of both in every measure."""
+        return OutputError(
+            engine=self.engine,
+            output=self.output,
+            max=max(self.max, other.max),
+            relative=max(self.relative, other.relative),
+            cosine=max(self.cosine, other.cosine),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields, with null for an infinite error: JSON has no infinity."""
+        fields = asdict(self)
+        return {name: None if value == math.inf else value for name, value in fields.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The outcome of a verification; `pixels` is the largest difference of the pictures."""
+
+    engines: tuple[OutputError, ...]
+    pixels: int
+    tolerance: float
+    pixel_tolerance: int
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What exceeds its tolerance, worded for a person."""
+        failed = [
+            f"{e.engine} {e.output}: relative error {e.relative:.2e}"
+            for e in self.engines
+            if not e.relative <= self.tolerance
+        ]
+        if self.pixels > self.pixel_tolerance:
+            failed.append(f"picture: {self.pixels} of 255")
+        return tuple(failed)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `fresco-trt verify --json` prints."""
+        return {
+            "passed": not self.failures,
+            "tolerance": self.tolerance,
+            "pixel_tolerance": self.pixel_tolerance,
+            "pixels": self.pixels,
+            "engines": [error.to_json() for error in self.engines],
+        }
+
+    def require(self) -> None:
+        """Raise VerificationFailed naming every output beyond its tolerance."""
+        if self.failures:
+            raise VerificationFailed(
+                "; ".join(self.failures),
+                expected=f"relative errors up to {self.tolerance:g}, "
+                f"pixels up to {self.pixel_tolerance}",
+                fix="build again; if it stays, pass another --backend and report the figures",
+            )
+
+
+class ComparingRunner:
+    """Calls the reference and the engine with the same inputs; returns what the reference gave.
+
+    The answer is on the engine's device, because that is where its caller keeps the latents.
+    """
+
+    def __init__(self, name: str, engine: Runner, reference: Runner) -> None:
+        self.signature: GraphSignature = engine.signature
+        self.errors: dict[str, OutputError] = {}
+        self._name, self._engine, self._reference = name, engine, reference
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """The two runners are entered and left by their owners."""
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """As :class:`~fresco_trt.backends.base.Runner`."""
+        wanted = self._reference(inputs)
+        got = self._engine(inputs)
+        for output, tensor in wanted.items():
+            found = output_error(self._name, output, got[output], tensor)
+            self.errors[output] = self.errors.get(output, found).worst(found)
+        return {output: tensor.to(got[output].device) for output, tensor in wanted.items()}
+
+
+def output_error(engine: str, output: str, got: Tensor, wanted: Tensor) -> OutputError:
+    """Errors of `got` against `wanted` (same shape); infinite if a value of `got` is not finite."""
+    a, b = got.double().flatten().cpu(), wanted.double().flatten().cpu()
+    if not a.isfinite().all():
+        return OutputError(
+            engine=engine, output=output, max=math.inf, relative=math.inf, cosine=math.inf
+        )
+    largest = (a - b).abs().max().item()
+    return OutputError(
+        engine=engine,
+        output=output,
+        max=largest,
+        relative=largest / max(b.abs().max().item(), 1e-12),
+        cosine=max(0.0, 1 - (a @ b / (a.norm() * b.norm()).clamp(min=1e-300)).item()),
+    )
+
+
+def verify_bundle(
+    path: str | PathLike[str],
+    *,
+    weights: str | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    prompt: str = PROMPT,
+    progress: Callable[[str, float], None] = lambda phase, fraction: None,
+) -> Comparison:
+    """Compare a bundle's engines with eager float32 of the same weights, on the CPU.
+
+    `tolerance` bounds the relative error of an output (None: as `TOLERANCES` has it). Raises the
+    bundle's and backend's errors, PlanError for a tolerance or seed out of range, and
+    IncompatibleOptions if `weights` (None: bundled or hub) are not the bundle's own.
+    """
+    from fresco_trt.bundle import open_bundle
+    from fresco_trt.environment import check_environment
+    from fresco_trt.pipeline import FrescoPipeline, check_seed
+
+    check_seed(seed)
+    _check_tolerance(tolerance)
+    progress("reading weights", 0.0)
+    bundle = open_bundle(path, environment=check_environment)
+    transformer = _reference(bundle, weights)
+    progress("reading weights", 1.0)
+    precision = bundle.manifest.precision
+    with ExitStack() as scope:
+        pipe = scope.enter_context(FrescoPipeline.over(bundle))
+        comparing = _comparing(pipe, transformer, scope)
+        pixels = _difference(pipe, comparing, prompt, seed, progress)
+    return Comparison(
+        engines=tuple(e for runner in comparing.values() for e in runner.errors.values()),
+        pixels=pixels,
+        tolerance=TOLERANCES[precision] if tolerance is None else tolerance,
+        pixel_tolerance=PIXEL_TOLERANCES[precision],
+    )
+
+
+def _check_tolerance(tolerance: float | None) -> None:
+    if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+        raise PlanError(
+            f"tolerance {tolerance:g}",
+            expected="a number from 0 up",
+            fix=f"leave it out, or pass one like {TOLERANCES['fp32']:g}",
+        )
+
+
+# --- the reference ----------------------------------------------------------------------------
+
+
+def _reference(bundle: Bundle, weights: str | None) -> Module:
+    """The transformer with the bundle's weights as they are stored there, computed in float32."""
+    import torch
+
+    from fresco_trt.lower.request import DTYPES
+    from fresco_trt.models.flux import load_transformer
+    from fresco_trt.models.weights import weights_digest
+    from fresco_trt.models.zoo import model_facts
+
+    manifest = bundle.manifest
+    given = "random" if weights is None and _is_random(bundle) else weights
+    stored = getattr(torch, DTYPES[manifest.precision])
+    transformer = load_transformer(given, model_facts(manifest.model.name), dtype=stored)
+    digest = weights_digest(transformer)
+    if digest != manifest.model.weights_sha256:
+        raise IncompatibleOptions(
+            f"reference weights with digest {digest[:12]}",
+            expected=f"{manifest.model.weights_sha256[:12]}, those of the bundle",
+            fix="pass the weights the bundle was built from with --weights",
+        )
+    # diffusers' own ``to`` warns about every cast; this is the plain one.
+    return torch.nn.Module.to(transformer, torch.float32)
+
+
+def _is_random(bundle: Bundle) -> bool:
+    return bundle.manifest.built.options.get("weights") == "random"
+
+
+def eager_runner(module: Module, signature: GraphSignature) -> EngineRunner:
+    """A runner that calls a module on the CPU with the inputs of `signature` in order."""
+    import torch
+
+    names = [spec.name for spec in signature.outputs]
+
+    def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            outputs = module(*(inputs[spec.name].cpu() for spec in signature.inputs))
+        return dict(zip(names, outputs, strict=True))
+
+    return EngineRunner(signature, lambda: nullcontext(call))
+
+
+# --- the comparison ---------------------------------------------------------------------------
+
+
+def _comparing(
+    pipe: FrescoPipeline, transformer: Module, scope: ExitStack
+) -> dict[str, ComparingRunner]:
+    from fresco_trt.models.flux import graph_from_signature
+
+    comparing: dict[str, ComparingRunner] = {}
+    for name, engine in pipe.runners.items():
+        graph = graph_from_signature(transformer, engine.signature)
+        reference = scope.enter_context(eager_runner(graph, engine.signature))
+        comparing[name] = ComparingRunner(name, engine, reference)
+    return comparing
+
+
+def _difference(
+    pipe: FrescoPipeline,
+    comparing: Mapping[str, Runner],
+    prompt: str,
+    seed: int,
+    progress: Callable[[str, float], None],
+) -> int:
+    """The largest pixel difference between the reference's picture and the engines' own."""
+    import numpy as np
+
+    def draw(drawer: FrescoPipeline, phase: str) -> Any:
+        def on_step(step: Any) -> None:
+            progress(phase, (step.step + 1) / step.steps_total)
+
+        return np.asarray(drawer(prompt, seed=seed, on_step=on_step).images[0]).astype(int)
+
+    reference = draw(pipe.with_runners(comparing), "against eager")
+    alone = draw(pipe, "engines alone")
+    return int(np.abs(reference - alone).max())
