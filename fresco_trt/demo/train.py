@@ -1,0 +1,191 @@
+"""Training of the demo transformer: a base model, then on with the guidance scale as an input.
+
+    python -m fresco_trt.demo.train vae    --work DIR --steps 1300
+    python -m fresco_trt.demo.train base   --work DIR --minutes 60
+    python -m fresco_trt.demo.train guided --work DIR --minutes 90
+    python -m fresco_trt.demo.train export --work DIR --out fresco_trt/demo/weights/flux-tiny
+
+Every command can be killed and run again: it continues from its last checkpoint in DIR. A time
+budget, not a step count, ends a run, so that the same command uses whatever the machine can do.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+
+from fresco_trt.demo.batches import scene_stream
+from fresco_trt.demo.curriculum import BASE, GUIDED, Batch, Curriculum, Recipe
+from fresco_trt.demo.model import DemoModel
+from fresco_trt.demo.objective import fast_precision, flow_loss, guided_loss
+from fresco_trt.demo.optim import MovingAverage, warm_cosine
+from fresco_trt.demo.vae import train_vae
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+
+class Run:
+    """A resumable training run: model, moving average, optimiser and elapsed time in one file."""
+
+    def __init__(self, name: str, model: DemoModel, recipe: Recipe, work: Path, minutes: float):
+        self.model, self.recipe, self.budget = model, recipe, minutes * 60
+        self.path = work / f"{name}.pt"
+        self.average = MovingAverage(model, 0.999)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            trained, lr=1.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        self.step, self.elapsed = 0, 0.0
+        if self.path.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        state = torch.load(self.path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.weights = state["average"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.elapsed = state["step"], state["elapsed"]
+
+    def save(self) -> None:
+        """Write a checkpoint beside the old one, then replace it."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.weights,
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.path)
+
+    @property
+    def progress(self) -> float:
+        """Share of the time budget that is used."""
+        return min(1.0, self.elapsed / self.budget)
+
+    def loss(self, batch: Batch, rng: random.Random) -> torch.Tensor:
+        """The objective that this model is trained with."""
+        if self.model.transformer.config.guidance_embeds:
+            return guided_loss(self.model, batch, rng)
+        return flow_loss(self.model, batch)
+
+    def update(self, loss: torch.Tensor, seconds: float) -> None:
+        """One optimiser step at the schedule's present rate."""
+        loss.backward()  # type: ignore[no-untyped-call]
+        rate = self.recipe.rate * warm_cosine(int(self.progress * 10_000), 10_000, 1)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * min(1.0, (self.step + 1) / 200)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.average.decay = min(0.999, (1 + self.step) / (10 + self.step))
+        self.average.update(self.model)
+        self.step += 1
+        self.elapsed += seconds
+
+
+def train(run: Run, vae: AutoencoderKL, seed: int) -> None:
+    """Train until the time budget is used."""
+    rng = random.Random(f"{seed} {run.step}")
+    torch.manual_seed(rng.randrange(2**31))
+    drawn = Curriculum(
+        recipe=run.recipe, scenes=scene_stream(rng.randrange(2**31)), vae=vae, rng=rng
+    )
+    device = run.model.device.type
+    if device == "cuda":  # on a CPU the compiler's own minutes cost more than its kernels win back
+        _compile_blocks(run.model)
+    mean: float | None = None
+    saved, begun = time.monotonic(), time.monotonic()
+    while run.progress < 1:
+        batch = drawn.draw(run.progress)
+        with fast_precision(device):
+            loss = run.loss(batch, rng)
+        now = time.monotonic()
+        run.update(loss, now - begun)
+        begun = now
+        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
+        if run.step % 50 == 0:
+            print(f"step {run.step} {run.progress:.3f} loss {mean:.4f}", flush=True)
+        if now - saved > 120 or run.progress >= 1:
+            run.save()
+            saved = now
+
+
+def _compile_blocks(model: DemoModel) -> None:
+    blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
+    for block in blocks:
+        block.compile(dynamic=True)
+
+
+def averaged(path: Path, model: DemoModel) -> DemoModel:
+    """A model holding the moving-average weights of a checkpoint."""
+    model.load_state_dict(torch.load(path, weights_only=True)["average"])
+    return model.eval().requires_grad_(False)
+
+
+def guided_from(base: DemoModel) -> DemoModel:
+    """A guidance-conditioned copy of a base model; it starts out ignoring the guidance input."""
+    guided = DemoModel(guidance=True)
+    guided.load_state_dict(base.state_dict(), strict=False)
+    last = guided.transformer.time_text_embed.guidance_embedder.linear_2
+    torch.nn.init.zeros_(last.weight)
+    torch.nn.init.zeros_(last.bias)
+    return guided
+
+
+def load_vae(work: Path) -> AutoencoderKL:
+    """The trained codec of a work folder, frozen."""
+    from diffusers import AutoencoderKL
+
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(work / "vae")
+    return vae.eval().requires_grad_(False)
+
+
+Work = Annotated[Path, typer.Option(help="Folder of checkpoints.")]
+Minutes = Annotated[float, typer.Option(help="Time budget, all resumed parts together.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+
+
+@app.command()
+def vae(work: Work, steps: int = 1300) -> None:
+    """Train the picture codec."""
+    train_vae(work / "vae", steps=steps)
+
+
+@app.command()
+def base(work: Work, minutes: Minutes = 60, device: Device = "cpu", seed: int = 0) -> None:
+    """Train the base model from scratch, mostly at the smallest size."""
+    model = DemoModel(guidance=False).to(device)
+    train(Run("base", model, BASE, work, minutes), load_vae(work).to(device), seed)
+
+
+@app.command()
+def guided(work: Work, minutes: Minutes = 90, device: Device = "cpu", seed: int = 1) -> None:
+    """Train the base model on at every size, with the guidance scale as an input."""
+    base_model = averaged(work / "base.pt", DemoModel(guidance=False))
+    model = guided_from(base_model).to(device)
+    train(Run("guided", model, GUIDED, work, minutes), load_vae(work).to(device), seed)
+
+
+@app.command()
+def export(work: Work, out: Path, checkpoint: str = "guided") -> None:
+    """Store a checkpoint's averaged weights as a diffusers FluxPipeline folder."""
+    from fresco_trt.demo.assemble import store_pipeline
+
+    is_guided = checkpoint == "guided"
+    store_pipeline(
+        averaged(work / f"{checkpoint}.pt", DemoModel(guidance=is_guided)), load_vae(work), out
+    )
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,192 @@
+"""Training: it learns, it resumes where it was killed, and guidance becomes an input."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from fresco_trt.demo import curriculum, objective
+from fresco_trt.demo import train as training
+from fresco_trt.demo.batches import scene_stream
+from fresco_trt.demo.model import DemoModel
+from fresco_trt.demo.optim import orthogonal_from, warm_cosine
+from fresco_trt.demo.vae import codec_loss, new_vae
+
+pytest.importorskip("resvg_py", reason="resvg-py, of the train extra, draws the icons")
+
+TINY = (curriculum.Shape(width=32, height=32, batch=4, weight=1.0),)
+
+
+@pytest.fixture
+def vae() -> object:
+    codec = new_vae().eval().requires_grad_(False)
+    codec.register_to_config(shift_factor=0.0, scaling_factor=1.0)
+    return codec
+
+
+def draws(vae: object, seed: int = 0) -> curriculum.Curriculum:
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    return curriculum.Curriculum(
+        recipe=curriculum.BASE,
+        scenes=scene_stream(seed),
+        vae=vae,  # type: ignore[arg-type]
+        rng=rng,
+    )
+
+
+def batch_of(vae: object, seed: int = 0) -> curriculum.Batch:
+    return draws(vae, seed).draw(0.0)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for group in ("COARSE", "MIDDLE", "FINE"):
+        monkeypatch.setattr(curriculum, group, TINY)
+
+
+def test_a_batch_lies_on_the_straight_path_to_its_noise(vae: object) -> None:
+    batch = batch_of(vae)
+    sigma = batch.sigma.view(-1, 1, 1, 1)
+    clean = batch.noisy - sigma * batch.velocity
+    noise = batch.noisy + (1 - sigma) * batch.velocity
+    torch.testing.assert_close((1 - sigma) * clean + sigma * noise, batch.noisy)
+
+
+def test_noise_levels_rise_with_resolution() -> None:
+    torch.manual_seed(0)
+    means = [curriculum.noise_levels(4000, tokens).mean() for tokens in (64, 256, 1024)]
+    assert means[0] < means[1] < means[2]
+
+
+def test_the_loss_falls_on_one_batch(vae: object, tmp_path: Path) -> None:
+    model = DemoModel(guidance=False)
+    run = training.Run("base", model, curriculum.BASE, tmp_path, minutes=60)
+    batch, losses = batch_of(vae), []
+    for _ in range(12):
+        loss = run.loss(batch, random.Random(0))
+        losses.append(loss.item())
+        run.update(loss, 0.0)
+        run.step += 40  # past the warm-up
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_run_continues_from_its_checkpoint(vae: object, tmp_path: Path) -> None:
+    run = training.Run("base", DemoModel(guidance=False), curriculum.BASE, tmp_path, minutes=60)
+    run.update(run.loss(batch_of(vae), random.Random(0)), 7.0)
+    run.save()
+    again = training.Run("base", DemoModel(guidance=False, seed=9), curriculum.BASE, tmp_path, 60)
+    assert (again.step, again.elapsed) == (1, 7.0)
+    for one, two in ((run, again),) * 2:
+        one.update(one.loss(batch_of(vae, 1), random.Random(0)), 1.0)
+        two.update(two.loss(batch_of(vae, 1), random.Random(0)), 1.0)
+    for (name, a), b in zip(
+        run.model.state_dict().items(), again.model.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(a, b, msg=name)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_replayed_scene_keeps_its_caption_and_gets_new_noise(vae: object) -> None:
+    drawn = draws(vae)
+    shape = TINY[0]
+    for _ in range(12):
+        drawn.draw(0.0)
+    pool = drawn.replayed[shape]
+    batch = drawn._latents(shape)
+    fresh = 1
+    assert len(batch) == shape.batch
+    assert [c for c, _ in batch[:fresh]] == [pool[-1][0]]
+    kept = {id(latents): caption for caption, latents in pool}
+    assert all(kept[id(latents)] == caption for caption, latents in batch[fresh:])
+    assert len(pool) == 8 * shape.batch + 12 - 8 + fresh
+
+
+def stirred(guidance: bool) -> DemoModel:
+    model = DemoModel(guidance=guidance)
+    for weight in model.transformer.proj_out.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
+def test_a_guided_model_starts_as_its_base(vae: object) -> None:
+    base = stirred(guidance=False)
+    guided = training.guided_from(base)
+    batch = batch_of(vae)
+    text = base.encode(batch.captions, batch.text_length)
+    scale = torch.full((len(batch.captions),), 3.5)
+    told = base(batch.noisy, batch.sigma, text)
+    torch.testing.assert_close(guided(batch.noisy, batch.sigma, text, scale), told)
+
+
+def test_the_guided_loss_vanishes_at_the_guided_velocity(vae: object) -> None:
+    """A model that answers u + s (c - u), with c the truth, has nothing left to learn."""
+    batch = batch_of(vae)
+    batch = dataclasses.replace(batch, captions=["a star on a plain red background"] * 4)
+    unguided = torch.randn_like(batch.velocity)
+
+    class Oracle:
+        def encode(self, captions: list[str], length: int) -> list[str]:
+            return captions
+
+        def __call__(
+            self, noisy: torch.Tensor, sigma: torch.Tensor, text: list[str], scale: torch.Tensor
+        ) -> torch.Tensor:
+            if not any(text):
+                assert (scale == 1).all()
+                return unguided
+            return unguided + scale.view(-1, 1, 1, 1) * (batch.velocity - unguided)
+
+    loss = objective.guided_loss(Oracle(), batch, random.Random(0))  # type: ignore[arg-type]
+    assert loss.item() < 1e-10
+
+
+def test_empty_captions_are_trained_at_scale_one() -> None:
+    scales = objective.guidance_scales(["", "a star", ""] * 50, random.Random(0))
+    assert (scales[0::3] == 1).all()
+    assert (scales[2::3] == 1).all()
+    assert scales[1::3].min() >= 1
+    assert 5 < scales[1::3].max() <= objective.LARGEST_SCALE
+
+
+def test_fast_precision_is_close_to_float32_and_leaves_no_trace(vae: object) -> None:
+    model, batch = stirred(guidance=False), batch_of(vae)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    exact = objective.flow_loss(model, batch)
+    with objective.fast_precision("cpu"):
+        close = objective.flow_loss(model, batch)
+    assert torch.nn.functional.scaled_dot_product_attention is attention
+    assert close.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_the_recipe_moves_from_its_first_shares_to_its_last() -> None:
+    recipe = curriculum.BASE
+    assert recipe.shares(0.0) == recipe.shares(recipe.hold) == recipe.start
+    assert recipe.shares(1.0) == pytest.approx(recipe.end)
+
+
+def test_orthogonalised_steps_have_singular_values_near_one() -> None:
+    torch.manual_seed(0)
+    for shape in ((16, 48), (48, 16)):
+        values = torch.linalg.svdvals(orthogonal_from(torch.randn(shape)))
+        assert values.min() > 0.5
+        assert values.max() < 1.5
+
+
+def test_the_rate_warms_up_and_ends_at_its_floor() -> None:
+    rates = [warm_cosine(step, 1000, 100) for step in range(1000)]
+    assert rates[99] == max(rates) == pytest.approx(1.0)
+    assert rates[:100] == sorted(rates[:100])
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+    assert warm_cosine(1000, 1000, 100) == pytest.approx(0.05)
+
+
+def test_the_codec_is_trained_to_survive_halving() -> None:
+    vae = new_vae()
+    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
+    loss, parts = codec_loss(vae, pictures)
+    assert loss.item() > 0.5 * parts["coarse"]
