@@ -67,7 +67,7 @@ class Recipe:
 
 
 BASE = Recipe(start=(1, 0, 0), end=(0.6, 0.3, 0.1), hold=0.8, rate=1e-3)
-GUIDED = Recipe(start=(0.35, 0.5, 0.15), end=(0.15, 0.35, 0.5), hold=0.1, rate=8e-4)
+GUIDED = Recipe(start=(0.6, 0.3, 0.1), end=(0.1, 0.3, 0.6), hold=0.05, rate=8e-4)
 
 CAPTION_DROPOUT = 0.1
 """Share of captions replaced by the empty one, which classifier-free guidance starts from."""

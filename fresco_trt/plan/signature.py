@@ -5,6 +5,7 @@ Written when a graph is lowered, stored in the bundle, and checked at every engi
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from fresco_trt.errors import InvalidPlan
@@ -80,7 +81,7 @@ class GraphSignature:
         if not self.inputs or not self.outputs:
             raise _invalid("a graph with no inputs or no outputs", "at least one of each")
         names = [spec.name for spec in (*self.inputs, *self.outputs)]
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        repeated = sorted(name for name, times in Counter(names).items() if times > 1)
         if repeated:
             raise _invalid(f"a graph that repeats {', '.join(repeated)}", "each name once")
 
