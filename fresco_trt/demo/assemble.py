@@ -1,4 +1,4 @@
-"""Store a trained demo model as the folder that diffusers' FluxPipeline loads."""
+"""A trained demo model as the folder that diffusers' FluxPipeline loads, and back."""
 
 from __future__ import annotations
 
@@ -48,6 +48,30 @@ def store_pipeline(model: DemoModel, vae: AutoencoderKL, out: Path) -> None:
     for file in out.rglob("*"):
         if file.is_file():
             file.chmod(0o644)
+
+
+def read_pipeline(folder: Path) -> DemoModel:
+    """The demo model of a folder that :func:`store_pipeline` wrote, in float32, to train it on."""
+    from safetensors.torch import load_file
+
+    from fresco_trt.demo.model import DemoModel
+
+    model = DemoModel(guidance=True)
+    parts = {
+        "transformer": "diffusion_pytorch_model.safetensors",
+        "text_encoder": "model.safetensors",
+        "text_encoder_2": "model.safetensors",
+    }
+    for part, file in parts.items():
+        stored = {name: value.float() for name, value in load_file(folder / part / file).items()}
+        missing = getattr(model, part).load_state_dict(stored, strict=False).missing_keys
+        if set(missing) - _TIED:
+            raise ValueError(f"{folder / part} lacks {', '.join(missing)}")
+    return model
+
+
+_TIED = {"encoder.embed_tokens.weight"}
+"""Weights that are another name for a stored one."""
 
 
 def _drop_origin(config: Path) -> None:

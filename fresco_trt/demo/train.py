@@ -3,7 +3,10 @@
     python -m fresco_trt.demo.train vae    --work DIR --steps 1300
     python -m fresco_trt.demo.train base   --work DIR --minutes 60
     python -m fresco_trt.demo.train guided --work DIR --minutes 90
-    python -m fresco_trt.demo.train export --work DIR --out fresco_trt/demo/weights/flux-tiny
+    python -m fresco_trt.demo.train export --work DIR fresco_trt/demo/weights/flux-tiny
+
+A later session trains the shipped weights on: `guided --start fresco_trt/demo/weights/flux-tiny`,
+with the folder's `vae` copied into DIR.
 
 Every command can be killed and run again: it continues from its last checkpoint in DIR. A time
 budget, not a step count, ends a run, so that the same command uses whatever the machine can do.
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import typer
 
+from fresco_trt.demo.assemble import read_pipeline, store_pipeline
 from fresco_trt.demo.batches import scene_stream
 from fresco_trt.demo.curriculum import BASE, GUIDED, Batch, Curriculum, Recipe
 from fresco_trt.demo.model import DemoModel
@@ -169,18 +173,26 @@ def base(work: Work, minutes: Minutes = 60, device: Device = "cpu", seed: int = 
 
 
 @app.command()
-def guided(work: Work, minutes: Minutes = 90, device: Device = "cpu", seed: int = 1) -> None:
-    """Train the base model on at every size, with the guidance scale as an input."""
-    base_model = averaged(work / "base.pt", DemoModel(guidance=False))
-    model = guided_from(base_model).to(device)
+def guided(
+    work: Work,
+    minutes: Minutes = 90,
+    device: Device = "cpu",
+    seed: int = 1,
+    start: Annotated[
+        Path | None, typer.Option(help="Pipeline folder to train on, instead of base.pt.")
+    ] = None,
+) -> None:
+    """Train the base model, or an exported one, at every size with the guidance as an input."""
+    if start is not None:
+        model = read_pipeline(start).to(device)
+    else:
+        model = guided_from(averaged(work / "base.pt", DemoModel(guidance=False))).to(device)
     train(Run("guided", model, GUIDED, work, minutes), load_vae(work).to(device), seed)
 
 
 @app.command()
 def export(work: Work, out: Path, checkpoint: str = "guided") -> None:
     """Store a checkpoint's averaged weights as a diffusers FluxPipeline folder."""
-    from fresco_trt.demo.assemble import store_pipeline
-
     is_guided = checkpoint == "guided"
     store_pipeline(
         averaged(work / f"{checkpoint}.pt", DemoModel(guidance=is_guided)), load_vae(work), out

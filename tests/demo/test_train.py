@@ -11,6 +11,7 @@ import torch
 
 from fresco_trt.demo import curriculum, objective
 from fresco_trt.demo import train as training
+from fresco_trt.demo.assemble import read_pipeline, store_pipeline
 from fresco_trt.demo.batches import scene_stream
 from fresco_trt.demo.model import DemoModel
 from fresco_trt.demo.optim import orthogonal_from, warm_cosine
@@ -143,6 +144,19 @@ def test_the_guided_loss_vanishes_at_the_guided_velocity(vae: object) -> None:
 
     loss = objective.guided_loss(Oracle(), batch, random.Random(0))  # type: ignore[arg-type]
     assert loss.item() < 1e-10
+
+
+def test_a_stored_pipeline_is_read_back_for_more_training(vae: object, tmp_path: Path) -> None:
+    model = stirred(guidance=True)
+    scale, batch = torch.full((4,), 3.5), batch_of(vae)
+    before = model(batch.noisy, batch.sigma, model.encode(batch.captions, 20), scale)
+    store_pipeline(model, vae, tmp_path / "stored")  # type: ignore[arg-type]
+    again = read_pipeline(tmp_path / "stored")
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+    after = again(batch.noisy, batch.sigma, again.encode(batch.captions, 20), scale)
+    torch.testing.assert_close(after, before, atol=0.02, rtol=0.02)
+    configs = (tmp_path / "stored").glob("*/config.json")
+    assert not [path for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")]
 
 
 def test_empty_captions_are_trained_at_scale_one() -> None:
