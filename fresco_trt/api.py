@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from fresco_trt.errors import WeightsNotFound
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.models.zoo import model_facts, model_names
-from fresco_trt.plan.presets import make_plan
+from fresco_trt.plan.making import make_plan
 
 if TYPE_CHECKING:
     from fresco_trt.plan.sizes import Size
@@ -26,19 +26,22 @@ def plan(
     preset: str = "balanced",
     size: Size | None = None,
     steps: int | None = None,
+    delta: float | None = None,
 ) -> StagePlan:
     """The stage plan of a model: grids, sigmas and transitions, before anything is built.
 
     ``size`` is (width, height) in picture pixels, by default the model's own. A one-stage plan is
     the plain sampler, with ``steps`` steps if given, else as many as the preset has. With more
     stages the preset decides every step, and ``steps`` is checked but changes nothing: it is the
-    baseline that ``fresco-trt plan`` compares the cost with.
+    baseline that ``fresco-trt plan`` compares the cost with. ``delta`` moves the preset's switches
+    to where SPEED's spectral criterion puts them at that tolerance (arXiv 2605.18736).
 
-    Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, and PlanError for a
-    wrong ``steps``; all are FrescoErrors.
+    Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong
+    ``steps`` or ``delta``, and IncompatibleOptions for a ``delta`` with a model whose spectrum is
+    not known, a preset with mixed stages, or one stage; all are FrescoErrors.
     """
     facts = model_facts(model)
-    return make_plan(facts, stages=stages, preset=preset, size=size, steps=steps)
+    return make_plan(facts, stages=stages, preset=preset, size=size, steps=steps, delta=delta)
 
 
 def pretrained(name: str) -> Path:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fresco_trt import display
+from fresco_trt.bench.command import bench
+from fresco_trt.calibrate import calibrate
 from fresco_trt.errors import FrescoError, OutputNotWritable, PlanError
 
 if TYPE_CHECKING:
@@ -46,13 +48,25 @@ Sizes = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option("--preset", help="quality, balanced, fast or turbo.", show_default="balanced"),
+    typer.Option(
+        "--preset",
+        help="quality, balanced, fast or turbo; flux also has fresco-30, fresco-18, fresco-11.",
+        show_default="balanced",
+    ),
 ]
 BaselineSteps = Annotated[
     int | None, typer.Option("--steps", help="Steps of the plain baseline (and of a 1-stage plan).")
 ]
 PlainSteps = Annotated[
     int | None, typer.Option("--steps", help="Steps of a 1-stage plan; others have the preset's.")
+]
+Delta = Annotated[
+    float | None,
+    typer.Option(
+        "--delta",
+        help="Switch where SPEED's spectral criterion says, at this tolerance; 0.01 to 0.2.",
+        show_default="the preset's switches",
+    ),
 ]
 Engines = Annotated[Path, typer.Option("--engines", help="Folder that 'fresco-trt build' wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -74,15 +88,18 @@ def plan(
     size: Sizes = None,
     preset: Preset = None,
     steps: BaselineSteps = None,
+    delta: Delta = None,
     as_json: Json = False,
 ) -> None:
     """Show the stages of a plan and what they cost beside the plain pipeline."""
     from fresco_trt.models.zoo import model_facts
     from fresco_trt.plan.cost import plan_summary
-    from fresco_trt.plan.presets import make_plan
+    from fresco_trt.plan.making import make_plan
 
     facts = model_facts(model)
-    chosen = make_plan(facts, stages=stages, preset=preset, size=_only_size(size), steps=steps)
+    chosen = make_plan(
+        facts, stages=stages, preset=preset, size=_only_size(size), steps=steps, delta=delta
+    )
     summary = plan_summary(facts, chosen, steps)
     _print(summary, as_json, display.plan_table)
 
@@ -94,6 +111,7 @@ def build(
     size: Sizes = None,
     preset: Preset = None,
     steps: PlainSteps = None,
+    delta: Delta = None,
     weights: Weights = None,
     backend: Annotated[
         str, typer.Option(help="eager, onnxruntime, tensorrt or tensorrt-rtx.")
@@ -124,6 +142,7 @@ def build(
         stages=stages,
         preset=preset,
         steps=steps,
+        delta=delta,
         weights=weights,
         backend=backend,
         precision=precision,
@@ -322,6 +341,10 @@ def _exit_code(stop: SystemExit) -> int:
     if code == INTERRUPTED:
         display.error("interrupted; what was being written is gone, what was there before is kept")
     return code
+
+
+app.command()(calibrate)  # each its own file: options, run and table of one command
+app.command()(bench)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]])
 
 
 def plan_table(summary: Mapping[str, Any]) -> None:
-    """A plan's stages, then its cost beside the baseline."""
+    """A plan's stages, what is promoted between them, and the cost beside the baseline."""
     width, height = summary["size"]
     rows = [
         (
@@ -107,11 +107,32 @@ def plan_table(summary: Mapping[str, Any]) -> None:
     ]
     title = f"{summary['model']} {width}x{height}, {len(rows)} stages"
     _table(title, ("stage", "latent", "tokens", "steps", "sigma", "TFLOP"), rows)
+    for line in _mixed_lines(summary):
+        _say(line)
     baseline = summary["baseline"]
+    solver = "" if summary["solver"] == "euler" else f"{summary['solver']} "
     _say(
-        f"{summary['nfe']} steps, {summary['tflops']:.4g} TFLOP; plain {baseline['steps']} steps "
-        f"{baseline['tflops']:.4g} TFLOP: {summary['flops_ratio']:.2f}x fewer"
+        f"{summary['nfe']} {solver}steps, {summary['tflops']:.4g} TFLOP; plain {baseline['steps']} "
+        f"steps {baseline['tflops']:.4g} TFLOP: {summary['flops_ratio']:.2f}x fewer"
     )
+
+
+def _mixed_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """For each mixed stage its tokens of either size, and the rules that chose the fine ones."""
+    pairs = zip(summary["stages"][1:], summary["transitions"], strict=True)
+    for number, (stage, transition) in enumerate(pairs, start=2):
+        rules = [f"{each['count']} by {each['rule']}" for each in transition["promotions"]]
+        if rules:
+            fine = 4 * stage["promoted"]
+            yield (
+                f"stage {number} is mixed: {stage['tokens'] - fine} coarse + {fine} fine tokens, "
+                f"positions {_numbered(summary['positions'])}; promoted {', then '.join(rules)} "
+                f"over {transition['window']} steps"
+            )
+
+
+def _numbered(positions: str) -> str:
+    return "on each query's own grid" if positions == "aligned" else f"in {positions} units"
 
 
 def dry_run_table(summary: Mapping[str, Any]) -> None:
@@ -197,3 +218,28 @@ def doctor_table(summary: Mapping[str, Any]) -> None:
     _table(title, ("backend", "builds", "runs", "version", "missing here, and what adds it"), rows)
     bundled = [model["name"] for model in summary["models"] if model["bundled_weights"]]
     _say(f"models with bundled weights: {', '.join(bundled) or 'none'}")
+
+
+def spectrum_table(summary: Mapping[str, Any]) -> None:
+    """A measured spectrum at every doubling of the frequency, and the law fitted to all of it."""
+    rows, fit = summary["spectrum"], summary["fit"]
+    width, height = summary["size"]
+    octaves = [row for row in rows if (row["frequency"] & (row["frequency"] - 1)) == 0]
+    _table(
+        f"{summary['model']} {width}x{height}, {summary['pictures']['count']} pictures",
+        ("cycles", "power", "standard error", "power law"),
+        [
+            (
+                row["frequency"],
+                f"{row['power']:.4g}",
+                f"{row['error']:.2g}",
+                f"{summary['amplitude'] * row['frequency'] ** -summary['beta']:.4g}",
+            )
+            for row in octaves
+        ],
+    )
+    _say(
+        f"P(w) = {summary['amplitude']:g} * w^-{summary['beta']:g}, fitted from {fit['low']} to "
+        f"{fit['high']} cycles: r2 {fit['r2']:.3f}, at worst {fit['factor']:.2f}x off\n"
+        f"{summary['file']}"
+    )

@@ -56,15 +56,16 @@ def _problems(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def _plan_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str, str]]:
     from fresco_trt.plan.sizes import stage_grids
-    from fresco_trt.run.transition import check_transition
+    from fresco_trt.run.request import check_transitions
 
     plan = manifest.plan
+    distinct = tuple(dict.fromkeys(stage.grid for stage in plan.stages))
     try:
-        grids = stage_grids(facts, plan.size, len(plan.stages))
+        grids = stage_grids(facts, plan.size, len(distinct))
     except PlanError as error:
         yield error.given, error.expected
         return
-    if tuple(stage.grid for stage in plan.stages) != grids:
+    if distinct != grids:
         found = ", ".join(str(stage.grid) for stage in plan.stages)
         yield f"a plan on the grids {found}", f"{', '.join(map(str, grids))} for {facts.name}"
         return
@@ -72,20 +73,21 @@ def _plan_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str,
         yield f"a plan that starts at sigma {plan.stages[0].sigmas[0]:g}", "1, from noise alone"
     if {action for stage in plan.stages for action in stage.actions} != {"full"}:
         yield "a plan with cached steps", "full steps only"
-    for transition, before, after in zip(plan.transitions, grids[:-1], grids[1:], strict=True):
-        try:
-            check_transition(transition, scale=before.scale, scale_next=after.scale)
-        except ValueError as error:
-            yield f"a transition that cannot be applied: {error}", "one that this version knows"
+    try:
+        check_transitions(plan)
+    except ValueError as error:
+        yield f"a transition that cannot be applied: {error}", "one that this version knows"
 
 
 def _engine_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str, str]]:
-    from fresco_trt.models.flux import full_signature
+    from fresco_trt.models.flux import stage_signature
     from fresco_trt.run.sampler import engine_name
 
     wanted = {
-        engine_name(index, "full"): full_signature(facts, stage.grid.tokens, manifest.text_tokens)
-        for index, stage in enumerate(manifest.plan.stages)
+        engine_name(index, "full"): stage_signature(
+            facts, manifest.plan, index, manifest.text_tokens
+        )
+        for index in range(len(manifest.plan.stages))
     }
     found = {record.name: record.signature for record in manifest.engines}
     if found.keys() != wanted.keys():

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.sampler import Step
+    from fresco_trt.run.selection import Choice
 
     OnStep = Callable[[Step], None]
     OnStage = Callable[[int, Image], None]
@@ -97,6 +98,7 @@ class FrescoPipeline:
             self._decoder = FluxDecoder(bundle.pipeline_folder)
         self._layout = HeldLayout(FluxLayout(facts=self._facts, text_tokens=text_tokens), device)
         self._scope = ExitStack()
+        self._choice: Choice | None = None
 
     @classmethod
     def from_bundle(cls, path: str | os.PathLike[str]) -> FrescoPipeline:
@@ -141,7 +143,8 @@ class FrescoPipeline:
 
         `seed` is from 0 to `MAX_SEED`; `guidance` (None: the model's default) only for models that
         take it. `on_step` is called after each step; `on_stage(stage, picture)` after each stage
-        (from 1) but the last, with the stage's clean estimate decoded at its own size.
+        (from 1) but the last, with the stage's clean estimate decoded at its own size; of a mixed
+        stage, at its fine grid's, with what is still coarse repeated over its place.
 
         Raises PlanError for a seed or guidance out of range, IncompatibleOptions for guidance that
         the model does not take, RunError leaves from an engine; warns (PromptWarning) of what the
@@ -174,13 +177,16 @@ class FrescoPipeline:
         times = tuple(_step_time(step) for step in steps)
         return Result(images=images, seed=seed, nfe=len(steps), seconds=seconds, steps=times)
 
-    def with_runners(self, runners: Mapping[str, Runner]) -> FrescoPipeline:
+    def with_runners(
+        self, runners: Mapping[str, Runner], *, choice: Choice | None = None
+    ) -> FrescoPipeline:
         """The same bundle, encoders and decoder over other runners, which the caller keeps open.
 
-        Their outputs must live on the same device.
+        Their outputs must live on the same device. `choice` chooses the tokens that are promoted,
+        in place of the plan's rules (see `fresco_trt.run.selection.select`).
         """
         other = copy.copy(self)
-        other.runners, other._scope = runners, ExitStack()
+        other.runners, other._scope, other._choice = runners, ExitStack(), choice
         return other
 
     def close(self) -> None:
@@ -228,6 +234,8 @@ class FrescoPipeline:
     def _sample(self, inputs: Mapping[str, Tensor], seed: int) -> Iterator[Step]:
         from fresco_trt.run.noise import NoisePyramid, fresh_generator
         from fresco_trt.run.sampler import sample
+        from fresco_trt.run.selection import select
+        from fresco_trt.run.transition import draws
 
         full = self.plan.stages[-1].grid
         pyramid = NoisePyramid.from_seed(
@@ -238,9 +246,11 @@ class FrescoPipeline:
             coarsest=self.plan.stages[0].grid.scale,
             device=self._device,
         )
-        draws = any(transition.noise == "fresh" for transition in self.plan.transitions)
-        fresh = fresh_generator(seed) if draws else None
-        return sample(self.plan, self.runners, inputs, pyramid, self._layout, fresh=fresh)
+        fresh = fresh_generator(seed) if any(map(draws, self.plan.transitions)) else None
+        choice = self._choice or select
+        return sample(
+            self.plan, self.runners, inputs, pyramid, self._layout, fresh=fresh, choice=choice
+        )
 
     def _tell(self, step: Step, on_step: OnStep | None, on_stage: OnStage | None) -> None:
         if on_step is not None:
@@ -257,18 +267,21 @@ class FrescoPipeline:
         from fresco_trt.run.transition import estimate_x0
 
         x0 = estimate_x0(step.tokens, step.velocity, step.sigma_next)
+        if step.mixed is not None:
+            return step.mixed.picture(x0, self._layout)
         return self._layout.unpack(x0, self.plan.stages[step.stage].grid)
 
 
 class HeldLayout:
-    """A model's layout whose rotary tables are made once a grid and kept on the engines' device.
+    """A model's layout whose rotary tables are made once and kept on the engines' device.
 
     Making them takes 30 ms for FLUX at 1024x1024, and moving them again would cost every step.
+    Tables are the same tensors every time, on the device, and not to be written to.
     """
 
     def __init__(self, layout: FluxLayout, device: str) -> None:
         self._layout, self._device = layout, device
-        self._tables: dict[Grid, dict[str, Tensor]] = {}
+        self._tables: dict[Grid | bytes, Mapping[str, Tensor]] = {}
 
     def pack(self, latents: Tensor) -> Tensor:
         """As the layout's own."""
@@ -279,11 +292,20 @@ class HeldLayout:
         return self._layout.unpack(tokens, grid)
 
     def tables(self, grid: Grid) -> Mapping[str, Tensor]:
-        """As the layout's own, on the device; the same tensors every time, not to be written to."""
-        if grid not in self._tables:
-            made = self._layout.tables(grid)
-            self._tables[grid] = {name: value.to(self._device) for name, value in made.items()}
-        return self._tables[grid]
+        """As the layout's own, by grid."""
+        return self._held(grid, lambda: self._layout.tables(grid))
+
+    def tables_at(self, positions: Tensor) -> Mapping[str, Tensor]:
+        """As the layout's own, by the values of ``positions``."""
+        key = positions.numpy().tobytes()
+        return self._held(key, lambda: self._layout.tables_at(positions))
+
+    def _held(
+        self, key: Grid | bytes, make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        if key not in self._tables:
+            self._tables[key] = {name: value.to(self._device) for name, value in make().items()}
+        return self._tables[key]
 
 
 def load_runners(bundle: Bundle, library: Backend, scope: ExitStack) -> dict[str, Runner]:

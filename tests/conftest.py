@@ -8,9 +8,13 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.stages import Positions
 
 # A test that took a setting or a cached model from whoever runs it would pass for them alone.
 _SCRUBBED = ("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "PYTHONWARNINGS")
@@ -81,6 +85,55 @@ def onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def eager_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same plan and weights as eager engines, which take a second to build. Read only."""
     return _turbo_bundle(tmp_path_factory.mktemp("eager"), "eager")
+
+
+@pytest.fixture(scope="session")
+def mixed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eager engines of the bundled weights at 128x128: half size, two mixed stages, and full size.
+
+    Shared by the whole session: read it, never write to it.
+    """
+    return _mixed_bundle(tmp_path_factory.mktemp("mixed-eager"), "eager")
+
+
+@pytest.fixture(scope="session")
+def mixed_onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same plan and weights as engines for ONNX Runtime. Read only."""
+    return _mixed_bundle(tmp_path_factory.mktemp("mixed-onnx"), "onnxruntime")
+
+
+@pytest.fixture(scope="session")
+def aligned_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That plan with phase-aligned attention in its mixed stages, as eager engines. Read only."""
+    return _mixed_bundle(tmp_path_factory.mktemp("aligned-eager"), "eager", positions="aligned")
+
+
+@pytest.fixture(scope="session")
+def aligned_onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as engines for ONNX Runtime. Read only."""
+    folder = tmp_path_factory.mktemp("aligned-onnx")
+    return _mixed_bundle(folder, "onnxruntime", positions="aligned")
+
+
+def _mixed_bundle(folder: Path, backend: str, positions: Positions = "fine") -> Path:
+    from fresco_trt.lower.build import build
+    from fresco_trt.plan.making import plan_from_preset
+    from fresco_trt.plan.presets import Preset
+
+    recipe = Preset(
+        steps=(3, 2, 2, 2),
+        switch=(0.8, 0.7, 0.5),
+        promote=((("converged", 0.25), ("edge", 0.125)), (("changing", 0.25),), ()),
+        window=2,
+        positions=positions,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "fresco_trt.lower.request.make_plan",
+            lambda facts, **options: plan_from_preset(facts, recipe, size=options["size"]),
+        )
+        size = 128, 128
+        return build("flux-tiny", stages=4, size=size, backend=backend, out=folder / "bundle")
 
 
 def _turbo_bundle(folder: Path, backend: str) -> Path:

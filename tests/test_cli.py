@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.bundle import open_bundle
 from fresco_trt.errors import DiskFull, OutputNotWritable
 from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.cost import plan_summary
+from fresco_trt.plan.making import make_plan
 
 ROOT = Path(__file__).parents[1]
 TINY = BUNDLED / "flux-tiny"
 PROMPT = "a red apple on a plain blue background"
-COMMANDS = ("plan", "build", "generate", "verify", "inspect", "doctor")
+COMMANDS = ("plan", "build", "generate", "verify", "inspect", "doctor", "calibrate", "bench")
 PATIENCE = 1200  # seconds, against a hang; nothing is measured
 
 _ERROR = re.compile(r"\Aerror: .+; expected .+\. Fix: .+\n\Z", re.DOTALL)
@@ -121,6 +125,37 @@ def test_the_plan_table_has_every_stage(shell: Shell) -> None:
     assert "x fewer" in ran.out
 
 
+def test_the_plan_table_says_how_a_stage_is_mixed(shell: Shell) -> None:
+    ran = shell("plan", "--model", "flux", "--preset", "fresco-18")
+    assert ran.code == 0
+    assert "stage 2 is mixed: 768 coarse + 1024 fine tokens, positions in fine units" in ran.out
+    assert "promoted 256 by converged-latent over 3 steps" in ran.out
+    assert "4.72x fewer" in ran.out
+    assert "mixed" not in shell("plan", "--model", "flux").out
+
+
+def test_the_plan_table_says_where_attention_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = model_facts("flux")
+    plan = replace(make_plan(facts, stages=3, preset="fresco-18"), positions="aligned")
+    display.plan_table(plan_summary(facts, plan))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1024 fine tokens, positions on each query's own grid" in out
+
+
+def test_plan_json_says_how_a_stage_is_mixed(shell: Shell) -> None:
+    found = shell("plan", "--model", "flux", "--preset", "fresco-18", "--json").json
+    assert [stage["promoted"] for stage in found["stages"]] == [0, 256, 0]
+    assert found["transitions"][0]["promotions"] == [{"rule": "converged-latent", "count": 256}]
+    assert (found["positions"], found["solver"]) == ("fine", "euler")
+
+
+def test_plan_places_its_switches_by_delta(shell: Shell) -> None:
+    found = shell("plan", "--model", "flux", "--delta", 0.01, "--json").json
+    assert found["preset"] is None
+    switches = [each["sigma"] for each in found["transitions"]]
+    assert switches == pytest.approx([0.934, 0.853], abs=6e-4)
+
+
 def test_build_says_built_then_reused_then_what_differs(shell: Shell) -> None:
     states = [
         shell(*build_arguments(out="bundle", **change), "--json").json["bundles"][0]["state"]
@@ -158,6 +193,14 @@ def test_a_dry_run_shows_every_size_and_writes_nothing(shell: Shell) -> None:
     for words in ("stage1.full", "stage2.full", "32x16", "128", "nothing there to reuse"):
         assert words in table.out
     assert shell.left() == []
+
+
+def test_build_places_its_switches_by_delta_as_plan_does(shell: Shell) -> None:
+    arguments = (*build_arguments(delta=0.05, out="bundle"), "--dry-run", "--json")
+    drawn_up = shell(*arguments).json["builds"][0]["plan"]
+    planned = ("--stages", 2, "--preset", "turbo", "--size", "64x64", "--delta", 0.05, "--json")
+    assert drawn_up == shell("plan", "--model", "flux-tiny", *planned).json
+    assert drawn_up["preset"] is None
 
 
 def test_generate_json(shell: Shell, eager_bundle: Path) -> None:
@@ -253,6 +296,13 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (["plan", "--model", "flux-tiny", "--size", "250x250"], ["250x250", "--size 224x224"]),
     (["plan", "--model", "flux-tiny", "--size", "64"], ["'64'", "WIDTHxHEIGHT"]),
     (["plan", "--model", "flux-tiny", "--steps", "0"], ["0 steps"]),
+    (["plan", "--model", "flux", "--delta", "1.5"], ["--delta 1.5", "between 0.01 and 0.2"]),
+    (["plan", "--model", "flux", "--delta", "nan"], ["--delta nan", "between 0.01 and 0.2"]),
+    (["plan", "--model", "flux", "--stages", "1", "--delta", "0.1"], ["no switch", "--stages 2"]),
+    (
+        ["plan", "--model", "flux", "--preset", "fresco-11", "--delta", "0.1"],
+        ["mixed", "--preset balanced"],
+    ),
     (
         ["plan", "--model", "flux-tiny", "--size", "64x64", "--size", "128x128"],
         ["2 sizes", "one size at a time"],
@@ -260,6 +310,8 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (build_arguments(model="flux-tinny"), ["flux-tinny"]),
     (build_arguments(preset="slow"), ["slow"]),
     (build_arguments(stages=9), ["9 stages"]),
+    (build_arguments(delta=0.0), ["--delta 0", "between 0.01 and 0.2"]),
+    (build_arguments(stages=1, delta=0.1), ["no switch", "--stages 2"]),
     (build_arguments(size="100x100"), ["100x100", "--size 96x96"]),
     (build_arguments(size="64by64"), ["64by64"]),
     (build_arguments(steps=9), ["--steps 9 with 2 stages", "leave --steps out"]),

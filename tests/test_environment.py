@@ -13,7 +13,7 @@ from fresco_trt.environment import check_environment
 from fresco_trt.errors import EnvironmentMismatch
 from fresco_trt.manifest import Manifest
 from fresco_trt.models.zoo import model_facts
-from fresco_trt.plan.presets import make_plan
+from fresco_trt.plan.making import make_plan
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,15 @@ def test_engines_of_other_shapes_are_refused(manifest: Manifest) -> None:
         third,
     )
     assert "stage1.full" in refused(manifest, engines=swapped).given
+
+
+def test_engines_of_another_position_scheme_are_refused(
+    mixed_bundle: Path, aligned_bundle: Path
+) -> None:
+    fine, aligned = (open_bundle(path).manifest for path in (mixed_bundle, aligned_bundle))
+    check_environment(aligned)
+    assert "rope_cos_coarse" in refused(fine, plan=aligned.plan).expected
+    assert "rope_cos_coarse" in refused(aligned, plan=fine.plan).given
 
 
 @pytest.mark.parametrize("size", [(128, 64), (1024, 512)])

@@ -46,6 +46,13 @@ def pipe(eager_bundle: Path) -> Iterator[FrescoPipeline]:
 
 
 @pytest.fixture(scope="module")
+def mixed(mixed_bundle: Path) -> Iterator[FrescoPipeline]:
+    """Half size, two mixed stages and full size at 128x128, eager."""
+    with FrescoPipeline.from_bundle(mixed_bundle) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrescoPipeline]:
     """One stage, eager: the plain sampler."""
     folder = fresco_trt.build(
@@ -94,6 +101,46 @@ def test_one_stage_is_diffusers_own_pipeline(
     ours = plain(PROMPT, seed=seed).images[0]
     assert ours.size == (PLAIN_SIZE, PLAIN_SIZE)
     assert np.abs(pixels(ours) - pixels(theirs)).max() <= 2
+
+
+def test_a_mixed_plan_is_the_same_picture_bit_for_bit(mixed: FrescoPipeline) -> None:
+    first = pixels(mixed(PROMPT, seed=4).images[0])
+    assert (pixels(mixed(PROMPT, seed=4).images[0]) == first).all()
+    assert (pixels(mixed(PROMPT, seed=5).images[0]) != first).any()
+
+
+def test_random_promotions_are_the_seeds(
+    mixed: FrescoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same engines serve any rule: only how many tokens it promotes is built in."""
+    ruled = pixels(mixed(PROMPT, seed=4).images[0])
+    transitions = [
+        replace(each, promotions=tuple(replace(one, rule="random") for one in each.promotions))
+        for each in mixed.plan.transitions
+    ]
+    random = replace(mixed.plan, transitions=tuple(transitions))
+    monkeypatch.setattr(FrescoPipeline, "plan", random)
+    first, same = (pixels(mixed(PROMPT, seed=4).images[0]) for _ in range(2))
+    assert (first == same).all()
+    assert (first != ruled).any()
+
+
+def test_a_callers_choice_takes_the_place_of_the_rules(mixed: FrescoPipeline) -> None:
+    seen: list[list[int]] = []
+
+    def last(promotions: Any, window: Any, candidates: torch.Tensor, generator: Any) -> Any:
+        count = sum(promotion.count for promotion in promotions)
+        chosen = candidates.nonzero().flatten()[-count:]
+        return torch.zeros_like(candidates).index_fill(0, chosen, True)
+
+    def look(step: Step) -> None:
+        if step.mixed is not None:
+            seen.append(step.mixed.promoted.tolist())
+
+    mixed.with_runners(mixed.runners, choice=last)(PROMPT, on_step=look)
+    tokens = mixed.plan.stages[0].grid.tokens
+    assert seen[0] == list(range(tokens - mixed.plan.promoted[1], tokens))
+    assert seen[-1] == list(range(tokens - mixed.plan.promoted[2], tokens))
 
 
 @pytest.mark.parametrize("seed", [0, MAX_SEED])
@@ -184,6 +231,36 @@ def test_a_preview_comes_at_the_end_of_each_coarse_stage_at_its_size(pipe: Fresc
 
     pipe(PROMPT, on_step=told.append, on_stage=keep)
     assert previews == [(1, (16, 16), 2), (2, (32, 32), 4)]
+
+
+def test_previews_of_mixed_stages_are_at_the_size_of_their_fine_grid(
+    mixed: FrescoPipeline,
+) -> None:
+    previews: list[tuple[int, tuple[int, int]]] = []
+    mixed(PROMPT, on_stage=lambda stage, image: previews.append((stage, image.size)))
+    assert previews == [(1, (64, 64)), (2, (128, 128)), (3, (128, 128))]
+
+
+def test_a_mixed_stages_estimate_repeats_what_is_still_coarse(mixed: FrescoPipeline) -> None:
+    """And shows the rest as it is: only there do the pixels of a 2x2 block differ."""
+    flat: list[torch.Tensor] = []
+
+    def look(step: Step) -> None:
+        if step.mixed is None:
+            return
+        estimate = mixed._estimate(step)
+        grid = step.mixed.fine
+        assert estimate.shape == (1, FLUX_TINY.latent_channels, grid.height, grid.width)
+        blocks = estimate.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+        is_flat = (blocks == blocks[..., :1]).all(dim=-1).all(dim=1)[0]
+        families = is_flat.unfold(0, 2, 2).unfold(1, 2, 2).flatten(2)
+        wanted = step.mixed.candidates().reshape(step.mixed.coarse.rows, -1)
+        assert torch.equal(families.all(dim=-1), wanted)
+        assert not families[~wanted].any()
+        flat.append(wanted)
+
+    mixed(PROMPT, on_step=look)
+    assert len(flat) == 4
 
 
 def test_one_stage_has_no_previews(plain: FrescoPipeline) -> None:
@@ -345,7 +422,25 @@ def test_tables_are_made_once_a_grid_and_are_the_layouts_own() -> None:
     assert made == grids
 
 
-def test_everything_an_engine_sees_is_on_its_device(pipe: FrescoPipeline) -> None:
+def test_tables_of_positions_are_made_once_and_are_the_layouts_own() -> None:
+    made: list[torch.Tensor] = []
+
+    class Counting:
+        def tables_at(self, positions: torch.Tensor) -> Mapping[str, torch.Tensor]:
+            made.append(positions)
+            return layout.tables_at(positions)
+
+    layout = FluxLayout(facts=FLUX_TINY, text_tokens=8)
+    untyped: Any = Counting()
+    held = HeldLayout(untyped, "cpu")
+    some, others = torch.rand(2, 6, 3)
+    for positions in (some, others, some.clone(), others):
+        for name, table in layout.tables_at(positions).items():
+            assert torch.equal(held.tables_at(positions)[name], table)
+    assert len(made) == 2
+
+
+def test_everything_an_engine_sees_is_on_its_device(mixed: FrescoPipeline) -> None:
     """With the meta device in place of a GPU: nothing is computed, but places are checked."""
     seen: dict[str, set[str]] = {}
 
@@ -362,11 +457,12 @@ def test_everything_an_engine_sees_is_on_its_device(pipe: FrescoPipeline) -> Non
         pass
 
     def stop(step: Step) -> None:
-        raise Reached
+        if step.step + 1 == step.steps_total:
+            raise Reached
 
-    runners: Any = {name: Meta(runner.signature) for name, runner in pipe.runners.items()}
-    away = FrescoPipeline(pipe.bundle, runners, "meta")
+    runners: Any = {name: Meta(runner.signature) for name, runner in mixed.runners.items()}
+    away = FrescoPipeline(mixed.bundle, runners, "meta")
     with pytest.raises(Reached):
         away(PROMPT, on_step=stop)
-    assert set(seen) == {spec.name for spec in pipe.runners["stage1.full"].signature.inputs}
+    assert set(seen) == {spec.name for spec in mixed.runners["stage1.full"].signature.inputs}
     assert set.union(*seen.values()) == {"meta"}

@@ -26,12 +26,13 @@ ROOT = Path(__file__).parents[1]
 SIGNATURES = {
     "plan": (
         "(model: 'str', *, stages: 'int', preset: 'str' = 'balanced', size: 'Size | None' = None, "
-        "steps: 'int | None' = None) -> 'StagePlan'"
+        "steps: 'int | None' = None, delta: 'float | None' = None) -> 'StagePlan'"
     ),
     "build": (
         "(model: 'str', *, stages: 'int' = 3, preset: 'str | None' = None, "
-        "size: 'Size | None' = None, steps: 'int | None' = None, weights: 'str | None' = None, "
-        "backend: 'str' = 'onnxruntime', precision: 'str' = 'fp32', cache: 'str' = 'none', "
+        "size: 'Size | None' = None, steps: 'int | None' = None, delta: 'float | None' = None, "
+        "weights: 'str | None' = None, backend: 'str' = 'onnxruntime', "
+        "precision: 'str' = 'fp32', cache: 'str' = 'none', "
         "targets: 'tuple[str, ...]' = (), out: 'str | Path | None' = None, "
         "progress: 'Progress' = silent) -> 'Path'"
     ),
@@ -137,6 +138,12 @@ def test_plan_makes_a_plan_of_so_many_stages(name: str, stages: int) -> None:
 
 def test_one_stage_takes_its_steps_from_the_caller() -> None:
     assert fresco_trt.plan("flux-tiny", stages=1, steps=9).nfe == 9
+
+
+def test_delta_places_the_switches() -> None:
+    tight, loose = (fresco_trt.plan("flux", stages=2, delta=delta) for delta in (0.01, 0.05))
+    assert tight.transitions[0].sigma > loose.transitions[0].sigma
+    assert tight.nfe == loose.nfe == fresco_trt.plan("flux", stages=2).nfe
 
 
 def test_pretrained_names_the_folder_of_a_bundled_model(

@@ -19,8 +19,14 @@ from fresco_trt.backends.base import Backend, Runner
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.bundle import Bundle
 from fresco_trt.errors import BundleNotFound, IncompatibleOptions, PlanError, VerificationFailed
+from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.plan.grid import Grid
+from fresco_trt.plan.stages import Promotion
+from fresco_trt.run.selection import Window
 from fresco_trt.verify import (
+    PROMPT,
     TOLERANCES,
+    Choices,
     ComparingRunner,
     Comparison,
     OutputError,
@@ -40,7 +46,7 @@ def built(folder: Path, **options: Any) -> Path:
 class Disturbed:
     """A runner that adds an error to the velocity of another."""
 
-    def __init__(self, runner: Runner, error: float) -> None:
+    def __init__(self, runner: Runner, error: float | Tensor) -> None:
         self.signature, self._runner, self._error = runner.signature, runner, error
 
     def __enter__(self) -> Disturbed:
@@ -53,7 +59,7 @@ class Disturbed:
         return {"velocity": self._runner(inputs)["velocity"] + self._error}
 
 
-def disturb(monkeypatch: pytest.MonkeyPatch, name: str, error: float) -> None:
+def disturb(monkeypatch: pytest.MonkeyPatch, name: str, error: float | Tensor) -> None:
     """Let the engine of that name be wrong whenever a bundle is loaded."""
     load = pipeline.load_runners
 
@@ -80,6 +86,78 @@ def test_the_reference_itself_has_no_error(eager_bundle: Path) -> None:
     found = verify_bundle(eager_bundle, seed=4, prompt="a cat on a striped pink background")
     assert {(e.max, e.relative) for e in found.engines} == {(0.0, 0.0)}
     assert found.pixels == 0
+
+
+def test_sound_engines_of_a_mixed_plan_pass(mixed_onnx_bundle: Path) -> None:
+    found = verify_bundle(mixed_onnx_bundle)
+    found.require()
+    assert [error.engine for error in found.engines] == [*NAMES, "stage4.full"]
+    assert all(0 < error.relative < 1e-4 for error in found.engines)
+
+
+def test_the_reference_of_an_aligned_plan_is_aligned(
+    aligned_bundle: Path, mixed_bundle: Path
+) -> None:
+    found = verify_bundle(aligned_bundle)
+    assert {(e.max, e.relative) for e in found.engines} == {(0.0, 0.0)}
+    assert found.pixels == 0
+    pictures = []
+    for path in (aligned_bundle, mixed_bundle):
+        with pipeline.FrescoPipeline.from_bundle(path) as pipe:
+            pictures.append(pipe(PROMPT).images[0].tobytes())
+    assert pictures[0] != pictures[1]
+
+
+@pytest.mark.slow
+def test_sound_engines_of_an_aligned_plan_pass(aligned_onnx_bundle: Path) -> None:
+    found = verify_bundle(aligned_onnx_bundle)
+    found.require()
+    assert all(0 < error.relative < 1e-4 for error in found.engines)
+
+
+@pytest.mark.parametrize("name", ["stage2.full", "stage3.full"])
+def test_a_disturbed_engine_of_a_mixed_stage_is_named(
+    mixed_bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    disturb(monkeypatch, name, 1e-2)
+    found = verify_bundle(mixed_bundle)
+    assert [error.engine for error in found.engines if error.relative > 1e-3] == [name]
+
+
+def test_engines_alone_promote_what_the_reference_promoted(
+    mixed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though their own steps would have told them otherwise, or a rounding error tips a token."""
+    runs: list[list[list[int]]] = []
+
+    def look(self: Any, step: Any, *told: Any) -> None:
+        if step.step == 0:
+            runs.append([])
+        runs[-1].append([] if step.mixed is None else step.mixed.promoted.tolist())
+
+    monkeypatch.setattr(pipeline.FrescoPipeline, "_tell", look)
+    disturb(monkeypatch, "stage1.full", torch.randn(1, 64, FLUX_TINY.in_channels))
+    verify_bundle(mixed_bundle)
+    with pipeline.FrescoPipeline.from_bundle(mixed_bundle) as pipe:
+        pipe(PROMPT)
+    reference, alone, unaided = runs
+    assert alone == reference
+    assert unaided != reference
+
+
+def test_a_repeated_choice_draws_what_the_first_drew() -> None:
+    """Whatever is drawn after it is then the same, too."""
+    window = Window.empty(1, Grid(height=8, width=8, scale=0.5), torch.zeros(1, 16, 4))
+    other = Window.empty(1, Grid(height=8, width=8, scale=0.5), torch.ones(1, 16, 4))
+    promotions = [Promotion(rule="random", count=3)]
+    everyone, choices, drawn = torch.ones(16, dtype=torch.bool), Choices(), []
+    for choose, seen in ((choices.make, window), (choices.repeat, other)):
+        generator = torch.Generator().manual_seed(1)
+        masks = [choose(promotions, seen, everyone, generator) for _ in range(2)]
+        drawn.append([*masks, torch.rand(4, generator=generator)])
+    for first, second in zip(*drawn, strict=True):
+        assert torch.equal(first, second)
+    assert not torch.equal(drawn[0][0], drawn[0][1])
 
 
 @pytest.mark.parametrize("name", NAMES)

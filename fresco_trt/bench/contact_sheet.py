@@ -15,25 +15,35 @@ import typer
 from fresco_trt.bench.plain import MODEL, Plain, draw, judged_scenes, load_pipeline
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL.Image import Image
 
-COLUMNS, TILE, CAPTION = 8, 144, 44
+COLUMNS, TILE, CAPTION, MARGIN = 8, 144, 44, 140
 PLAIN_STEPS = 28
 
 
-def sheet(rows: list[tuple[str, Image, Image]]) -> Image:
-    """Tiles of (caption, upper picture, lower picture), eight pairs to a band."""
+def sheet(scenes: Sequence[tuple[str, Sequence[Image]]], labels: Sequence[str] = ()) -> Image:
+    """Tiles of (caption, its pictures from top to bottom), eight scenes to a band.
+
+    ``labels`` say what each line of pictures is, in a margin on the left.
+    """
     from PIL import Image, ImageDraw
 
-    bands = -(-len(rows) // COLUMNS)
-    canvas = Image.new("RGB", (COLUMNS * TILE, bands * (2 * TILE + CAPTION)), "white")
+    lines, margin = len(scenes[0][1]), MARGIN if labels else 0
+    band = lines * TILE + CAPTION
+    bands = -(-len(scenes) // COLUMNS)
+    canvas = Image.new("RGB", (margin + COLUMNS * TILE, bands * band), "white")
     pen = ImageDraw.Draw(canvas)
-    for index, (caption, upper, lower) in enumerate(rows):
-        left, top = index % COLUMNS * TILE, index // COLUMNS * (2 * TILE + CAPTION)
-        pen.text((left + 3, top + 2), textwrap.fill(caption, 24), fill="black", font_size=11)
-        for offset, picture in enumerate((upper, lower)):
-            place = (left, top + CAPTION + offset * TILE)
+    for index, (caption, pictures) in enumerate(scenes):
+        left, top = margin + index % COLUMNS * TILE, index // COLUMNS * band
+        pen.text((left + 3, top + 2), textwrap.fill(caption, 22), fill="black", font_size=11)
+        for line, picture in enumerate(pictures):
+            place = (left, top + CAPTION + line * TILE)
             canvas.paste(picture.resize((TILE, TILE), Image.Resampling.LANCZOS), place)
+    for index, label in enumerate([*labels] * bands):
+        top = index // lines * band + CAPTION + index % lines * TILE
+        pen.text((3, top + 4), textwrap.fill(label, 22), fill="black", font_size=11)
     return canvas
 
 
@@ -56,7 +66,7 @@ def main(
                 pictures, _ = draw(plain, [scene], [seed], Plain(steps=PLAIN_STEPS))
                 pixels = ((pictures[0] / 2 + 0.5) * 255).round().byte().permute(1, 2, 0)
                 lower = pipe(scene.caption, seed=seed).images[0]
-                rows.append((scene.caption, fromarray(pixels.numpy(), "RGB"), lower))
+                rows.append((scene.caption, (fromarray(pixels.numpy(), "RGB"), lower)))
                 print(f"{seed + 1}/{count} {scene.caption}", flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet(rows).save(out, quality=88)

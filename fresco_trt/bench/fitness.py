@@ -55,12 +55,13 @@ def measure(
 
 def row(measured: dict[str, Any], real: torch.Tensor) -> dict[str, Any]:
     """Scores of an operating point with 95% intervals, and its distance to real renders."""
+    from fresco_trt.bench.quality import distance_interval
     from fresco_trt.demo.score import wilson_interval
 
     found: list[Verdict] = measured["verdicts"]
     total, right = len(found), sum(v.right for v in found)
     low, high = wilson_interval(right, total)
-    distance, spread = _distance(measured["features"], real)
+    distance, nearest, furthest = distance_interval(measured["features"], real)
     return {
         "name": measured["point"].name,
         "steps": measured["point"].steps,
@@ -72,25 +73,9 @@ def row(measured: dict[str, Any], real: torch.Tensor) -> dict[str, Any]:
         "colour": sum(v.colour for v in found) / total,
         "pattern": sum(v.pattern for v in found) / total,
         "distance": distance,
-        "distance_low": distance - 1.96 * spread,
-        "distance_high": distance + 1.96 * spread,
+        "distance_low": nearest,
+        "distance_high": furthest,
     }
-
-
-def _distance(features: torch.Tensor, real: torch.Tensor, halves: int = 20) -> tuple[float, float]:
-    """Frechet distance, and its standard error by resampling pictures (bootstrap)."""
-    import torch
-
-    from fresco_trt.demo.score import frechet_distance
-
-    generator = torch.Generator().manual_seed(0)
-    draws = [
-        frechet_distance(
-            features[torch.randint(len(features), (len(features),), generator=generator)], real
-        )
-        for _ in range(halves)
-    ]
-    return frechet_distance(features, real), float(torch.tensor(draws).std())
 
 
 def main(

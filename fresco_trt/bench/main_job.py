@@ -119,11 +119,12 @@ def _psnr(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float
     """Mean peak signal-to-noise ratio in dB to the reference pictures; None for the reference."""
     import torch
 
-    errors = [(a - b).square().mean() for a, b in zip(ours, theirs, strict=True)]
-    if max(errors) == 0:
+    from fresco_trt.bench.quality import DECIBELS, psnr
+
+    decibels = torch.cat([psnr(a, b) for a, b in zip(ours, theirs, strict=True)])
+    if bool(decibels.isinf().all()):
         return None
-    decibels = [10 * torch.log10(4 / error.clamp(min=1e-10)) for error in errors]
-    return round(torch.stack(decibels).mean().item(), 2)
+    return round(decibels.clamp(max=DECIBELS).mean().item(), 2)
 
 
 def cold_start(bundle: Path) -> dict[str, float]:

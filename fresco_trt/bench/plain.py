@@ -12,9 +12,13 @@ from fresco_trt.demo.scenes import Scene, random_scene
 from fresco_trt.models.zoo import model_facts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import torch
+
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.sizes import Size
 
 MODEL = "flux-tiny"
 
@@ -38,17 +42,23 @@ def judged_scenes(count: int, seed: int = 2026) -> list[Scene]:
     return [random_scene(rng, held_out=i % 4 == 3) for i in range(count)]
 
 
-def load_pipeline() -> Any:
-    """diffusers' FluxPipeline over the bundled weights, float32, silent."""
+def load_pipeline(folder: Path | None = None, device: str = "cpu") -> Any:
+    """diffusers' FluxPipeline over `folder` (default: the bundled weights), float32, silent."""
     import diffusers
 
+    from fresco_trt.models.flux_parts import no_bar
     from fresco_trt.models.weights import BUNDLED
 
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    for library in ("diffusers", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     untyped: Any = diffusers
-    pipe = untyped.FluxPipeline.from_pretrained(BUNDLED / MODEL, low_cpu_mem_usage=False)
+    untyped.utils.logging.disable_progress_bar()
+    with no_bar():
+        pipe = untyped.FluxPipeline.from_pretrained(
+            folder or BUNDLED / MODEL, low_cpu_mem_usage=False
+        )
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe.to(device)
 
 
 def draw(
@@ -62,33 +72,58 @@ def draw(
     import torch
 
     facts = model_facts(MODEL)
-    width, height = facts.default_size
     captions = [scene.caption for scene in scenes]
     with torch.no_grad():
         text, pooled, _ = pipe.encode_prompt(
             prompt=captions, prompt_2=None, max_sequence_length=facts.text_tokens
         )
-        _set_shift(pipe, point.mu)
-        began = perf_counter()
-        tokens = pipe(
-            prompt_embeds=text,
-            pooled_prompt_embeds=pooled,
-            width=width,
-            height=height,
-            num_inference_steps=point.steps,
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            output_type="latent",
-        ).images
-        seconds = perf_counter() - began
-        latents = pipe._unpack_latents(tokens, height, width, pipe.vae_scale_factor)
+        inputs = {"text": text, "pooled": pooled}
+        latents, seconds = denoise(pipe, facts, facts.default_size, inputs, seeds, point)
         config = pipe.vae.config
         pictures = pipe.vae.decode(latents / config.scaling_factor + config.shift_factor).sample
     return pictures.clamp(-1, 1), seconds
 
 
-def _set_shift(pipe: Any, mu: float | None) -> None:
-    rule = model_facts(MODEL).shift
+def denoise(
+    pipe: Any,
+    facts: ModelFacts,
+    size: Size,
+    inputs: Mapping[str, torch.Tensor],
+    seeds: Sequence[int],
+    point: Plain,
+) -> tuple[torch.Tensor, float]:
+    """Normalised latents [B,C,h,w] on the CPU for encoded prompts, and the seconds that took.
+
+    `inputs` are `text` [B,T,D] and `pooled` [B,P], on the pipeline's device; `size` is (width,
+    height) in pixels. Raises ValueError for a log-shift on a model that has no shift.
+    """
+    import torch
+
+    width, height = size
+    _set_shift(pipe, facts, point.mu)
+    guidance = {} if facts.guidance_default is None else {"guidance_scale": facts.guidance_default}
+    with torch.no_grad():
+        began = perf_counter()
+        tokens = pipe(
+            prompt_embeds=inputs["text"],
+            pooled_prompt_embeds=inputs["pooled"],
+            width=width,
+            height=height,
+            num_inference_steps=point.steps,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="latent",
+            **guidance,
+        ).images.cpu()  # which waits for a device that runs behind
+        seconds = perf_counter() - began
+        latents = pipe._unpack_latents(tokens, height, width, pipe.vae_scale_factor)
+    return latents, seconds
+
+
+def _set_shift(pipe: Any, facts: ModelFacts, mu: float | None) -> None:
+    rule = facts.shift
     if rule is None:
-        raise ValueError(f"{MODEL} has no shift rule")
+        if mu is not None:
+            raise ValueError(f"a log-shift of {mu:g}, but the sigmas of {facts.name} have none")
+        return
     low, high = (rule.base_shift, rule.max_shift) if mu is None else (mu, mu)
     pipe.scheduler.register_to_config(base_shift=low, max_shift=high)

@@ -64,7 +64,12 @@ def median_and_range(values: Sequence[float]) -> dict[str, float]:
 
 def store(document: dict[str, Any], path: Path) -> None:
     """Write a result as JSON, replacing an older one in one step."""
+    store_text(json.dumps(document, indent=1) + "\n", path)
+
+
+def store_text(text: str, path: Path) -> None:
+    """Write a text file, replacing an older one in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
@@ -54,6 +57,80 @@ def fitness_table(document: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
+
+
+def bench_table(document: dict[str, Any]) -> str:
+    """One row a point of a bench's document, ablations left out, and a line on how it was run."""
+    rows = [row for row in document["rows"] if not row["ablation"]]
+    machine, (width, height) = document["machine"], document["size"]
+    return "\n".join(
+        [
+            *_bench_head("method"),
+            *(_bench_row(_named(row, "method", "preset", "variant"), row) for row in rows),
+            "",
+            f"`{document['command']}` at {document['commit']}: {document['scenes']} scenes, model "
+            f"`{document['model']}` at {width}x{height}, {document['instrument']} instrument, "
+            f"{machine['cores']} cores of {machine['processor']}. Score: {document['score']}. "
+            "In brackets: 95% intervals.",
+        ]
+    )
+
+
+def ablation_table(document: dict[str, Any]) -> str:
+    """The ablations of a bench's document below the preset that each changes one thing of."""
+    changed = [row for row in document["rows"] if row["ablation"]]
+    names = {(row["method"], row["preset"]) for row in changed}
+    bases = [
+        row
+        for row in document["rows"]
+        if (row["method"], row["preset"]) in names and not row["ablation"]
+    ]
+    return "\n".join(
+        [
+            *_bench_head("changed"),
+            *(_bench_row(_named(row, "method", "preset"), row) for row in bases),
+            *(_bench_row(row["ablation"], row) for row in changed),
+        ]
+    )
+
+
+def _bench_head(first: str) -> tuple[str, str]:
+    closeness = ("SSIM", "PSNR, dB", "distance")
+    columns = (first, "steps", "speed-up", "fewer FLOPs", "score", *closeness, "img/s", "peak MB")
+    return f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"
+
+
+def _bench_row(name: str, row: dict[str, Any]) -> str:
+    cells = (
+        name,
+        str(row["nfe"]),
+        interval(row, "speedup", 2),
+        number(row["flops_ratio"], 2),
+        interval(row, "score", 2),
+        interval(row, "ssim", 3),
+        number(row["psnr"], 1),
+        interval(row, "distance", 1),
+        number(row["images_per_second"], 2),
+        number(row["peak_mb"], 0),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _named(row: dict[str, Any], *keys: str) -> str:
+    return ", ".join(row[key] for key in keys if row[key])
+
+
+def interval(row: Mapping[str, Any], key: str, digits: int) -> str:
+    """A value and its 95% interval; nothing where it was not measured."""
+    if row[key] is None:
+        return ""
+    low, high = row[f"{key}_low"], row[f"{key}_high"]
+    return f"{row[key]:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A value, or nothing where it was not measured."""
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def stored(name: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from fresco_trt.lower.request import (
     resolve,
 )
 from fresco_trt.manifest import EngineRecord, ManifestDraft
-from fresco_trt.models.flux import full_graph, load_transformer
+from fresco_trt.models.flux import graph_from_signature, load_transformer
 from fresco_trt.models.flux_parts import PIPELINE_PARTS, find_pipeline
 from fresco_trt.models.weights import BUNDLED, weights_digest
 
@@ -83,6 +83,7 @@ def build(
     preset: str | None = None,
     size: Size | None = None,
     steps: int | None = None,
+    delta: float | None = None,
     weights: str | None = None,
     backend: str = "onnxruntime",
     precision: str = "fp32",
@@ -93,11 +94,11 @@ def build(
 ) -> Path:
     """Build the engine bundle of a plan and return its folder.
 
-    `size` is (width, height) in pixels; `steps` only for one stage; `weights` a diffusers folder,
-    a .safetensors file, "random", or None for the bundled or hub weights; `targets` GPU
-    architectures for TensorRT ("sm89"). A bundle with the same build key is reused. Raises
-    PlanError or LowerError leaves; whatever happens, `out` holds the old bundle or the complete
-    new one.
+    `size` is (width, height) in pixels; `steps` only for one stage; `delta` places the switches by
+    the spectrum of the model's latents; `weights` a diffusers folder, a .safetensors file,
+    "random", or None for the bundled or hub weights; `targets` GPU architectures for TensorRT
+    ("sm89"). A bundle with the same build key is reused. Raises PlanError or LowerError leaves;
+    whatever happens, `out` holds the old bundle or the complete new one.
     """
     request = BuildRequest(
         model=model,
@@ -105,6 +106,7 @@ def build(
         preset=preset,
         size=size,
         steps=steps,
+        delta=delta,
         weights=weights,
         backend=backend,
         precision=precision,
@@ -228,17 +230,17 @@ def _stage_graphs(made: Ingredients, work: Path, progress: Progress) -> tuple[St
     from fresco_trt.run.sampler import engine_name
 
     resolved, source = made.resolved, work / "transformer"
-    module = full_graph(made.transformer)
+    signatures = [resolved.signature(index) for index in range(len(resolved.plan.stages))]
     graphs = tuple(
         StageGraph(
             name=engine_name(index, "full"),
-            signature=resolved.signature(index),
-            module=module,
+            signature=signature,
+            module=graph_from_signature(made.transformer, signature),
             onnx=None,
             weights=None,
             source=source,
         )
-        for index in range(len(resolved.plan.stages))
+        for index, signature in enumerate(signatures)
     )
     if resolved.backend.describe().graph_format == "onnx":
         return export_stages(graphs, resolved.graphs or work, progress=progress)

@@ -149,6 +149,7 @@ def built_record(resolved: Resolved, seconds: float) -> BuiltRecord:
         "model": resolved.facts.name,
         "stages": len(resolved.plan.stages),
         "preset": resolved.plan.preset,
+        "delta": resolved.delta,
         "size": format_size(resolved.plan.size),
         "weights": "a given path" if given else resolved.weights,
         "precision": resolved.precision,

@@ -15,10 +15,10 @@ from fresco_trt.backends.base import check_precision
 from fresco_trt.canonical import MANIFEST_NAME
 from fresco_trt.doctor import in_words, missing_to_build
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable
-from fresco_trt.models.flux import full_signature
+from fresco_trt.models.flux import stage_signature
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.cost import plan_summary
-from fresco_trt.plan.presets import make_plan
+from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.sizes import format_size, parse_sizes
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class BuildRequest:
     size: Size | None = None
     preset: str | None = None
     steps: int | None = None
+    delta: float | None = None
     weights: str | None = None
     backend: str = "onnxruntime"
     precision: str = "fp32"
@@ -59,11 +60,13 @@ class BuildRequest:
 class Resolved:
     """A request with nothing left open: what will be built, with what, for which GPUs, and where.
 
-    ``graphs`` is where the ONNX graphs are kept, if they are.
+    ``delta`` is the tolerance that placed the plan's switches, if one did; ``graphs`` is where the
+    ONNX graphs are kept, if they are.
     """
 
     facts: ModelFacts
     plan: StagePlan
+    delta: float | None
     backend: Backend
     precision: str
     targets: tuple[str, ...]
@@ -73,8 +76,7 @@ class Resolved:
 
     def signature(self, stage: int) -> GraphSignature:
         """Signature of the engine of the stage counted from 0."""
-        tokens = self.plan.stages[stage].grid.tokens
-        return full_signature(self.facts, tokens, self.facts.text_tokens)
+        return stage_signature(self.facts, self.plan, stage, self.facts.text_tokens)
 
 
 def resolve(request: BuildRequest) -> Resolved:
@@ -90,6 +92,7 @@ def resolve(request: BuildRequest) -> Resolved:
         preset=request.preset,
         size=request.size,
         steps=request.steps,
+        delta=request.delta,
     )
     library = backend(request.backend)
     about = library.describe()
@@ -99,6 +102,7 @@ def resolve(request: BuildRequest) -> Resolved:
     return Resolved(
         facts=facts,
         plan=plan,
+        delta=request.delta,
         backend=library,
         precision=request.precision,
         targets=_targets(request.targets, about),
@@ -145,7 +149,7 @@ def _engines(resolved: Resolved) -> list[dict[str, Any]]:
     return [
         {
             "name": engine_name(index, action),
-            "tokens": stage.grid.tokens,
+            "tokens": resolved.plan.tokens[index],
             "latents": f"{stage.grid.width}x{stage.grid.height}",
             "signature": resolved.signature(index).to_json(),
         }

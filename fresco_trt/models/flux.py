@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.errors import IncompatibleOptions, InvalidPlan
 from fresco_trt.models.weights import check_names, find_transformer, read_config, read_weights
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
@@ -24,9 +24,13 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from fresco_trt.models.flux_graph import FullGraph
+    from fresco_trt.plan.stages import StagePlan
 
 TRANSFORMER = "FluxTransformer2DModel"
 THETA = 10_000.0
+
+COARSE_ROPE = ("rope_cos_coarse", "rope_sin_coarse")
+"""Inputs that only the phase-aligned graphs have."""
 
 REPOSITORIES: Mapping[str, str] = {
     "flux": "black-forest-labs/FLUX.1-dev",
@@ -99,7 +103,7 @@ def _angles(width: int, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FluxLayout:
-    """Packing and rotary tables of one FLUX model, as the sampler asks for them: by grid."""
+    """Packing and rotary tables of one FLUX model: a ``Layout`` of ``run/layout.py``."""
 
     facts: ModelFacts
     text_tokens: int
@@ -114,7 +118,10 @@ class FluxLayout:
 
     def tables(self, grid: Grid) -> Mapping[str, Tensor]:
         """``rope_cos`` and ``rope_sin`` [T+N, head_dim], float32, of the raster of ``grid``."""
-        positions = position_ids(grid.rows, grid.columns)
+        return self.tables_at(position_ids(grid.rows, grid.columns))
+
+    def tables_at(self, positions: Tensor) -> Mapping[str, Tensor]:
+        """The same for tokens at any ``positions`` [N,3]; raises as :func:`rotary_tables`."""
         cos, sin = rotary_tables(self.facts, self.text_tokens, positions)
         return {"rope_cos": cos, "rope_sin": sin}
 
@@ -123,13 +130,25 @@ class FluxLayout:
 
 
 def full_signature(
-    facts: ModelFacts, tokens: int, text_tokens: int, *, feature: bool = False, batch: int = 1
+    facts: ModelFacts,
+    tokens: int,
+    text_tokens: int,
+    *,
+    promoted: int = 0,
+    feature: bool = False,
+    batch: int = 1,
 ) -> GraphSignature:
     """Signature of the ``full`` graph for ``tokens`` image tokens; all float32.
 
     ``timestep`` is sigma and ``guidance`` the plain scale (neither times 1000); ``guidance`` is an
-    input only of guidance-distilled models. Raises InvalidPlan for a count below one.
+    input only of guidance-distilled models. With ``promoted``, how many coarse tokens the last
+    ``4 * promoted`` are the children of, it is the phase-aligned variant's, which takes tables of
+    the coarse frame too. Raises InvalidPlan for a count below one, or children beyond ``tokens``.
     """
+    if promoted and not 0 < 4 * promoted <= tokens:
+        given = f"{tokens} tokens, {promoted} of them expanded to four"
+        raise InvalidPlan(given, expected=f"from 0 to {tokens // 4}", fix="correct the plan")
+    coarse_rows = text_tokens + tokens - 3 * promoted
     inputs = {
         "latents": (batch, tokens, facts.in_channels),
         "text": (batch, text_tokens, facts.text_dim),
@@ -138,12 +157,20 @@ def full_signature(
         **({"guidance": (batch,)} if facts.guidance else {}),
         "rope_cos": (text_tokens + tokens, facts.head_dim),
         "rope_sin": (text_tokens + tokens, facts.head_dim),
+        **(dict.fromkeys(COARSE_ROPE, (coarse_rows, facts.head_dim)) if promoted else {}),
     }
     outputs = {
         "velocity": (batch, tokens, facts.in_channels),
         **({"feature": (batch, tokens, facts.hidden)} if feature else {}),
     }
     return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+
+
+def stage_signature(
+    facts: ModelFacts, plan: StagePlan, stage: int, text_tokens: int
+) -> GraphSignature:
+    """Signature of the ``full`` graph of a plan's stage, counted from 0."""
+    return full_signature(facts, plan.tokens[stage], text_tokens, promoted=plan.aligned[stage])
 
 
 def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
@@ -161,7 +188,16 @@ def full_graph(transformer: Module, *, feature: bool = False) -> FullGraph:
 
 def graph_from_signature(transformer: Module, signature: GraphSignature) -> FullGraph:
     """The module a signature of this family was written for (eager runners rebuild it so)."""
-    return full_graph(transformer, feature="feature" in {spec.name for spec in signature.outputs})
+    feature = "feature" in {spec.name for spec in signature.outputs}
+    if COARSE_ROPE[0] not in {spec.name for spec in signature.inputs}:
+        return full_graph(transformer, feature=feature)
+    from fresco_trt.models.flux_aligned import AlignedGraph, MixedOrder
+
+    text, tokens = (signature.input(name).shape[1] for name in ("text", "latents"))
+    coarse = signature.input(COARSE_ROPE[0]).shape[0] - text
+    promoted = (tokens - coarse) // 3
+    order = MixedOrder(text=text, kept=coarse - promoted, promoted=promoted)
+    return AlignedGraph(transformer, order, feature=feature).eval()
 
 
 # --- weights ----------------------------------------------------------------------------------

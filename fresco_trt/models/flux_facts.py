@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fresco_trt.plan.facts import ModelFacts, ShiftRule
+from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.presets import Preset
+from fresco_trt.plan.schedule import ShiftRule
+from fresco_trt.plan.spectrum import FLUX_1, Spectrum
 
 # Against 28 full steps: 2.8x, 4.5x, 7x, 10x.
 _TINY_PRESETS = {
@@ -58,6 +60,28 @@ _DEV_PRESETS = {
         2: Preset(steps=(7, 3), switch=(0.544,)),
         3: Preset(steps=(4, 5, 3), switch=(0.751, 0.544)),
     },
+}
+
+
+def _fresco(steps: tuple[int, int, int], share: float, switch: tuple[float, float]) -> Preset:
+    """A point of Fresco's, with what was published of the method (arXiv 2601.07462): coarse, mixed
+    and full stage, the tokens whose latents varied least promoted, and the Hadamard expansion with
+    the noise of one field, which is the rewind over Haar."""
+    return Preset(
+        steps=steps,
+        switch=switch,
+        lift="haar",
+        noise="rewind",
+        promote=((("converged-latent", share),), ()),
+    )
+
+
+# Named by their steps. Steps and shares are those that give the published FLOPs (1295.99, 788.03
+# and 486.85 T; the paper prints neither), the switches RALU's for such budgets (arXiv 2507.08422).
+_FRESCO_PRESETS = {
+    "fresco-30": {3: _fresco((10, 10, 10), 0.25, (0.7, 0.55))},
+    "fresco-18": {3: _fresco((5, 7, 6), 0.25, (0.7, 0.55))},
+    "fresco-11": {3: _fresco((5, 2, 4), 0.4, (0.8, 0.7))},
 }
 
 # Four steps leave little to divide: against 4 full steps 1.1x, 1.5x, 1.7x, 3x. The switches are
@@ -109,6 +133,12 @@ FLUX_TINY = ModelFacts(
     max_pixels=512 * 512,
     parameters=5_226_384,
     shift=ShiftRule(base_shift=0.5, max_shift=1.15, base_tokens=64, max_tokens=1024),
+    spectrum=Spectrum(
+        amplitude=289.386,
+        beta=2.50263,
+        source="calibration/flux-tiny-spectrum.json: 512 drawn scenes at 256x256",
+        side=64,
+    ),
     presets=_TINY_PRESETS,
 )
 
@@ -136,7 +166,8 @@ FLUX_DEV = ModelFacts(
     max_pixels=2048 * 2048,
     parameters=11_901_408_320,
     shift=ShiftRule(base_shift=0.5, max_shift=1.15, base_tokens=256, max_tokens=4096),
-    presets=_DEV_PRESETS,
+    spectrum=FLUX_1,
+    presets=_DEV_PRESETS | _FRESCO_PRESETS,
 )
 
 FLUX_SCHNELL = replace(
@@ -152,6 +183,6 @@ FLUX_SCHNELL = replace(
 )
 
 # The cost of Kontext counts the picture's own tokens; a reference picture adds its own.
-FLUX_KONTEXT = replace(FLUX_DEV, name="flux-kontext", guidance_default=2.5)
+FLUX_KONTEXT = replace(FLUX_DEV, name="flux-kontext", guidance_default=2.5, presets=_DEV_PRESETS)
 
 FLUX_FACTS = (FLUX_TINY, FLUX_DEV, FLUX_SCHNELL, FLUX_KONTEXT)

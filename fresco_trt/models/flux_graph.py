@@ -24,6 +24,9 @@ class FullGraph(nn.Module):
     expanded to sinusoids in float32, where bfloat16 would round sigma to three digits.
     """
 
+    tables = 2
+    """How many inputs are tables of positions: the last ones."""
+
     # ``Any`` because diffusers' attributes carry no types.
     def __init__(self, transformer: Any, *, feature: bool = False) -> None:
         super().__init__()
@@ -37,17 +40,19 @@ class FullGraph(nn.Module):
         """Velocity, and the feature if asked for, of one batch.
 
         ``latents`` [B,N,C], ``text`` [B,T,D], ``pooled`` [B,P], ``timestep`` [B] (sigma in 0..1),
-        then ``guidance`` [B] if the model has it, ``rope_cos`` and ``rope_sin`` [T+N, head_dim].
+        then ``guidance`` [B] if the model has it, ``rope_cos`` and ``rope_sin`` [T+N, head_dim],
+        and where :attr:`tables` says so more of them.
         Returns ``velocity`` [B,N,C] and, with ``feature``, the image tokens [B,N,H] after the last
         block. Raises ``TypeError`` on a wrong number of inputs.
         """
-        if len(rest) != 2 + self.guided:
-            raise TypeError(f"{4 + len(rest)} inputs given; expected {6 + self.guided}")
-        model = self.transformer
+        if len(rest) != self.tables + self.guided:
+            expected = 4 + self.tables + self.guided
+            raise TypeError(f"{4 + len(rest)} inputs given; expected {expected}")
+        model, others, rope = self.transformer, rest[: -self.tables], rest[-self.tables :]
         dtype = model.proj_out.weight.dtype
-        condition = self.condition(pooled.to(dtype), timestep, *rest[:-2])
+        condition = self.condition(pooled.to(dtype), timestep, *others)
         context = model.context_embedder(text.to(dtype))
-        tokens = self.blocks(model.x_embedder(latents.to(dtype)), context, condition, rest[-2:])
+        tokens = self.blocks(model.x_embedder(latents.to(dtype)), context, condition, rope)
         velocity: Tensor = model.proj_out(model.norm_out(tokens, condition)).float()
         return (velocity, tokens.float()) if self.feature else (velocity,)
 

@@ -1,4 +1,4 @@
-"""What surrounds a FLUX transformer at request time: prompt encoders and decoder.
+"""What surrounds a FLUX transformer: prompt encoders and decoder at request time, and the encoder.
 
 All of it is read from a diffusers pipeline folder (in a bundle, or outside it); the transformer's
 own weights are not touched. The transformer itself runs as engines.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import PlanError, WeightsNotFound
 from fresco_trt.models.flux import REPOSITORIES
-from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.weights import BUNDLED, weights_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,8 @@ PIPELINE_PARTS = (
 
 _SHOWN = 80  # characters of a prompt that a warning repeats
 _WHOLE_FOLDER = "a diffusers pipeline folder with " + ", ".join(PIPELINE_PARTS)
+_PASS_FOLDER = "pass --weights with the whole pipeline folder"
+_REBUILD = "build the bundle again from a complete pipeline folder"
 
 
 # --- where they are ---------------------------------------------------------------------------
@@ -62,6 +64,25 @@ def find_pipeline(weights: str | None, model: str) -> Path:
     return _from_hub(model, looked)
 
 
+def find_codec(weights: str | None, model: str) -> Path:
+    """The pipeline folder whose `vae` is that of `model`: around `weights`, or the bundled one.
+
+    Raises WeightsNotFound, which lists the places looked at. No substitute is taken for a path that
+    was given, and nothing is fetched: what is measured of a VAE must be known to be that VAE's.
+    """
+    given = BUNDLED / model if weights is None else Path(weights).expanduser()
+    # Around a path that is not there would be where the command was started.
+    looked = _around(given) if weights is not None and given.exists() else [given]
+    for folder in looked:
+        if (folder / "vae" / "config.json").is_file():
+            return folder
+    raise WeightsNotFound(
+        f"no VAE for {model} (looked at {', '.join(map(str, looked))})",
+        expected="a diffusers pipeline folder with vae/config.json and its weights",
+        fix=_PASS_FOLDER,
+    )
+
+
 def _around(weights: Path) -> list[Path]:
     """The folders that a path to weights may belong to: itself, and one or two levels up."""
     inside = weights.parent if weights.is_file() else weights
@@ -82,7 +103,7 @@ def _from_hub(model: str, looked: list[Path]) -> Path:
         raise WeightsNotFound(
             f"no prompt encoders for {model} (looked at {', '.join(map(str, looked))}; {hub})",
             expected=_WHOLE_FOLDER,
-            fix="pass --weights with the whole pipeline folder",
+            fix=_PASS_FOLDER,
         ) from error
 
 
@@ -207,19 +228,7 @@ class FluxDecoder:
     """
 
     def __init__(self, folder: Path) -> None:
-        import torch
-        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-        untyped: Any = AutoencoderKL
-        with _loading(folder / "vae"):
-            vae = untyped.from_pretrained(
-                folder / "vae",
-                torch_dtype=torch.float32,
-                local_files_only=True,
-                low_cpu_mem_usage=False,  # otherwise it recommends a package that it lacks
-                use_safetensors=True,
-            )
-        self._vae: Any = vae.eval().requires_grad_(False)
+        self._vae = _codec(folder / "vae")
 
     def __call__(self, latents: Tensor) -> npt.NDArray[np.uint8]:
         """Pictures uint8 [B,H,W,3] of normalised latents [B,C,h,w]."""
@@ -234,7 +243,64 @@ class FluxDecoder:
         return array
 
 
+class FluxEncoder:
+    """Pixels to latents through the pipeline's AutoencoderKL: what :class:`FluxDecoder` undoes.
+
+    On the CPU in float32. Raises WeightsNotFound for a folder that diffusers cannot load, or whose
+    configuration does not say how its latents are normalised.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._vae = _codec(folder / "vae", fix=_PASS_FOLDER)
+        config = self._vae.config
+        if None in (config.scaling_factor, config.shift_factor):
+            raise WeightsNotFound(
+                f"{folder / 'vae'} gives no scaling_factor or no shift_factor",
+                expected="both: a FLUX transformer sees latents normalised by them",
+                fix=_PASS_FOLDER,
+            )
+        self.scaling: float = config.scaling_factor
+        self.shift: float = config.shift_factor
+        self.channels: int = config.latent_channels
+        self.scale: int = 2 ** (len(config.block_out_channels) - 1)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the VAE's weights, as :func:`~fresco_trt.models.weights.weights_digest`."""
+        return weights_digest(self._vae)
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        """Normalised latents float32 [B,C,h,w] of sRGB pictures uint8 [B,H,W,3].
+
+        The posterior's means: no draw is involved. Sides must be multiples of ``scale``.
+        """
+        import torch
+
+        pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.no_grad():
+            means = self._vae.encode(pictures).latent_dist.mean
+        normalised: Tensor = (means - self.shift) * self.scaling
+        return normalised
+
+
 # --- loading ----------------------------------------------------------------------------------
+
+
+def _codec(folder: Path, *, fix: str = _REBUILD) -> Any:
+    """The AutoencoderKL of a `vae` folder in float32, for inference."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    untyped: Any = AutoencoderKL
+    with _loading(folder, fix=fix):
+        vae = untyped.from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            low_cpu_mem_usage=False,  # otherwise it recommends a package that it lacks
+            use_safetensors=True,
+        )
+    return vae.eval().requires_grad_(False)
 
 
 def _encoder(kind: Any, folder: Path) -> Any:
@@ -249,7 +315,7 @@ def _encoder(kind: Any, folder: Path) -> Any:
 
 
 @contextmanager
-def _loading(folder: Path) -> Iterator[None]:
+def _loading(folder: Path, *, fix: str = _REBUILD) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # both libraries raise whatever their file readers did
@@ -257,7 +323,7 @@ def _loading(folder: Path) -> Iterator[None]:
         raise WeightsNotFound(
             f"{folder} cannot be loaded ({type(error).__name__}: {said})",
             expected=_WHOLE_FOLDER + ", as diffusers stores them, with safetensors weights",
-            fix="build the bundle again from a complete pipeline folder",
+            fix=fix,
         ) from error
 
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fresco_trt.errors import InvalidPlan
-from fresco_trt.plan.presets import check_steps
-
-if TYPE_CHECKING:
-    from fresco_trt.plan.facts import ModelFacts
-    from fresco_trt.plan.stages import StagePlan
+from fresco_trt.plan.facts import ModelFacts
+from fresco_trt.plan.making import check_steps
+from fresco_trt.plan.stages import StagePlan
 
 WEIGHT_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
 """Bytes of one weight in each precision."""
@@ -38,16 +35,18 @@ class PlanCost:
     activation_bytes: Mapping[str, int]
 
 
-def flops_of_step(facts: ModelFacts, tokens: int) -> float:
+def flops_of_step(facts: ModelFacts, tokens: int, *, promoted: int = 0) -> float:
     """FLOPs of one full forward with ``tokens`` image tokens, batch 1.
 
     With S = tokens + text_tokens and hidden width H, per block: ``(4 + 2*mlp_ratio) * H^2 * 2 * S``
     for the projections and ``4 * H * S^2`` for attention. FLUX.1-dev at 1024x1024 gives 74.36e12;
-    published counts say 74.39e12.
+    published counts say 74.39e12. With ``promoted``, of a phase-aligned graph: its coarse tokens
+    see one of each four children.
     """
     length = tokens + facts.text_tokens
     projections = (4 + 2 * facts.mlp_ratio) * facts.hidden**2 * 2 * length
-    attention = 4 * facts.hidden * length**2
+    unseen = (tokens - 4 * promoted) * 3 * promoted
+    attention = 4 * facts.hidden * (length**2 - unseen)
     return float(facts.blocks * (projections + attention))
 
 
@@ -97,8 +96,11 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
 def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
     """FLOPs of each stage of ``plan``."""
     costs: list[float] = []
-    for stage, tokens in zip(plan.stages, plan.tokens, strict=True):
-        price = {"full": flops_of_step(facts, tokens), "bypass": flops_of_bypass(facts, tokens)}
+    for stage, tokens, promoted in zip(plan.stages, plan.tokens, plan.aligned, strict=True):
+        price = {
+            "full": flops_of_step(facts, tokens, promoted=promoted),
+            "bypass": flops_of_bypass(facts, tokens),
+        }
         costs.append(sum(price[action] for action in stage.actions))
     return tuple(costs)
 

@@ -8,28 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from fresco_trt.plan.schedule import dynamic_mu
-
-if TYPE_CHECKING:
-    from fresco_trt.plan.presets import Preset
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShiftRule:
-    """Resolution-dependent shift: mu grows linearly from ``base_shift`` at ``base_tokens`` image
-    tokens to ``max_shift`` at ``max_tokens``, and beyond. Raises ValueError for equal token counts.
-    """
-
-    base_shift: float
-    max_shift: float
-    base_tokens: int
-    max_tokens: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.base_tokens < self.max_tokens:
-            raise ValueError("the shift rule needs 0 < base_tokens < max_tokens")
+from fresco_trt.plan.presets import Preset
+from fresco_trt.plan.schedule import ShiftRule, dynamic_mu
+from fresco_trt.plan.spectrum import Spectrum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +22,9 @@ class ModelFacts:
     ``latent_channels`` x ``patch``^2; ``rope_axes`` sum to ``head_dim``; ``text_tokens`` is the
     text length engines are built for; ``vae_scale`` is picture pixels along a latent pixel;
     ``parameters`` counts the transformer alone. ``guidance_default`` is None exactly when the
-    model takes no guidance input; ``shift`` is None when its sigmas are not shifted. Sizes are
-    (width, height) in picture pixels. ``presets`` maps a preset's name and a number of stages to
-    a preset.
+    model takes no guidance input; ``shift`` is None when its sigmas are not shifted; ``spectrum``
+    is that of its latents, or None while it was not measured. Sizes are (width, height) in picture
+    pixels. ``presets`` maps a preset's name and a number of stages to a preset.
     """
 
     name: str
@@ -68,6 +50,7 @@ class ModelFacts:
     max_pixels: int
     parameters: int
     shift: ShiftRule | None
+    spectrum: Spectrum | None
     presets: Mapping[str, Mapping[int, Preset]] = field(hash=False)
 
     def __post_init__(self) -> None:
@@ -92,9 +75,8 @@ class ModelFacts:
 
     @property
     def stage_counts(self) -> tuple[int, ...]:
-        """Numbers of stages that every preset has a schedule for, ascending."""
-        known = [set(schedules) for schedules in self.presets.values()]
-        return tuple(sorted(set.intersection(*known))) if known else ()
+        """Numbers of stages that some preset has a schedule for, ascending."""
+        return tuple(sorted({count for schedules in self.presets.values() for count in schedules}))
 
     def shift_factor(self, tokens: int) -> float:
         """Shift factor h of a picture of ``tokens`` full-resolution image tokens: e^mu, or 1."""

@@ -1,30 +1,27 @@
-"""From a request to a plan: presets, and the two functions that turn them into a StagePlan.
+"""Presets: how many steps each stage takes, where it hands over, and what is promoted there.
 
-Last step of planning. A preset says how many steps each stage takes and at which sigma it hands
-over; the grids come from the size and the sigmas from the model's own schedule.
+Between the plan's types and the models' facts, which name presets; :mod:`fresco_trt.plan.making`
+turns one into a plan. A preset knows no size: the grids come with it, and with them the counts.
 """
 
 from __future__ import annotations
 
-import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from fresco_trt.errors import InvalidPlan, PlanError, UnknownPreset, UnsupportedStages
-from fresco_trt.plan.grid import Grid
-from fresco_trt.plan.schedule import plain_sigmas, rewind_sigma, stage_sigmas
-from fresco_trt.plan.sizes import Size, stage_grids
-from fresco_trt.plan.stages import Action, Lift, Noise, Stage, StagePlan, Transition
+from fresco_trt.errors import InvalidPlan
+from fresco_trt.plan.promotion import DEFAULT_WINDOW, SELECTIONS, Selection, check_window
+from fresco_trt.plan.promotion import grid_levels as levels_of
+from fresco_trt.plan.schedule import rewind_sigma
+from fresco_trt.plan.stages import POSITIONS, SOLVERS, Lift, Noise, Positions, Solver
 
-if TYPE_CHECKING:
-    from fresco_trt.plan.facts import ModelFacts
+Share = tuple[Selection, float]
+"""A rule, and the share of the coarse grid's tokens that it promotes."""
 
-DEFAULT_PRESET = "balanced"
-MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
-
-_FIX_PRESET = "correct the preset"
+_FIX = "correct the preset"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,9 +30,17 @@ class Preset:
 
     ``steps`` per stage, coarsest first; ``switch`` the sigma at the end of each stage but the last;
     ``restart`` where the next one begins: "rewind" (2s/(1+s)), "same" (s), or one sigma a switch.
-    ``lift`` and ``noise`` as in :class:`~fresco_trt.plan.stages.Transition`. Raises InvalidPlan
-    when the lengths disagree, a stage has no step, the switches do not fall within (0, 1), a
-    restart lies below its switch, or a rewind comes with a lift that it would not use.
+    ``promote`` is empty where every switch expands every token, else it has for each switch the
+    shares of the coarse grid's tokens that its rules promote, or () for all that is still coarse; a
+    stage after a promotion is mixed, and the one after that stays on its grid. ``shift`` is the
+    shift factor of each stage, None for the model's own at full resolution. ``lift``, ``noise`` and
+    ``window`` as in :class:`~fresco_trt.plan.stages.Transition`, ``solver`` and ``positions`` as in
+    :class:`~fresco_trt.plan.stages.StagePlan`.
+
+    Raises InvalidPlan when the lengths disagree, a stage has no step, the switches do not fall
+    within (0, 1), a restart lies below its switch, a rewind comes with a lift that it would not
+    use, the shares of one coarse grid reach 1, the last stage would be mixed, a shift factor is not
+    positive, or a window or positions come with nothing that reads them.
     """
 
     steps: tuple[int, ...]
@@ -43,24 +48,23 @@ class Preset:
     restart: Literal["rewind", "same"] | tuple[float, ...] = "rewind"
     lift: Lift = "bilinear"
     noise: Noise = "field"
+    promote: tuple[tuple[Share, ...], ...] = ()
+    shift: tuple[float, ...] | None = None
+    window: int = DEFAULT_WINDOW
+    solver: Solver = "euler"
+    positions: Positions = "fine"
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:
             raise _invalid(f"a preset of steps {self.steps}", "at least one step in each stage")
-        if len(self.switch) != len(self.steps) - 1:
-            raise _invalid(
-                f"{len(self.switch)} switches", f"{len(self.steps) - 1}, one fewer than stages"
-            )
-        if not _is_falling((1.0, *self.switch, 0.0)):
-            raise _invalid(f"switches at {self.switch}", "sigmas falling within (0, 1)")
-        if len(self.restarts) != len(self.switch):
-            raise _invalid(f"{len(self.restarts)} restarts", f"{len(self.switch)}, one a switch")
-        pairs = zip(self.switch, self.restarts, strict=True)
-        if not all(sigma <= restart <= 1.0 for sigma, restart in pairs):
-            raise _invalid(f"restarts at {self.restarts}", "each from its switch up to 1")
+        self._check_switches()
+        self._check_shift()
+        self._check_promotions()
         if self.noise == "rewind" and self.lift != "haar":
             # The expansion lifts the noisy latents by Haar; another lift would be ignored.
             raise _invalid(f"noise 'rewind' with lift {self.lift!r}", "lift 'haar'")
+        if self.solver not in SOLVERS:
+            raise _invalid(f"the solver {self.solver!r}", f"one of {', '.join(SOLVERS)}")
 
     @property
     def restarts(self) -> tuple[float, ...]:
@@ -71,121 +75,67 @@ class Preset:
             return self.switch
         return self.restart
 
+    @property
+    def shares(self) -> tuple[tuple[Share, ...], ...]:
+        """``promote`` spelt out: one entry a switch, () where it expands everything."""
+        return self.promote or ((),) * len(self.switch)
 
-def make_plan(
-    facts: ModelFacts,
-    *,
-    stages: int,
-    preset: str | None = None,
-    size: Size | None = None,
-    steps: int | None = None,
-) -> StagePlan:
-    """The plan of ``stages`` stages for a picture of ``size`` (default: the model's own).
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Which grid each stage is on, the coarsest being 0."""
+        return levels_of([bool(shares) for shares in self.shares])
 
-    One stage is the plain sampler: ``steps`` of it, or as many as the preset says, or the model's
-    default. An explicit ``steps`` overrides the preset, which the plan then does not name. With
-    more stages the preset (default "balanced") decides every step, and ``steps`` is only the
-    length of the baseline that the cost is compared with; it is checked here all the same.
+    def _check_switches(self) -> None:
+        count = len(self.steps) - 1
+        if len(self.switch) != count:
+            raise _invalid(f"{len(self.switch)} switches", f"{count}, one fewer than stages")
+        if not is_falling((1.0, *self.switch, 0.0)):
+            raise _invalid(f"switches at {self.switch}", "sigmas falling within (0, 1)")
+        if len(self.restarts) != count:
+            raise _invalid(f"{len(self.restarts)} restarts", f"{count}, one a switch")
+        pairs = zip(self.switch, self.restarts, strict=True)
+        if not all(sigma <= restart <= 1.0 for sigma, restart in pairs):
+            raise _invalid(f"restarts at {self.restarts}", "each from its switch up to 1")
 
-    Raises UnknownPreset, UnsupportedStages, UnsupportedSize, and PlanError for a wrong ``steps``.
-    """
-    recipe = find_preset(facts, preset or DEFAULT_PRESET, stages)
-    name = preset or DEFAULT_PRESET
-    baseline = check_steps(facts.default_steps if steps is None else steps)
-    if stages == 1 and (preset is None or steps is not None):
-        return plan_from_preset(facts, Preset(steps=(baseline,)), size=size)
-    return plan_from_preset(facts, recipe, size=size, name=name)
+    def _check_shift(self) -> None:
+        if self.shift is None:
+            return
+        if len(self.shift) != len(self.steps):
+            raise _invalid(f"{len(self.shift)} shift factors", f"{len(self.steps)}, one a stage")
+        if not all(0.0 < h < math.inf for h in self.shift):
+            raise _invalid(f"shift factors {self.shift}", "positive and finite numbers")
 
+    def _check_promotions(self) -> None:
+        if len(self.shares) != len(self.switch):
+            expected = f"none, or {len(self.switch)}, one a switch"
+            raise _invalid(f"promotions at {len(self.shares)} switches", expected)
+        flat = [share for shares in self.shares for share in shares]
+        unknown = [rule for rule, _ in flat if rule not in SELECTIONS]
+        if unknown:
+            raise _invalid(f"the rule {unknown[0]!r}", f"one of {', '.join(SELECTIONS)}")
+        if self.shares and self.shares[-1]:
+            raise _invalid("a last stage on a mixed grid", "() for the last switch: all the rest")
+        self._check_shares()
+        check_window(self.window, [rule for rule, _ in flat], fix=_FIX)
+        allowed = POSITIONS if flat else POSITIONS[:1]
+        if self.positions not in allowed:
+            given = f"positions {self.positions!r} with {len(flat)} promotions"
+            raise _invalid(given, " or ".join(repr(each) for each in allowed))
 
-def plan_from_preset(
-    facts: ModelFacts, preset: Preset, *, size: Size | None = None, name: str | None = None
-) -> StagePlan:
-    """The plan of a preset that need not be one of the model's; ``name`` is what the plan records.
-
-    Raises UnsupportedSize.
-    """
-    size = facts.default_size if size is None else size
-    grids = stage_grids(facts, size, len(preset.steps))
-    # Every stage keeps the shift of the full resolution, as SPEED does: the model then sees the
-    # levels it would see at full size, whatever the grid (arXiv 2605.18736, code).
-    lists = _sigma_lists(preset, facts.shift_factor(grids[-1].tokens))
-    return StagePlan(
-        model=facts.name,
-        size=size,
-        preset=name,
-        stages=tuple(_full_stage(grid, sigmas) for grid, sigmas in zip(grids, lists, strict=True)),
-        transitions=tuple(
-            Transition(sigma=sigma, restart=restart, lift=preset.lift, noise=preset.noise)
-            for sigma, restart in zip(preset.switch, preset.restarts, strict=True)
-        ),
-    )
-
-
-def find_preset(facts: ModelFacts, name: str, stages: int) -> Preset:
-    """The model's preset ``name`` for ``stages``. Raises UnknownPreset, UnsupportedStages."""
-    if name not in facts.presets:
-        close = difflib.get_close_matches(name, facts.presets, n=1)
-        raise UnknownPreset(
-            f"preset {name!r} for {facts.name}",
-            expected=_either(tuple(facts.presets)),
-            fix=f"pass --preset {close[0] if close else DEFAULT_PRESET}",
-        )
-    schedules = facts.presets[name]
-    if stages not in schedules:
-        raise _unsupported_stages(facts, stages, tuple(schedules))
-    return schedules[stages]
+    def _check_shares(self) -> None:
+        promoted = 0.0
+        for shares in self.shares:
+            # A switch that expands everything starts a new coarse grid, or ends the last one.
+            promoted = promoted + sum(share for _, share in shares) if shares else 0.0
+            if shares and not (all(share > 0.0 for _, share in shares) and promoted < 1.0):
+                given = f"shares {[share for _, share in shares]}, {promoted:g} in all"
+                raise _invalid(given, "each above 0 and all of one coarse grid below 1 together")
 
 
-def check_steps(steps: int) -> int:
-    """``steps``, if it is a number of steps a baseline can have. Raises PlanError."""
-    if not 1 <= steps <= MAX_STEPS:
-        raise PlanError(
-            f"{steps} steps",
-            expected=f"from 1 to {MAX_STEPS}",
-            fix="pass --steps with such a number",
-        )
-    return steps
-
-
-def _full_stage(grid: Grid, sigmas: tuple[float, ...]) -> Stage:
-    actions: list[Action] = ["full"] * (len(sigmas) - 1)
-    return Stage(grid=grid, sigmas=sigmas, actions=tuple(actions))
-
-
-def _sigma_lists(preset: Preset, h: float) -> tuple[tuple[float, ...], ...]:
-    if len(preset.steps) == 1:
-        return (plain_sigmas(preset.steps[0], h),)
-    starts, ends = (1.0, *preset.restarts), (*preset.switch, 0.0)
-    return tuple(
-        stage_sigmas(start, end, steps, h)
-        for start, end, steps in zip(starts, ends, preset.steps, strict=True)
-    )
-
-
-def _unsupported_stages(
-    facts: ModelFacts, stages: int, known: tuple[int, ...]
-) -> UnsupportedStages:
-    most = max(known)
-    why = ""
-    if stages > most:
-        why = (
-            f" (below 1/{2 ** (most - 1)} of each side a step costs hardly less: most of its work"
-            " is the text tokens, which no grid reduces)"
-        )
-    return UnsupportedStages(
-        f"{stages} stages for {facts.name}",
-        expected=f"{_either(tuple(str(count) for count in known))}{why}",
-        fix=f"pass --stages {most if stages > most else min(known)}",
-    )
-
-
-def _either(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def _is_falling(sigmas: Sequence[float]) -> bool:
+def is_falling(sigmas: Sequence[float]) -> bool:
+    """Whether each is smaller than the one before."""
     return all(later < earlier for earlier, later in pairwise(sigmas))
 
 
 def _invalid(given: str, expected: str) -> InvalidPlan:
-    return InvalidPlan(given, expected=expected, fix=_FIX_PRESET)
+    return InvalidPlan(given, expected=expected, fix=_FIX)

@@ -10,10 +10,23 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from fresco_trt.plan.facts import ShiftRule
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShiftRule:
+    """Resolution-dependent shift: mu grows linearly from ``base_shift`` at ``base_tokens`` image
+    tokens to ``max_shift`` at ``max_tokens``, and beyond. Raises ValueError for equal token counts.
+    """
+
+    base_shift: float
+    max_shift: float
+    base_tokens: int
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.base_tokens < self.max_tokens:
+            raise ValueError("the shift rule needs 0 < base_tokens < max_tokens")
 
 
 def shift_sigma(u: float, h: float) -> float:

@@ -9,13 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from fresco_trt.errors import UnsupportedSize
+from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
-
-if TYPE_CHECKING:
-    from fresco_trt.plan.facts import ModelFacts
 
 Size = tuple[int, int]
 
@@ -50,12 +47,12 @@ def format_size(size: Size) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def size_multiple(facts: ModelFacts, stages: int) -> int:
-    """What each side must be divisible by, so that the coarsest of ``stages`` grids is whole."""
-    return facts.vae_scale * facts.patch * (1 << (stages - 1))
+def size_multiple(facts: ModelFacts, grids: int) -> int:
+    """What each side must be divisible by, so that the coarsest of so many ``grids`` is whole."""
+    return facts.vae_scale * facts.patch * (1 << (grids - 1))
 
 
-def check_size(facts: ModelFacts, size: Size, stages: int) -> None:
+def check_size(facts: ModelFacts, size: Size, grids: int) -> None:
     """Raises UnsupportedSize, naming the nearest sizes that work, unless ``size`` fits.
 
     Raises TypeError when a side is no int: 256.0 would make grids of float sizes.
@@ -63,12 +60,12 @@ def check_size(facts: ModelFacts, size: Size, stages: int) -> None:
     width, height = size
     if type(width) is not int or type(height) is not int:
         raise TypeError(f"a size is two ints, not {size!r}")
-    multiple = size_multiple(facts, stages)
+    multiple = size_multiple(facts, grids)
     if min(size) < multiple or width % multiple or height % multiple:
         expected = (
             f"each side a positive multiple of {multiple} "
-            f"(VAE {facts.vae_scale} x patch {facts.patch} x {1 << (stages - 1)} for the "
-            f"coarsest of {_count(stages)})"
+            f"(VAE {facts.vae_scale} x patch {facts.patch} x {1 << (grids - 1)} for the "
+            f"coarsest of {_count(grids)})"
         )
     elif width * height > facts.max_pixels:
         expected = f"at most {facts.max_pixels} pixels in all"
@@ -94,12 +91,11 @@ def nearest_sizes(size: Size, multiple: int, max_pixels: int) -> tuple[Size, ...
     return tuple(dict.fromkeys(fitting)) or (_shrink(below, multiple, max_pixels),)
 
 
-def stage_grids(facts: ModelFacts, size: Size, stages: int) -> tuple[Grid, ...]:
-    """The grids of ``stages`` stages, coarsest first, each half the side of the next.
-
-    Raises UnsupportedSize when ``size`` does not fit.
+def stage_grids(facts: ModelFacts, size: Size, grids: int) -> tuple[Grid, ...]:
+    """So many ``grids``, coarsest first, each half the side of the next: one a stage where none is
+    mixed. Raises UnsupportedSize when ``size`` does not fit.
     """
-    check_size(facts, size, stages)
+    check_size(facts, size, grids)
     return tuple(
         Grid(
             height=size[1] // (facts.vae_scale * factor),
@@ -107,7 +103,7 @@ def stage_grids(facts: ModelFacts, size: Size, stages: int) -> tuple[Grid, ...]:
             scale=1.0 / factor,
             patch=facts.patch,
         )
-        for factor in (1 << level for level in reversed(range(stages)))
+        for factor in (1 << level for level in reversed(range(grids)))
     )
 
 
@@ -125,5 +121,5 @@ def _shrink(size: Size, multiple: int, max_pixels: int) -> Size:
     return min(width, longest), min(height, longest)
 
 
-def _count(stages: int) -> str:
-    return "1 stage" if stages == 1 else f"{stages} stages"
+def _count(grids: int) -> str:
+    return "1 grid" if grids == 1 else f"{grids} grids"

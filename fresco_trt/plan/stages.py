@@ -15,6 +15,10 @@ from typing import Literal, get_args
 
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.grid import Grid, is_doubling, is_refinement
+from fresco_trt.plan.promotion import DEFAULT_WINDOW, check_window
+from fresco_trt.plan.promotion import SELECTIONS as SELECTIONS
+from fresco_trt.plan.promotion import Promotion as Promotion
+from fresco_trt.plan.promotion import Selection as Selection
 from fresco_trt.plan.reading import (
     REMAKE,
     agree,
@@ -30,19 +34,30 @@ from fresco_trt.plan.schedule import rewind_sigma
 Action = Literal["full", "bypass"]
 Lift = Literal["nearest", "bilinear", "haar"]
 Noise = Literal["field", "parent", "fresh", "rewind"]
-Selection = Literal["all", "converged", "even"]
+Positions = Literal["fine", "coarse", "aligned"]
+Solver = Literal["euler", "multistep"]
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
 LIFTS: tuple[Lift, ...] = get_args(Lift)
 NOISES: tuple[Noise, ...] = get_args(Noise)
-SELECTIONS: tuple[Selection, ...] = get_args(Selection)
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
 SIGMA_TOLERANCE = 1e-6
 """Sigmas this close are one sigma: they were computed along two routes in double precision."""
 
-_STAGE_KEYS = ("grid", "tokens", "steps", "sigma_start", "sigma_end", "actions", "sigmas")
-_TRANSITION_KEYS = ("sigma", "restart", "lift", "noise", "selection", "count")
-_PLAN_KEYS = ("model", "size", "preset", "nfe", "stages", "transitions")
+_STAGE_KEYS = (
+    "grid",
+    "tokens",
+    "promoted",
+    "steps",
+    "sigma_start",
+    "sigma_end",
+    "actions",
+    "sigmas",
+)
+_TRANSITION_KEYS = ("sigma", "restart", "lift", "noise", "promotions", "window")
+_PLAN_KEYS = ("model", "size", "preset", "solver", "positions", "nfe", "stages", "transitions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,54 +101,57 @@ class Transition:
     The former stops at ``sigma``, the next starts at ``restart >= sigma``. ``lift`` takes the clean
     estimate to the finer grid. ``noise`` is where the re-noising reads from: the seed's own field,
     the parent's noise estimate completed with the field's detail, fresh draws, or ("rewind") the
-    orthonormal expansion of the noisy latents themselves. ``selection`` "all" expands every token;
-    any other rule expands ``count`` of them and the next stage runs on a mixed grid. Raises
-    InvalidPlan.
+    orthonormal expansion of the noisy latents themselves. Without ``promotions`` every token that
+    is still coarse is expanded; with them the next stage runs on a mixed grid, and each in turn
+    chooses among what the ones before left coarse. ``window`` is how many last steps of the stage
+    before are recorded for the rules. Raises InvalidPlan.
     """
 
     sigma: float
     restart: float
     lift: Lift
     noise: Noise
-    selection: Selection = "all"
-    count: int | None = None
+    promotions: tuple[Promotion, ...] = ()
+    window: int = DEFAULT_WINDOW
 
     def __post_init__(self) -> None:
         if not 0.0 < self.sigma <= self.restart <= 1.0:
             expected = "0 < sigma <= restart <= 1"
             raise _invalid(f"a transition at {self.sigma} restarting at {self.restart}", expected)
-        for value, options in (
-            (self.lift, LIFTS),
-            (self.noise, NOISES),
-            (self.selection, SELECTIONS),
-        ):
+        for value, options in ((self.lift, LIFTS), (self.noise, NOISES)):
             if value not in options:
                 raise _invalid(f"a transition by {value!r}", f"one of {', '.join(options)}")
-        if (self.selection == "all") != (self.count is None):
-            expected = "a count with a selection rule, and none with 'all'"
-            raise _invalid(f"the selection {self.selection!r} of {self.count} tokens", expected)
+        check_window(self.window, [promotion.rule for promotion in self.promotions])
 
     @property
     def is_partial(self) -> bool:
         """Whether only some tokens are expanded."""
-        return self.count is not None
+        return bool(self.promotions)
+
+    @property
+    def count(self) -> int | None:
+        """Coarse tokens expanded here; None where that is all of them."""
+        return sum(each.count for each in self.promotions) if self.promotions else None
 
     def to_json(self) -> dict[str, object]:
-        """``{sigma, restart, lift, noise, selection, count}``."""
-        return {key: getattr(self, key) for key in _TRANSITION_KEYS}
+        """``{sigma, restart, lift, noise, promotions, window}``."""
+        return {
+            **{key: getattr(self, key) for key in _TRANSITION_KEYS},
+            "promotions": [promotion.to_json() for promotion in self.promotions],
+        }
 
     @classmethod
     def from_json(cls, value: object) -> Transition:
         """Inverse of :meth:`to_json`. Raises InvalidPlan."""
         found = record(value, _TRANSITION_KEYS, "transition")
-        count = found["count"]
+        promotions = items(found["promotions"], "transition promotions")
         return cls(
             sigma=number(found["sigma"], "transition sigma"),
             restart=number(found["restart"], "transition restart"),
             lift=choice(found["lift"], LIFTS, "transition lift"),
             noise=choice(found["noise"], NOISES, "transition noise"),
-            selection=choice(found["selection"], SELECTIONS, "transition selection"),
-            count=None if count is None else whole(count, "transition count"),
+            promotions=tuple(Promotion.from_json(each) for each in promotions),
+            window=whole(found["window"], "transition window"),
         )
 
 
@@ -142,11 +160,14 @@ class StagePlan:
     """A whole run: stages from coarse to full resolution and the transitions between them.
 
     ``size`` is (width, height) in picture pixels; ``preset`` names where the numbers come from, or
-    is None. Raises InvalidPlan unless: there is one transition between each two stages; the first
-    starts at or below 1 and the last, at scale 1 and in the size's proportions, ends at 0; no grid
-    is coarser than the one before, and its sides follow its scale; neighbours meet at the
-    transition's sigmas; a rewind from s to a grid r times finer restarts at r*s/(1+(r-1)*s); and
-    a mixed stage is completed by the transition that follows it.
+    is None. ``solver`` takes the steps; ``positions`` are the units that a mixed grid is numbered
+    in, or "aligned": every query's own. Raises InvalidPlan unless: there is one transition between
+    each two stages; the first starts at or below 1 and the last, at scale 1 and in the size's
+    proportions, ends at 0; no grid is coarser than the one before, and its sides follow its scale;
+    neighbours meet at the transition's sigmas; a rewind from s to a grid r times finer restarts at
+    r*s/(1+(r-1)*s); a mixed grid doubles the whole one before it, stays until every token is
+    expanded, and is not the last; and the promotions leave a token coarse and look back over no
+    more steps than there are.
     """
 
     model: str
@@ -154,14 +175,17 @@ class StagePlan:
     stages: tuple[Stage, ...]
     transitions: tuple[Transition, ...]
     preset: str | None = None
+    solver: Solver = "euler"
+    positions: Positions = "fine"
 
     def __post_init__(self) -> None:
         _check_ends(self)
+        _check_choices(self)
         for index in range(len(self.transitions)):
             _check_meeting(self, index)
             _check_grids(self, index)
             _check_rewind(self, index)
-            _check_selection(self, index)
+            _check_promotions(self, index)
 
     @property
     def nfe(self) -> int:
@@ -170,22 +194,37 @@ class StagePlan:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Image tokens of each stage: its grid's, or coarse + 3 x count where it is mixed."""
+        """Image tokens of each stage: its grid's, less three for each four not yet expanded."""
         counts = [self.stages[0].grid.tokens]
         for stage, transition in zip(self.stages[1:], self.transitions, strict=True):
             mixed = None if transition.count is None else counts[-1] + 3 * transition.count
             counts.append(stage.grid.tokens if mixed is None else mixed)
         return tuple(counts)
 
+    @property
+    def promoted(self) -> tuple[int, ...]:
+        """Coarse tokens already expanded in each stage: 0 on a whole grid."""
+        counts = [0]
+        for transition in self.transitions:
+            counts.append(0 if transition.count is None else counts[-1] + transition.count)
+        return tuple(counts)
+
+    @property
+    def aligned(self) -> tuple[int, ...]:
+        """``promoted`` of the stages whose attention is phase-aligned, 0 for the others."""
+        return self.promoted if self.positions == "aligned" else (0,) * len(self.stages)
+
     def to_json(self) -> dict[str, object]:
         """The plan as JSON values; derived numbers are written too, for whoever reads by eye."""
-        pairs = zip(self.stages, self.tokens, strict=True)
+        rows = zip(self.stages, self.tokens, self.promoted, strict=True)
         return {
             "model": self.model,
             "size": list(self.size),
             "preset": self.preset,
+            "solver": self.solver,
+            "positions": self.positions,
             "nfe": self.nfe,
-            "stages": [_stage_to_json(stage, tokens) for stage, tokens in pairs],
+            "stages": [_stage_to_json(*row) for row in rows],
             "transitions": [transition.to_json() for transition in self.transitions],
         }
 
@@ -210,11 +249,14 @@ class StagePlan:
                 Transition.from_json(each) for each in items(found["transitions"], "transitions")
             ),
             preset=None if preset is None else text(preset, "plan preset"),
+            solver=choice(found["solver"], SOLVERS, "plan solver"),
+            positions=choice(found["positions"], POSITIONS, "plan positions"),
         )
         agree(whole(found["nfe"], "plan nfe"), plan.nfe, "plan nfe")
-        for stage, tokens in zip(stages, plan.tokens, strict=True):
-            stored = record(stage, _STAGE_KEYS, "stage")["tokens"]
-            agree(whole(stored, "stage tokens"), tokens, "stage tokens")
+        for stage, tokens, promoted in zip(stages, plan.tokens, plan.promoted, strict=True):
+            stored = record(stage, _STAGE_KEYS, "stage")
+            agree(whole(stored["tokens"], "stage tokens"), tokens, "stage tokens")
+            agree(whole(stored["promoted"], "stage promoted"), promoted, "stage promoted")
         return plan
 
     def digest(self) -> str:
@@ -223,10 +265,11 @@ class StagePlan:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _stage_to_json(stage: Stage, tokens: int) -> dict[str, object]:
+def _stage_to_json(stage: Stage, tokens: int, promoted: int) -> dict[str, object]:
     return {
         "grid": stage.grid.to_json(),
         "tokens": tokens,
+        "promoted": promoted,
         "steps": stage.steps,
         "sigma_start": stage.sigmas[0],
         "sigma_end": stage.sigmas[-1],
@@ -271,6 +314,16 @@ def _check_ends(plan: StagePlan) -> None:
         raise _invalid(f"a picture of {width}x{height} pixels", expected)
 
 
+def _check_choices(plan: StagePlan) -> None:
+    for value, options in ((plan.solver, SOLVERS), (plan.positions, POSITIONS)):
+        if value not in options:
+            raise _invalid(f"a plan by {value!r}", f"one of {', '.join(options)}")
+    if plan.positions != "fine" and not any(each.is_partial for each in plan.transitions):
+        # Nothing would read it: on a whole grid both say the same.
+        given = f"positions {plan.positions!r} in a plan without a mixed stage"
+        raise _invalid(given, "positions 'fine'")
+
+
 def _check_meeting(plan: StagePlan, index: int) -> None:
     transition = plan.transitions[index]
     before, after = plan.stages[index], plan.stages[index + 1]
@@ -293,27 +346,42 @@ def _check_rewind(plan: StagePlan, index: int) -> None:
     transition = plan.transitions[index]
     if transition.noise != "rewind":
         return
-    ratio = plan.stages[index + 1].grid.scale / plan.stages[index].grid.scale
+    # Out of a mixed stage the grid stays, but every token that is expanded goes to twice its own.
+    grids = plan.stages[index].grid, plan.stages[index + 1].grid
+    ratio = 2.0 if plan.promoted[index] else grids[1].scale / grids[0].scale
     end = rewind_sigma(transition.sigma, ratio)
     if abs(transition.restart - end) > SIGMA_TOLERANCE:
         given = f"a rewind from {transition.sigma} to {transition.restart}"
         raise _invalid(given, f"{end}, the level the expansion ends at")
 
 
-def _check_selection(plan: StagePlan, index: int) -> None:
-    before, after = plan.stages[index].grid, plan.stages[index + 1].grid
-    count = plan.transitions[index].count
-    if index > 0 and plan.transitions[index - 1].is_partial and (after != before or count):
-        given = f"stage {index + 2} on {after} after a mixed stage on {before}"
-        raise _invalid(given, "the same grid with every token expanded")
-    if count is None:
+def _check_promotions(plan: StagePlan, index: int) -> None:
+    before, after = plan.stages[index], plan.stages[index + 1]
+    transition, promoted = plan.transitions[index], plan.promoted[index]
+    if promoted and after.grid != before.grid:
+        given = f"stage {index + 2} on {after.grid} after a mixed stage on {before.grid}"
+        raise _invalid(given, "the same grid")
+    if not transition.is_partial:
         return
-    if not is_doubling(before, after):
-        raise _invalid(f"a mixed stage on {after} after {before}", "twice the sides")
-    if not 0 < count < before.tokens:
-        raise _invalid(f"{count} of {before.tokens} tokens selected", "at least one and not all")
+    if not promoted and not is_doubling(before.grid, after.grid):
+        raise _invalid(f"a mixed stage on {after.grid} after {before.grid}", "twice the sides")
+    _check_count(plan, index)
+    if transition.window > before.steps:
+        given = f"a window of {transition.window} steps after a stage of {before.steps}"
+        raise _invalid(given, f"at most {before.steps}")
     if index == len(plan.transitions) - 1:
         raise _invalid("a last stage on a mixed grid", "one more transition, to the full grid")
+
+
+def _check_count(plan: StagePlan, index: int) -> None:
+    count, promoted = plan.transitions[index].count or 0, plan.promoted[index]
+    coarse = (plan.tokens[index] - 4 * promoted) if promoted else plan.stages[index].grid.tokens
+    if coarse < 2:
+        expected = "no promotions: the last one is expanded with the rest"
+        raise _invalid(f"{count} tokens promoted of {coarse} still coarse", expected)
+    if count >= coarse:
+        given = f"{count} tokens promoted of {coarse} still coarse"
+        raise _invalid(given, f"from 1 to {coarse - 1}, or no promotions for all")
 
 
 def _invalid(given: str, expected: str) -> InvalidPlan:

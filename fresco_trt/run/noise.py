@@ -77,7 +77,7 @@ def noise_field(
 
 
 def fresh_generator(seeds: int | Sequence[int]) -> torch.Generator:
-    """CPU generator for the ablation that draws fresh noise at a transition.
+    """CPU generator for what is drawn at a transition: fresh noise, the ablation, or random tokens.
 
     Seeded by a hash of ``seeds``: a generator seeded with the request's own seed would draw E
     again, value for value, and the ablation would measure nothing.

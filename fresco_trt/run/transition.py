@@ -14,7 +14,8 @@ Three noise sources re-noise a lifted clean estimate, ``x' = (1-restart)*lift(x0
 - ``fresh``: a new draw from an explicit generator. The ablation: it breaks the path.
 
 ``rewind`` lifts the noisy latents themselves (SPEED, arXiv 2605.18736, with stored details in place
-of fresh ones); it fixes the restart sigma, see :func:`rewind`.
+of fresh ones); it fixes the restart sigma, see :func:`rewind`. What a transition does to latents
+that keep their resolution is :func:`stay`; :mod:`fresco_trt.run.mixed` puts both together.
 """
 
 from __future__ import annotations
@@ -112,12 +113,10 @@ def ratio_of(scale: float, scale_next: float) -> int:
 
 
 def check_transition(transition: Transition, *, scale: float, scale_next: float) -> None:
-    """Raise ``ValueError`` for a transition that cannot be applied exactly as it is written."""
-    if transition.selection != "all":
-        raise ValueError(
-            f"selection {transition.selection!r} of {transition.count} tokens;"
-            " expected 'all': mixed grids are not implemented"
-        )
+    """Raise ``ValueError`` for a transition that cannot be applied exactly as it is written.
+
+    The scales are those of the tokens that are expanded, also where others were so before.
+    """
     if transition.noise != "rewind":
         return
     if transition.lift != "haar":
@@ -146,21 +145,16 @@ def apply_transition(
     """Latents at ``scale_next`` and ``transition.restart`` from a stage's end. Inputs are kept.
 
     ``x`` and ``v`` are float32 [B,C,H,W] on the grid at ``scale``: the latents at
-    ``transition.sigma`` and the velocity of the Euler step that led there (its clean estimate is
-    the same at both ends of that step). ``generator`` is for noise ``fresh`` and only for it. When
-    both scales are equal the lift is the identity, and ``field`` on the exact path (or ``parent``
-    anywhere) with ``restart == sigma`` returns ``x``. Raises ``ValueError`` for a transition that
-    cannot be applied as written, shapes that differ from the pyramid's, or a generator that is
-    missing or would be ignored.
+    ``transition.sigma`` and the velocity of the step that led there (after an Euler step its clean
+    estimate is the same at both ends). Every token is expanded, whatever the promotions say.
+    ``generator`` is for noise ``fresh`` and only for it. When both scales are equal the lift is the
+    identity, and ``field`` on the exact path (or ``parent`` anywhere) with ``restart == sigma``
+    returns ``x``. Raises ``ValueError`` for a transition that cannot be applied as written, shapes
+    that differ from the pyramid's, or a generator that is missing or would be ignored.
     """
     check_transition(transition, scale=scale, scale_next=scale_next)
     check_generator(generator, wanted=transition.noise == "fresh")
-    expected = pyramid.field(scale).shape
-    if x.shape != expected or v.shape != expected or x.dtype != torch.float32:
-        raise ValueError(
-            f"latents {x.dtype} {tuple(x.shape)} and velocity {tuple(v.shape)} at scale {scale:g};"
-            f" expected float32 {tuple(expected)}"
-        )
+    _check_latents(x, v, pyramid, scale)
     if transition.noise == "rewind":
         return rewind(x, transition.sigma, pyramid, scale=scale, scale_next=scale_next)
     ratio = ratio_of(scale, scale_next)
@@ -168,22 +162,62 @@ def apply_transition(
     if transition.noise == "parent":
         parent = estimate_noise(x, v, transition.sigma)
         noise = pyramid.complete(parent, scale, scale_next)
-    elif generator is not None:
-        noise = _draw_like(pyramid.field(scale_next), generator)
     else:
-        noise = pyramid.field(scale_next)
+        noise = _new_noise(pyramid, scale_next, generator)
     return renoise(x0, noise, transition.restart)
 
 
+def stay(
+    transition: Transition,
+    x: Tensor,
+    v: Tensor,
+    pyramid: NoisePyramid,
+    *,
+    scale: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Latents at ``transition.restart`` of what keeps its resolution, the one at ``scale``.
+
+    As :func:`apply_transition`, with nothing to lift: the clean estimate is kept, and the noise is
+    the field's, a fresh draw, or (``parent`` and ``rewind``) the latents' own noise estimate.
+    """
+    check_generator(generator, wanted=transition.noise == "fresh")
+    _check_latents(x, v, pyramid, scale)
+    if transition.noise in ("parent", "rewind"):
+        # renoise(estimate_x0, estimate_noise), collected: exactly x where the restart is sigma.
+        return x + (transition.restart - transition.sigma) * v
+    noise = _new_noise(pyramid, scale, generator)
+    return renoise(estimate_x0(x, v, transition.sigma), noise, transition.restart)
+
+
+def draws(transition: Transition) -> bool:
+    """Whether a transition needs a generator: for fresh noise, or to choose tokens at random."""
+    rules = {promotion.rule for promotion in transition.promotions}
+    return transition.noise == "fresh" or "random" in rules
+
+
 def check_generator(generator: torch.Generator | None, *, wanted: bool) -> None:
-    """Raise ``ValueError`` unless a generator is given exactly where fresh noise is drawn."""
+    """Raise ``ValueError`` unless a generator is given exactly where something is drawn."""
     if wanted and generator is None:
-        raise ValueError("noise 'fresh' without a generator; expected one, see fresh_generator")
+        raise ValueError("a random draw without a generator; expected one, see fresh_generator")
     if not wanted and generator is not None:
-        raise ValueError("a generator, but no transition draws fresh noise; expected none")
+        raise ValueError("a generator, but nothing is drawn from it; expected none")
 
 
-def _draw_like(field: Tensor, generator: torch.Generator) -> Tensor:
+def _check_latents(x: Tensor, v: Tensor, pyramid: NoisePyramid, scale: float) -> None:
+    expected = pyramid.field(scale).shape
+    if x.shape != expected or v.shape != expected or x.dtype != torch.float32:
+        raise ValueError(
+            f"latents {x.dtype} {tuple(x.shape)} and velocity {tuple(v.shape)} at scale {scale:g};"
+            f" expected float32 {tuple(expected)}"
+        )
+
+
+def _new_noise(pyramid: NoisePyramid, scale: float, generator: torch.Generator | None) -> Tensor:
+    """The field at ``scale``, or with a generator (noise ``fresh``) a draw of its shape."""
+    field = pyramid.field(scale)
+    if generator is None:
+        return field
     drawn = torch.randn(
         field.shape, generator=generator, device=generator.device, dtype=torch.float32
     )

@@ -78,7 +78,7 @@ def test_the_sheet_pairs_pictures_and_breaks_into_bands() -> None:
     from PIL import Image
 
     red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
-    drawn = sheet([("a caption", red, blue)] * (COLUMNS + 1))
+    drawn = sheet([("a caption", (red, blue))] * (COLUMNS + 1))
     assert drawn.size == (COLUMNS * TILE, 2 * (2 * TILE + CAPTION))
     assert drawn.getpixel((5, CAPTION + 5)) == (255, 0, 0)
     assert drawn.getpixel((5, CAPTION + TILE + 5)) == (0, 0, 255)

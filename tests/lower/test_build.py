@@ -115,6 +115,15 @@ def test_random_weights_need_nothing_at_hand(
         assert pipe("any words at all").images[0].size == (64, 64)
 
 
+def test_the_tolerance_is_recorded_and_is_part_of_the_key(tmp_path: Path) -> None:
+    out, states = tmp_path / "bundle", []
+    for delta in (None, 0.05, 0.05, 0.1):
+        built = run(request(out, delta=delta))
+        states.append(built.state)
+        assert built.bundle.manifest.built.options["delta"] == delta
+    assert states == ["built", "rebuilt: plan differs", REUSED, "rebuilt: plan differs"]
+
+
 @pytest.mark.slow
 def test_graphs_are_kept_where_they_were_asked_for(tmp_path: Path) -> None:
     asked = request(tmp_path / "bundle", graphs=tmp_path / "graphs", stages=1)

@@ -25,6 +25,8 @@ from fresco_trt.lower import request as lower
 from fresco_trt.lower.request import BuildRequest, describe, requests_of, resolve
 from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.cost import plan_summary
+from fresco_trt.plan.making import make_plan, plan_from_preset
+from fresco_trt.plan.presets import Preset
 
 TINY = BuildRequest(model="flux-tiny")
 
@@ -66,6 +68,8 @@ REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
     (UnsupportedSize, {"size": (100, 64)}),
     (PlanError, {"stages": 1, "steps": 0}),
     (IncompatibleOptions, {"steps": 20}),
+    (IncompatibleOptions, {"stages": 1, "delta": 0.05}),
+    (PlanError, {"delta": 0.0}),
     (UnknownBackend, {"backend": "abacus"}),
     (UnsupportedPrecision, {"precision": "fp8"}),
     (UnsupportedPrecision, {"precision": "double"}),
@@ -93,10 +97,47 @@ def test_defaults_are_filled_in() -> None:
     assert resolved.plan.preset == "balanced"
 
 
+@pytest.mark.parametrize("stages", [2, 3])
+def test_a_tolerance_places_the_switches_as_in_a_plan(stages: int) -> None:
+    asked = replace(TINY, stages=stages, preset="fast")
+    for delta in (0.01, 0.1):
+        resolved = resolve(replace(asked, delta=delta))
+        assert resolved.plan == make_plan(FLUX_TINY, stages=stages, preset="fast", delta=delta)
+        assert resolved.delta == delta
+    assert resolve(asked).delta is None
+
+
+def test_every_size_has_the_switches_of_its_own_grids() -> None:
+    each = requests_of(replace(TINY, delta=0.05), ["64x64", "128x64", "128x128"])
+    plans = {one.size: resolve(one).plan for one in each}
+    switches = {size: plan.transitions[0].sigma for size, plan in plans.items()}
+    assert switches[128, 64] == switches[64, 64] > switches[128, 128]
+
+
 def test_a_signature_is_the_stages_own() -> None:
     resolved = resolve(TINY)
     latents = [resolved.signature(index).inputs[0].shape for index in range(3)]
     assert latents == [(1, tokens, FLUX_TINY.in_channels) for tokens in resolved.plan.tokens]
+
+
+def test_a_mixed_stages_engine_has_the_plans_token_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the count of its grid, which is that of the stage after it."""
+    recipe = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), promote=((("even", 0.25),), ()), window=1)
+    plan = plan_from_preset(FLUX_TINY, recipe, size=(128, 128))
+    monkeypatch.setattr(lower, "make_plan", lambda facts, **options: plan)
+    resolved = resolve(TINY)
+    assert [resolved.signature(index).output("velocity").shape[1] for index in range(3)] == [
+        64,
+        112,
+        256,
+    ]
+    aligned = replace(resolved, plan=replace(plan, positions="aligned"))
+    names = [{spec.name for spec in aligned.signature(index).inputs} for index in range(3)]
+    assert names[0] == names[2] == {spec.name for spec in resolved.signature(1).inputs}
+    assert names[1] - names[0] == {"rope_cos_coarse", "rope_sin_coarse"}
+    engines = describe(TINY)["engines"]
+    assert [engine["tokens"] for engine in engines] == [64, 112, 256]
+    assert [engine["latents"] for engine in engines] == ["16x16", "32x32", "32x32"]
 
 
 # --- targets ----------------------------------------------------------------------------------

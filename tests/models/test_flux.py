@@ -192,6 +192,11 @@ def test_the_layout_is_the_functions_by_grid() -> None:
     cos, sin = flux.rotary_tables(GUIDED, 5, flux.position_ids(2, 3))
     assert torch.equal(tables["rope_cos"], cos)
     assert torch.equal(tables["rope_sin"], sin)
+    anywhere = torch.rand(7, 3) * 5
+    cos, sin = flux.rotary_tables(GUIDED, 5, anywhere)
+    tables = layout.tables_at(anywhere)
+    assert torch.equal(tables["rope_cos"], cos)
+    assert torch.equal(tables["rope_sin"], sin)
 
 
 def test_facts_and_packing_need_no_torch() -> None:

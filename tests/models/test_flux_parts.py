@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -16,8 +18,10 @@ from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.models.flux_parts import (
     PIPELINE_PARTS,
     FluxDecoder,
+    FluxEncoder,
     FluxPrompt,
     PromptWarning,
+    find_codec,
     find_pipeline,
     no_bar,
 )
@@ -167,6 +171,42 @@ def test_pixels_are_what_diffusers_makes_of_the_latents(decoder: FluxDecoder) ->
     assert (decoder(latents) == (theirs * 255).round().astype("uint8")).all()
 
 
+@pytest.fixture(scope="module")
+def encoder() -> FluxEncoder:
+    return FluxEncoder(TINY)
+
+
+def test_latents_are_the_normalised_means_of_what_diffusers_encodes(encoder: FluxEncoder) -> None:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    untyped: Any = AutoencoderKL
+    vae = untyped.from_pretrained(TINY / "vae", low_cpu_mem_usage=False)
+    pixels = torch.randint(0, 256, (2, 32, 48, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        pictures = pixels.permute(0, 3, 1, 2) / 127.5 - 1
+        means = vae.encode(pictures).latent_dist.mean
+    expected = (means - vae.config.shift_factor) * vae.config.scaling_factor
+    found = encoder(pixels.numpy())
+    assert found.shape == (2, FLUX_TINY.latent_channels, 8, 12)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(found, encoder(pixels.numpy()))
+
+
+def test_an_encoder_says_what_it_is(encoder: FluxEncoder) -> None:
+    assert (encoder.channels, encoder.scale) == (FLUX_TINY.latent_channels, FLUX_TINY.vae_scale)
+    config = json.loads((TINY / "vae" / "config.json").read_text())
+    assert (encoder.scaling, encoder.shift) == (config["scaling_factor"], config["shift_factor"])
+    assert re.fullmatch("[0-9a-f]{64}", encoder.digest)
+
+
+def test_a_codec_that_does_not_say_how_latents_are_normalised_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(TINY / "vae", tmp_path / "vae")
+    config = json.loads((TINY / "vae" / "config.json").read_text())
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": None}))
+    with pytest.raises(WeightsNotFound, match="no shift_factor"):
+        FluxEncoder(tmp_path)
+
+
 # --- loading ----------------------------------------------------------------------------------
 
 
@@ -206,6 +246,13 @@ def test_a_part_that_cannot_be_loaded_is_named(tmp_path: Path, part: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_an_encoder_that_cannot_be_loaded_tells_what_to_pass(tmp_path: Path) -> None:
+    shutil.copytree(TINY / "vae", tmp_path / "vae")
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"{")
+    with pytest.raises(WeightsNotFound, match=r"cannot be loaded .*pass --weights"):
+        FluxEncoder(tmp_path)
+
+
 def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
     folder = tmp_path / "pipeline"
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("transformer"))
@@ -236,6 +283,31 @@ def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path))
     pipeline_folder(tmp_path / "own")
     assert find_pipeline("~/own", "flux-tiny") == tmp_path / "own"
+
+
+@pytest.mark.parametrize("inside", [".", "vae", "transformer"])
+def test_the_codec_is_the_given_one_or_the_bundled_one(tmp_path: Path, inside: str) -> None:
+    assert find_codec(None, "flux-tiny") == TINY
+    own = tmp_path / "own"
+    shutil.copytree(TINY / "vae", own / "vae")
+    (own / "transformer").mkdir()
+    assert find_codec(str(own / inside), "flux-tiny").resolve() == own
+
+
+@pytest.mark.parametrize("weights", [None, "random", "absent", "here", "file.safetensors"])
+def test_no_codec_stands_in_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(TINY / "vae", tmp_path / "elsewhere" / "vae")
+    if weights == "absent":  # what lies where the command was started belongs to no such path
+        shutil.copytree(TINY / "vae", tmp_path / "vae")
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    (tmp_path / "file.safetensors").touch()
+    model = "flux" if weights is None else "flux-tiny"
+    with pytest.raises(WeightsNotFound, match="no VAE for flux") as caught:
+        find_codec(weights, model)
+    assert str(BUNDLED / "flux" if weights is None else weights) in caught.value.given
 
 
 @pytest.mark.parametrize("part", PIPELINE_PARTS[1:])

@@ -6,7 +6,7 @@ import pytest
 
 from fresco_trt.errors import PlanError, UnknownModel
 from fresco_trt.models.zoo import model_facts, model_names
-from fresco_trt.plan.presets import make_plan
+from fresco_trt.plan.making import make_plan
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -50,11 +50,17 @@ def test_a_strange_name_is_told_the_names_only(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", model_names())
-def test_every_preset_has_every_stage_count(name: str) -> None:
+def test_every_model_has_the_four_presets_for_every_stage_count(name: str) -> None:
     facts = model_facts(name)
-    assert tuple(facts.presets) == ("quality", "balanced", "fast", "turbo")
+    assert tuple(facts.presets)[:4] == ("quality", "balanced", "fast", "turbo")
     assert facts.stage_counts == (1, 2, 3)
+    assert all(tuple(each) == (1, 2, 3) for each in tuple(facts.presets.values())[:4])
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_preset_makes_a_plan(name: str) -> None:
+    facts = model_facts(name)
     for preset, schedules in facts.presets.items():
-        assert tuple(schedules) == facts.stage_counts
+        assert schedules
         for stages in schedules:
-            assert make_plan(facts, stages=stages, preset=preset).nfe >= stages
+            assert len(make_plan(facts, stages=stages, preset=preset).stages) == stages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,8 @@ from fresco_trt.plan.cost import (
     plan_summary,
     stage_flops,
 )
-from fresco_trt.plan.presets import make_plan
+from fresco_trt.plan.making import make_plan, plan_from_preset
+from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import Action
 
 PRESETS = ("quality", "balanced", "fast", "turbo")
@@ -89,6 +91,36 @@ def test_each_preset_saves_more_than_the_one_before(name: str, stages: int) -> N
     assert ratios[0] >= 1.0
 
 
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
+def test_a_mixed_stage_costs_what_its_tokens_do(share: float) -> None:
+    preset = Preset(steps=(2, 3, 4), switch=(0.8, 0.6), promote=((("edge", share),), ()), window=1)
+    costs = stage_flops(FLUX, plan_from_preset(FLUX, preset))
+    coarse, fine = flops_of_step(FLUX, 1024), flops_of_step(FLUX, 4096)
+    mixed = flops_of_step(FLUX, 1024 + 3 * round(1024 * share))
+    assert costs == (2 * coarse, 3 * mixed, 4 * fine)
+    assert coarse < mixed < fine
+
+
+@pytest.mark.parametrize(
+    ("preset", "tera", "ratio"),
+    [("fresco-30", 1295.99, 2.87), ("fresco-18", 788.03, 4.72), ("fresco-11", 486.85, 7.64)],
+)
+def test_the_points_of_fresco_cost_what_was_published(
+    preset: str, tera: float, ratio: float
+) -> None:
+    plan = make_plan(FLUX, stages=3, preset=preset)
+    cost = plan_cost(FLUX, plan, 50)
+    assert plan.nfe == int(preset.removeprefix("fresco-"))
+    assert cost.flops / 1e12 == pytest.approx(tera, rel=0.003)
+    assert cost.ratio == pytest.approx(ratio, rel=0.003)
+
+
+def test_activations_are_those_of_the_largest_stage_mixed_or_not() -> None:
+    plan = make_plan(FLUX, stages=3, preset="fresco-18")
+    cost = plan_cost(FLUX, plan)
+    assert cost.activation_bytes["bf16"] == activation_bytes(FLUX, max(plan.tokens), "bf16")
+
+
 def test_a_bypass_step_costs_next_to_nothing() -> None:
     plan = make_plan(FLUX, stages=1, steps=4)
     actions: tuple[Action, ...] = ("full", "bypass", "full", "bypass")
@@ -115,6 +147,30 @@ def test_another_models_plan_has_no_price() -> None:
 def test_a_baseline_has_steps(steps: int) -> None:
     with pytest.raises(PlanError, match="--steps"):
         plan_cost(FLUX, make_plan(FLUX, stages=3), steps)
+
+
+def test_aligned_attention_is_charged_for_the_pairs_that_it_evaluates() -> None:
+    plan = make_plan(FLUX, stages=3, preset="fresco-18")
+    aligned = replace(plan, positions="aligned")
+    costs = zip(stage_flops(FLUX, plan), stage_flops(FLUX, aligned), strict=True)
+    saved = [before - after for before, after in costs]
+    # Each of 768 coarse queries leaves out three of the four children of 256 tokens.
+    pairs = 768 * 3 * 256
+    mixed = plan.stages[1].steps * FLUX.blocks * 4 * FLUX.hidden * pairs
+    assert saved == [0, pytest.approx(mixed), 0]
+
+
+def test_the_summary_says_how_a_mixed_stage_is_made_up() -> None:
+    plan = make_plan(FLUX, stages=3, preset="fresco-18")
+    summary: Any = plan_summary(FLUX, plan, 50)
+    assert [(stage["tokens"], stage["promoted"]) for stage in summary["stages"]] == [
+        (1024, 0),
+        (768 + 4 * 256, 256),
+        (4096, 0),
+    ]
+    rules = [each["promotions"] for each in summary["transitions"]]
+    assert rules == [[{"rule": "converged-latent", "count": 256}], []]
+    assert (summary["solver"], summary["positions"]) == ("euler", "fine")
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from fresco_trt.models.zoo import model_facts, model_names
-from fresco_trt.plan.facts import ShiftRule
-from fresco_trt.plan.schedule import dynamic_mu
+from fresco_trt.plan.schedule import ShiftRule, dynamic_mu
 
 TINY = model_facts("flux-tiny")
 
@@ -51,10 +50,13 @@ def test_facts_can_be_compared_and_hashed() -> None:
     assert replace(TINY, max_pixels=1) != TINY
 
 
-def test_a_stage_count_that_one_preset_lacks_is_not_offered() -> None:
+def test_a_stage_count_is_offered_while_some_preset_has_it() -> None:
     presets = {name: dict(schedules) for name, schedules in TINY.presets.items()}
     del presets["fast"][2]
-    assert replace(TINY, presets=presets).stage_counts == (1, 3)
+    assert replace(TINY, presets=presets).stage_counts == (1, 2, 3)
+    fewer = {name: {3: schedules[3]} for name, schedules in presets.items()}
+    assert replace(TINY, presets=fewer).stage_counts == (3,)
+    assert replace(TINY, presets={}).stage_counts == ()
 
 
 def test_planning_imports_nothing_heavy() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,10 @@ from fresco_trt.errors import (
     UnsupportedStages,
 )
 from fresco_trt.models.zoo import model_facts, model_names
-from fresco_trt.plan.presets import Preset, make_plan, plan_from_preset
-from fresco_trt.plan.schedule import plain_sigmas, rewind_sigma, unshift_sigma
+from fresco_trt.plan.making import make_plan, plan_from_preset
+from fresco_trt.plan.presets import Preset, Share
+from fresco_trt.plan.schedule import plain_sigmas, rewind_sigma, stage_sigmas, unshift_sigma
+from fresco_trt.plan.stages import POSITIONS, Positions
 
 PRESETS = ("quality", "balanced", "fast", "turbo")
 POINTS = [
@@ -125,6 +128,8 @@ def test_a_wrong_request_is_named(
 
 
 GOOD = Preset(steps=(2, 3, 4), switch=(0.8, 0.6))
+HALF: tuple[Share, ...] = (("edge", 0.5),)
+MIXED = replace(GOOD, promote=((("edge", 0.25), ("even", 0.1)), ()), window=1)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +149,27 @@ GOOD = Preset(steps=(2, 3, 4), switch=(0.8, 0.6))
         {"restart": (0.9, 0.5)},
         {"restart": (1.1, 0.7)},
         {"noise": "rewind", "lift": "bilinear"},
+        {"solver": "heun"},
+        {"shift": (2.0, 2.0)},
+        {"shift": ()},
+        {"shift": (2.0, 0.0, 2.0)},
+        {"shift": (2.0, float("nan"), 2.0)},
+        {"window": 2},
+        {"positions": "coarse"},
+        {"positions": "aligned"},
+        {"promote": ((), ()), "positions": "coarse"},
+        {"promote": ((("edge", 0.5),),)},
+        {"promote": ((), (("edge", 0.5),))},
+        {"promote": ((("best", 0.5),), ())},
+        {"promote": ((("edge", 0.0),), ())},
+        {"promote": ((("edge", 1.0),), ())},
+        {"promote": ((("edge", float("nan")),), ())},
+        {"promote": ((("edge", 0.5), ("even", 0.5)), ())},
+        {"promote": ((("edge", 0.5), ("even", -0.1)), ())},
+        {"promote": ((("edge", 0.5),), ()), "positions": "middle"},
+        {"promote": ((("edge", 0.5),), ()), "window": 0},
+        {"promote": ((("changing", 0.5),), ()), "window": 1},
+        {"steps": (2, 3, 4, 5), "switch": (0.8, 0.6, 0.4), "promote": (HALF, HALF, ())},
     ],
 )
 def test_a_preset_that_cannot_be_is_refused(change: dict[str, object]) -> None:
@@ -155,6 +181,83 @@ def test_restarts_are_rewound_kept_or_given() -> None:
     assert GOOD.restarts == tuple(rewind_sigma(sigma) for sigma in GOOD.switch)
     assert replace(GOOD, restart="same").restarts == GOOD.switch
     assert replace(GOOD, restart=(0.95, 0.7)).restarts == (0.95, 0.7)
+
+
+def test_a_mixed_stage_stays_on_its_grid() -> None:
+    plan = plan_from_preset(TINY, MIXED)
+    assert [stage.grid.scale for stage in plan.stages] == [0.5, 1.0, 1.0]
+    assert plan.tokens == (256, 256 + 3 * (64 + 26), 1024)
+    assert [each.rule for each in plan.transitions[0].promotions] == ["edge", "even"]
+    assert [each.window for each in plan.transitions] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("promote", "scales", "promoted"),
+    [
+        ((), [0.125, 0.25, 0.5, 1.0], (0, 0, 0, 0)),
+        ((HALF, (), ()), [0.25, 0.5, 0.5, 1.0], (0, 32, 0, 0)),
+        (((), HALF, ()), [0.25, 0.5, 1.0, 1.0], (0, 0, 128, 0)),
+        (((("edge", 0.25),), (("even", 0.5),), ()), [0.5, 1.0, 1.0, 1.0], (0, 64, 192, 0)),
+    ],
+)
+def test_promotions_may_come_at_any_switch_but_the_last(
+    promote: Any, scales: list[float], promoted: tuple[int, ...]
+) -> None:
+    window = 1 if promote else 3
+    preset = Preset(steps=(2, 2, 2, 2), switch=(0.9, 0.8, 0.7), promote=promote, window=window)
+    plan = plan_from_preset(TINY, preset)
+    assert [stage.grid.scale for stage in plan.stages] == scales
+    assert plan.promoted == promoted
+
+
+def test_a_new_coarse_grid_starts_its_shares_anew() -> None:
+    preset = Preset(
+        steps=(1,) * 5, switch=(0.9, 0.8, 0.7, 0.6), promote=(HALF, (), HALF, ()), window=1
+    )
+    assert plan_from_preset(TINY, preset).promoted == (0, 32, 0, 128, 0)
+
+
+@pytest.mark.parametrize(("share", "count"), [(1e-6, 1), (0.4, 102), (1 - 1e-6, 255)])
+def test_a_share_is_at_least_one_token_and_not_all(share: float, count: int) -> None:
+    plan = plan_from_preset(TINY, replace(MIXED, promote=((("edge", share),), ())))
+    assert plan.promoted == (0, count, 0)
+
+
+def test_promotions_that_leave_no_token_coarse_are_refused() -> None:
+    crowded = replace(MIXED, promote=((("edge", 0.5), ("even", 0.49)), ()))
+    with pytest.raises(InvalidPlan, match="4 tokens promoted of 4"):
+        plan_from_preset(TINY, crowded, size=(32, 32))
+
+
+@pytest.mark.parametrize("size", [(256, 256), (512, 256), (48, 272)])
+def test_the_size_must_fit_the_coarse_grid_of_a_mixed_preset(size: tuple[int, int]) -> None:
+    assert plan_from_preset(TINY, MIXED, size=size).size == size
+    with pytest.raises(UnsupportedSize, match=r"multiple of 16 .*coarsest of 2 grids"):
+        plan_from_preset(TINY, MIXED, size=(size[0] + 8, size[1]))
+
+
+def test_each_stage_may_have_a_shift_of_its_own() -> None:
+    plan = plan_from_preset(TINY, replace(GOOD, shift=(5.0, 2.0, 1.0)))
+    ends = [(1.0, 0.8), (rewind_sigma(0.8), 0.6), (rewind_sigma(0.6), 0.0)]
+    rows = zip(ends, GOOD.steps, (5.0, 2.0, 1.0), strict=True)
+    expected = [stage_sigmas(*pair, steps, h) for pair, steps, h in rows]
+    assert [stage.sigmas for stage in plan.stages] == expected
+
+
+def test_the_models_shift_is_what_is_meant_when_none_is_given() -> None:
+    h = TINY.shift_factor(1024)
+    assert plan_from_preset(TINY, replace(GOOD, shift=(h, h, h))) == plan_from_preset(TINY, GOOD)
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_the_plan_has_the_presets_solver_and_positions(positions: Positions) -> None:
+    plan = plan_from_preset(TINY, replace(MIXED, solver="multistep", positions=positions))
+    assert (plan.solver, plan.positions) == ("multistep", positions)
+
+
+def test_a_preset_with_one_number_of_stages_says_which() -> None:
+    with pytest.raises(UnsupportedStages, match=r"'fresco-18' of flux; expected 3\. Fix: .* 3"):
+        make_plan(model_facts("flux"), stages=2, preset="fresco-18")
 
 
 def test_a_preset_of_ones_own_makes_an_unnamed_plan() -> None:

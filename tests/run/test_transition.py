@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from torch.nn import functional
 
 from fresco_trt.plan.schedule import rewind_sigma
-from fresco_trt.plan.stages import Transition
+from fresco_trt.plan.stages import Promotion, Transition
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
 from fresco_trt.run.transition import (
     LIFTS,
     apply_transition,
     check_transition,
+    draws,
     estimate_noise,
     estimate_x0,
     lift_bilinear,
@@ -25,6 +27,7 @@ from fresco_trt.run.transition import (
     ratio_of,
     renoise,
     rewind,
+    stay,
 )
 
 SIGMA = 0.6
@@ -242,6 +245,31 @@ def test_same_grid_same_sigma_changes_nothing() -> None:
     assert torch.allclose(kept, x, atol=1e-6)
 
 
+@pytest.mark.parametrize("restart", [SIGMA, LANDS, 1.0])
+@pytest.mark.parametrize("noise", ["field", "parent", "fresh"])
+def test_staying_is_the_transition_to_the_same_grid(noise: str, restart: float) -> None:
+    pyramid, transition = pyramid_of(), transition_of("bilinear", noise, restart)
+    x, v = white(1, 4, 64, 64), white(1, 4, 64, 64, seed=1)
+    generator = fresh_generator(99) if noise == "fresh" else None
+    stayed = stay(transition, x, v, pyramid, scale=1.0, generator=generator)
+    assert torch.allclose(stayed, cross(transition, x, v, pyramid, SAME), atol=1e-6)
+
+
+def test_a_rewind_takes_what_stays_to_its_level_by_its_own_noise() -> None:
+    x0, noise = white(1, 4, 64, 64), white(1, 4, 64, 64, seed=1)
+    transition = transition_of("haar", "rewind")
+    stayed = stay(transition, renoise(x0, noise, SIGMA), noise - x0, pyramid_of(), scale=1.0)
+    assert torch.allclose(stayed, renoise(x0, noise, LANDS), atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", ["parent", "rewind"])
+def test_staying_at_the_same_sigma_with_its_own_noise_changes_no_bit(noise: Any) -> None:
+    # A rewind that stays, which no plan has: the law is the function's.
+    transition: Any = SimpleNamespace(sigma=SIGMA, restart=SIGMA, noise=noise, promotions=())
+    x, v = white(1, 4, 64, 64), white(1, 4, 64, 64, seed=1)
+    assert torch.equal(stay(transition, x, v, pyramid_of(), scale=1.0), x)
+
+
 @pytest.mark.parametrize(("lift", "noise"), PATHS)
 def test_inputs_and_pyramid_are_left_alone(lift: str, noise: str) -> None:
     pyramid, untouched = pyramid_of(), pyramid_of()
@@ -281,14 +309,29 @@ def test_a_generator_is_given_exactly_where_it_is_used() -> None:
         apply_transition(
             field, x, x, pyramid, scale=0.5, scale_next=1.0, generator=fresh_generator(0)
         )
+    with pytest.raises(ValueError, match="without a generator"):
+        stay(fresh, x, x, pyramid, scale=0.5)
+
+
+@pytest.mark.parametrize("noise", ["field", "parent", "fresh"])
+@pytest.mark.parametrize("rules", [(), ("even",), ("converged", "random")])
+def test_a_transition_draws_for_fresh_noise_and_for_random_tokens(
+    noise: str, rules: tuple[Any, ...]
+) -> None:
+    promotions = tuple(Promotion(rule=rule, count=1) for rule in rules)
+    transition = replace(transition_of("nearest", noise), promotions=promotions)
+    assert draws(transition) == (noise == "fresh" or "random" in rules)
 
 
 @pytest.mark.parametrize(
     "x", [white(1, 4, 64, 64), white(2, 4, 32, 32), white(1, 4, 32, 32).double()]
 )
 def test_latents_must_fit_the_pyramid(x: torch.Tensor) -> None:
+    transition = transition_of("nearest", "field")
     with pytest.raises(ValueError, match="expected float32"):
-        cross(transition_of("nearest", "field"), x, x, pyramid_of())
+        cross(transition, x, x, pyramid_of())
+    with pytest.raises(ValueError, match="expected float32"):
+        stay(transition, x, x, pyramid_of(), scale=0.5)
 
 
 def test_coarsening_is_refused() -> None:
@@ -301,12 +344,10 @@ def test_coarsening_is_refused() -> None:
     [
         ({"lift": "nearest"}, "expected lift 'haar'"),
         ({"restart": 0.9}, r"expected 0\.75, the only level"),
-        ({"selection": "even", "count": 3}, "mixed grids are not implemented"),
     ],
 )
 def test_what_would_have_to_be_ignored_is_refused(wrong: dict[str, Any], match: str) -> None:
     right = {"sigma": SIGMA, "restart": LANDS, "lift": "haar", "noise": "rewind"}
-    right |= {"selection": "all", "count": None}
     # Not Transitions, which may refuse to be made like this.
     legal: Any = SimpleNamespace(**right)
     request: Any = SimpleNamespace(**(right | wrong))

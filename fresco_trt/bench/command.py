@@ -1,0 +1,133 @@
+"""`fresco-trt bench`: methods side by side, from the command line's options to the files it leaves.
+
+Thin, and light to import: what measures, :mod:`fresco_trt.bench.job`, is imported when the command
+runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import typer
+
+from fresco_trt import display
+from fresco_trt.errors import IncompatibleOptions, PlanError
+
+InstrumentName = Literal["model", "oracle"]
+INSTRUMENTS: tuple[InstrumentName, ...] = get_args(InstrumentName)
+
+SCENES, QUICK_SCENES = 64, 12
+OUT = Path("bench-out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command was asked for, every default filled in but the size's."""
+
+    model: str
+    out: Path
+    scenes: int
+    methods: tuple[str, ...] | None
+    quick: bool
+    instrument: InstrumentName
+    size: str | None
+    weights: str | None
+    backend: str
+
+    @property
+    def stem(self) -> str:
+        """Name of the files, without their endings."""
+        parts = [self.model, *(["oracle"] if self.instrument == "oracle" else [])]
+        return "-".join([*parts, *(["quick"] if self.quick else [])])
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for this, whatever was typed."""
+        given = {
+            "--model": self.model,
+            "--instrument": self.instrument,
+            "--scenes": self.scenes,
+            "--methods": None if self.methods is None else ",".join(self.methods),
+            "--size": self.size,
+            "--weights": self.weights,
+            "--backend": self.backend,
+            "--out": self.out,
+        }
+        parts = [f"{name} {value}" for name, value in given.items() if value is not None]
+        return " ".join(["fresco-trt bench", *parts, *(["--quick"] if self.quick else [])])
+
+
+def bench(
+    model: Annotated[str, typer.Option("--model", help="Model name, e.g. flux-tiny.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = OUT,
+    scenes: Annotated[
+        int | None,
+        typer.Option(
+            help="Scenes that every method draws.",
+            show_default=f"{SCENES}, or {QUICK_SCENES} with --quick",
+        ),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods to compare, with commas between; plain always is.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer points: ten minutes.")] = False,
+    instrument: Annotated[
+        str, typer.Option(help="model, or oracle: an exact flow in place of the model.")
+    ] = "model",
+    size: Annotated[
+        str | None, typer.Option("--size", help="Picture size WxH.", show_default="the model's")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Whole diffusers pipeline folder.", show_default="the bundled one"),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Engine library of our plans.")] = "onnxruntime",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Compare speed and quality of methods side by side: JSON, table, plot and pictures."""
+    options = Options(
+        model=model,
+        out=out,
+        scenes=_scenes(scenes, quick),
+        methods=None if methods is None else tuple(name.strip() for name in methods.split(",")),
+        quick=quick,
+        instrument=_instrument(instrument),
+        size=size,
+        weights=weights,
+        backend=backend,
+    )
+    from fresco_trt.bench.job import run
+    from fresco_trt.bench.terminal import show
+
+    with display.progress() as report:
+        document = run(options, report)
+    if as_json:
+        sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    else:
+        show(document)
+
+
+def _scenes(asked: int | None, quick: bool) -> int:
+    scenes = (QUICK_SCENES if quick else SCENES) if asked is None else asked
+    if scenes < 1:
+        raise PlanError(
+            f"--scenes {scenes}", expected="1 or more", fix=f"pass --scenes {QUICK_SCENES}"
+        )
+    return scenes
+
+
+def _instrument(name: str) -> InstrumentName:
+    for known in INSTRUMENTS:
+        if name == known:
+            return known
+    raise IncompatibleOptions(
+        f"--instrument {name}",
+        expected=f"one of {', '.join(INSTRUMENTS)}",
+        fix="leave --instrument out to measure the model itself",
+    )

@@ -1,0 +1,194 @@
+"""Static engines for any number of plans: one for each number of tokens, built once, shared.
+
+A stage's graph depends on its number of tokens and nothing else, positions being inputs; so the
+plans of a whole bench, mixed stages and one-stage controls included, need about a dozen engines.
+Only phase-aligned attention also asks how many tokens are coarse.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import TYPE_CHECKING, TypeAlias
+
+from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent, writing
+from fresco_trt.bench.instrument import Draw, Drawn
+from fresco_trt.models.flux import full_signature, graph_from_signature
+from fresco_trt.plan.cost import plan_cost
+from fresco_trt.run.request import engine_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+    from fresco_trt.backends.base import Backend, Runner
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.signature import GraphSignature
+    from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.run.layout import Layout
+
+LIST = "engines.json"
+
+Kind: TypeAlias = tuple[int, int]
+"""Image tokens, and how many of them were expanded where attention is phase-aligned, else 0."""
+
+
+def kinds_of(plan: StagePlan) -> tuple[Kind, ...]:
+    """What engine each stage of a plan needs."""
+    return tuple(zip(plan.tokens, plan.aligned, strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A built engine, as a backend's ``load`` asks for it."""
+
+    name: str
+    files: tuple[str, ...]
+    signature: GraphSignature
+
+
+class EnginePool:
+    """Engines of one model in one folder, by their kind.
+
+    ``folder`` may hold engines that another process built. An engine is loaded when a plan first
+    asks for it and freed by ``scope``.
+    """
+
+    def __init__(self, facts: ModelFacts, library: Backend, folder: Path, scope: ExitStack) -> None:
+        self._facts, self._library, self._folder, self._scope = facts, library, folder, scope
+        self._runners: dict[Kind, Runner] = {}
+
+    @property
+    def device(self) -> str:
+        """Where the engines' outputs live."""
+        return self._library.describe().device
+
+    def has(self, kinds: Iterable[Kind]) -> bool:
+        """Whether the folder has engines of all of these kinds."""
+        return self._files().keys() >= set(map(_key, kinds))
+
+    def build(
+        self, kinds: Iterable[Kind], transformer: Module, progress: Progress = silent
+    ) -> None:
+        """Build engines of these kinds, over one file of weights.
+
+        Once a folder, with every kind: graphs that came later would lie over weights of another
+        layout. Raises what the backend's ``build`` raises, ExportError, and ValueError for a folder
+        that has engines already.
+        """
+        wanted, have = sorted(set(kinds)), self._files()
+        if have:
+            given = ", ".join(map(_key, wanted))
+            raise ValueError(f"engines for {given} tokens in a folder with some for {list(have)}")
+        files = self._built(wanted, transformer, progress)
+        stored = {_key(kind): list(names) for kind, names in zip(wanted, files, strict=True)}
+        with writing(self._folder):
+            (self._folder / LIST).write_text(json.dumps(stored) + "\n", encoding="utf-8")
+
+    def runners(self, plan: StagePlan) -> dict[str, Runner]:
+        """Entered runners for a plan's stages, by the names that the sampler calls them."""
+        return {
+            engine_name(index, "full"): self._runner(kind)
+            for index, kind in enumerate(kinds_of(plan))
+        }
+
+    def _runner(self, kind: Kind) -> Runner:
+        if kind not in self._runners:
+            files = self._files()[_key(kind)]
+            engine = Engine(name=_name(kind), files=files, signature=self._signature(kind))
+            runner = self._library.load(self._folder, engine)
+            self._runners[kind] = self._scope.enter_context(runner)
+        return self._runners[kind]
+
+    def _files(self) -> dict[str, tuple[str, ...]]:
+        path = self._folder / LIST
+        stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return {key: tuple(names) for key, names in stored.items()}
+
+    def _signature(self, kind: Kind) -> GraphSignature:
+        tokens, promoted = kind
+        return full_signature(self._facts, tokens, self._facts.text_tokens, promoted=promoted)
+
+    def _built(
+        self, kinds: list[Kind], transformer: Module, progress: Progress
+    ) -> list[tuple[str, ...]]:
+        from fresco_trt.lower.export import export_stages
+        from fresco_trt.lower.weights import write_source
+
+        options = BuildOptions(folder=self._folder, progress=progress)
+        with TemporaryDirectory(dir=self._folder, prefix=".work-") as work:
+            source = Path(work) / "transformer"
+            graphs: tuple[StageGraph, ...] = tuple(
+                StageGraph(
+                    name=_name(kind),
+                    signature=self._signature(kind),
+                    module=graph_from_signature(transformer, self._signature(kind)),
+                    onnx=None,
+                    weights=None,
+                    source=source,
+                )
+                for kind in kinds
+            )
+            if self._library.describe().graph_format == "onnx":
+                graphs = export_stages(graphs, Path(work), progress=progress)
+            else:
+                write_source(transformer, source)
+            return [self._library.build(graph, options) for graph in graphs]
+
+
+def plan_method(
+    plan: StagePlan,
+    facts: ModelFacts,
+    runners: Mapping[str, Runner],
+    layout: Layout,
+    device: str,
+) -> Draw:
+    """What draws by a plan on entered runners: the sampler's loop, timed as a request's is.
+
+    The seconds hold the drawing of the noise, every step and every transition.
+    """
+    from fresco_trt.run.noise import NoisePyramid, fresh_generator
+    from fresco_trt.run.sampler import sample
+    from fresco_trt.run.transition import draws
+
+    full = plan.stages[-1].grid
+    flops = plan_cost(facts, plan).flops
+    random = any(map(draws, plan.transitions))
+
+    def draw(inputs: Mapping[str, Tensor], seed: int) -> Drawn:
+        began = perf_counter()
+        pyramid = NoisePyramid.from_seed(
+            seed,
+            channels=facts.latent_channels,
+            height=full.height,
+            width=full.width,
+            coarsest=plan.stages[0].grid.scale,
+            device=device,
+        )
+        fresh: torch.Generator | None = fresh_generator(seed) if random else None
+        inside = 0.0
+        for step in sample(plan, runners, inputs, pyramid, layout, fresh=fresh):
+            inside += step.engine_seconds
+            tokens = step.tokens
+        # Where engines run asynchronously, this copy is what waits for them.
+        latents = layout.unpack(tokens, full).cpu()
+        seconds = perf_counter() - began
+        return Drawn(latents=latents, seconds=seconds, engine_seconds=inside, flops=flops)
+
+    return draw
+
+
+def _key(kind: Kind) -> str:
+    tokens, promoted = kind
+    return f"{tokens}-aligned{promoted}" if promoted else f"{tokens}"
+
+
+def _name(kind: Kind) -> str:
+    return f"tokens{_key(kind)}.full"

@@ -1,0 +1,118 @@
+"""Peak memory of a method on its own: a fresh process loads what it needs and draws one picture.
+
+python -m fresco_trt.bench.memory --model flux-tiny --pipeline DIR --engines DIR --point NAME ...
+
+Within the bench's process every method's memory is on top of all the others'. Points that load the
+same things share one measurement, see :func:`kind_of`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fresco_trt.bench.plain import Plain
+from fresco_trt.bench.points import CacheDit, FirstBlock, points_of
+from fresco_trt.plan.making import plan_from_preset
+from fresco_trt.plan.presets import Preset
+from fresco_trt.plan.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from fresco_trt.bench.points import Point
+    from fresco_trt.bench.studio import Setting
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.sizes import Size
+
+PATIENCE = 600  # seconds, against a hang; nothing is timed
+
+
+def kind_of(point: Point, facts: ModelFacts, size: Size) -> str:
+    """What a point keeps in memory, in words: its engines, or the cache on diffusers' pipeline."""
+    recipe = point.recipe
+    if isinstance(recipe, Preset):
+        tokens = sorted(set(plan_from_preset(facts, recipe, size=size).tokens))
+        return f"engines of {', '.join(map(str, tokens))} tokens"
+    if isinstance(recipe, Plain):
+        return "diffusers"
+    if isinstance(recipe, FirstBlock):
+        return "diffusers with first-block"
+    if isinstance(recipe, CacheDit):
+        return f"diffusers with cache-dit{' and Taylor' if recipe.taylor else ''}"
+    return f"diffusers with taylorseer of order {recipe.order}{', lite' if recipe.lite else ''}"
+
+
+def peak_mb(setting: Setting, point: Point) -> float | None:
+    """Peak resident megabytes (10^6 bytes) of a process that draws one picture with ``point``.
+
+    None where that process failed, as for lack of memory, or came to no end.
+    """
+    width, height = setting.size
+    command = [
+        *(sys.executable, "-m", "fresco_trt.bench.memory"),
+        *("--model", setting.facts.name, "--size", format_size((width, height))),
+        *("--pipeline", str(setting.pipeline), "--engines", str(setting.engines)),
+        *("--backend", setting.library.name, "--point", point.name),
+    ]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    except subprocess.SubprocessError:
+        return None
+    found: float = json.loads(done.stdout.splitlines()[-1])["peak_mb"]
+    return found
+
+
+def main(
+    model: Annotated[str, typer.Option()],
+    size: Annotated[str, typer.Option()],
+    pipeline: Annotated[Path, typer.Option()],
+    engines: Annotated[Path, typer.Option()],
+    backend: Annotated[str, typer.Option()],
+    point: Annotated[str, typer.Option()],
+) -> None:
+    """Draw one picture with one point and print this process's peak memory."""
+    from fresco_trt.backends import backend as library_of
+    from fresco_trt.bench.studio import Setting, Studio
+    from fresco_trt.models.zoo import model_facts
+
+    facts, asked = model_facts(model), parse_size(size)
+    studio = Studio(
+        Setting(
+            facts=facts,
+            size=asked,
+            pipeline=pipeline,
+            library=library_of(backend),
+            engines=engines,
+            scenes=1,
+        )
+    )
+    only = next(each for each in points_of(facts, asked) if each.name == point)
+    with ExitStack() as scope:
+        methods, skipped = studio.methods([only], scope)
+        if skipped:
+            raise SystemExit(skipped[0].reason)
+        methods[point](studio.encode(studio.warm_up), studio.warm_up.seed)
+    print(json.dumps({"peak_mb": round(own_peak_kibibytes() * 1024 / 1e6, 1)}))
+
+
+def own_peak_kibibytes() -> int:
+    """Peak resident set of this process.
+
+    From the kernel's account of this program: getrusage would count in what the process that
+    started this one held at that moment.
+    """
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,170 @@
+"""The methods that run inside diffusers' own pipeline: plain steps and the caches put upon it.
+
+A recipe of :mod:`fresco_trt.bench.points` goes in, a function that draws comes out. FLOPs are
+counted at the linear layers that really ran, so that what a cache saved is what it saved here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.bench.instrument import Draw, Drawn
+from fresco_trt.bench.plain import Plain, denoise, load_pipeline
+from fresco_trt.bench.points import CacheDit, FirstBlock, TaylorSeer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.sizes import Size
+
+DiffusersRecipe = Plain | TaylorSeer | FirstBlock | CacheDit
+
+
+class DiffusersMethods:
+    """diffusers' pipeline over a model folder, with each recipe's cache on while it draws.
+
+    cache-dit rewrites the modules that it is put on, so it has a pipeline of its own.
+    """
+
+    def __init__(self, folder: Path, facts: ModelFacts, size: Size, device: str = "cpu") -> None:
+        self._folder, self._facts, self._size, self._device = folder, facts, size, device
+        self._pipes: dict[bool, Any] = {}
+
+    def method(self, recipe: DiffusersRecipe) -> Draw:
+        """What draws by a recipe.
+
+        Raises ImportError where cache-dit is not installed, and whatever it raises on import.
+        """
+        pipe = self._pipe(apart=isinstance(recipe, CacheDit))
+        cache = cache_of(recipe)
+        point = Plain(steps=recipe.steps, mu=recipe.mu if isinstance(recipe, Plain) else None)
+        width, height = self._size
+        cell = self._facts.vae_scale * self._facts.patch
+        length = width // cell * (height // cell) + self._facts.text_tokens
+
+        def draw(inputs: Mapping[str, Tensor], seed: int) -> Drawn:
+            with cache(pipe), FlopMeter(pipe.transformer, length) as meter:
+                latents, seconds = denoise(pipe, self._facts, self._size, inputs, [seed], point)
+            return Drawn(latents=latents, seconds=seconds, engine_seconds=None, flops=meter.flops)
+
+        return draw
+
+    def _pipe(self, *, apart: bool) -> Any:
+        if apart not in self._pipes:
+            self._pipes[apart] = load_pipeline(self._folder, self._device)
+        return self._pipes[apart]
+
+
+def cache_of(recipe: DiffusersRecipe) -> Callable[[Any], AbstractContextManager[None]]:
+    """What puts a recipe's cache on a pipeline for the length of a scope, and empties it after."""
+    if isinstance(recipe, TaylorSeer):
+        return _hooked(_taylor_config(recipe))
+    if isinstance(recipe, FirstBlock):
+        hooks: Any = import_module("diffusers.hooks")
+        return _hooked(hooks.FirstBlockCacheConfig(threshold=recipe.threshold))
+    if isinstance(recipe, CacheDit):
+        return _dit(recipe)
+    return _bare
+
+
+def _taylor_config(recipe: TaylorSeer) -> Any:
+    import torch
+
+    hooks: Any = import_module("diffusers.hooks")
+    return hooks.TaylorSeerCacheConfig(
+        cache_interval=recipe.interval,
+        max_order=recipe.order,
+        use_lite_mode=recipe.lite,
+        taylor_factors_dtype=torch.float32,  # the weights' own; its default is for bfloat16 models
+    )
+
+
+@contextmanager
+def _bare(pipe: Any) -> Iterator[None]:
+    yield
+
+
+def _hooked(config: Any) -> Callable[[Any], AbstractContextManager[None]]:
+    @contextmanager
+    def hooked(pipe: Any) -> Iterator[None]:
+        pipe.transformer.enable_cache(config)
+        try:
+            yield
+        finally:
+            pipe.transformer.disable_cache()
+
+    return hooked
+
+
+def _dit(recipe: CacheDit) -> Callable[[Any], AbstractContextManager[None]]:
+    """cache-dit's own defaults but for the threshold, the blocks that always run and the warm-up.
+
+    By default it always computes eight blocks, which are all that a small model has, and eight
+    steps, which are most of a short run: one and three here, as the other caches do.
+    """
+    library: Any = import_module("cache_dit")
+    logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
+    calibrator = library.TaylorSeerCalibratorConfig(taylorseer_order=1) if recipe.taylor else None
+
+    @contextmanager
+    def cached(pipe: Any) -> Iterator[None]:
+        config = library.DBCacheConfig(
+            Fn_compute_blocks=1,
+            Bn_compute_blocks=0,
+            max_warmup_steps=3,
+            residual_diff_threshold=recipe.threshold,
+        )
+        library.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
+        try:
+            yield
+        finally:
+            library.disable_cache(pipe)
+
+    return cached
+
+
+class FlopMeter:
+    """Counts the FLOPs of a transformer's blocks while in scope, as ``plan/cost.py`` counts them.
+
+    Linear layers on token sequences, and attention once for each query projection of the image;
+    ``length`` is text plus image tokens. Costs under a thousandth of a step: one short Python call
+    for each layer that runs.
+    """
+
+    def __init__(self, transformer: Any, length: int) -> None:
+        self.flops = 0.0
+        self._transformer, self._length = transformer, length
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> FlopMeter:
+        import torch
+
+        for name, module in self._transformer.named_modules():
+            if "transformer_blocks." in name and isinstance(module, torch.nn.Linear):
+                self._handles.append(module.register_forward_pre_hook(self._counter(name, module)))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _counter(self, name: str, module: Any) -> Callable[[Any, tuple[Any, ...]], None]:
+        a_row = 2.0 * module.in_features * module.out_features
+        queries = name.endswith(".to_q")
+        attention = 4.0 * module.out_features * self._length**2 if queries else 0.0
+
+        def count(_: Any, arguments: tuple[Any, ...]) -> None:
+            shape = arguments[0].shape
+            if len(shape) == 3:  # modulations work on one vector and are left out, as in the plan
+                self.flops += shape[0] * (shape[1] * a_row + attention)
+
+        return count

@@ -1,0 +1,228 @@
+"""From the journal's marks to the stored document: one row a point, and what follows from them.
+
+Pure functions of what was measured; nothing is drawn or timed here. Keys of the document:
+``bench/results/README.md``.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.bench.plain import Plain
+from fresco_trt.bench.points import PEERS, Point
+from fresco_trt.bench.quality import DECIBELS, distance_interval, mean_interval, median_interval
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fresco_trt.bench.instrument import Marks, Skipped
+
+    Row = dict[str, Any]
+
+SPEEDS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0)
+"""Speed-ups at which the best of each kind are put side by side."""
+
+QUALITIES = ("score", "ssim")
+
+
+def rows_of(
+    points: Sequence[Point],
+    scenes: Sequence[Mapping[str, Marks]],
+    real: Tensor | None,
+    peaks: Mapping[str, float],
+    *,
+    timed: bool,
+    shared_seconds: float,
+) -> list[Row]:
+    """One row a point, the plain pipeline's first.
+
+    ``scenes`` are the marks of each scene by point; ``real`` features of true pictures; ``peaks``
+    the memory of a process by point; ``shared_seconds`` what every picture takes beside its
+    denoising. Where not ``timed``, everything that comes from a clock is None.
+    """
+    reference = [scene[points[0].name] for scene in scenes]
+    rows = []
+    for point in points:
+        marks = [scene[point.name] for scene in scenes]
+        row = {
+            "method": point.method,
+            "preset": point.preset,
+            "ablation": point.ablation,
+            "variant": point.variant,
+            "nfe": point.nfe,
+            **(_times(marks, reference, shared_seconds) if timed else dict.fromkeys(_TIMES)),
+            "flops_ratio": _sum(reference, "flops") / _sum(marks, "flops"),
+            **_score(marks),
+            **_closeness(marks),
+            **_distance(marks, real),
+            "peak_mb": peaks.get(point.name),
+            "point": point.name,
+        }
+        rows.append({key: _rounded(value) for key, value in row.items()})
+    return rows
+
+
+_TIMES = (
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "images_per_second",
+    "denoise_seconds",
+    "host_share",
+)
+
+
+def _times(marks: Sequence[Marks], reference: Sequence[Marks], shared: float) -> Row:
+    """The paired speed-up, scene by scene, its median with the interval; and what it rests on."""
+    pairs = zip(reference, marks, strict=True)
+    ratios = [theirs["seconds"] / ours["seconds"] for theirs, ours in pairs]
+    seconds = statistics.median(each["seconds"] for each in marks)
+    inside = [each["engine_seconds"] for each in marks]
+    host = None if None in inside else 1 - sum(inside) / _sum(marks, "seconds")
+    values = (*median_interval(ratios), 1 / (seconds + shared), seconds, host)
+    return dict(zip(_TIMES, values, strict=True))
+
+
+def _score(marks: Sequence[Marks]) -> Row:
+    from fresco_trt.demo.score import wilson_interval
+
+    right = [each["right"] for each in marks]
+    if None in right:
+        return dict.fromkeys(("score", "score_low", "score_high"))
+    low, high = wilson_interval(sum(right), len(right))
+    return {"score": sum(right) / len(right), "score_low": low, "score_high": high}
+
+
+def _closeness(marks: Sequence[Marks]) -> Row:
+    found: Row = {}
+    for name, most in (("ssim", 1.0), ("psnr", DECIBELS)):
+        values = [each[name] for each in marks]
+        interval = (None,) * 3 if None in values else mean_interval(values, most)
+        keys = (name, f"{name}_low", f"{name}_high")
+        found |= dict(zip(keys, interval, strict=True))
+    return found
+
+
+def _distance(marks: Sequence[Marks], real: Tensor | None) -> Row:
+    import torch
+
+    from fresco_trt.bench.eye import decode
+
+    keys = ("distance", "distance_low", "distance_high")
+    if real is None or len(marks) < 2:
+        return dict.fromkeys(keys)
+    features = torch.stack([decode(each["features"]) for each in marks])
+    return dict(zip(keys, distance_interval(features, real), strict=True))
+
+
+def _sum(marks: Iterable[Marks], key: str) -> float:
+    total: float = sum(each[key] for each in marks)
+    return total
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+# --- the tuned control ------------------------------------------------------------------------
+
+
+def tuned(points: Sequence[Point], rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows to show, and those of time shifts that were tried and are not the best.
+
+    Of the few-step points of one step count and one carrier, the default shift's row stays, and of
+    the tuned ones the best by score and the best by SSIM, under the variant "<who>, tuned (mu
+    ..., best score)". They are chosen on the very scenes they are shown for: that favours the
+    control.
+    """
+    groups: dict[tuple[str | None, str], list[Row]] = {}
+    for point, row in zip(points, rows, strict=True):
+        if _is_tuned(point):
+            carrier = str(point.variant).split(",", maxsplit=1)[0]
+            groups.setdefault((point.preset, carrier), []).append(row)
+    best = {id(row): label for group in groups.values() for row, label in _best(group)}
+    tried = {id(row) for group in groups.values() for row in group}
+    shown = [
+        row | {"variant": _tuned_variant(row, best[id(row)])} if id(row) in best else row
+        for row in rows
+        if id(row) not in tried or id(row) in best
+    ]
+    return shown, [row for row in rows if id(row) in tried and id(row) not in best]
+
+
+def _is_tuned(point: Point) -> bool:
+    """Whether it is a few-step point with a time shift that is not the model's own."""
+    recipe = point.recipe
+    shift = recipe.mu if isinstance(recipe, Plain) else getattr(recipe, "shift", None)
+    return point.method == "few-step" and shift is not None
+
+
+def _best(group: Sequence[Row]) -> list[tuple[Row, str]]:
+    found: dict[int, tuple[Row, str]] = {}
+    for quality in QUALITIES:
+        ranked = [row for row in group if row[quality] is not None]
+        if not ranked:
+            continue
+        row = max(ranked, key=lambda each: (each[quality], each["ssim"]))
+        before = found.get(id(row), (row, ""))[1]
+        found[id(row)] = (row, f"{before} and {quality}" if before else f"best {quality}")
+    return list(found.values())
+
+
+def _tuned_variant(row: Row, label: str) -> str:
+    who, shift = str(row["variant"]).split(", ", maxsplit=1)
+    return f"{who}, tuned ({shift}, {label})"
+
+
+# --- what the rows say together ---------------------------------------------------------------
+
+KINDS: Mapping[str, Callable[[Row], bool]] = {
+    "fresco": lambda row: row["method"] == "fresco",
+    "peer": lambda row: row["method"] in PEERS,
+    "few-step": lambda row: row["method"] == "few-step",
+}
+
+
+def frontier(rows: Sequence[Row], axis: str) -> list[Row]:
+    """At each speed, the best score and the best SSIM that each kind reaches at least that fast.
+
+    ``axis`` is "speedup" or "flops_ratio". A kind with no point so fast has None. Ablations do not
+    count as ours: nobody is offered them.
+    """
+    found = []
+    for speed in SPEEDS:
+        entry: Row = {axis: speed}
+        for kind, belongs in KINDS.items():
+            fast = [
+                row
+                for row in rows
+                if belongs(row) and not row["ablation"] and (row[axis] or 0.0) >= speed
+            ]
+            entry[kind] = {quality: _highest(fast, quality) for quality in QUALITIES}
+        found.append(entry)
+    return found
+
+
+def _highest(rows: Iterable[Row], quality: str) -> Row | None:
+    known = [row for row in rows if row[quality] is not None]
+    if not known:
+        return None
+    row = max(known, key=lambda each: each[quality])
+    return {"value": row[quality], "point": row["point"]}
+
+
+def document_of(
+    points: Sequence[Point], rows: Sequence[Row], skipped: Iterable[Skipped], *, timed: bool
+) -> dict[str, Any]:
+    """``rows``, ``tuning``, ``frontier`` and ``skipped`` of the stored document."""
+    shown, tried = tuned(points, rows)
+    axes = ("speedup", "flops_ratio") if timed else ("flops_ratio",)
+    return {
+        "rows": shown,
+        "tuning": tried,
+        "frontier": {axis: frontier(shown, axis) for axis in axes},
+        "skipped": [asdict(each) for each in skipped],
+    }

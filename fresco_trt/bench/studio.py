@@ -1,0 +1,200 @@
+"""The first instrument: a model with its trained weights, drawn with every method there is.
+
+Prompt encoders and decoder are shared by all methods and stay outside their seconds. On the
+bundled demo a classifier says whether a picture shows what its caption says; for other models
+there is none, and only the closeness to the reference is judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.backends.base import Progress, silent
+from fresco_trt.bench.engines import EnginePool, kinds_of, plan_method
+from fresco_trt.bench.eye import Eye
+from fresco_trt.bench.instrument import Case, Skipped, said
+from fresco_trt.bench.peers import DiffusersMethods
+from fresco_trt.bench.plain import MODEL, judged_scenes
+from fresco_trt.errors import FrescoError
+from fresco_trt.plan.making import plan_from_preset
+from fresco_trt.plan.presets import Preset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fresco_trt.backends.base import Backend
+    from fresco_trt.bench.instrument import Draw, Drawn, Marks, Pixels
+    from fresco_trt.bench.points import Point, Recipe
+    from fresco_trt.demo.scenes import Scene
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.sizes import Size
+    from fresco_trt.plan.stages import StagePlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What is measured and with what: a model, its pipeline folder (diffusers' layout), a picture
+    size, the engine library, where engines are built, and how many scenes and true renders.
+    """
+
+    facts: ModelFacts
+    size: Size
+    pipeline: Path
+    library: Backend
+    engines: Path
+    scenes: int
+    renders: int = 1000
+    progress: Progress = silent
+
+
+class Studio:
+    """Draws a model's pictures; an :class:`~fresco_trt.bench.instrument.Instrument`."""
+
+    timed = True
+
+    def __init__(self, setting: Setting) -> None:
+        from fresco_trt.models.flux_parts import FluxPrompt
+
+        self._setting = setting
+        self._prompt = FluxPrompt(setting.pipeline, setting.facts.text_tokens)
+        self._eye = Eye(setting.pipeline, judged=setting.facts.name == MODEL)
+        self._scenes = judged_scenes(setting.scenes)
+
+    @property
+    def cases(self) -> Sequence[Case]:
+        """One case a scene, its number being its seed."""
+        return [
+            Case(number=number, caption=scene.caption, seed=number)
+            for number, scene in enumerate(self._scenes)
+        ]
+
+    @property
+    def warm_up(self) -> Case:
+        """A scene and a seed that no case has."""
+        return Case(number=-1, caption=judged_scenes(1, seed=1)[0].caption, seed=10**6)
+
+    def methods(
+        self, points: Sequence[Point], scope: ExitStack
+    ) -> tuple[dict[str, Draw], list[Skipped]]:
+        """What draws, by the point's name. Raises what building engines raises."""
+        plans, skipped = self._plans(points)
+        drawers = _Drawers(self._setting, scope)
+        drawers.require(plans.values())
+        found: dict[str, Draw] = {}
+        for point in points:
+            if any(point.name == each.what for each in skipped):
+                continue
+            try:
+                found[point.name] = drawers.method(point.recipe, plans.get(point.name))
+            except Exception as error:  # a peer's import raises whatever it likes
+                skipped.append(Skipped(what=point.name, reason=said(error)))
+        return found, skipped
+
+    def _plans(self, points: Sequence[Point]) -> tuple[dict[str, StagePlan], list[Skipped]]:
+        """The plans of the points that run on engines; those that the size refuses are skipped."""
+        plans: dict[str, StagePlan] = {}
+        skipped: list[Skipped] = []
+        for point in points:
+            if not isinstance(point.recipe, Preset):
+                continue
+            try:
+                plans[point.name] = plan_from_preset(
+                    self._setting.facts, point.recipe, size=self._setting.size, name=point.preset
+                )
+            except FrescoError as error:
+                skipped.append(Skipped(what=point.name, reason=said(error)))
+        return plans, skipped
+
+    def encode(self, case: Case) -> Mapping[str, Tensor]:
+        """Text and pooled vector of a caption, and the model's own guidance."""
+        import torch
+
+        inputs = self._prompt(case.caption)
+        scale = self._setting.facts.guidance_default
+        if scale is not None:
+            inputs["guidance"] = torch.tensor([scale], dtype=torch.float32)
+        device = self._setting.library.describe().device
+        return {name: value.to(device) for name, value in inputs.items()}
+
+    def judge(
+        self, case: Case, drawn: Mapping[str, Drawn], reference: str
+    ) -> tuple[dict[str, Marks], dict[str, Pixels]]:
+        """Marks and pictures; "right" is the classifier's word on the caption."""
+        scene = self._scenes[case.number]
+        return self._eye.marks(drawn, reference, lambda _, picture: self._right(picture, scene))
+
+    def _right(self, picture: Tensor, scene: Scene) -> bool | None:
+        return self._eye.verdict(picture, scene) if self._eye.judged else None
+
+    def real_features(self) -> Tensor | None:
+        """Features [N,D] of renders of scenes that no method was asked for."""
+        if not self._eye.judged:
+            return None
+        return self._real_features
+
+    @cached_property
+    def _real_features(self) -> Tensor:
+        import torch
+
+        from fresco_trt.demo.batches import pictures_of
+
+        scenes, (width, height) = judged_scenes(self._setting.renders, seed=77), self._setting.size
+        parts = []
+        for first in range(0, len(scenes), 50):
+            self._setting.progress("true renders", first / len(scenes))
+            pictures = pictures_of(scenes[first : first + 50], width, height)
+            parts.append(self._eye.features(pictures))
+        return torch.cat(parts)
+
+    def facts(self) -> dict[str, Any]:
+        """For the document: what a score is."""
+        score = "share of pictures that show what the caption says, by the demo's classifier"
+        return {"score": score if self._eye.judged else None}
+
+
+class _Drawers:
+    """What each kind of recipe draws with, made when the first recipe of the kind asks."""
+
+    def __init__(self, setting: Setting, scope: ExitStack) -> None:
+        self._setting = setting
+        self._pool = EnginePool(setting.facts, setting.library, setting.engines, scope)
+
+    @cached_property
+    def _diffusers(self) -> DiffusersMethods:
+        setting = self._setting
+        # On the engines' own device: anything else would compare machines, not methods.
+        return DiffusersMethods(setting.pipeline, setting.facts, setting.size, self._pool.device)
+
+    @cached_property
+    def _layout(self) -> Any:
+        from fresco_trt.models.flux import FluxLayout
+        from fresco_trt.pipeline import HeldLayout
+
+        facts = self._setting.facts
+        layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
+        return HeldLayout(layout, self._pool.device)
+
+    def require(self, plans: Iterable[StagePlan]) -> None:
+        """Build the engines of these plans, unless their folder has them."""
+        from fresco_trt.models.flux import load_transformer
+
+        kinds = {kind for plan in plans for kind in kinds_of(plan)}
+        if kinds and not self._pool.has(kinds):
+            facts = self._setting.facts
+            transformer = load_transformer(self._setting.pipeline, facts)
+            self._pool.build(kinds, transformer, self._setting.progress)
+
+    def method(self, recipe: Recipe, plan: StagePlan | None) -> Draw:
+        """What draws by a recipe; by the plan, where it is one for engines."""
+        if isinstance(recipe, Preset):
+            if plan is None:
+                raise ValueError("a preset is drawn by its plan; expected one")
+            runners = self._pool.runners(plan)
+            return plan_method(plan, self._setting.facts, runners, self._layout, self._pool.device)
+        return self._diffusers.method(recipe)

@@ -1,0 +1,154 @@
+"""Phase-aligned attention: on a mixed grid each query measures positions on its own grid.
+
+The variant of ``flux_graph.py`` for the mixed stages of a plan with positions "aligned" (PMA, arXiv
+2511.19778). A pretrained head answers to whole distances of one grid; any single numbering of a
+mixed grid gives one kind of its tokens distances that the head never saw. So the rotary tables come
+twice, and each query reads the keys in the table of its own grid:
+
+- fine queries see every key in fine units, as in the scheme "fine": fine ones at whole positions,
+  coarse ones at the centre of their four, half a step from where a bare scaling would put them;
+- coarse queries see, in coarse units, the coarse keys and of each four children the first, whose
+  place halved is its parent's: a whole coarse grid, at its own density;
+- text queries see every key in fine units. Text is at position 0 of either grid and belongs to
+  none, so it keeps the attention that it has in the whole-grid stage that follows.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fresco_trt.models.flux_graph import FullGraph
+
+Rope: TypeAlias = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixedOrder:
+    """What a mixed sequence is made of: ``text`` tokens, ``kept`` coarse ones, and the children of
+    ``promoted`` coarse tokens, four in a row."""
+
+    text: int
+    kept: int
+    promoted: int
+
+    @property
+    def fine(self) -> int:
+        """Where the fine tokens begin."""
+        return self.text + self.kept
+
+    def seen(self, sequence: Tensor) -> Tensor:
+        """What coarse queries see of ``sequence`` [B,S,...]: one child of each four."""
+        return torch.cat([sequence[:, : self.fine], sequence[:, self.fine :: 4]], dim=1)
+
+
+class AlignedGraph(FullGraph):
+    """:class:`FullGraph` with phase-aligned attention, for ``flux.full_signature`` with
+    ``promoted``.
+
+    Takes two more tables, ``rope_cos_coarse`` and ``rope_sin_coarse`` [T+K+P, head_dim]: the coarse
+    frame of text, kept and promoted tokens. The transformer is left as it is, and its weights are
+    these graphs' weights too.
+    """
+
+    tables = 4
+
+    def __init__(self, transformer: Any, order: MixedOrder, *, feature: bool = False) -> None:
+        super().__init__(_shell(transformer, AlignedProcessor(order)), feature=feature)
+
+
+class AlignedProcessor:
+    """For diffusers' ``FluxAttention``; its rotary embedding is the tables of both frames."""
+
+    def __init__(self, order: MixedOrder) -> None:
+        self.order = order
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None,
+        attention_mask: None,
+        image_rotary_emb: Rope,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """As ``FluxAttnProcessor``: a double-stream block's image and text, or the joint tokens."""
+        query, key, value = _projected(attn, hidden_states, encoder_hidden_states)
+        joint = aligned_attention(query, key, value, image_rotary_emb, self.order).flatten(2)
+        if encoder_hidden_states is None:
+            return joint
+        text = encoder_hidden_states.shape[1]
+        return attn.to_out[0](joint[:, text:]), attn.to_add_out(joint[:, :text])
+
+
+def aligned_attention(
+    query: Tensor, key: Tensor, value: Tensor, rope: Rope, order: MixedOrder
+) -> Tensor:
+    """Attention [B,S,heads,d] of a joint sequence, text in front, each query on its own grid.
+
+    ``rope`` is cos and sin of the fine frame, [S,d] each, and of the coarse one, [T+K+P,d]: a row
+    for each key that coarse queries see, in the order of :meth:`MixedOrder.seen`.
+    """
+    fine, coarse, own = rope[:2], rope[2:], slice(order.text, order.fine)
+    rotated = _rotated(query, fine)
+    others = torch.cat([rotated[:, : order.text], rotated[:, order.fine :]], dim=1)
+    everywhere = _attention(others, _rotated(key, fine), value)
+    rows = tuple(table[own] for table in coarse)
+    between = _attention(
+        _rotated(query[:, own], rows), _rotated(order.seen(key), coarse), order.seen(value)
+    )
+    return torch.cat([everywhere[:, : order.text], between, everywhere[:, order.text :]], dim=1)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Of tensors [B,S,heads,d], as diffusers holds them."""
+    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def _rotated(sequence: Tensor, rope: Rope) -> Tensor:
+    """``sequence`` [B,S,heads,d] turned by cos and sin [S,d] in float32, as diffusers does it."""
+    cos, sin = (table[:, None] for table in rope)
+    even, odd = sequence.reshape(*sequence.shape[:-1], sequence.shape[-1] // 2, 2).unbind(-1)
+    quarter = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return (sequence.float() * cos + quarter.float() * sin).to(sequence.dtype)
+
+
+def _projected(attn: Any, image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B,S,heads,d] by the block's own layers, text in front."""
+    heads = (-1, attn.head_dim)
+    query, key, value = (
+        layer(image).unflatten(-1, heads) for layer in (attn.to_q, attn.to_k, attn.to_v)
+    )
+    query, key = attn.norm_q(query), attn.norm_k(key)
+    if text is None:
+        return query, key, value
+    added = (
+        layer(text).unflatten(-1, heads)
+        for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+    )
+    query_text, key_text, value_text = added
+    return (
+        torch.cat([attn.norm_added_q(query_text), query], dim=1),
+        torch.cat([attn.norm_added_k(key_text), key], dim=1),
+        torch.cat([value_text, value], dim=1),
+    )
+
+
+def _shell(module: nn.Module, processor: AlignedProcessor) -> nn.Module:
+    """A second module over the same parameters, whose attention goes by ``processor``.
+
+    Setting it on the module itself would change every other graph over the same transformer.
+    """
+    shell = copy.copy(module)
+    children = module._modules.items()
+    shell._modules = {
+        name: None if child is None else _shell(child, processor) for name, child in children
+    }
+    if "processor" in vars(module):
+        shell.processor = processor  # type: ignore[assignment]
+    return shell

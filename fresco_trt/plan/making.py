@@ -1,0 +1,214 @@
+"""From a request to a plan: find the preset, place its switches, and lay it over the size's grids.
+
+Last step of planning, above everything that it puts together: facts, sizes, presets and the plan's
+types.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fresco_trt.errors import IncompatibleOptions, PlanError, UnknownPreset, UnsupportedStages
+from fresco_trt.plan.facts import ModelFacts
+from fresco_trt.plan.grid import Grid
+from fresco_trt.plan.presets import Preset, is_falling
+from fresco_trt.plan.promotion import DEFAULT_WINDOW, Promotion, Selection
+from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas
+from fresco_trt.plan.sizes import Size, stage_grids
+from fresco_trt.plan.stages import Action, Stage, StagePlan, Transition
+
+DEFAULT_PRESET = "balanced"
+MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
+
+
+def make_plan(
+    facts: ModelFacts,
+    *,
+    stages: int,
+    preset: str | None = None,
+    size: Size | None = None,
+    steps: int | None = None,
+    delta: float | None = None,
+) -> StagePlan:
+    """The plan of ``stages`` stages for a picture of ``size`` (default: the model's own).
+
+    One stage is the plain sampler: ``steps`` of it, or as many as the preset says, or the model's
+    default. An explicit ``steps`` overrides the preset, which the plan then does not name. With
+    more stages the preset (default "balanced") decides every step, and ``steps`` is only the
+    length of the baseline that the cost is compared with; it is checked here all the same.
+    ``delta`` replaces the preset's switches, and restarts that it gives as numbers, by those of
+    :func:`spectral_switches`; the plan then names no preset either.
+
+    Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps`` or
+    ``delta``, and IncompatibleOptions for a ``delta`` that cannot place every switch.
+    """
+    name = preset or DEFAULT_PRESET
+    recipe = find_preset(facts, name, stages)
+    baseline = check_steps(facts.default_steps if steps is None else steps)
+    if stages == 1 and (preset is None or steps is not None):
+        recipe, name = Preset(steps=(baseline,)), ""
+    if delta is not None:
+        recipe, name = _placed(facts, recipe, size or facts.default_size, delta), ""
+    return plan_from_preset(facts, recipe, size=size, name=name or None)
+
+
+def plan_from_preset(
+    facts: ModelFacts, preset: Preset, *, size: Size | None = None, name: str | None = None
+) -> StagePlan:
+    """The plan of a preset that need not be one of the model's; ``name`` is what the plan records.
+
+    A share of a coarse grid's tokens is rounded to at least one and at most all but one of them.
+    Raises UnsupportedSize, and InvalidPlan where the grid has too few tokens for its promotions.
+    """
+    size = facts.default_size if size is None else size
+    levels = preset.levels
+    grids = stage_grids(facts, size, levels[-1] + 1)
+    # Every stage keeps the shift of the full resolution, as SPEED does: the model then sees the
+    # levels it would see at full size, whatever the grid (arXiv 2605.18736, code).
+    shifts = preset.shift or (facts.shift_factor(grids[-1].tokens),) * len(levels)
+    lists = _sigma_lists(preset, shifts)
+    return StagePlan(
+        model=facts.name,
+        size=size,
+        preset=name,
+        stages=tuple(
+            _full_stage(grids[level], sigmas) for level, sigmas in zip(levels, lists, strict=True)
+        ),
+        transitions=tuple(
+            _transition(preset, index, grids[level - 1].tokens)
+            for index, level in enumerate(levels[1:])
+        ),
+        solver=preset.solver,
+        positions=preset.positions,
+    )
+
+
+def spectral_switches(
+    facts: ModelFacts, size: Size, stages: int, delta: float
+) -> tuple[float, ...]:
+    """Where SPEED's criterion ends each of ``stages`` stages but the last: falling sigmas.
+
+    A stage may last until the highest frequency of its grid, half the latent pixels along the
+    shorter side, starts to carry signal; ``delta`` is the tolerance (arXiv 2605.18736, eq. and code
+    of the activation time). Raises UnsupportedSize, IncompatibleOptions for a model whose spectrum
+    is not known, and PlanError for a ``delta`` that places no switch.
+    """
+    grids = stage_grids(facts, size, stages)
+    if facts.spectrum is None:
+        raise IncompatibleOptions(
+            f"--delta {delta:g} for {facts.name}, whose latents' spectrum was not measured",
+            expected="no --delta: the preset's own switches",
+            fix="leave --delta out",
+        )
+    spectrum = facts.spectrum.at(min(grids[-1].height, grids[-1].width))
+    frequencies = [min(grid.height, grid.width) / 2 for grid in grids[:-1]]
+    limit = min((1.0 + spectrum.power(each) for each in frequencies), default=float("inf"))
+    switches: tuple[float, ...] = ()
+    if 0.0 < delta < limit:
+        switches = tuple(spectrum.switch(each, delta) for each in frequencies)
+    if len(switches) != len(frequencies) or not is_falling((1.0, *switches, 0.0)):
+        raise PlanError(
+            f"--delta {delta:g}",
+            expected=f"a tolerance above 0 and below {limit:.4g}, not so near that sigma rounds",
+            fix="pass a --delta between 0.01 and 0.2",
+        )
+    return switches
+
+
+def find_preset(facts: ModelFacts, name: str, stages: int) -> Preset:
+    """The model's preset ``name`` for ``stages``. Raises UnknownPreset, UnsupportedStages."""
+    if name not in facts.presets:
+        close = difflib.get_close_matches(name, facts.presets, n=1)
+        raise UnknownPreset(
+            f"preset {name!r} for {facts.name}",
+            expected=_either(tuple(facts.presets)),
+            fix=f"pass --preset {close[0] if close else DEFAULT_PRESET}",
+        )
+    schedules = facts.presets[name]
+    if stages not in schedules:
+        raise _unsupported_stages(facts, name, stages)
+    return schedules[stages]
+
+
+def check_steps(steps: int) -> int:
+    """``steps``, if it is a number of steps a baseline can have. Raises PlanError."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise PlanError(
+            f"{steps} steps",
+            expected=f"from 1 to {MAX_STEPS}",
+            fix="pass --steps with such a number",
+        )
+    return steps
+
+
+def _placed(facts: ModelFacts, preset: Preset, size: Size, delta: float) -> Preset:
+    """``preset`` with the criterion's switches; restarts given as numbers were for the old ones."""
+    stages = len(preset.steps)
+    if stages == 1:
+        raise IncompatibleOptions(
+            f"--delta {delta:g} with 1 stage, which has no switch",
+            expected="2 stages or more",
+            fix="leave --delta out, or pass --stages 2",
+        )
+    if any(preset.shares):
+        raise IncompatibleOptions(
+            f"--delta {delta:g} with a preset whose stages are mixed",
+            expected="a preset whose every switch doubles the grid: the criterion places no other",
+            fix=f"leave --delta out, or pass --preset {DEFAULT_PRESET}",
+        )
+    restart = preset.restart if isinstance(preset.restart, str) else "rewind"
+    switches = spectral_switches(facts, size, stages, delta)
+    return replace(preset, switch=switches, restart=restart)
+
+
+def _full_stage(grid: Grid, sigmas: tuple[float, ...]) -> Stage:
+    actions: list[Action] = ["full"] * (len(sigmas) - 1)
+    return Stage(grid=grid, sigmas=sigmas, actions=tuple(actions))
+
+
+def _sigma_lists(preset: Preset, shifts: Sequence[float]) -> tuple[tuple[float, ...], ...]:
+    if len(preset.steps) == 1:
+        return (plain_sigmas(preset.steps[0], shifts[0]),)
+    starts, ends = (1.0, *preset.restarts), (*preset.switch, 0.0)
+    return tuple(
+        stage_sigmas(start, end, steps, h)
+        for start, end, steps, h in zip(starts, ends, preset.steps, shifts, strict=True)
+    )
+
+
+def _transition(preset: Preset, index: int, coarse_tokens: int) -> Transition:
+    shares = preset.shares[index]
+    return Transition(
+        sigma=preset.switch[index],
+        restart=preset.restarts[index],
+        lift=preset.lift,
+        noise=preset.noise,
+        promotions=tuple(_promotion(rule, share, coarse_tokens) for rule, share in shares),
+        window=preset.window if shares else DEFAULT_WINDOW,
+    )
+
+
+def _promotion(rule: Selection, share: float, tokens: int) -> Promotion:
+    return Promotion(rule=rule, count=max(min(round(share * tokens), tokens - 1), 1))
+
+
+def _unsupported_stages(facts: ModelFacts, name: str, stages: int) -> UnsupportedStages:
+    schedules = facts.presets[name]
+    most = max(schedules)
+    why = ""
+    if stages > most and not any(schedules[most].shares):
+        why = (
+            f" (below 1/{2 ** (most - 1)} of each side a step costs hardly less: most of its work"
+            " is the text tokens, which no grid reduces)"
+        )
+    return UnsupportedStages(
+        f"{stages} stages for preset {name!r} of {facts.name}",
+        expected=f"{_either(tuple(str(count) for count in schedules))}{why}",
+        fix=f"pass --stages {most if stages > most else min(schedules)}",
+    )
+
+
+def _either(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

@@ -1,0 +1,174 @@
+"""Which coarse tokens are expanded early: one pure function a rule, and the choice by score.
+
+Between two stages of :mod:`fresco_trt.run.sampler`: the :class:`Window` of a stage's last steps
+goes in, a mask of coarse tokens comes out. How many is the plan's, so nothing here waits for a
+device: scores, choice and mask stay where the latents are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.grid import Grid
+    from fresco_trt.plan.stages import Promotion, Selection
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Window:
+    """The last W steps of a stage on its coarse grid of N = ``rows`` x ``columns`` tokens.
+
+    ``latents`` (after each step) and ``clean`` (its clean estimate) are float32 [W,N,D], oldest
+    first.
+    """
+
+    rows: int
+    columns: int
+    latents: Tensor
+    clean: Tensor
+
+    @classmethod
+    def empty(cls, steps: int, grid: Grid, like: Tensor) -> Self:
+        """Room for ``steps`` steps of tokens [1,N,D] that are ``like`` in all but N."""
+        shape = steps, grid.tokens, like.shape[-1]
+        return cls(
+            rows=grid.rows,
+            columns=grid.columns,
+            latents=like.new_empty(shape),
+            clean=like.new_empty(shape),
+        )
+
+    @property
+    def steps(self) -> int:
+        """W, the steps that it holds."""
+        return len(self.latents)
+
+    def record_(self, left: int, latents: Tensor, clean: Tensor) -> None:
+        """Store tokens [1,N,D] of the step that has ``left`` (below W) steps after it."""
+        slot = self.steps - 1 - left
+        self.latents[slot].copy_(latents[0])
+        self.clean[slot].copy_(clean[0])
+
+
+# --- rules ------------------------------------------------------------------------------------
+
+
+def spread(values: Tensor) -> Tensor:
+    """Unbiased variance over the steps of ``values`` [W,N,D], mean over D: [N].
+
+    Fresco's Eq. 7 (arXiv 2601.07462) and AViTS' Eq. 6-7. The latents move along the path whatever
+    their token does, the clean estimates do not: on those only what the model changed its mind
+    about is left.
+    """
+    # Not ``var``, which on a CPU takes fifty times as long over the first dimension.
+    deviations = values - values.mean(dim=0)
+    return deviations.square().sum(dim=0).mean(dim=-1) / (len(values) - 1)
+
+
+def converged(window: Window) -> Tensor:
+    """Settled tokens first: minus the variance of the clean estimates."""
+    return -spread(window.clean)
+
+
+def converged_latent(window: Window) -> Tensor:
+    """Fresco's rule as published: minus the variance of the latents themselves."""
+    return -spread(window.latents)
+
+
+def changing(window: Window) -> Tensor:
+    """Unsettled tokens first: the variance of the clean estimates."""
+    return spread(window.clean)
+
+
+def changing_latent(window: Window) -> Tensor:
+    """AViTS' temporal score as published: the variance of the latents themselves."""
+    return spread(window.latents)
+
+
+def edge(window: Window) -> Tensor:
+    """Gradient magnitude of the last clean estimate over the token grid.
+
+    Forward differences with the last row and column repeated, summed over both axes and D: RALU's
+    variant that needs no decoder (arXiv 2507.08422).
+    """
+    picture = window.clean[-1].reshape(window.rows, window.columns, -1)
+    down = picture.diff(dim=0, append=picture[-1:])
+    across = picture.diff(dim=1, append=picture[:, -1:])
+    return (down.square() + across.square()).sum(dim=-1).sqrt().flatten()
+
+
+def even(window: Window) -> Tensor:
+    """The order of a Bayer matrix: every leading part of it is spread over both axes.
+
+    Of the first k tokens, aligned square blocks of a side that is a power of two hold equal shares
+    to within one token, while the grid's own sides are powers of two as well.
+    """
+    row = torch.arange(window.rows, device=window.clean.device)[:, None]
+    column = torch.arange(window.columns, device=window.clean.device)
+    rank = torch.zeros_like(row + column)
+    for bit in range((max(window.rows, window.columns) - 1).bit_length()):
+        # The lowest bit of a position weighs most: neighbours are far apart in the order.
+        y, x = row >> bit & 1, column >> bit & 1
+        rank = 4 * rank + 2 * (x ^ y) + y
+    return -rank.flatten().to(torch.float32)
+
+
+RULES: Mapping[Selection, Callable[[Window], Tensor]] = {
+    "converged": converged,
+    "converged-latent": converged_latent,
+    "changing": changing,
+    "changing-latent": changing_latent,
+    "edge": edge,
+    "even": even,
+}
+"""Scores [N] by rule, higher first, float32; "random" reads a generator and no window."""
+
+
+def score(rule: Selection, window: Window, generator: torch.Generator | None) -> Tensor:
+    """Scores [N] of ``rule``, float32, higher first; only "random" reads the generator."""
+    if rule != "random":
+        return RULES[rule](window)
+    if generator is None:
+        raise ValueError("the rule 'random' without a generator; expected one")
+    count, device = window.rows * window.columns, generator.device
+    return torch.rand(count, generator=generator, device=device).to(window.clean.device)
+
+
+# --- choice -----------------------------------------------------------------------------------
+
+Choice: TypeAlias = (
+    "Callable[[Sequence[Promotion], Window, Tensor, torch.Generator | None], Tensor]"
+)
+"""What :func:`select` is: whoever compares two runs may have one repeat the other's choice."""
+
+
+def choose(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """Ascending indices, int64 [count], of the ``count`` highest ``scores`` [N] of candidates.
+
+    ``candidates`` is bool [N], true in at least ``count`` places. Ties go to the lower index. A
+    score that is no number takes no place from a candidate.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    # Not scores of -inf for the others: a candidate may have that score itself.
+    barred = candidates.logical_not().index_select(0, order).to(torch.int8)
+    first = barred.argsort(stable=True)[:count]
+    return order.index_select(0, first).sort().values
+
+
+def select(
+    promotions: Sequence[Promotion],
+    window: Window,
+    candidates: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Candidates that the promotions take, bool [N]; each chooses among what is left to it."""
+    left = candidates
+    for promotion in promotions:
+        scores = score(promotion.rule, window, generator)
+        left = left.index_fill(0, choose(scores, left, promotion.count), False)
+    return candidates.logical_and(left.logical_not())

@@ -1,0 +1,178 @@
+"""What the sampler holds while it is in one stage, and how it gets to the next.
+
+Between the loop of :mod:`fresco_trt.run.sampler` and the functions it stands on: buffers, solver
+and window are made when a stage is entered and dropped with it, so that nothing of one grid is ever
+read on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from fresco_trt.errors import SignatureMismatch
+from fresco_trt.run.mixed import Mixed, cross_mixed
+from fresco_trt.run.positions import mixed_tables
+from fresco_trt.run.request import engine_name
+from fresco_trt.run.selection import Window
+from fresco_trt.run.solver import SOLVERS, StageSolver
+from fresco_trt.run.transition import apply_transition, estimate_x0
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.stages import Transition
+    from fresco_trt.run.request import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StageState:
+    """One stage's places, buffers and history; ``inputs`` holds tokens and timestep by name.
+
+    ``mixed`` is None on a whole grid. ``window`` records only where a partial transition follows,
+    and has no room otherwise.
+    """
+
+    index: int
+    mixed: Mixed | None
+    tokens: Tensor
+    timestep: Tensor
+    inputs: Mapping[str, Tensor]
+    solver: StageSolver
+    window: Window
+
+    @classmethod
+    def first(cls, request: Request) -> Self:
+        """The first stage, at pure noise."""
+        scale = request.plan.stages[0].grid.scale
+        return cls.enter(request, 0, request.layout.pack(request.pyramid.field(scale)), None)
+
+    @classmethod
+    def enter(cls, request: Request, index: int, tokens: Tensor, mixed: Mixed | None) -> Self:
+        """The stage ``index`` from the tokens [B,N,4C] that it starts with, which are copied.
+
+        Raises ``ValueError`` for a constant input that has the name of one set here.
+        """
+        # A copy, because packing may be a view and the pyramid must not be stepped in place.
+        tokens = tokens.clone(memory_format=torch.contiguous_format)
+        timestep = tokens.new_empty(tokens.shape[0])
+        named = {"latents": tokens, "timestep": timestep, **_tables(request, index, mixed)}
+        twice = sorted(named.keys() & request.inputs.keys())
+        if twice:
+            raise ValueError(f"constant inputs {twice} are set by the sampler; expected others")
+        return cls(
+            index=index,
+            mixed=mixed,
+            tokens=tokens,
+            timestep=timestep,
+            inputs={**named, **request.inputs},
+            solver=SOLVERS[request.plan.solver](tokens),
+            window=_window(request, index, tokens, mixed),
+        )
+
+    def call(self, request: Request, action: str, sigma: float) -> Tensor:
+        """The engine's velocity at ``sigma``, which belongs to its runner.
+
+        Raises ``SignatureMismatch`` if it does not match the latents.
+        """
+        self.timestep.fill_(sigma)
+        with torch.no_grad():
+            outputs = request.runners[engine_name(self.index, action)](self.inputs)
+        velocity = outputs.get("velocity")
+        if velocity is None or _kind(velocity) != _kind(self.tokens):
+            raise SignatureMismatch(
+                f"the engine gave {'nothing' if velocity is None else _kind(velocity)}"
+                " for velocity",
+                expected=f"{_kind(self.tokens)}, as its latents are",
+                fix="put the noise pyramid on the engine's device, or build engines from this plan",
+            )
+        return velocity
+
+    def record(self, request: Request, left: int, velocity: Tensor, sigma: float) -> None:
+        """Keep the latents at ``sigma``, a step's end, for the rules, if they look back so far."""
+        if left >= self.window.steps:
+            return
+        with torch.no_grad():
+            latents, clean = self.tokens, estimate_x0(self.tokens, velocity, sigma)
+            if self.mixed is not None:
+                latents = self.mixed.dense(latents, request.layout)
+                clean = self.mixed.dense(clean, request.layout)
+            self.window.record_(left, latents, clean)
+
+    def leave(self, request: Request, velocity: Tensor) -> Self:
+        """The stage after this one, entered over the transition between both."""
+        transition = request.plan.transitions[self.index]
+        crosses_mixed = self.mixed is not None or transition.is_partial
+        cross = self._cross_mixed if crosses_mixed else self._cross_whole
+        with torch.no_grad():
+            tokens, mixed = cross(request, transition, velocity)
+        return self.enter(request, self.index + 1, tokens, mixed)
+
+    def _cross_whole(
+        self, request: Request, transition: Transition, velocity: Tensor
+    ) -> tuple[Tensor, None]:
+        layout = request.layout
+        grid, grid_next = (stage.grid for stage in request.plan.stages[self.index :][:2])
+        latents = apply_transition(
+            transition,
+            layout.unpack(self.tokens, grid),
+            layout.unpack(velocity, grid),
+            request.pyramid,
+            scale=grid.scale,
+            scale_next=grid_next.scale,
+            generator=_noise_generator(request, transition),
+        )
+        return layout.pack(latents), None
+
+    def _cross_mixed(
+        self, request: Request, transition: Transition, velocity: Tensor
+    ) -> tuple[Tensor, Mixed | None]:
+        layout = request.layout
+        grid, grid_next = (stage.grid for stage in request.plan.stages[self.index :][:2])
+        before = self.mixed or Mixed.whole(grid, grid_next, self.tokens.device)
+        coarse, fine = cross_mixed(
+            transition,
+            self.tokens,
+            velocity,
+            before,
+            request.pyramid,
+            layout,
+            generator=_noise_generator(request, transition),
+        )
+        if not transition.is_partial:
+            return layout.pack(fine), None
+        after = self._promote(request, transition, before)
+        return after.join(coarse, fine, layout), after
+
+    def _promote(self, request: Request, transition: Transition, before: Mixed) -> Mixed:
+        """The places of the next stage: those of ``before`` and what the rules choose."""
+        candidates = before.candidates()
+        chosen = request.choice(transition.promotions, self.window, candidates, request.generator)
+        expanded = chosen.logical_or(candidates.logical_not())
+        count = request.plan.promoted[self.index + 1]
+        return Mixed.from_mask(before.coarse, before.fine, expanded, count)
+
+
+def _tables(request: Request, index: int, mixed: Mixed | None) -> Mapping[str, Tensor]:
+    if mixed is None:
+        return request.layout.tables(request.plan.stages[index].grid)
+    return mixed_tables(request.layout, mixed, request.plan.positions)
+
+
+def _window(request: Request, index: int, tokens: Tensor, mixed: Mixed | None) -> Window:
+    plan = request.plan
+    grid = plan.stages[index].grid if mixed is None else mixed.coarse
+    follows = index < len(plan.transitions) and plan.transitions[index].is_partial
+    return Window.empty(plan.transitions[index].window if follows else 0, grid, tokens)
+
+
+def _noise_generator(request: Request, transition: Transition) -> torch.Generator | None:
+    """The request's generator, for a transition whose noise is drawn from it."""
+    return request.generator if transition.noise == "fresh" else None
+
+
+def _kind(tensor: Tensor) -> str:
+    shape = ",".join(map(str, tensor.shape))
+    return f"{str(tensor.dtype).removeprefix('torch.')}[{shape}] on {tensor.device.type}"

@@ -1,0 +1,78 @@
+"""A bench's document as Markdown: every row, its interval, blanks where nothing was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fresco_trt.bench.table import ablation_table, bench_table
+
+KEYS = ("speedup", "score", "ssim", "distance")
+
+
+def row(method: str, **changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        f"{key}{end}": value
+        for key in KEYS
+        for end, value in (("", 2.0), ("_low", 1.5), ("_high", 2.5))
+    }
+    return {
+        "method": method,
+        "preset": None,
+        "ablation": None,
+        "variant": None,
+        "nfe": 13,
+        "flops_ratio": 3.0,
+        "psnr": 21.0,
+        "images_per_second": 0.5,
+        "peak_mb": 600.0,
+        **values,
+        **changes,
+    }
+
+
+def document(*rows: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "rows": list(rows),
+        "machine": {"cores": 2, "processor": "a processor"},
+        "size": [256, 256],
+        "command": "fresco-trt bench",
+        "commit": "abc",
+        "scenes": 64,
+        "model": "flux-tiny",
+        "instrument": "model",
+        "score": "share",
+    }
+
+
+ALL = document(
+    row("plain", psnr=None),
+    row("fresco", preset="fast"),
+    row("fresco", preset="balanced"),
+    row("fresco", preset="balanced", ablation="noise fresh", speedup=None),
+)
+
+
+def cells(table: str, name: str) -> list[str]:
+    line = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_table_has_every_point_but_the_ablations() -> None:
+    table = bench_table(ALL)
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in lines[1:]] == [
+        "| plain",
+        "| fresco, fast",
+        "| fresco, balanced",
+    ]
+    assert cells(table, "fresco, fast")[2] == "2.00 (1.50 to 2.50)"
+    assert cells(table, "plain")[6] == ""
+    assert "`fresco-trt bench` at abc: 64 scenes" in table
+
+
+def test_an_ablation_stands_below_its_own_base() -> None:
+    table = ablation_table(ALL)
+    assert "fast" not in table
+    assert cells(table, "fresco, balanced")[2] == "2.00 (1.50 to 2.50)"
+    assert cells(table, "noise fresh")[2] == ""
+    assert all(line.count("|") == table.splitlines()[0].count("|") for line in table.splitlines())

@@ -1,0 +1,125 @@
+"""One engine for each number of tokens, whatever plan asks, and the plain sampler's result."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fresco_trt.backends import backend
+from fresco_trt.bench.engines import EnginePool, kinds_of, plan_method
+from fresco_trt.bench.plain import Plain, denoise, load_pipeline
+from fresco_trt.models.flux import FluxLayout, load_transformer
+from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.making import plan_from_preset
+from fresco_trt.plan.presets import Preset
+from fresco_trt.plan.stages import StagePlan
+
+TINY = model_facts("flux-tiny")
+SIZE = (64, 64)
+STAGED = Preset(steps=(2, 2, 2), switch=(0.85, 0.7))
+MIXED = replace(STAGED, promote=((("even", 0.4),), ()), window=1)
+ALIGNED = replace(MIXED, positions="aligned")
+
+
+def plan_of(preset: Preset) -> StagePlan:
+    return plan_from_preset(TINY, preset, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eager engines for every plan of this file. Read only."""
+    made = tmp_path_factory.mktemp("engines")
+    kinds = {kind for preset in (STAGED, MIXED, ALIGNED) for kind in kinds_of(plan_of(preset))}
+    with ExitStack() as scope:
+        pool = EnginePool(TINY, backend("eager"), made, scope)
+        pool.build(kinds, load_transformer(None, TINY))
+    return made
+
+
+@pytest.fixture
+def inputs() -> dict[str, torch.Tensor]:
+    return {
+        "text": torch.randn(1, TINY.text_tokens, TINY.text_dim),
+        "pooled": torch.randn(1, TINY.pooled_dim),
+        "guidance": torch.tensor([3.5]),
+    }
+
+
+def test_plans_share_the_engines_of_their_token_counts(folder: Path) -> None:
+    with ExitStack() as scope:
+        pool = EnginePool(TINY, backend("eager"), folder, scope)
+        staged, mixed = plan_of(STAGED), plan_of(MIXED)
+        first, second = pool.runners(staged), pool.runners(mixed)
+        assert staged.tokens == (4, 16, 64)
+        assert mixed.tokens == (16, 34, 64)
+        assert first["stage2.full"] is second["stage1.full"]
+        assert first["stage3.full"] is second["stage3.full"]
+        assert second["stage2.full"].signature.input("latents").shape[1] == 34
+        third = pool.runners(plan_of(ALIGNED))
+        assert third["stage3.full"] is second["stage3.full"]
+        assert third["stage2.full"].signature.input("rope_cos_coarse").shape[0] == 128 + 16
+
+
+def test_a_folder_is_built_once_and_read_by_whoever_opens_it(folder: Path) -> None:
+    with ExitStack() as scope:
+        pool = EnginePool(TINY, backend("eager"), folder, scope)
+        assert pool.has([(4, 0), (64, 0), (34, 6)])
+        assert not pool.has([(4, 0), (65, 0)])
+        assert not pool.has([(34, 5)])
+        with pytest.raises(ValueError, match="in a folder with some"):
+            pool.build([(65, 0)], load_transformer(None, TINY))
+
+
+@pytest.mark.parametrize("mu", [None, 1.6])
+def test_one_stage_is_the_pipeline_at_the_same_shift(
+    folder: Path, inputs: dict[str, torch.Tensor], mu: float | None
+) -> None:
+    shift = None if mu is None else (torch.tensor(mu, dtype=torch.float64).exp().item(),)
+    pipe: Any = load_pipeline()
+    expected, seconds = denoise(pipe, TINY, SIZE, inputs, [5], Plain(steps=4, mu=mu))
+    with ExitStack() as scope:
+        pool = EnginePool(TINY, backend("eager"), folder, scope)
+        plan = plan_of(Preset(steps=(4,), shift=shift))
+        layout = FluxLayout(facts=TINY, text_tokens=TINY.text_tokens)
+        drawn = plan_method(plan, TINY, pool.runners(plan), layout, "cpu")(inputs, 5)
+    torch.testing.assert_close(drawn.latents, expected, atol=2e-4, rtol=0)
+    assert seconds > 0
+    assert drawn.engine_seconds is not None
+    assert 0 < drawn.engine_seconds < drawn.seconds
+
+
+@pytest.mark.parametrize("preset", [STAGED, MIXED, ALIGNED, replace(STAGED, noise="fresh")])
+def test_a_seed_is_a_picture(folder: Path, inputs: dict[str, torch.Tensor], preset: Preset) -> None:
+    plan = plan_of(preset)
+    layout = FluxLayout(facts=TINY, text_tokens=TINY.text_tokens)
+    with ExitStack() as scope:
+        pool = EnginePool(TINY, backend("eager"), folder, scope)
+        draw = plan_method(plan, TINY, pool.runners(plan), layout, "cpu")
+        first, again, other = (draw(inputs, seed).latents for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.shape == (1, TINY.latent_channels, 16, 16)
+
+
+@pytest.mark.slow
+def test_exported_engines_draw_what_the_eager_ones_do(
+    folder: Path, tmp_path: Path, inputs: dict[str, torch.Tensor]
+) -> None:
+    plan = plan_of(MIXED)
+    layout = FluxLayout(facts=TINY, text_tokens=TINY.text_tokens)
+    found = []
+    with ExitStack() as scope:
+        for name, place in (("eager", folder), ("onnxruntime", tmp_path)):
+            pool = EnginePool(TINY, backend(name), place, scope)
+            if not pool.has(kinds_of(plan)):
+                pool.build(kinds_of(plan), load_transformer(BUNDLED / TINY.name, TINY))
+            draw = plan_method(plan, TINY, pool.runners(plan), layout, "cpu")
+            found.append(draw(inputs, 3).latents)
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=0)
+    assert not list(tmp_path.glob(".work-*"))

@@ -1,0 +1,91 @@
+"""The two pictures: what they show is what was measured, and they are written whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from fresco_trt.bench.contact_sheet import CAPTION, COLUMNS, MARGIN, TILE
+from fresco_trt.bench.figures import contact_sheet, label_of, pareto, representatives, undominated
+
+
+def row(method: str, speed: float, **changes: Any) -> dict[str, Any]:
+    quality = {f"{q}{end}": 0.5 for q in ("score", "ssim") for end in ("", "_low", "_high")}
+    common = {"method": method, "preset": None, "ablation": None, "variant": None}
+    return {**common, "speedup": speed, "flops_ratio": speed, **quality, **changes}
+
+
+points = st.lists(
+    st.tuples(st.floats(1, 20), st.floats(0, 1)), min_size=1, max_size=12, unique=True
+)
+
+
+@given(points)
+def test_the_front_dominates_every_other_point_and_none_of_itself(
+    values: list[tuple[float, float]],
+) -> None:
+    front = undominated(values)
+    assert set(front) <= set(values)
+    assert front == sorted(front)
+    for speed, quality in values:
+        assert any(s >= speed and q >= quality for s, q in front)
+    for one in front:
+        assert not any(o != one and o[0] >= one[0] and o[1] >= one[1] for o in front)
+
+
+def test_the_sheet_shows_each_method_at_one_speed_and_all_of_ours() -> None:
+    rows = [
+        row("plain", 1.0),
+        row("few-step", 3.0, ssim=0.9),
+        row("few-step", 5.5, ssim=0.6),
+        row("few-step", 5.5, ssim=0.7, variant="tuned"),
+        row("few-step", 25.0, ssim=0.2),
+        row("ralu", 2.0, ssim=0.9),
+        row("ralu", 4.0, ssim=0.5),
+        row("fresco", 3.0),
+        row("fresco", 9.0),
+        row("fresco", 5.0, ablation="noise fresh"),
+    ]
+    shown = representatives(rows, "speedup")
+    assert [label_of(each, "speedup") for each in shown] == [
+        "plain, 1.0x",
+        "few-step, tuned, 5.5x",  # the closest of those that are fast enough
+        "ralu, 4.0x",  # none is: its fastest
+        "fresco, 3.0x",
+        "fresco, 9.0x",
+    ]
+
+
+def test_the_sheet_is_drawn_from_the_kept_tiles(tmp_path: Path) -> None:
+    colours = ["red", "lime", "blue"]
+    for scene in (0, 1):
+        (tmp_path / str(scene)).mkdir()
+        for index, colour in enumerate(colours):
+            Image.new("RGB", (8, 8), colour).save(tmp_path / str(scene) / f"{index}.png")
+    out = tmp_path / "sheet.png"
+    contact_sheet(["plain", "ours"], [0, 2], ["one", "two"], tmp_path, out)
+    with Image.open(out) as drawn:
+        assert drawn.size == (MARGIN + COLUMNS * TILE, CAPTION + 2 * TILE)
+        assert drawn.getpixel((MARGIN + 5, CAPTION + 5)) == (255, 0, 0)
+        assert drawn.getpixel((MARGIN + TILE + 5, CAPTION + TILE + 5)) == (0, 0, 255)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_plot_is_a_whole_png(tmp_path: Path, timed: bool) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib comes with the extra 'bench'")
+    rows = [row("plain", 1.0), row("fresco", 5.0), row("fresco", 4.8, ablation="noise fresh")]
+    if not timed:
+        rows = [each | {"speedup": None} for each in rows]
+    document = {"rows": rows, "model": "m", "instrument": "model", "scenes": 2, "score": "share"}
+    pareto(document, tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as drawn:
+        drawn.load()
+        wide = drawn.width > drawn.height
+    assert wide == timed  # two panels beside each other, or one
+    assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]

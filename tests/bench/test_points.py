@@ -1,0 +1,135 @@
+"""The table of operating points: complete, without repetition, and every plan a valid one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fresco_trt.bench.points import (
+    METHODS,
+    Plain,
+    Point,
+    ablations,
+    chosen,
+    points_of,
+)
+from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.plan.making import plan_from_preset
+from fresco_trt.plan.presets import Preset
+
+TINY = model_facts("flux-tiny")
+BASE = Preset(steps=(4, 4, 5), switch=(0.85, 0.7))
+
+
+@pytest.mark.parametrize("model", model_names())
+def test_every_model_has_every_method_under_names_of_their_own(model: str) -> None:
+    points = points_of(model_facts(model))
+    assert {point.method for point in points} == set(METHODS)
+    assert len({point.name for point in points}) == len(points)
+    assert points[0] == Point(
+        method="plain", recipe=Plain(steps=model_facts(model).default_steps), quick=True
+    )
+
+
+@pytest.mark.parametrize("model", model_names())
+def test_every_engine_point_is_a_valid_plan_with_its_own_steps(model: str) -> None:
+    facts = model_facts(model)
+    for point in points_of(facts):
+        if isinstance(point.recipe, Preset):
+            assert plan_from_preset(facts, point.recipe).nfe == point.nfe
+
+
+def test_no_two_points_of_a_method_are_the_same_work() -> None:
+    points = points_of(TINY)
+    same = [(point.method, point.recipe) for point in points]
+    assert len(set(same)) == len(same)
+
+
+def test_the_short_version_has_every_method() -> None:
+    quick = chosen(points_of(TINY), None, quick=True)
+    assert {point.method for point in quick} == set(METHODS)
+    assert len(quick) < len(chosen(points_of(TINY), None, quick=False)) / 3
+
+
+def test_the_reference_is_always_measured() -> None:
+    points = chosen(points_of(TINY), ["ralu"], quick=False)
+    assert {point.method for point in points} == {"plain", "ralu"}
+    assert points[0].method == "plain"
+
+
+def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(IncompatibleOptions, match="fresco") as caught:
+        chosen(points_of(TINY), ["fresko"], quick=False)
+    assert caught.value.exit_code == 2
+
+
+def test_few_steps_are_tried_with_both_carriers_at_the_same_shifts() -> None:
+    found: dict[str, set[tuple[int, str]]] = {"diffusers": set(), "engine": set()}
+    for point in points_of(TINY):
+        if point.method == "few-step" and point.nfe < TINY.default_steps:
+            who, shift = str(point.variant).split(", ")
+            found[who].add((point.nfe, shift))
+    assert found["diffusers"] == found["engine"]
+    assert {shift for _, shift in found["engine"]} > {"default shift", "mu 0.8"}
+
+
+def test_a_tuned_engine_takes_the_sigmas_of_the_tuned_pipeline() -> None:
+    # e^mu is the shift factor: mu 1.6 moves the middle of the schedule to e^1.6 / (1 + e^1.6).
+    point = next(p for p in points_of(TINY) if p.name == "few-step, 4 steps, engine, mu 1.6")
+    assert isinstance(point.recipe, Preset)
+    sigmas = plan_from_preset(TINY, point.recipe).stages[0].sigmas
+    assert sigmas[2] == pytest.approx(4.953 / 5.953, abs=1e-3)
+
+
+def test_an_ablation_changes_its_base_and_nothing_else_of_it_twice() -> None:
+    found = ablations(BASE)
+    assert BASE not in found.values()
+    assert len(set(found.values())) == len(found)
+    assert {"noise fresh", "noise parent", "noise rewind", "lift nearest", "lift haar"} <= set(
+        found
+    )
+    assert {"restart same", "selection converged", "selection random"} <= set(found)
+    assert {"positions coarse", "positions aligned", "solver multistep"} <= set(found)
+    assert found["solver multistep"] == replace(BASE, solver="multistep")
+
+
+def test_selection_rules_are_compared_at_one_count() -> None:
+    found = ablations(BASE)
+    rules = [preset for name, preset in found.items() if name.startswith("selection")]
+    tokens = {plan_from_preset(TINY, preset).tokens for preset in rules}
+    assert len(rules) == 7
+    assert len(tokens) == 1
+
+
+def test_a_mixed_base_keeps_its_shares_and_is_compared_with_all_at_once() -> None:
+    mixed = replace(BASE, promote=((("even", 0.5),), ()))
+    found = ablations(mixed)
+    assert found["selection all"] == BASE
+    assert found["selection edge"].promote == ((("edge", 0.5),), ())
+    assert "selection even" not in found
+
+
+def test_one_coarse_step_leaves_no_variance_to_select_by() -> None:
+    found = ablations(replace(BASE, steps=(1, 4, 5)))
+    assert "selection edge" in found
+    assert "selection converged" not in found
+
+
+def test_ralu_restarts_where_its_paper_says() -> None:
+    point = next(p for p in points_of(TINY) if p.name == "ralu, 4x")
+    assert isinstance(point.recipe, Preset)
+    assert point.recipe.restarts == pytest.approx((0.9365, 0.8853), abs=1e-4)
+
+
+def test_spectral_points_follow_the_spectrum_where_there_is_one() -> None:
+    measured = points_of(TINY)
+    names = [point.name for point in measured if point.method == "spectral"]
+    assert any("delta 0.05" in name for name in names)
+    assert not any("fixed" in name for name in names)
+    blind = points_of(replace(TINY, spectrum=None))
+    point = next(p for p in blind if p.method == "spectral")
+    assert "fixed" in point.name
+    assert isinstance(point.recipe, Preset)
+    assert (point.recipe.noise, point.recipe.lift) == ("rewind", "haar")

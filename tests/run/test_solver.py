@@ -1,0 +1,135 @@
+"""Laws of the solvers: order, exactness, and that they touch nothing but their own buffers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fresco_trt.plan.stages import SOLVERS as NAMES
+from fresco_trt.run.solver import SOLVERS
+
+Field = Callable[[torch.Tensor, float], torch.Tensor]
+
+UNEVEN = (1.0, 0.93, 0.7, 0.66, 0.3, 0.17, 0.0)
+
+
+def solve(name: str, field: Field, sigmas: tuple[float, ...], x: torch.Tensor) -> torch.Tensor:
+    """The last state; ``x`` itself is kept."""
+    return list(walk(name, field, sigmas, x))[-1]
+
+
+def walk(
+    name: str, field: Field, sigmas: tuple[float, ...], x: torch.Tensor
+) -> Iterator[torch.Tensor]:
+    """Every state after the first."""
+    x = x.clone()
+    solver = SOLVERS[name](x)
+    for sigma, sigma_next in itertools.pairwise(sigmas):
+        solver.step_(x, field(x, sigma), sigma, sigma_next)
+        yield x.clone()
+
+
+def stretched(steps: int) -> tuple[float, ...]:
+    """From 1 to 0, with the first step about three times the last: no step as long as another."""
+    return tuple(1.0 - 0.5 * u * (3.0 - u) for u in (k / steps for k in range(steps + 1)))
+
+
+def growth(x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """dx/dsigma = x, in a tensor of its own, as an engine answers."""
+    return x.clone()
+
+
+def test_there_is_a_solver_for_every_name_of_the_plan() -> None:
+    assert tuple(SOLVERS) == NAMES
+
+
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("multistep", 2)])
+def test_the_observed_order_is_the_declared_one(name: str, order: int) -> None:
+    """On dx/dsigma = x the solution at 0 is x(1)/e, whatever the spacing of the steps."""
+    start = torch.ones(4, dtype=torch.float64)
+    counts = torch.tensor([16, 32, 64, 128, 256], dtype=torch.float64)
+    errors = torch.stack(
+        [
+            (solve(name, growth, stretched(int(n)), start) - start / math.e).abs().max()
+            for n in counts
+        ]
+    )
+    slope, _ = torch.linalg.lstsq(
+        torch.stack([counts.log(), torch.ones(5, dtype=torch.float64)], dim=1),
+        errors.log()[:, None],
+    ).solution
+    assert float(slope) == pytest.approx(-order, abs=0.1)
+
+
+def test_a_velocity_linear_in_sigma_is_followed_exactly_after_the_first_step() -> None:
+    a, b = torch.randn(2, 8, dtype=torch.float64)
+
+    def exact(sigma: float) -> torch.Tensor:
+        at: torch.Tensor = a * sigma + b * sigma**2 / 2
+        return at
+
+    states = list(walk("multistep", lambda _, sigma: a + b * sigma, UNEVEN, exact(1.0)))
+    offset = states[0] - exact(UNEVEN[1])
+    assert offset.abs().max() > 1e-4
+    for state, sigma in zip(states, UNEVEN[1:], strict=True):
+        torch.testing.assert_close(state - exact(sigma), offset, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_step_is_eulers_bit_for_bit(name: str) -> None:
+    x, v = torch.randn(2, 3, 5)
+    stepped = solve(name, lambda *_: v, (0.8, 0.55), x)
+    assert torch.equal(stepped, x + (0.55 - 0.8) * v)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_straight_path_is_a_straight_path(name: str) -> None:
+    """A velocity that does not change leaves nothing to correct."""
+    x, v = torch.randn(2, 3, 5)
+    torch.testing.assert_close(solve(name, lambda *_: v, UNEVEN, x), x - v)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_engines_velocity_is_read_once_and_kept(name: str) -> None:
+    """It lies in a buffer that the engine's next call overwrites."""
+    buffer = torch.empty(3, 5)
+    fields = torch.randn(len(UNEVEN) - 1, 3, 5)
+    remaining = iter(fields)
+    x = torch.randn(3, 5)
+    apart = iter(fields.clone())
+    expected = solve(name, lambda *_: next(apart), UNEVEN, x)
+    got = solve(name, lambda *_: buffer.copy_(next(remaining)), UNEVEN, x)
+    assert torch.equal(got, expected)
+    assert torch.equal(buffer, fields[-1])
+
+
+class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Where the results of all operations lie."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen.add(result.untyped_storage().data_ptr())
+        return result
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_allocates_nothing(name: str) -> None:
+    x, v = torch.randn(2, 64, 64)
+    solver = SOLVERS[name](x)
+    solver.step_(x, v, 1.0, 0.9)
+    with Storages() as first:
+        solver.step_(x, v, 0.9, 0.7)
+    with Storages() as second:
+        solver.step_(x, v, 0.7, 0.4)
+    assert first.seen == second.seen
+    assert len(first.seen) == 2  # the tokens and one buffer
