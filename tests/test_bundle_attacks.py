@@ -60,6 +60,7 @@ def valid_manifest() -> Json:
     stage = {
         "grid": {"height": 4, "width": 4, "scale": 1.0, "patch": 2},
         "tokens": 4,
+        "promoted": 0,
         "steps": 2,
         "sigma_start": 1.0,
         "sigma_end": 0.0,
@@ -72,7 +73,7 @@ def valid_manifest() -> Json:
     return {
         "schema_version": 1,
         "model": {"name": "toy", "weights_sha256": ZERO, "config": {"hidden": 8}},
-        "plan": {**plan, "transitions": []},
+        "plan": {**plan, "transitions": [], "solver": "euler", "positions": "fine"},
         "text_tokens": 4,
         "precision": "fp32",
         "calibration": None,
