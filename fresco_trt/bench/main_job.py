@@ -9,7 +9,6 @@ the step count whose time equals ours, at the default time shift and at a tuned 
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import tempfile
@@ -127,30 +126,26 @@ def _psnr(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float
     return round(decibels.clamp(max=DECIBELS).mean().item(), 2)
 
 
+FRESH_PROCESS = """
+import sys
+from fresco_trt.cli import main
+code = main(sys.argv[1:])
+from fresco_trt.bench.memory import own_peak_kibibytes
+print(own_peak_kibibytes(), file=sys.stderr)
+sys.exit(code)
+"""
+
+
 def cold_start(bundle: Path) -> dict[str, float]:
     """A fresh process from its start to a written picture: wall seconds and peak memory."""
-    command = [
-        "generate",
-        "--engines",
-        str(bundle),
-        "--prompt",
-        "a star on a plain blue background",
-    ]
+    prompt, out = "a star on a plain blue background", str(bundle.parent / "cold.png")
+    request = ["generate", "--engines", str(bundle), "--prompt", prompt, "--out", out]
     before = perf_counter()
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "fresco_trt.cli",
-            *command,
-            "--out",
-            str(bundle.parent / "cold.png"),
-        ],
-        check=True,
-        capture_output=True,
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH_PROCESS, *request], check=True, capture_output=True, text=True
     )
     seconds = perf_counter() - before
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    peak = int(done.stderr.splitlines()[-1]) / 1024
     return {"seconds": round(seconds, 3), "peak_mib": round(peak, 1)}
 
 
