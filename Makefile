@@ -13,7 +13,7 @@ help:
 	@echo "make demo    build the bundled demo model's engines and draw a picture into demo-out/"
 	@echo "make test    lint, type-check and run every test"
 	@echo "make check   lint and type-check only"
-	@echo "make bench   measure speed and quality side by side into bench-out/, in ten minutes"
+	@echo "make bench   measure speed and quality side by side, in short, into bench-out/"
 	@echo "make venv    only create .venv with everything that the others need"
 	@echo "make clean   remove caches and what 'make demo' wrote"
 

@@ -20,7 +20,7 @@ MEDIAN_FUNCTION = 10
 NINTH_DECILE = 25
 
 # A machine's own folders, other people's numbering, and serialisers that run what they read.
-_FORBIDDEN_TEXT = re.compile(r"/work/|/root/|/home/|\bissue #?\d|\b(TODO|FIXME|XXX)\b")
+_FORBIDDEN_TEXT = re.compile(r"/(?:work|root|home)/|\bissue #?\d|\b(TODO|FIXME|XXX)\b")
 _FORBIDDEN_MODULES = {"dill", "marshal", "pickle", "shelve"}
 _FORBIDDEN_CALLS = {"eval", "exec"}
 

@@ -74,7 +74,7 @@ def bench(
     methods: Annotated[
         str | None, typer.Option(help="Methods to compare, with commas between; plain always is.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer points: ten minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer points and scenes.")] = False,
     instrument: Annotated[
         str, typer.Option(help="model, or oracle: an exact flow in place of the model.")
     ] = "model",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fresco_trt.models.weights import WEIGHTS_NAME
 from fresco_trt.models.zoo import model_facts
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def read_pipeline(folder: Path) -> DemoModel:
 
     model = DemoModel(guidance=True)
     parts = {
-        "transformer": "diffusion_pytorch_model.safetensors",
+        "transformer": WEIGHTS_NAME,
         "text_encoder": "model.safetensors",
         "text_encoder_2": "model.safetensors",
     }

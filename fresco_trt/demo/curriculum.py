@@ -75,7 +75,7 @@ CAPTION_DROPOUT = 0.1
 FRESH, POOL = 0.25, 6000
 """Share of a batch that is rendered anew, and how many encoded scenes of a size are replayed.
 
-Rendering and encoding cost a fifth of a step; a scene seen again comes with other noise.
+Rendering and encoding are a good part of a coarse step; a scene seen again comes with other noise.
 """
 
 

@@ -59,7 +59,7 @@ def guidance_scales(captions: list[str], rng: random.Random) -> torch.Tensor:
 def fast_precision(device: str) -> Iterator[None]:
     """Matrix products in bfloat16 where the processor has instructions for it.
 
-    On a CPU attention stays in float32: its bfloat16 backward pass takes three times as long there.
+    On a CPU attention stays in float32: its bfloat16 backward pass is the slower one there.
     """
     if device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
         yield

@@ -4,9 +4,10 @@
     python -m fresco_trt.demo.train base   --work DIR --minutes 60
     python -m fresco_trt.demo.train guided --work DIR --minutes 90
     python -m fresco_trt.demo.train export --work DIR fresco_trt/demo/weights/flux-tiny
+    python -m fresco_trt.demo.train judge  --work DIR fresco_trt/demo/weights/judge.safetensors
 
-A later session trains the shipped weights on: `guided --start fresco_trt/demo/weights/flux-tiny`,
-with the folder's `vae` copied into DIR.
+The shipped weights are trained on with `guided --start fresco_trt/demo/weights/flux-tiny`; `icons`
+takes the demo's pictures out of the npm package they come from.
 
 Every command can be killed and run again: it continues from its last checkpoint in DIR. A time
 budget, not a step count, ends a run, so that the same command uses whatever the machine can do.
@@ -28,6 +29,8 @@ from fresco_trt.demo.curriculum import BASE, GUIDED, Batch, Curriculum, Recipe
 from fresco_trt.demo.model import DemoModel
 from fresco_trt.demo.objective import fast_precision, flow_loss, guided_loss
 from fresco_trt.demo.optim import MovingAverage, warm_cosine
+from fresco_trt.demo.render import store_icons
+from fresco_trt.demo.score import train_judge
 from fresco_trt.demo.vae import train_vae
 
 if TYPE_CHECKING:
@@ -146,12 +149,12 @@ def guided_from(base: DemoModel) -> DemoModel:
     return guided
 
 
-def load_vae(work: Path) -> AutoencoderKL:
-    """The trained codec of a work folder, frozen."""
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The trained codec of a work or pipeline folder, in float32, frozen."""
     from diffusers import AutoencoderKL
 
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(work / "vae")
-    return vae.eval().requires_grad_(False)
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae")
+    return vae.float().eval().requires_grad_(False)
 
 
 Work = Annotated[Path, typer.Option(help="Folder of checkpoints.")]
@@ -185,6 +188,7 @@ def guided(
     """Train the base model, or an exported one, at every size with the guidance as an input."""
     if start is not None:
         model = read_pipeline(start).to(device)
+        load_vae(start).save_pretrained(work / "vae")  # latents are this codec's, so it comes along
     else:
         model = guided_from(averaged(work / "base.pt", DemoModel(guidance=False))).to(device)
     train(Run("guided", model, GUIDED, work, minutes), load_vae(work).to(device), seed)
@@ -197,6 +201,18 @@ def export(work: Work, out: Path, checkpoint: str = "guided") -> None:
     store_pipeline(
         averaged(work / f"{checkpoint}.pt", DemoModel(guidance=is_guided)), load_vae(work), out
     )
+
+
+@app.command()
+def judge(work: Work, out: Path, minutes: Minutes = 10, seed: int = 0) -> None:
+    """Train the classifier behind the prompt score; it is not resumed."""
+    train_judge(out, load_vae(work), minutes=minutes, seed=seed)
+
+
+@app.command()
+def icons(noto: Path, out: Path = Path("fresco_trt/demo/icons.json")) -> None:
+    """Keep the demo's icons of the `icons.json` of `@iconify-json/noto`."""
+    store_icons(noto, out)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fresco_trt.run.transition import SIGMA_TOLERANCE, check_generator, check_transition, draws
+from fresco_trt.plan.stages import SIGMA_TOLERANCE
+from fresco_trt.run.transition import check_generator, check_transition, draws
 
 if TYPE_CHECKING:
     import torch

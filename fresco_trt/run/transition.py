@@ -28,13 +28,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fresco_trt.plan.schedule import rewind_sigma
+from fresco_trt.plan.stages import SIGMA_TOLERANCE
 from fresco_trt.run.noise import NoisePyramid, haar_merge, level_of
 
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import Transition
-
-SIGMA_TOLERANCE = 1e-6
-"""Sigmas this close are one sigma: they were computed along two routes in double precision."""
 
 
 def estimate_x0(x: Tensor, v: Tensor, sigma: float) -> Tensor:

@@ -159,6 +159,21 @@ def test_a_stored_pipeline_is_read_back_for_more_training(vae: object, tmp_path:
     assert not [path for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")]
 
 
+def test_training_on_brings_the_codec_along(
+    vae: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored, work = tmp_path / "stored", tmp_path / "work"
+    store_pipeline(stirred(guidance=True), vae, stored)  # type: ignore[arg-type]
+    begun: list[training.Run] = []
+    monkeypatch.setattr(training, "train", lambda run, vae, seed: begun.append(run))
+    training.guided(work, start=stored)
+    assert begun[0].model.transformer.config.guidance_embeds
+    codec, known = training.load_vae(work), training.load_vae(stored)
+    for name, weight in known.state_dict().items():
+        torch.testing.assert_close(codec.state_dict()[name], weight, msg=name)
+    assert {p.dtype for p in codec.parameters()} == {torch.float32}
+
+
 def test_empty_captions_are_trained_at_scale_one() -> None:
     scales = objective.guidance_scales(["", "a star", ""] * 50, random.Random(0))
     assert (scales[0::3] == 1).all()
