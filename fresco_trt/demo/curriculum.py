@@ -53,12 +53,22 @@ FINE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """What a run draws: share of (coarse, middle, fine) steps at its beginning and at its end."""
+    """What a run draws: share of (coarse, middle, fine) steps at its beginning and at its end.
+
+    ``guided`` is the share of steps, at the beginning and at the end, that learn the guided
+    velocity; the others learn the plain one. ``rate`` is the optimisers' common learning rate.
+    """
 
     start: tuple[float, float, float]
     end: tuple[float, float, float]
     hold: float
-    rate: float
+    guided: tuple[float, float]
+    rate: float = 8e-4
+
+    def guided_share(self, progress: float) -> float:
+        """Share of guided steps at `progress` in [0, 1]."""
+        first, last = self.guided
+        return first + (last - first) * progress
 
     def shares(self, progress: float) -> tuple[float, ...]:
         """Share of each size group at `progress` in [0, 1]; constant up to `hold`, then linear."""
@@ -66,8 +76,8 @@ class Recipe:
         return tuple(a + (b - a) * ramp for a, b in zip(self.start, self.end, strict=True))
 
 
-BASE = Recipe(start=(1, 0, 0), end=(0.6, 0.3, 0.1), hold=0.8, rate=1e-3)
-GUIDED = Recipe(start=(0.6, 0.3, 0.1), end=(0.1, 0.3, 0.6), hold=0.05, rate=8e-4)
+BASE = Recipe(start=(1, 0, 0), end=(0.6, 0.3, 0.1), hold=0.8, guided=(0, 0))
+GUIDED = Recipe(start=(0.8, 0.15, 0.05), end=(0.15, 0.25, 0.6), hold=0.3, guided=(0.15, 0.7))
 
 CAPTION_DROPOUT = 0.1
 """Share of captions replaced by the empty one, which classifier-free guidance starts from."""

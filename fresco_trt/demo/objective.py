@@ -27,9 +27,19 @@ LARGEST_SCALE = 6.0
 
 
 def flow_loss(model: DemoModel, batch: Batch) -> torch.Tensor:
-    """Mean squared error of the velocity (Liu et al. 2023; Esser et al. 2024)."""
+    """Mean squared error of the velocity (Liu et al. 2023; Esser et al. 2024).
+
+    A model with the guidance as an input is told scale 1, at which nothing is guided.
+    """
     text = model.encode(batch.captions, batch.text_length)
-    return functional.mse_loss(model(batch.noisy, batch.sigma, text).float(), batch.velocity)
+    unguided = torch.ones_like(batch.sigma) if takes_guidance(model) else None
+    predicted = model(batch.noisy, batch.sigma, text, unguided).float()
+    return functional.mse_loss(predicted, batch.velocity)
+
+
+def takes_guidance(model: DemoModel) -> bool:
+    """Whether the transformer has a guidance input."""
+    return bool(model.transformer.config.guidance_embeds)
 
 
 def guided_loss(model: DemoModel, batch: Batch, rng: random.Random) -> torch.Tensor:

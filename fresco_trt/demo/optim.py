@@ -1,8 +1,9 @@
-"""Optimiser pieces of the demo training: Muon for convolutions, an exponential moving average."""
+"""Optimiser pieces of the demo training: Muon for matrices, an exponential moving average."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class ConvMuon(torch.optim.Optimizer):
-    """Momentum orthogonalised by Newton-Schulz steps (Muon), for weights seen as [out, rest].
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton-Schulz steps, for weights seen as [out, rest].
 
     Source: K. Jordan et al., "Muon", 2024; quintic iteration with its published coefficients.
+    Weights of one shape are orthogonalised together.
     """
 
     def __init__(self, params: Iterable[torch.Tensor], lr: float, momentum: float = 0.95) -> None:
@@ -24,29 +26,39 @@ class ConvMuon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update; the learning rate is the root-mean-square change of a weight's rows."""
+        """One update; the learning rate is the size of the singular values of a change."""
         for group in self.param_groups:
+            alike: dict[torch.Size, list[torch.Tensor]] = defaultdict(list)
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                momentum.lerp_(weight.grad, 1 - group["momentum"])
-                nesterov = weight.grad.lerp(momentum, group["momentum"]).flatten(1)
-                scale = math.sqrt(max(1.0, nesterov.shape[0] / nesterov.shape[1]))
-                change = orthogonal_from(nesterov).view_as(weight)
-                weight.add_(change, alpha=-group["lr"] * scale)
+                if weight.grad is not None:
+                    alike[weight.shape].append(weight)
+            for weights in alike.values():
+                self._change(weights, group["lr"], group["momentum"])
+
+    def _change(self, weights: list[torch.Tensor], rate: float, momentum: float) -> None:
+        averages = [self.state[w].setdefault("momentum", torch.zeros_like(w)) for w in weights]
+        gradients = [w.grad for w in weights if w.grad is not None]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        nesterov = torch.stack(torch._foreach_lerp(gradients, averages, momentum)).flatten(2)
+        rate *= math.sqrt(max(1.0, nesterov.shape[1] / nesterov.shape[2]))
+        changes = orthogonal_from(nesterov).to(weights[0].dtype).unbind()
+        shaped = [c.view_as(w) for c, w in zip(changes, weights, strict=True)]
+        torch._foreach_add_(weights, shaped, alpha=-rate)
 
 
-def orthogonal_from(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The nearest semi-orthogonal matrix, approximately (singular values within about 0.7-1.2)."""
+def orthogonal_from(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """The nearest semi-orthogonal matrices to [...,out,in], approximately.
+
+    Singular values end within about 0.7-1.2.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    result: torch.Tensor = x.T if tall else x
+    result: torch.Tensor = x.mT if tall else x
     return result
 
 

@@ -28,7 +28,7 @@ from fresco_trt.demo.batches import scene_stream
 from fresco_trt.demo.curriculum import BASE, GUIDED, Batch, Curriculum, Recipe
 from fresco_trt.demo.model import DemoModel
 from fresco_trt.demo.objective import fast_precision, flow_loss, guided_loss
-from fresco_trt.demo.optim import MovingAverage, warm_cosine
+from fresco_trt.demo.optim import MovingAverage, Muon, warm_cosine
 from fresco_trt.demo.render import store_icons
 from fresco_trt.demo.score import train_judge
 from fresco_trt.demo.vae import train_vae
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, help=__doc__)
 
+MUON_FACTOR = 6.0
+"""Muon's learning rate over AdamW's: their changes of a weight are then of one size."""
+
 
 class Run:
     """A resumable training run: model, moving average, optimiser and elapsed time in one file."""
@@ -46,10 +49,7 @@ class Run:
         self.model, self.recipe, self.budget = model, recipe, minutes * 60
         self.path = work / f"{name}.pt"
         self.average = MovingAverage(model, 0.999)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(
-            trained, lr=1.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        )
+        self.optimisers = _optimisers(model)
         self.step, self.elapsed = 0, 0.0
         if self.path.exists():
             self._resume()
@@ -58,7 +58,8 @@ class Run:
         state = torch.load(self.path, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.average.weights = state["average"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         self.step, self.elapsed = state["step"], state["elapsed"]
 
     def save(self) -> None:
@@ -66,7 +67,7 @@ class Run:
         state = {
             "model": self.model.state_dict(),
             "average": self.average.weights,
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
             "elapsed": self.elapsed,
         }
@@ -80,8 +81,8 @@ class Run:
         return min(1.0, self.elapsed / self.budget)
 
     def loss(self, batch: Batch, rng: random.Random) -> torch.Tensor:
-        """The objective that this model is trained with."""
-        if self.model.transformer.config.guidance_embeds:
+        """The objective of this step."""
+        if rng.random() < self.recipe.guided_share(self.progress):
             return guided_loss(self.model, batch, rng)
         return flow_loss(self.model, batch)
 
@@ -89,15 +90,29 @@ class Run:
         """One optimiser step at the schedule's present rate."""
         loss.backward()  # type: ignore[no-untyped-call]
         rate = self.recipe.rate * warm_cosine(int(self.progress * 10_000), 10_000, 1)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * min(1.0, (self.step + 1) / 200)
+        rate *= min(1.0, (self.step + 1) / 100)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimiser, factor in zip(self.optimisers, (MUON_FACTOR, 1.0), strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = factor * rate
+            with fast_precision(self.model.device.type):
+                optimiser.step()
+            optimiser.zero_grad()
         self.average.decay = min(0.999, (1 + self.step) / (10 + self.step))
         self.average.update(self.model)
         self.step += 1
         self.elapsed += seconds
+
+
+def _optimisers(model: DemoModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the matrices inside blocks and layers, AdamW for everything else."""
+    matrices: list[torch.Tensor] = []
+    others: list[torch.Tensor] = []
+    for name, weight in model.named_parameters():
+        inside = any(part in name for part in ("blocks.", "layers.", ".block."))
+        (matrices if inside and weight.ndim == 2 else others).append(weight)
+    adam = torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    return Muon(matrices, lr=1.0), adam
 
 
 def train(run: Run, vae: AutoencoderKL, seed: int) -> None:

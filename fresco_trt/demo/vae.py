@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from fresco_trt.demo.batches import pictures_of, scene_stream
-from fresco_trt.demo.optim import ConvMuon, warm_cosine
+from fresco_trt.demo.optim import Muon, warm_cosine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +82,7 @@ def train_vae(
     matrices = [p for p in vae.parameters() if p.ndim == 4]
     others = [p for p in vae.parameters() if p.ndim != 4]
     optimisers: list[tuple[Any, float]] = [
-        (ConvMuon(matrices, lr=0.01), 0.01),
+        (Muon(matrices, lr=0.01), 0.01),
         (torch.optim.AdamW(others, lr=2e-3, weight_decay=0.0), 2e-3),
     ]
     stream = scene_stream(seed)
