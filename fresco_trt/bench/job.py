@@ -6,7 +6,6 @@ every single measurement: a killed run leaves it, and the same command goes on f
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from fresco_trt.backends import backend
 from fresco_trt.backends.base import unavailable
 from fresco_trt.bench import figures
 from fresco_trt.bench.instrument import Skipped
-from fresco_trt.bench.journal import sources_digest
+from fresco_trt.bench.journal import inputs_digest
 from fresco_trt.bench.memory import kind_of, peak_mb
 from fresco_trt.bench.oracle_studio import OracleStudio
 from fresco_trt.bench.plain import MODEL
@@ -80,7 +79,7 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
             points,
             scope,
             journal=files.journal,
-            header={**where, "sources": sources_digest(), "weights": _weights(setting.pipeline)},
+            header={**where, **inputs_digest(setting.pipeline)},
             tiles=files.tiles,
             progress=progress,
             say=lambda text: print(text, file=sys.stderr, flush=True),
@@ -153,17 +152,6 @@ def _instrument(options: Options, setting: Setting) -> Instrument:
             fix=f"pass --model {MODEL}, or leave --instrument out",
         )
     return OracleStudio(setting, QUICK_MEMBERS if options.quick else MEMBERS)
-
-
-def _weights(pipeline: Path) -> str:
-    """What tells one set of weights from another on one machine: names, sizes and times."""
-    digest = hashlib.sha256()
-    for path in sorted(pipeline.rglob("*.safetensors")):
-        state = path.stat()
-        digest.update(
-            f"{path.relative_to(pipeline)} {state.st_size} {state.st_mtime_ns}\n".encode()
-        )
-    return digest.hexdigest()
 
 
 # --- what was measured ------------------------------------------------------------------------

@@ -112,3 +112,19 @@ def sources_digest() -> str:
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(PACKAGE)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def inputs_digest(pipeline: Path) -> dict[str, str]:
+    """What a request is measured on, for a header: the package's code and a folder's weights."""
+    return {"sources": sources_digest(), "weights": _weights_digest(pipeline)}
+
+
+def _weights_digest(pipeline: Path) -> str:
+    """What tells one set of weights from another on one machine: names, sizes and times."""
+    digest = hashlib.sha256()
+    for path in sorted(pipeline.rglob("*.safetensors")):
+        state = path.stat()
+        digest.update(
+            f"{path.relative_to(pipeline)} {state.st_size} {state.st_mtime_ns}\n".encode()
+        )
+    return digest.hexdigest()

@@ -51,7 +51,7 @@ class OracleStudio:
             raise ValueError(f"an oracle of {setting.facts.name}; expected {MODEL}: it has renders")
         self._setting, self._members = setting, members
         self._eye = Eye(setting.pipeline, judged=True)
-        self._captions = judged_scenes(-(-setting.scenes // SEEDS))
+        self._captions = judged_scenes(-(-setting.scenes // SEEDS), setting.scenes_seed)
 
     @property
     def cases(self) -> Sequence[Case]:

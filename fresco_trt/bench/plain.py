@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 MODEL = "flux-tiny"
 
+SCENES_SEED = 2026
+"""Where the scenes of every stored figure come from."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plain:
@@ -36,7 +39,7 @@ class Plain:
         return f"{self.steps} steps" + ("" if self.mu is None else f", mu {self.mu:g}")
 
 
-def judged_scenes(count: int, seed: int = 2026) -> list[Scene]:
+def judged_scenes(count: int, seed: int = SCENES_SEED) -> list[Scene]:
     """Scenes that captions and judgements are taken from; every fourth has an unseen pair."""
     rng = random.Random(seed)
     return [random_scene(rng, held_out=i % 4 == 3) for i in range(count)]

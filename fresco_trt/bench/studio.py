@@ -16,7 +16,7 @@ from fresco_trt.bench.engines import EnginePool, kinds_of, plan_method
 from fresco_trt.bench.eye import Eye
 from fresco_trt.bench.instrument import Case, Skipped, said
 from fresco_trt.bench.peers import DiffusersMethods
-from fresco_trt.bench.plain import MODEL, judged_scenes
+from fresco_trt.bench.plain import MODEL, SCENES_SEED, judged_scenes
 from fresco_trt.errors import FrescoError
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """What is measured and with what: a model, its pipeline folder (diffusers' layout), a picture
-    size, the engine library, where engines are built, and how many scenes and true renders.
+    size, the engine library, where engines are built, how many scenes (and from which seed) and how
+    many true renders.
     """
 
     facts: ModelFacts
@@ -49,6 +50,7 @@ class Setting:
     library: Backend
     engines: Path
     scenes: int
+    scenes_seed: int = SCENES_SEED
     renders: int = 1000
     progress: Progress = silent
 
@@ -64,7 +66,7 @@ class Studio:
         self._setting = setting
         self._prompt = FluxPrompt(setting.pipeline, setting.facts.text_tokens)
         self._eye = Eye(setting.pipeline, judged=setting.facts.name == MODEL)
-        self._scenes = judged_scenes(setting.scenes)
+        self._scenes = judged_scenes(setting.scenes, setting.scenes_seed)
 
     @property
     def cases(self) -> Sequence[Case]:
