@@ -102,8 +102,9 @@ def _matched(shifts: tuple[float, ...], z: float) -> MatchedShifts:
 
 FEW_STEPS = (28, 16, 12, 10, 7, 5, 4)
 TUNED_STEPS = (16, 12, 10, 7, 5, 4)
-SHIFTS = (0.4, 0.8, 1.6, 2.2, 3.0)
-"""Log-shifts tried for the few-step control; FLUX's own is 1.15 at full size."""
+SHIFTS = (0.8, 1.6, 2.2, 3.0)
+"""Log-shifts tried for the few-step control; FLUX's own is 1.15 at full size. On the engine only:
+it takes the pipeline's own steps in less time, which makes it the stronger control."""
 
 INTERVALS = (4, 6, 8, 12)
 BLOCK_THRESHOLDS = (0.1, 0.2, 0.4, 0.8)
@@ -170,22 +171,21 @@ def chosen(points: Iterable[Point], methods: Iterable[str] | None, quick: bool) 
 
 
 def _few_step(facts: ModelFacts) -> Iterator[Point]:
-    """The plain sampler with fewer steps: diffusers' and our one-stage engine, every shift."""
+    """The plain sampler with fewer steps: diffusers' own, and our one-stage engine at any shift."""
     default = facts.default_steps
     yield _engine_steps(default, None, quick=False)
     for steps in (each for each in FEW_STEPS if each < default):
         quick = steps in _QUICK_FEW
-        yield _diffusers_steps(steps, None, quick=quick)
+        yield _diffusers_steps(steps, quick=quick)
         yield _engine_steps(steps, None, quick=quick)
     shifts = SHIFTS if facts.shift is not None else ()
     for steps in (each for each in TUNED_STEPS if each < default):
         for mu in shifts:
-            yield _diffusers_steps(steps, mu, quick=False)
             yield _engine_steps(steps, mu, quick=(steps, mu) in _QUICK_TUNED)
 
 
-def _diffusers_steps(steps: int, mu: float | None, *, quick: bool) -> Point:
-    recipe, variant = Plain(steps=steps, mu=mu), _variant("diffusers", mu)
+def _diffusers_steps(steps: int, *, quick: bool) -> Point:
+    recipe, variant = Plain(steps=steps), _variant("diffusers", None)
     return Point(
         method="few-step", recipe=recipe, preset=f"{steps} steps", variant=variant, quick=quick
     )
@@ -259,12 +259,14 @@ def _ralu() -> Iterator[Point]:
 
 
 def _fresco(facts: ModelFacts) -> Iterator[Point]:
-    """Our presets, and one of them with one thing changed at a time."""
+    """Our presets at every number of stages, and one with one thing changed at a time."""
     stages = max(facts.stage_counts)
-    for name in facts.presets:
-        yield Point(
-            method="fresco", recipe=find_preset(facts, name, stages), preset=name, quick=True
-        )
+    for name, schedules in facts.presets.items():
+        for count in sorted(schedules.keys() - {1}, reverse=True):
+            most = count == max(schedules)
+            variant = None if most else f"{count} stages"
+            recipe = schedules[count]
+            yield Point(method="fresco", recipe=recipe, preset=name, variant=variant, quick=most)
     for ablation, recipe in ablations(find_preset(facts, ABLATED, stages)).items():
         quick = ablation in _QUICK_ABLATIONS
         yield Point(method="fresco", recipe=recipe, preset=ABLATED, ablation=ablation, quick=quick)

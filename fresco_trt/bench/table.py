@@ -6,11 +6,12 @@ python -m fresco_trt.bench.table
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
 
@@ -94,6 +95,45 @@ def ablation_table(document: dict[str, Any]) -> str:
     )
 
 
+def frontier_table(document: dict[str, Any]) -> str:
+    """At each speed the best that ours, the peers and fewer plain steps reach at least that fast.
+
+    Speed is measured where the document has seconds, and FLOPs saved where it has none.
+    """
+    axis = next(iter(document["frontier"]))
+    entries = document["frontier"][axis]
+    heads = [f"{quality}, {kind}" for quality in BEST for kind in FRONTIER_KINDS]
+    least = "at least" if axis == "speedup" else "FLOPs saved, at least"
+    return "\n".join(
+        [
+            f"| {' | '.join([least, *heads])} |",
+            f"|--:|{'---|' * len(heads)}",
+            *(_frontier_row(entry, axis) for entry in entries),
+        ]
+    )
+
+
+FRONTIER_KINDS = ("fresco", "peer", "few-step")
+BEST: Mapping[str, int] = {"score": 2, "ssim": 3}
+"""Qualities and the digits they are printed with."""
+
+
+def _frontier_row(entry: Mapping[str, Any], axis: str) -> str:
+    cells = [
+        _best_cell(entry[kind][quality], digits)
+        for quality, digits in BEST.items()
+        for kind in FRONTIER_KINDS
+    ]
+    return f"| {' | '.join([f'{entry[axis]:g}x', *cells])} |"
+
+
+def _best_cell(best: Mapping[str, Any] | None, digits: int) -> str:
+    if best is None:
+        return "none so fast"
+    point = str(best["point"]).removeprefix("fresco, ").removeprefix("few-step, ")
+    return f"{best['value']:.{digits}f} ({point})"
+
+
 def _bench_head(first: str) -> tuple[str, str]:
     closeness = ("SSIM", "PSNR, dB", "distance")
     columns = (first, "steps", "speed-up", "fewer FLOPs", "score", *closeness, "img/s", "peak MB")
@@ -139,5 +179,15 @@ def stored(name: str) -> dict[str, Any]:
     return document
 
 
+def readme_tables() -> Iterator[str]:
+    """Every table that the README has to show, of the results that are stored."""
+    yield main_job_table(stored("main-job"))
+    yield fitness_table(stored("demo-fitness"))
+    for name in ("flux-tiny", "flux-tiny-oracle"):
+        if (RESULTS / f"{name}.json").is_file():
+            yield frontier_table(stored(name))
+            yield ablation_table(stored(name))
+
+
 if __name__ == "__main__":
-    print(main_job_table(stored("main-job")), fitness_table(stored("demo-fitness")), sep="\n\n")
+    print(*readme_tables(), sep="\n\n")

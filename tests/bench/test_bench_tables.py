@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fresco_trt.bench.table import ablation_table, bench_table
+from fresco_trt.bench.table import ablation_table, bench_table, frontier_table
 
 KEYS = ("speedup", "score", "ssim", "distance")
 
@@ -76,3 +76,27 @@ def test_an_ablation_stands_below_its_own_base() -> None:
     assert cells(table, "fresco, balanced")[2] == "2.00 (1.50 to 2.50)"
     assert cells(table, "noise fresh")[2] == ""
     assert all(line.count("|") == table.splitlines()[0].count("|") for line in table.splitlines())
+
+
+def test_the_frontier_names_the_best_of_each_kind_at_each_speed() -> None:
+    def best(value: float, point: str) -> dict[str, Any]:
+        return {"value": value, "point": point}
+
+    entry = {
+        "speedup": 5.0,
+        "fresco": {"score": best(0.7, "fresco, fast"), "ssim": best(0.61234, "fresco, fast")},
+        "peer": {"score": None, "ssim": best(0.5, "ralu, 4x")},
+        "few-step": {"score": best(0.6, "few-step, 7 steps"), "ssim": None},
+    }
+    table = frontier_table({"frontier": {"speedup": [entry], "flops_ratio": []}})
+    assert cells(table, "5x") == [
+        "5x",
+        "0.70 (fast)",
+        "none so fast",
+        "0.60 (7 steps)",
+        "0.612 (fast)",
+        "0.500 (ralu, 4x)",
+        "none so fast",
+    ]
+    untimed = {"flops_ratio": [{**entry, "flops_ratio": 3.0}]}
+    assert "FLOPs saved" in frontier_table({"frontier": untimed})

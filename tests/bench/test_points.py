@@ -65,14 +65,22 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     assert caught.value.exit_code == 2
 
 
-def test_few_steps_are_tried_with_both_carriers_at_the_same_shifts() -> None:
+def test_few_steps_are_tried_with_both_carriers_and_tuned_on_the_faster() -> None:
     found: dict[str, set[tuple[int, str]]] = {"diffusers": set(), "engine": set()}
     for point in points_of(TINY):
         if point.method == "few-step" and point.nfe < TINY.default_steps:
             who, shift = str(point.variant).split(", ")
             found[who].add((point.nfe, shift))
-    assert found["diffusers"] == found["engine"]
-    assert {shift for _, shift in found["engine"]} > {"default shift", "mu 0.8"}
+    default = {(steps, shift) for steps, shift in found["engine"] if shift == "default shift"}
+    assert found["diffusers"] == default
+    assert {shift for _, shift in found["engine"]} > {"default shift", "mu 0.8", "mu 3"}
+
+
+def test_presets_are_measured_at_every_number_of_stages_but_one() -> None:
+    ours = [p for p in points_of(TINY) if p.method == "fresco" and p.ablation is None]
+    for name, schedules in TINY.presets.items():
+        recipes = {p.recipe for p in ours if p.preset == name}
+        assert recipes == {recipe for stages, recipe in schedules.items() if stages > 1}
 
 
 def test_a_tuned_engine_takes_the_sigmas_of_the_tuned_pipeline() -> None:
