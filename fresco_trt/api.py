@@ -13,8 +13,11 @@ from fresco_trt.errors import WeightsNotFound
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.models.zoo import model_facts, model_names
 from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.skipping import CacheChoice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan
 
@@ -27,6 +30,10 @@ def plan(
     size: Size | None = None,
     steps: int | None = None,
     delta: float | None = None,
+    cache: str = "none",
+    interval: int | None = None,
+    warmup: int | None = None,
+    actions: Sequence[str] | None = None,
 ) -> StagePlan:
     """The stage plan of a model: grids, sigmas and transitions, before anything is built.
 
@@ -36,12 +43,26 @@ def plan(
     baseline that ``fresco-trt plan`` compares the cost with. ``delta`` moves the preset's switches
     to where SPEED's spectral criterion puts them at that tolerance (arXiv 2605.18736).
 
+    ``cache`` names what predicts the features of skipped steps: "none", "reuse", "taylor",
+    "hicache", "svd" or "freqca". Of each stage ``warmup`` steps are full and then one in each
+    ``interval``; or ``actions`` says it step by step, one word a stage, "FFBF": F for a full step,
+    B for a skipped one.
+
     Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong
-    ``steps`` or ``delta``, and IncompatibleOptions for a ``delta`` with a model whose spectrum is
-    not known, a preset with mixed stages, or one stage; all are FrescoErrors.
+    ``steps``, ``delta`` or cache, and IncompatibleOptions for a ``delta`` with a model whose
+    spectrum is not known, a preset with mixed stages, or one stage, and for options of a cache that
+    would skip nothing or that nothing would read; all are FrescoErrors.
     """
-    facts = model_facts(model)
-    return make_plan(facts, stages=stages, preset=preset, size=size, steps=steps, delta=delta)
+    words = None if actions is None else tuple(actions)
+    return make_plan(
+        model_facts(model),
+        stages=stages,
+        preset=preset,
+        size=size,
+        steps=steps,
+        delta=delta,
+        cache=CacheChoice(name=cache, interval=interval, warmup=warmup, actions=words),
+    )
 
 
 def pretrained(name: str) -> Path:

@@ -1,8 +1,9 @@
-"""`fresco-trt calibrate`: measure the power spectrum of a model's latents and store it.
+"""`fresco-trt calibrate`: measure what plans and caches need to know of a model, and store it.
 
-Beside the data path, and light to import: :mod:`fresco_trt.lower.spectrum` says what is measured
-and how. The two numbers go from the stored file into the model's facts by hand, so that no plan
-depends on a file that may not be there.
+Beside the data path, and light to import. The power spectrum of its latents places switches
+(:mod:`fresco_trt.lower.spectrum`); its two numbers go from the stored file into the model's facts
+by hand, so that no plan depends on a file that may not be there. The principal directions of its
+features are what SVD-Cache splits along (:mod:`fresco_trt.lower.principal`).
 """
 
 from __future__ import annotations
@@ -59,10 +60,15 @@ class Options:
     weights: str | None = None
     out: Path = OUT
 
+    basis: bool = False
+    prompts: Path | None = None
+    energy: float | None = None
+
     @property
     def path(self) -> Path:
         """The file that is written."""
-        return self.out / f"{self.model}-spectrum.json"
+        name = "basis.safetensors" if self.basis else "spectrum.json"
+        return self.out / f"{self.model}-{name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +97,66 @@ def calibrate(
         str | None,
         typer.Option(help="Diffusers pipeline folder with the VAE.", show_default="bundled"),
     ] = None,
+    basis: Annotated[
+        bool,
+        typer.Option("--basis", help="Measure what --cache svd needs: principal directions."),
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --basis: text file, one prompt a line.",
+            show_default="calibration/<model>-prompts.txt",
+        ),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(
+            help="With --basis: share of the energy that is principal.", show_default="0.85"
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the result.")] = OUT,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,
 ) -> None:
-    """Measure the power spectrum of a model's latents, which `--delta` places switches by."""
-    options = Options(model=model, pictures=pictures, scenes=scenes, weights=weights, out=out)
+    """Measure the power spectrum of a model's latents, which `--delta` places switches by.
+
+    Or, with --basis, the principal directions of its features, which `--cache svd` splits along.
+    """
+    options = Options(
+        model=model,
+        pictures=pictures,
+        scenes=scenes,
+        weights=weights,
+        basis=basis,
+        prompts=prompts,
+        energy=energy,
+        out=out,
+    )
+    _check_read(options)
     with display.progress() as report:
-        document = run(options, report)
+        document = run_basis(options, report) if basis else run(options, report)
     shown = {"file": str(options.path), **document}
     if as_json:
         sys.stdout.write(json.dumps(shown, indent=1, allow_nan=False) + "\n")
+    elif basis:
+        display.basis_table(shown)
     else:
         display.spectrum_table(shown)
+
+
+def _check_read(options: Options) -> None:
+    """Nothing that is asked for is ignored."""
+    other = ("pictures", "scenes") if options.basis else ("prompts", "energy")
+    given = [f"--{name}" for name in other if getattr(options, name) is not None]
+    if given:
+        what = "principal directions" if options.basis else "a spectrum"
+        raise IncompatibleOptions(
+            f"{' and '.join(given)} for {what}",
+            expected="options of what is measured",
+            fix=f"leave {' and '.join(given)} out, or "
+            + ("leave --basis out" if options.basis else "pass --basis"),
+        )
 
 
 def run(options: Options, progress: Report) -> dict[str, Any]:
@@ -130,6 +182,38 @@ def run(options: Options, progress: Report) -> dict[str, Any]:
     document = _document(facts, encoder, source, measured)
     store(document, options.path)
     return document
+
+
+def run_basis(options: Options, progress: Report) -> dict[str, Any]:
+    """Measure and store the principal directions of a model's features; what was stored, in short.
+
+    On the trajectories of its balanced plan of most stages, every step in full. Raises
+    UnknownModel, CalibrationError, WeightsNotFound, OutputNotWritable and DiskFull.
+    """
+    from fresco_trt.lower import principal
+    from fresco_trt.models.flux import load_transformer
+    from fresco_trt.models.flux_parts import find_pipeline
+    from fresco_trt.models.weights import weights_digest
+    from fresco_trt.models.zoo import model_facts
+    from fresco_trt.plan.making import make_plan
+
+    facts = model_facts(options.model)
+    energy = principal.check_energy(principal.ENERGY if options.energy is None else options.energy)
+    prompts = principal.read_prompts(options.prompts or principal.default_prompts(facts.name))
+    check_writable(options.path)
+    progress("loading weights", 0.0)
+    transformer = load_transformer(options.weights, facts)
+    reference = principal.Reference(
+        facts=facts,
+        transformer=transformer,
+        weights_sha256=weights_digest(transformer),
+        pipeline=find_pipeline(options.weights, facts.name),
+        prompts=prompts,
+    )
+    plan = make_plan(facts, stages=max(facts.stage_counts))
+    basis = principal.measure_basis(reference, plan, energy=energy, progress=progress)
+    basis.store(options.path)
+    return basis.to_json()
 
 
 # --- pictures ---------------------------------------------------------------------------------

@@ -23,6 +23,24 @@ from fresco_trt import display
 from fresco_trt.bench.command import bench
 from fresco_trt.calibrate import calibrate
 from fresco_trt.errors import FrescoError, OutputNotWritable, PlanError
+from fresco_trt.options import (
+    Actions,
+    BaselineSteps,
+    Cache,
+    Delta,
+    Engines,
+    Interval,
+    Json,
+    Model,
+    PlainSteps,
+    Preset,
+    Seed,
+    Sizes,
+    Stages,
+    Warmup,
+    Weights,
+)
+from fresco_trt.plan.skipping import NONE, CacheChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,45 +59,6 @@ app = typer.Typer(
     help="Compiled, progressive-resolution generation for diffusion transformers.",
 )
 
-Model = Annotated[str, typer.Option("--model", help="Model name, e.g. flux-tiny or flux.")]
-Stages = Annotated[int, typer.Option("--stages", help="Resolution stages; 1 is the plain sampler.")]
-Sizes = Annotated[
-    list[str] | None, typer.Option("--size", help="Picture size WxH; may be given several times.")
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        "--preset",
-        help="quality, balanced, fast or turbo; flux also has fresco-30, fresco-18, fresco-11.",
-        show_default="balanced",
-    ),
-]
-BaselineSteps = Annotated[
-    int | None, typer.Option("--steps", help="Steps of the plain baseline (and of a 1-stage plan).")
-]
-PlainSteps = Annotated[
-    int | None, typer.Option("--steps", help="Steps of a 1-stage plan; others have the preset's.")
-]
-Delta = Annotated[
-    float | None,
-    typer.Option(
-        "--delta",
-        help="Switch where SPEED's spectral criterion says, at this tolerance; 0.01 to 0.2.",
-        show_default="the preset's switches",
-    ),
-]
-Engines = Annotated[Path, typer.Option("--engines", help="Folder that 'fresco-trt build' wrote.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of the one noise field.")]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        "--weights",
-        help="Diffusers folder, one .safetensors file, or 'random'.",
-        show_default="bundled, then the hub",
-    ),
-]
-
 
 @app.command()
 def plan(
@@ -89,6 +68,10 @@ def plan(
     preset: Preset = None,
     steps: BaselineSteps = None,
     delta: Delta = None,
+    cache: Cache = NONE,
+    interval: Interval = None,
+    warmup: Warmup = None,
+    actions: Actions = None,
     as_json: Json = False,
 ) -> None:
     """Show the stages of a plan and what they cost beside the plain pipeline."""
@@ -98,7 +81,13 @@ def plan(
 
     facts = model_facts(model)
     chosen = make_plan(
-        facts, stages=stages, preset=preset, size=_only_size(size), steps=steps, delta=delta
+        facts,
+        stages=stages,
+        preset=preset,
+        size=_only_size(size),
+        steps=steps,
+        delta=delta,
+        cache=_cache(cache, interval, warmup, actions),
     )
     summary = plan_summary(facts, chosen, steps)
     _print(summary, as_json, display.plan_table)
@@ -117,7 +106,17 @@ def build(
         str, typer.Option(help="eager, onnxruntime, tensorrt or tensorrt-rtx.")
     ] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8 or int8.")] = "fp32",
-    cache: Annotated[str, typer.Option(help="Feature cache: none.")] = "none",
+    cache: Cache = NONE,
+    interval: Interval = None,
+    warmup: Warmup = None,
+    actions: Actions = None,
+    basis: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --cache svd, a file of 'fresco-trt calibrate --basis'.",
+            show_default="measured now, with the prompts in calibration/",
+        ),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="GPU architectures for TensorRT, e.g. sm89,sm120.")
     ] = None,
@@ -146,7 +145,8 @@ def build(
         weights=weights,
         backend=backend,
         precision=precision,
-        cache=cache,
+        cache=_cache(cache, interval, warmup, actions),
+        basis=basis,
         targets=_targets(target),
         out=out,
         graphs=graphs,
@@ -285,6 +285,11 @@ def _check_picture(path: Path) -> None:
 
 def _targets(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(name.strip() for name in text.split(","))
+
+
+def _cache(name: str, interval: int | None, warmup: int | None, actions: str | None) -> CacheChoice:
+    words = None if actions is None else tuple(word.strip() for word in actions.split(","))
+    return CacheChoice(name=name, interval=interval, warmup=warmup, actions=words)
 
 
 def _only_size(sizes: list[str] | None) -> Size | None:

@@ -243,3 +243,22 @@ def spectrum_table(summary: Mapping[str, Any]) -> None:
         f"{fit['high']} cycles: r2 {fit['r2']:.3f}, at worst {fit['factor']:.2f}x off\n"
         f"{summary['file']}"
     )
+
+
+def basis_table(summary: Mapping[str, Any]) -> None:
+    """The principal directions that were kept, and what each holds of the features' energy."""
+    shares, held = summary["shares"], 0.0
+    rows = []
+    for number, share in enumerate(shares, start=1):
+        held += share
+        if number <= 8 or number == len(shares):
+            rows.append((number, f"{share:.1%}", f"{held:.1%}"))
+    _table(
+        f"{summary['model']}: {summary['rank']} principal directions",
+        ("direction", "energy", "up to it"),
+        rows,
+    )
+    _say(
+        f"{summary['energy']:.0%} of the energy asked for, {summary['prompts']} prompts\n"
+        f"{summary['file']}"
+    )

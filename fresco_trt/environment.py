@@ -55,6 +55,7 @@ def _problems(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _plan_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str, str]]:
+    from fresco_trt.basis import BASIS_FILE
     from fresco_trt.plan.sizes import stage_grids
     from fresco_trt.run.request import check_transitions
 
@@ -71,8 +72,9 @@ def _plan_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str,
         return
     if plan.stages[0].sigmas[0] != 1.0:
         yield f"a plan that starts at sigma {plan.stages[0].sigmas[0]:g}", "1, from noise alone"
-    if {action for stage in plan.stages for action in stage.actions} != {"full"}:
-        yield "a plan with cached steps", "full steps only"
+    listed = {file.path for file in manifest.files}
+    if plan.cache is not None and plan.cache.name == "svd" and BASIS_FILE not in listed:
+        yield "the cache svd without its principal directions", f"{BASIS_FILE} in the bundle"
     try:
         check_transitions(plan)
     except ValueError as error:
@@ -84,10 +86,10 @@ def _engine_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[st
     from fresco_trt.run.sampler import engine_name
 
     wanted = {
-        engine_name(index, "full"): stage_signature(
-            facts, manifest.plan, index, manifest.text_tokens
+        engine_name(index, action): stage_signature(
+            facts, manifest.plan, index, manifest.text_tokens, action
         )
-        for index in range(len(manifest.plan.stages))
+        for index, action in manifest.plan.graphs
     }
     found = {record.name: record.signature for record in manifest.engines}
     if found.keys() != wanted.keys():

@@ -97,6 +97,7 @@ class FrescoPipeline:
             self._prompt = FluxPrompt(bundle.pipeline_folder, text_tokens)
             self._decoder = FluxDecoder(bundle.pipeline_folder)
         self._layout = HeldLayout(FluxLayout(facts=self._facts, text_tokens=text_tokens), device)
+        self._basis = _basis_of(bundle, device)
         self._scope = ExitStack()
         self._choice: Choice | None = None
 
@@ -249,7 +250,14 @@ class FrescoPipeline:
         fresh = fresh_generator(seed) if any(map(draws, self.plan.transitions)) else None
         choice = self._choice or select
         return sample(
-            self.plan, self.runners, inputs, pyramid, self._layout, fresh=fresh, choice=choice
+            self.plan,
+            self.runners,
+            inputs,
+            pyramid,
+            self._layout,
+            fresh=fresh,
+            choice=choice,
+            basis=self._basis,
         )
 
     def _tell(self, step: Step, on_step: OnStep | None, on_stage: OnStage | None) -> None:
@@ -315,6 +323,22 @@ def load_runners(bundle: Bundle, library: Backend, scope: ExitStack) -> dict[str
         with error_context(f"engine {record.name}"):
             runners[record.name] = scope.enter_context(library.load(bundle.folder, record))
     return runners
+
+
+def _basis_of(bundle: Bundle, device: str) -> Tensor | None:
+    """The principal directions [H,k] of a bundle whose cache needs them; raises CalibrationError
+    for those of other weights.
+    """
+    cache, model = bundle.plan.cache, bundle.manifest.model
+    if cache is None or cache.name != "svd":
+        return None
+    from fresco_trt.basis import BASIS_FILE, check_basis, read_basis
+    from fresco_trt.models.zoo import model_facts
+
+    basis = read_basis(bundle.folder / BASIS_FILE)
+    hidden = model_facts(model.name).hidden
+    check_basis(basis, model=model.name, weights_sha256=model.weights_sha256, hidden=hidden)
+    return basis.directions.to(device)
 
 
 def check_seed(seed: int) -> int:

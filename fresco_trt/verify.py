@@ -9,11 +9,10 @@ choice: a rounding error may tip one at the margin, which then is no error of th
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from fresco_trt.backends.base import EngineRunner
 from fresco_trt.errors import IncompatibleOptions, PlanError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -242,32 +241,19 @@ def _is_random(bundle: Bundle) -> bool:
     return bundle.manifest.built.options.get("weights") == "random"
 
 
-def eager_runner(module: Module, signature: GraphSignature) -> EngineRunner:
-    """A runner that calls a module on the CPU with the inputs of `signature` in order."""
-    import torch
-
-    names = [spec.name for spec in signature.outputs]
-
-    def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        with torch.no_grad():
-            outputs = module(*(inputs[spec.name].cpu() for spec in signature.inputs))
-        return dict(zip(names, outputs, strict=True))
-
-    return EngineRunner(signature, lambda: nullcontext(call))
-
-
 # --- the comparison ---------------------------------------------------------------------------
 
 
 def _comparing(
     pipe: FrescoPipeline, transformer: Module, scope: ExitStack
 ) -> dict[str, ComparingRunner]:
+    from fresco_trt.backends.eager import module_runner
     from fresco_trt.models.flux import graph_from_signature
 
     comparing: dict[str, ComparingRunner] = {}
     for name, engine in pipe.runners.items():
         graph = graph_from_signature(transformer, engine.signature)
-        reference = scope.enter_context(eager_runner(graph, engine.signature))
+        reference = scope.enter_context(module_runner(graph, engine.signature))
         comparing[name] = ComparingRunner(name, engine, reference)
     return comparing
 

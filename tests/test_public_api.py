@@ -26,13 +26,17 @@ ROOT = Path(__file__).parents[1]
 SIGNATURES = {
     "plan": (
         "(model: 'str', *, stages: 'int', preset: 'str' = 'balanced', size: 'Size | None' = None, "
-        "steps: 'int | None' = None, delta: 'float | None' = None) -> 'StagePlan'"
+        "steps: 'int | None' = None, delta: 'float | None' = None, cache: 'str' = 'none', "
+        "interval: 'int | None' = None, warmup: 'int | None' = None, "
+        "actions: 'Sequence[str] | None' = None) -> 'StagePlan'"
     ),
     "build": (
         "(model: 'str', *, stages: 'int' = 3, preset: 'str | None' = None, "
         "size: 'Size | None' = None, steps: 'int | None' = None, delta: 'float | None' = None, "
         "weights: 'str | None' = None, backend: 'str' = 'onnxruntime', "
-        "precision: 'str' = 'fp32', cache: 'str' = 'none', "
+        "precision: 'str' = 'fp32', cache: 'str' = 'none', interval: 'int | None' = None, "
+        "warmup: 'int | None' = None, actions: 'Sequence[str] | None' = None, "
+        "basis: 'str | Path | None' = None, "
         "targets: 'tuple[str, ...]' = (), out: 'str | Path | None' = None, "
         "progress: 'Progress' = silent) -> 'Path'"
     ),

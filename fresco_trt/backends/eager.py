@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -197,3 +197,17 @@ def _errors(doing: str) -> Iterator[None]:
             expected="a graph that runs",
             fix="build the bundle again with 'fresco-trt build'",
         ) from error
+
+
+def module_runner(module: Module, signature: GraphSignature) -> EngineRunner:
+    """A runner that calls a module on the CPU with the inputs of ``signature`` in order."""
+    import torch
+
+    names = [spec.name for spec in signature.outputs]
+
+    def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            outputs = module(*(inputs[spec.name].cpu() for spec in signature.inputs))
+        return dict(zip(names, outputs, strict=True))
+
+    return EngineRunner(signature, lambda: nullcontext(call))

@@ -6,18 +6,26 @@ that already holds the same engines is reused, and the report says which of the 
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent, unavailable
+from fresco_trt.basis import BASIS_FILE, Basis, check_basis, read_basis
 from fresco_trt.bundle import BundleWriter, open_bundle
 from fresco_trt.doctor import missing_to_build
 from fresco_trt.errors import BundleError, BundleNotFound, error_context
 from fresco_trt.listing import folder_digest
+from fresco_trt.lower.principal import (
+    Reference,
+    default_prompts,
+    measure_basis,
+    read_prompts,
+)
 from fresco_trt.lower.record import (
     Ingredients,
     backend_record,
@@ -38,8 +46,11 @@ from fresco_trt.manifest import EngineRecord, ManifestDraft
 from fresco_trt.models.flux import graph_from_signature, load_transformer
 from fresco_trt.models.flux_parts import PIPELINE_PARTS, find_pipeline
 from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.plan.skipping import CacheChoice
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fresco_trt.bundle import Bundle
     from fresco_trt.plan.sizes import Size
 
@@ -88,6 +99,10 @@ def build(
     backend: str = "onnxruntime",
     precision: str = "fp32",
     cache: str = "none",
+    interval: int | None = None,
+    warmup: int | None = None,
+    actions: Sequence[str] | None = None,
+    basis: str | Path | None = None,
     targets: tuple[str, ...] = (),
     out: str | Path | None = None,
     progress: Progress = silent,
@@ -96,9 +111,11 @@ def build(
 
     `size` is (width, height) in pixels; `steps` only for one stage; `delta` places the switches by
     the spectrum of the model's latents; `weights` a diffusers folder, a .safetensors file,
-    "random", or None for the bundled or hub weights; `targets` GPU architectures for TensorRT
-    ("sm89"). A bundle with the same build key is reused. Raises PlanError or LowerError leaves;
-    whatever happens, `out` holds the old bundle or the complete new one.
+    "random", or None for the bundled or hub weights; `cache`, `interval`, `warmup` and `actions`
+    as `fresco_trt.plan` has them; `basis` a file of `fresco-trt calibrate --basis` for the cache
+    "svd" (None: measured now, with the prompts in calibration/); `targets` GPU architectures for
+    TensorRT ("sm89"). A bundle with the same build key is reused. Raises PlanError or LowerError
+    leaves; whatever happens, `out` holds the old bundle or the complete new one.
     """
     request = BuildRequest(
         model=model,
@@ -110,7 +127,13 @@ def build(
         weights=weights,
         backend=backend,
         precision=precision,
-        cache=cache,
+        cache=CacheChoice(
+            name=cache,
+            interval=interval,
+            warmup=warmup,
+            actions=None if actions is None else tuple(actions),
+        ),
+        basis=None if basis is None else Path(basis),
         targets=targets,
         out=None if out is None else Path(out),
     )
@@ -148,7 +171,26 @@ def _gathered(resolved: Resolved, scope: ExitStack, progress: Progress) -> Ingre
         pipeline_digest=folder_digest(pipeline, PIPELINE_PARTS),
     )
     progress("loading weights", 1.0)
-    return made
+    return replace(made, basis=_basis_source(made))
+
+
+def _basis_source(made: Ingredients) -> Basis | Reference | None:
+    """The principal directions that were given, checked, or what they will be measured with."""
+    resolved = made.resolved
+    if resolved.plan.cache is None or resolved.plan.cache.name != "svd":
+        return None
+    name, hidden = resolved.facts.name, resolved.facts.hidden
+    if resolved.basis is not None:
+        basis = read_basis(resolved.basis)
+        check_basis(basis, model=name, weights_sha256=made.weights_digest, hidden=hidden)
+        return basis
+    return Reference(
+        facts=resolved.facts,
+        transformer=made.transformer,
+        weights_sha256=made.weights_digest,
+        pipeline=made.pipeline,
+        prompts=read_prompts(default_prompts(name)),
+    )
 
 
 def _pipeline(resolved: Resolved, scope: ExitStack) -> Path:
@@ -187,6 +229,7 @@ def _differ(names: tuple[str, ...]) -> str:
 def _written(made: Ingredients, began: float, progress: Progress) -> Bundle:
     resolved = made.resolved
     with BundleWriter(resolved.out) as writer:
+        calibration = _stored_basis(made, writer.folder, progress)
         engines = _engines(made, writer.folder, progress)
         draft = ManifestDraft.model_validate(
             {
@@ -194,15 +237,27 @@ def _written(made: Ingredients, began: float, progress: Progress) -> Bundle:
                 "plan": resolved.plan,
                 "text_tokens": resolved.facts.text_tokens,
                 "precision": resolved.precision,
-                "calibration": None,
+                "calibration": calibration,
                 "backend": backend_record(resolved),
                 "engines": engines,
                 "pipeline": pipeline_record(made, writer.folder),
-                "built": built_record(resolved, perf_counter() - began),
+                "built": built_record(made, perf_counter() - began),
                 "key": made.key,
             }
         )
         return writer.commit(draft, progress=progress)
+
+
+def _stored_basis(made: Ingredients, folder: Path, progress: Progress) -> str | None:
+    """Write the principal directions into the bundle; their file's SHA-256, None without them."""
+    basis = made.basis
+    if basis is None:
+        return None
+    if isinstance(basis, Reference):
+        basis = measure_basis(basis, made.resolved.plan, progress=progress)
+    path = folder / BASIS_FILE
+    basis.store(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _engines(made: Ingredients, folder: Path, progress: Progress) -> tuple[EngineRecord, ...]:
@@ -224,23 +279,23 @@ def _engines(made: Ingredients, folder: Path, progress: Progress) -> tuple[Engin
 
 
 def _stage_graphs(made: Ingredients, work: Path, progress: Progress) -> tuple[StageGraph, ...]:
-    """One graph for each stage in the form the backend builds from."""
+    """Every graph of the plan in the form the backend builds from."""
     from fresco_trt.lower.export import export_stages
     from fresco_trt.lower.weights import write_source
     from fresco_trt.run.sampler import engine_name
 
     resolved, source = made.resolved, work / "transformer"
-    signatures = [resolved.signature(index) for index in range(len(resolved.plan.stages))]
     graphs = tuple(
         StageGraph(
-            name=engine_name(index, "full"),
+            name=engine_name(index, action),
             signature=signature,
             module=graph_from_signature(made.transformer, signature),
             onnx=None,
             weights=None,
             source=source,
         )
-        for index, signature in enumerate(signatures)
+        for index, action in resolved.plan.graphs
+        for signature in (resolved.signature(index, action),)
     )
     if resolved.backend.describe().graph_format == "onnx":
         return export_stages(graphs, resolved.graphs or work, progress=progress)

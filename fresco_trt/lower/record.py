@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt import __version__
 from fresco_trt.backends.base import writing
 from fresco_trt.canonical import build_key
+from fresco_trt.lower.principal import principal_identity
 from fresco_trt.manifest import BackendRecord, BuiltRecord, ModelRecord, PipelineRecord
 from fresco_trt.models.flux import transformer_config
 from fresco_trt.models.flux_parts import PIPELINE_PARTS
@@ -24,6 +25,8 @@ from fresco_trt.plan.sizes import format_size
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from fresco_trt.basis import Basis
+    from fresco_trt.lower.principal import Reference
     from fresco_trt.lower.request import Resolved
     from fresco_trt.manifest import Manifest
 
@@ -39,7 +42,8 @@ PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript
 class Ingredients:
     """Everything a build is made from, with the digests that identify it.
 
-    ``pipeline`` is the diffusers folder of prompt encoders and decoder.
+    ``pipeline`` is the diffusers folder of prompt encoders and decoder; ``basis`` the principal
+    directions that the plan's cache needs, or what they are measured with.
     """
 
     resolved: Resolved
@@ -47,6 +51,7 @@ class Ingredients:
     weights_digest: str
     pipeline: Path
     pipeline_digest: str
+    basis: Basis | Reference | None = None
 
     @property
     def key(self) -> str:
@@ -65,6 +70,7 @@ def identity(made: Ingredients) -> dict[str, Any]:
         "model": resolved.facts.name,
         "weights": made.weights_digest,
         "plan": resolved.plan.to_json(),
+        "principal directions": principal_identity(made.basis),
         "text length": resolved.facts.text_tokens,
         "precision": resolved.precision,
         "backend": [about.name, about.library, about.version],
@@ -81,6 +87,7 @@ def differences(old: Manifest, made: Ingredients) -> tuple[str, ...]:
         "model": old.model.name,
         "weights": old.model.weights_sha256,
         "plan": old.plan.to_json(),
+        "principal directions": old.built.options.get("principal"),
         "text length": old.text_tokens,
         "precision": old.precision,
         "backend": [backend.name, backend.library, backend.library_version],
@@ -142,8 +149,9 @@ def pipeline_record(made: Ingredients, folder: Path) -> PipelineRecord:
     return PipelineRecord(folder=PIPELINE_FOLDER, digest=made.pipeline_digest, parts=PIPELINE_PARTS)
 
 
-def built_record(resolved: Resolved, seconds: float) -> BuiltRecord:
+def built_record(made: Ingredients, seconds: float) -> BuiltRecord:
     """Versions, seconds and the choices that were made; no path of this machine."""
+    resolved = made.resolved
     given = resolved.weights not in (None, "random")
     options: dict[str, Any] = {
         "model": resolved.facts.name,
@@ -153,6 +161,8 @@ def built_record(resolved: Resolved, seconds: float) -> BuiltRecord:
         "size": format_size(resolved.plan.size),
         "weights": "a given path" if given else resolved.weights,
         "precision": resolved.precision,
+        "cache": None if resolved.plan.cache is None else resolved.plan.cache.name,
+        "principal": principal_identity(made.basis),
         "backend": resolved.backend.name,
         "targets": list(resolved.targets),
         "packages": packages(),

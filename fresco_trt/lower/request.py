@@ -18,7 +18,7 @@ from fresco_trt.errors import IncompatibleOptions, OutputNotWritable
 from fresco_trt.models.flux import stage_signature
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.cost import plan_summary
-from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.making import NO_CACHE, make_plan
 from fresco_trt.plan.sizes import format_size, parse_sizes
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.sizes import Size
-    from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.plan.skipping import CacheChoice
+    from fresco_trt.plan.stages import Action, StagePlan
 
 ENGINES = Path("engines")
 """Where bundles go that are given no folder."""
@@ -50,7 +51,8 @@ class BuildRequest:
     weights: str | None = None
     backend: str = "onnxruntime"
     precision: str = "fp32"
-    cache: str = "none"
+    cache: CacheChoice = NO_CACHE
+    basis: Path | None = None
     targets: tuple[str, ...] = ()
     out: Path | None = None
     graphs: Path | None = None
@@ -60,13 +62,15 @@ class BuildRequest:
 class Resolved:
     """A request with nothing left open: what will be built, with what, for which GPUs, and where.
 
-    ``delta`` is the tolerance that placed the plan's switches, if one did; ``graphs`` is where the
-    ONNX graphs are kept, if they are.
+    ``delta`` is the tolerance that placed the plan's switches, if one did; ``basis`` the file of
+    principal directions that was given, if one was; ``graphs`` is where the ONNX graphs are kept,
+    if they are.
     """
 
     facts: ModelFacts
     plan: StagePlan
     delta: float | None
+    basis: Path | None
     backend: Backend
     precision: str
     targets: tuple[str, ...]
@@ -74,9 +78,9 @@ class Resolved:
     out: Path
     graphs: Path | None
 
-    def signature(self, stage: int) -> GraphSignature:
-        """Signature of the engine of the stage counted from 0."""
-        return stage_signature(self.facts, self.plan, stage, self.facts.text_tokens)
+    def signature(self, stage: int, action: Action) -> GraphSignature:
+        """Signature of an engine of the stage counted from 0."""
+        return stage_signature(self.facts, self.plan, stage, self.facts.text_tokens, action)
 
 
 def resolve(request: BuildRequest) -> Resolved:
@@ -93,6 +97,7 @@ def resolve(request: BuildRequest) -> Resolved:
         size=request.size,
         steps=request.steps,
         delta=request.delta,
+        cache=request.cache,
     )
     library = backend(request.backend)
     about = library.describe()
@@ -103,6 +108,7 @@ def resolve(request: BuildRequest) -> Resolved:
         facts=facts,
         plan=plan,
         delta=request.delta,
+        basis=request.basis,
         backend=library,
         precision=request.precision,
         targets=_targets(request.targets, about),
@@ -146,15 +152,15 @@ def describe(request: BuildRequest) -> dict[str, Any]:
 def _engines(resolved: Resolved) -> list[dict[str, Any]]:
     from fresco_trt.run.sampler import engine_name
 
+    grids = [stage.grid for stage in resolved.plan.stages]
     return [
         {
             "name": engine_name(index, action),
             "tokens": resolved.plan.tokens[index],
-            "latents": f"{stage.grid.width}x{stage.grid.height}",
-            "signature": resolved.signature(index).to_json(),
+            "latents": f"{grids[index].width}x{grids[index].height}",
+            "signature": resolved.signature(index, action).to_json(),
         }
-        for index, stage in enumerate(resolved.plan.stages)
-        for action in sorted(set(stage.actions))
+        for index, action in resolved.plan.graphs
     ]
 
 
@@ -194,11 +200,11 @@ def _in_parent(request: BuildRequest) -> BuildRequest:
 
 def _check_options(request: BuildRequest, about: BackendFacts) -> None:
     """No option is ignored: one that would change nothing is refused."""
-    if request.cache != "none":
+    if request.basis is not None and request.cache.name != "svd":
         raise IncompatibleOptions(
-            f"--cache {request.cache}",
-            expected="none: this version builds full graphs only",
-            fix="leave --cache out",
+            f"--basis {request.basis} with --cache {request.cache.name}",
+            expected="--cache svd: no other cache has principal directions",
+            fix="leave --basis out, or pass --cache svd",
         )
     if request.steps is not None and request.stages != 1:
         raise IncompatibleOptions(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from fresco_trt.models.flux_graph import FullGraph
-    from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.plan.stages import Action, StagePlan
 
 TRANSFORMER = "FluxTransformer2DModel"
 THETA = 10_000.0
@@ -166,11 +166,35 @@ def full_signature(
     return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
 
 
+def bypass_signature(facts: ModelFacts, tokens: int, *, batch: int = 1) -> GraphSignature:
+    """Signature of the ``bypass`` graph for ``tokens`` image tokens; all float32.
+
+    ``feature`` stands for the image tokens after the last block; the rest as in
+    :func:`full_signature`.
+    """
+    inputs = {
+        "feature": (batch, tokens, facts.hidden),
+        "pooled": (batch, facts.pooled_dim),
+        "timestep": (batch,),
+        **({"guidance": (batch,)} if facts.guidance else {}),
+    }
+    outputs = {"velocity": (batch, tokens, facts.in_channels)}
+    return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+
+
 def stage_signature(
-    facts: ModelFacts, plan: StagePlan, stage: int, text_tokens: int
+    facts: ModelFacts, plan: StagePlan, stage: int, text_tokens: int, action: Action = "full"
 ) -> GraphSignature:
-    """Signature of the ``full`` graph of a plan's stage, counted from 0."""
-    return full_signature(facts, plan.tokens[stage], text_tokens, promoted=plan.aligned[stage])
+    """Signature of a graph of a plan's stage, counted from 0.
+
+    The full graph gives its feature where a later step of the stage is a bypass.
+    """
+    tokens = plan.tokens[stage]
+    if action == "bypass":
+        return bypass_signature(facts, tokens)
+    feature = "bypass" in plan.stages[stage].actions
+    promoted = plan.aligned[stage]
+    return full_signature(facts, tokens, text_tokens, promoted=promoted, feature=feature)
 
 
 def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
@@ -186,10 +210,15 @@ def full_graph(transformer: Module, *, feature: bool = False) -> FullGraph:
     return FullGraph(transformer, feature=feature).eval()
 
 
-def graph_from_signature(transformer: Module, signature: GraphSignature) -> FullGraph:
+def graph_from_signature(transformer: Module, signature: GraphSignature) -> Module:
     """The module a signature of this family was written for (eager runners rebuild it so)."""
+    inputs = {spec.name for spec in signature.inputs}
+    if "feature" in inputs:
+        from fresco_trt.models.flux_graph import BypassGraph
+
+        return BypassGraph(transformer).eval()
     feature = "feature" in {spec.name for spec in signature.outputs}
-    if COARSE_ROPE[0] not in {spec.name for spec in signature.inputs}:
+    if COARSE_ROPE[0] not in inputs:
         return full_graph(transformer, feature=feature)
     from fresco_trt.models.flux_aligned import AlignedGraph, MixedOrder
 

@@ -50,17 +50,11 @@ class FullGraph(nn.Module):
             raise TypeError(f"{4 + len(rest)} inputs given; expected {expected}")
         model, others, rope = self.transformer, rest[: -self.tables], rest[-self.tables :]
         dtype = model.proj_out.weight.dtype
-        condition = self.condition(pooled.to(dtype), timestep, *others)
+        condition = _condition(model, pooled.to(dtype), timestep, *others)
         context = model.context_embedder(text.to(dtype))
         tokens = self.blocks(model.x_embedder(latents.to(dtype)), context, condition, rope)
         velocity: Tensor = model.proj_out(model.norm_out(tokens, condition)).float()
         return (velocity, tokens.float()) if self.feature else (velocity,)
-
-    def condition(self, pooled: Tensor, timestep: Tensor, *guidance: Tensor) -> Tensor:
-        """The modulation vector [B,H]; diffusers embeds 1000 times sigma and guidance."""
-        scaled = [value.float() * 1000 for value in (timestep, *guidance)]
-        embedded: Tensor = self.transformer.time_text_embed(*scaled, pooled)
-        return embedded
 
     def blocks(
         self, tokens: Tensor, context: Tensor, condition: Tensor, rope: tuple[Tensor, ...]
@@ -75,6 +69,42 @@ class FullGraph(nn.Module):
                 image_rotary_emb=rope,
             )
         return tokens
+
+
+class BypassGraph(nn.Module):
+    """What follows a FLUX transformer's last block: final norm, modulated anew, and projection.
+
+    A step whose feature was predicted runs this alone; the blocks' weights are not in it.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        # A shell with the same attribute names: exported weights then have the full graph's names,
+        # and are stored once.
+        self.transformer: Any = nn.Module()
+        for part in ("time_text_embed", "norm_out", "proj_out"):
+            setattr(self.transformer, part, getattr(transformer, part))
+        self.guided = bool(transformer.config.guidance_embeds)
+
+    def forward(
+        self, feature: Tensor, pooled: Tensor, timestep: Tensor, *guidance: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Velocity [B,N,C] from ``feature`` [B,N,H], ``pooled`` [B,P], ``timestep`` [B] (sigma in
+        0..1) and, if the model has it, ``guidance`` [B]. Raises ``TypeError`` on a wrong number.
+        """
+        if len(guidance) != self.guided:
+            raise TypeError(f"{3 + len(guidance)} inputs given; expected {3 + self.guided}")
+        model = self.transformer
+        dtype = model.proj_out.weight.dtype
+        condition = _condition(model, pooled.to(dtype), timestep, *guidance)
+        return (model.proj_out(model.norm_out(feature.to(dtype), condition)).float(),)
+
+
+def _condition(transformer: Any, pooled: Tensor, timestep: Tensor, *guidance: Tensor) -> Tensor:
+    """The modulation vector [B,H]; diffusers embeds 1000 times sigma and guidance."""
+    scaled = [value.float() * 1000 for value in (timestep, *guidance)]
+    embedded: Tensor = transformer.time_text_embed(*scaled, pooled)
+    return embedded
 
 
 def initialise(module: nn.Module, *, seed: int) -> None:

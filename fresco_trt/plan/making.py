@@ -17,9 +17,11 @@ from fresco_trt.plan.presets import Preset, is_falling
 from fresco_trt.plan.promotion import DEFAULT_WINDOW, Promotion, Selection
 from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas
 from fresco_trt.plan.sizes import Size, stage_grids
+from fresco_trt.plan.skipping import CacheChoice, cached
 from fresco_trt.plan.stages import Action, Stage, StagePlan, Transition
 
 DEFAULT_PRESET = "balanced"
+NO_CACHE = CacheChoice()
 MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
 
 
@@ -31,6 +33,7 @@ def make_plan(
     size: Size | None = None,
     steps: int | None = None,
     delta: float | None = None,
+    cache: CacheChoice = NO_CACHE,
 ) -> StagePlan:
     """The plan of ``stages`` stages for a picture of ``size`` (default: the model's own).
 
@@ -39,10 +42,12 @@ def make_plan(
     more stages the preset (default "balanced") decides every step, and ``steps`` is only the
     length of the baseline that the cost is compared with; it is checked here all the same.
     ``delta`` replaces the preset's switches, and restarts that it gives as numbers, by those of
-    :func:`spectral_switches`; the plan then names no preset either.
+    :func:`spectral_switches`; the plan then names no preset either. ``cache`` says which steps are
+    skipped, and what predicts them.
 
     Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps`` or
-    ``delta``, and IncompatibleOptions for a ``delta`` that cannot place every switch.
+    ``delta``, IncompatibleOptions for a ``delta`` that cannot place every switch, and what
+    :func:`fresco_trt.plan.skipping.cached` raises.
     """
     name = preset or DEFAULT_PRESET
     recipe = find_preset(facts, name, stages)
@@ -51,7 +56,7 @@ def make_plan(
         recipe, name = Preset(steps=(baseline,)), ""
     if delta is not None:
         recipe, name = _placed(facts, recipe, size or facts.default_size, delta), ""
-    return plan_from_preset(facts, recipe, size=size, name=name or None)
+    return cached(plan_from_preset(facts, recipe, size=size, name=name or None), cache)
 
 
 def plan_from_preset(

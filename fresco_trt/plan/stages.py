@@ -1,8 +1,8 @@
-"""Stage, Transition and StagePlan: the one description of a run that everything else reads.
+"""StagePlan: the one description of a run that everything else reads.
 
-The middle of the data path's first step: made from a preset (:mod:`fresco_trt.plan.presets`),
-lowered stage by stage, stored in the bundle, and walked by the sampler. All three are frozen and
-check their invariants when made, so whoever holds one need not check again.
+Made from a preset (:mod:`fresco_trt.plan.presets`), lowered stage by stage, stored in the bundle,
+and walked by the sampler. It and its parts are frozen and check their invariants when made, so
+whoever holds one need not check again.
 """
 
 from __future__ import annotations
@@ -10,149 +10,43 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, get_args
 
 from fresco_trt.errors import InvalidPlan
-from fresco_trt.plan.grid import Grid, is_doubling, is_refinement
-from fresco_trt.plan.promotion import DEFAULT_WINDOW, check_window
+from fresco_trt.plan.caching import ACTIONS as ACTIONS
+from fresco_trt.plan.caching import Action as Action
+from fresco_trt.plan.caching import CachePlan as CachePlan
+from fresco_trt.plan.grid import is_doubling, is_refinement
 from fresco_trt.plan.promotion import SELECTIONS as SELECTIONS
 from fresco_trt.plan.promotion import Promotion as Promotion
 from fresco_trt.plan.promotion import Selection as Selection
-from fresco_trt.plan.reading import (
-    REMAKE,
-    agree,
-    choice,
-    items,
-    number,
-    record,
-    text,
-    whole,
-)
+from fresco_trt.plan.reading import REMAKE, agree, choice, items, record, text, whole
 from fresco_trt.plan.schedule import rewind_sigma
-
-Action = Literal["full", "bypass"]
-Lift = Literal["nearest", "bilinear", "haar"]
-Noise = Literal["field", "parent", "fresh", "rewind"]
-Positions = Literal["fine", "coarse", "aligned"]
-Solver = Literal["euler", "multistep"]
-
-ACTIONS: tuple[Action, ...] = get_args(Action)
-LIFTS: tuple[Lift, ...] = get_args(Lift)
-NOISES: tuple[Noise, ...] = get_args(Noise)
-POSITIONS: tuple[Positions, ...] = get_args(Positions)
-SOLVERS: tuple[Solver, ...] = get_args(Solver)
+from fresco_trt.plan.stage import LIFTS as LIFTS
+from fresco_trt.plan.stage import NOISES as NOISES
+from fresco_trt.plan.stage import POSITIONS as POSITIONS
+from fresco_trt.plan.stage import SOLVERS as SOLVERS
+from fresco_trt.plan.stage import STAGE_KEYS, stage_from_json, stage_to_json
+from fresco_trt.plan.stage import Lift as Lift
+from fresco_trt.plan.stage import Noise as Noise
+from fresco_trt.plan.stage import Positions as Positions
+from fresco_trt.plan.stage import Solver as Solver
+from fresco_trt.plan.stage import Stage as Stage
+from fresco_trt.plan.stage import Transition as Transition
 
 SIGMA_TOLERANCE = 1e-6
 """Sigmas this close are one sigma: they were computed along two routes in double precision."""
 
-_STAGE_KEYS = (
-    "grid",
-    "tokens",
-    "promoted",
-    "steps",
-    "sigma_start",
-    "sigma_end",
-    "actions",
-    "sigmas",
+_PLAN_KEYS = (
+    "model",
+    "size",
+    "preset",
+    "solver",
+    "positions",
+    "cache",
+    "nfe",
+    "stages",
+    "transitions",
 )
-_TRANSITION_KEYS = ("sigma", "restart", "lift", "noise", "promotions", "window")
-_PLAN_KEYS = ("model", "size", "preset", "solver", "positions", "nfe", "stages", "transitions")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """Steps on one grid.
-
-    ``sigmas`` has one value more than there are steps; step i goes from ``sigmas[i]`` to
-    ``sigmas[i+1]``. ``actions`` says for each step whether the whole network runs ("full") or only
-    what follows the cached feature ("bypass"). Raises InvalidPlan unless the sigmas fall strictly
-    within [0, 1] and the first action is "full": the cache of a new grid is empty.
-    """
-
-    grid: Grid
-    sigmas: tuple[float, ...]
-    actions: tuple[Action, ...]
-
-    def __post_init__(self) -> None:
-        sigmas = self.sigmas
-        if len(sigmas) < 2 or not (sigmas[0] <= 1.0 and sigmas[-1] >= 0.0):
-            raise _invalid(f"a stage with sigmas {sigmas}", "two or more within [0, 1]")
-        if not all(later < earlier for earlier, later in pairwise(sigmas)):
-            raise _invalid(f"a stage with sigmas {sigmas}", "each smaller than the one before")
-        if len(self.actions) != self.steps:
-            raise _invalid(f"{len(self.actions)} actions", f"{self.steps}, one a step")
-        unknown = [action for action in self.actions if action not in ACTIONS]
-        if unknown:
-            raise _invalid(f"the action {unknown[0]!r}", f"one of {', '.join(ACTIONS)}")
-        if self.actions[0] != "full":
-            raise _invalid("a stage whose first step is a bypass", "a full step first")
-
-    @property
-    def steps(self) -> int:
-        """Steps taken on this grid."""
-        return len(self.sigmas) - 1
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Transition:
-    """How one stage hands over to the next.
-
-    The former stops at ``sigma``, the next starts at ``restart >= sigma``. ``lift`` takes the clean
-    estimate to the finer grid. ``noise`` is where the re-noising reads from: the seed's own field,
-    the parent's noise estimate completed with the field's detail, fresh draws, or ("rewind") the
-    orthonormal expansion of the noisy latents themselves. Without ``promotions`` every token that
-    is still coarse is expanded; with them the next stage runs on a mixed grid, and each in turn
-    chooses among what the ones before left coarse. ``window`` is how many last steps of the stage
-    before are recorded for the rules. Raises InvalidPlan.
-    """
-
-    sigma: float
-    restart: float
-    lift: Lift
-    noise: Noise
-    promotions: tuple[Promotion, ...] = ()
-    window: int = DEFAULT_WINDOW
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.sigma <= self.restart <= 1.0:
-            expected = "0 < sigma <= restart <= 1"
-            raise _invalid(f"a transition at {self.sigma} restarting at {self.restart}", expected)
-        for value, options in ((self.lift, LIFTS), (self.noise, NOISES)):
-            if value not in options:
-                raise _invalid(f"a transition by {value!r}", f"one of {', '.join(options)}")
-        check_window(self.window, [promotion.rule for promotion in self.promotions])
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether only some tokens are expanded."""
-        return bool(self.promotions)
-
-    @property
-    def count(self) -> int | None:
-        """Coarse tokens expanded here; None where that is all of them."""
-        return sum(each.count for each in self.promotions) if self.promotions else None
-
-    def to_json(self) -> dict[str, object]:
-        """``{sigma, restart, lift, noise, promotions, window}``."""
-        return {
-            **{key: getattr(self, key) for key in _TRANSITION_KEYS},
-            "promotions": [promotion.to_json() for promotion in self.promotions],
-        }
-
-    @classmethod
-    def from_json(cls, value: object) -> Transition:
-        """Inverse of :meth:`to_json`. Raises InvalidPlan."""
-        found = record(value, _TRANSITION_KEYS, "transition")
-        promotions = items(found["promotions"], "transition promotions")
-        return cls(
-            sigma=number(found["sigma"], "transition sigma"),
-            restart=number(found["restart"], "transition restart"),
-            lift=choice(found["lift"], LIFTS, "transition lift"),
-            noise=choice(found["noise"], NOISES, "transition noise"),
-            promotions=tuple(Promotion.from_json(each) for each in promotions),
-            window=whole(found["window"], "transition window"),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +55,8 @@ class StagePlan:
 
     ``size`` is (width, height) in picture pixels; ``preset`` names where the numbers come from, or
     is None. ``solver`` takes the steps; ``positions`` are the units that a mixed grid is numbered
-    in, or "aligned": every query's own. Raises InvalidPlan unless: there is one transition between
+    in, or "aligned": every query's own. ``cache`` predicts what bypass steps start from; a plan has
+    it if and only if it has such steps. Raises InvalidPlan unless: there is one transition between
     each two stages; the first starts at or below 1 and the last, at scale 1 and in the size's
     proportions, ends at 0; no grid is coarser than the one before, and its sides follow its scale;
     neighbours meet at the transition's sigmas; a rewind from s to a grid r times finer restarts at
@@ -177,10 +72,12 @@ class StagePlan:
     preset: str | None = None
     solver: Solver = "euler"
     positions: Positions = "fine"
+    cache: CachePlan | None = None
 
     def __post_init__(self) -> None:
         _check_ends(self)
         _check_choices(self)
+        _check_cache(self)
         for index in range(len(self.transitions)):
             _check_meeting(self, index)
             _check_grids(self, index)
@@ -191,6 +88,21 @@ class StagePlan:
     def nfe(self) -> int:
         """Sampling steps in all, bypass steps included, as the papers' tables count them."""
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def full_steps(self) -> int:
+        """Steps that run the whole network."""
+        return sum(stage.actions.count("full") for stage in self.stages)
+
+    @property
+    def graphs(self) -> tuple[tuple[int, Action], ...]:
+        """Every graph that is called: the stage, counted from 0, and the action."""
+        return tuple(
+            (index, action)
+            for index, stage in enumerate(self.stages)
+            for action in ACTIONS
+            if action in stage.actions
+        )
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -223,8 +135,9 @@ class StagePlan:
             "preset": self.preset,
             "solver": self.solver,
             "positions": self.positions,
+            "cache": None if self.cache is None else self.cache.to_json(),
             "nfe": self.nfe,
-            "stages": [_stage_to_json(*row) for row in rows],
+            "stages": [stage_to_json(*row) for row in rows],
             "transitions": [transition.to_json() for transition in self.transitions],
         }
 
@@ -240,21 +153,22 @@ class StagePlan:
         if len(size) != 2:
             raise _invalid(f"a plan size of {len(size)} numbers", "[width, height]")
         stages = items(found["stages"], "plan stages")
-        preset = found["preset"]
+        preset, cache = found["preset"], found["cache"]
         plan = cls(
             model=text(found["model"], "plan model"),
             size=(size[0], size[1]),
-            stages=tuple(_stage_from_json(stage) for stage in stages),
+            stages=tuple(stage_from_json(stage) for stage in stages),
             transitions=tuple(
                 Transition.from_json(each) for each in items(found["transitions"], "transitions")
             ),
             preset=None if preset is None else text(preset, "plan preset"),
             solver=choice(found["solver"], SOLVERS, "plan solver"),
             positions=choice(found["positions"], POSITIONS, "plan positions"),
+            cache=None if cache is None else CachePlan.from_json(cache),
         )
         agree(whole(found["nfe"], "plan nfe"), plan.nfe, "plan nfe")
         for stage, tokens, promoted in zip(stages, plan.tokens, plan.promoted, strict=True):
-            stored = record(stage, _STAGE_KEYS, "stage")
+            stored = record(stage, STAGE_KEYS, "stage")
             agree(whole(stored["tokens"], "stage tokens"), tokens, "stage tokens")
             agree(whole(stored["promoted"], "stage promoted"), promoted, "stage promoted")
         return plan
@@ -263,34 +177,6 @@ class StagePlan:
         """SHA-256, in hex, of the canonical JSON: equal plans and only those have equal digests."""
         canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _stage_to_json(stage: Stage, tokens: int, promoted: int) -> dict[str, object]:
-    return {
-        "grid": stage.grid.to_json(),
-        "tokens": tokens,
-        "promoted": promoted,
-        "steps": stage.steps,
-        "sigma_start": stage.sigmas[0],
-        "sigma_end": stage.sigmas[-1],
-        "actions": list(stage.actions),
-        "sigmas": list(stage.sigmas),
-    }
-
-
-def _stage_from_json(value: object) -> Stage:
-    found = record(value, _STAGE_KEYS, "stage")
-    stage = Stage(
-        grid=Grid.from_json(found["grid"]),
-        sigmas=tuple(number(each, "stage sigma") for each in items(found["sigmas"], "sigmas")),
-        actions=tuple(
-            choice(each, ACTIONS, "stage action") for each in items(found["actions"], "actions")
-        ),
-    )
-    agree(whole(found["steps"], "stage steps"), stage.steps, "stage steps")
-    agree(number(found["sigma_start"], "sigma_start"), stage.sigmas[0], "sigma_start")
-    agree(number(found["sigma_end"], "sigma_end"), stage.sigmas[-1], "sigma_end")
-    return stage
 
 
 def _check_ends(plan: StagePlan) -> None:
@@ -322,6 +208,14 @@ def _check_choices(plan: StagePlan) -> None:
         # Nothing would read it: on a whole grid both say the same.
         given = f"positions {plan.positions!r} in a plan without a mixed stage"
         raise _invalid(given, "positions 'fine'")
+
+
+def _check_cache(plan: StagePlan) -> None:
+    skipped = plan.nfe - plan.full_steps
+    if skipped and plan.cache is None:
+        raise _invalid(f"{skipped} bypass steps in a plan without a cache", "a cache for them")
+    if plan.cache is not None and not skipped:
+        raise _invalid(f"the cache {plan.cache.name} in a plan of full steps", "a bypass step")
 
 
 def _check_meeting(plan: StagePlan, index: int) -> None:
@@ -365,7 +259,7 @@ def _check_promotions(plan: StagePlan, index: int) -> None:
         return
     if not promoted and not is_doubling(before.grid, after.grid):
         raise _invalid(f"a mixed stage on {after.grid} after {before.grid}", "twice the sides")
-    _check_count(plan, index)
+    _check_promoted(plan, index)
     if transition.window > before.steps:
         given = f"a window of {transition.window} steps after a stage of {before.steps}"
         raise _invalid(given, f"at most {before.steps}")
@@ -373,7 +267,7 @@ def _check_promotions(plan: StagePlan, index: int) -> None:
         raise _invalid("a last stage on a mixed grid", "one more transition, to the full grid")
 
 
-def _check_count(plan: StagePlan, index: int) -> None:
+def _check_promoted(plan: StagePlan, index: int) -> None:
     count, promoted = plan.transitions[index].count or 0, plan.promoted[index]
     coarse = (plan.tokens[index] - 4 * promoted) if promoted else plan.stages[index].grid.tokens
     if coarse < 2:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fresco_trt.plan.stages import SIGMA_TOLERANCE
+from fresco_trt.run.skipped import StageCache
 from fresco_trt.run.transition import check_generator, check_transition, draws
 
 if TYPE_CHECKING:
@@ -36,12 +37,15 @@ class Request:
     layout: Layout
     generator: torch.Generator | None
     choice: Choice
+    basis: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_start(self.plan)
         _check_engines(self.plan, self.runners)
         _check_grids(self.plan, self.pyramid)
         check_transitions(self.plan)
+        for index in range(len(self.plan.stages)):
+            StageCache.of(self.plan, index, self.basis)
         check_generator(self.generator, wanted=any(map(draws, self.plan.transitions)))
 
 
@@ -76,13 +80,7 @@ def _check_start(plan: StagePlan) -> None:
 
 
 def _check_engines(plan: StagePlan, runners: Mapping[str, Runner]) -> None:
-    actions = [(index, act) for index, stage in enumerate(plan.stages) for act in stage.actions]
-    for index, action in actions:
-        if action != "full":
-            raise ValueError(
-                f"action {action!r} in stage {index + 1}; expected 'full':"
-                " feature caching is not implemented in this sampler. Plan without a cache"
-            )
+    for index, action in plan.graphs:
         if engine_name(index, action) not in runners:
             raise ValueError(
                 f"no runner named {engine_name(index, action)!r} among {sorted(runners)};"

@@ -69,6 +69,7 @@ def sample(
     *,
     fresh: torch.Generator | None = None,
     choice: Choice = select,
+    basis: Tensor | None = None,
 ) -> Generator[Step, None, None]:
     """Check the request, then yield one :class:`Step` per sigma pair of ``plan``.
 
@@ -77,7 +78,7 @@ def sample(
     model has it); latents, timestep and the layout's tables are added here. Batch and device are
     the pyramid's. ``fresh`` is for plans whose transitions draw fresh noise or choose tokens at
     random, and only for them. ``choice`` chooses the tokens, by the plan's rules unless told
-    otherwise.
+    otherwise. ``basis`` [H,k] is the principal directions that a plan with the cache "svd" needs.
 
     The picture is ``layout.unpack(step.tokens, plan.stages[-1].grid)`` of the last step. A caller
     may stop at any step; ``close()`` or dropping the generator frees its buffers.
@@ -86,8 +87,8 @@ def sample(
     of operations of diffusers' ``FlowMatchEulerDiscreteScheduler``: a one-stage plan is that
     sampler, bit for bit.
 
-    Raises ``ValueError``, before any engine runs, for a plan that does not start at sigma 1, an
-    action other than ``full``, a missing runner, a pyramid that lacks a grid, more than one picture
+    Raises ``ValueError``, before any engine runs, for a plan that does not start at sigma 1, a
+    missing runner, a pyramid that lacks a grid, more than one picture
     where a stage is mixed, or a transition that cannot be applied. While running,
     ``SignatureMismatch`` if an engine's velocity does not match its latents, and whatever a runner
     raises, with the stage and step in front.
@@ -101,6 +102,7 @@ def sample(
             layout=layout,
             generator=fresh,
             choice=choice,
+            basis=basis,
         )
     )
 
@@ -112,9 +114,8 @@ def _steps(request: Request) -> Generator[Step, None, None]:
     for index, stage in enumerate(plan.stages):
         for left, sigma, sigma_next, action in _sigma_pairs(stage):
             with error_context(_where(plan, index, done)):
-                called = perf_counter()
-                velocity = state.call(request, action, sigma)
-                engine_seconds = perf_counter() - called
+                called = state.call(request, action, stage.steps - 1 - left, sigma)
+            velocity, engine_seconds = called.velocity, called.engine_seconds
             tokens, mixed = state.tokens, state.mixed
             state.solver.step_(tokens, velocity, sigma, sigma_next)
             state.record(request, left, velocity, sigma_next)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -19,12 +20,22 @@ from fresco_trt.run.mixed import Mixed, cross_mixed
 from fresco_trt.run.positions import mixed_tables
 from fresco_trt.run.request import engine_name
 from fresco_trt.run.selection import Window
+from fresco_trt.run.skipped import StageCache
 from fresco_trt.run.solver import SOLVERS, StageSolver
 from fresco_trt.run.transition import apply_transition, estimate_x0
 
 if TYPE_CHECKING:
+    from fresco_trt.backends.base import Runner
     from fresco_trt.plan.stages import Transition
     from fresco_trt.run.request import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Called:
+    """An engine's velocity [B,N,4C], which belongs to its runner, and the wall clock around it."""
+
+    velocity: Tensor
+    engine_seconds: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -32,7 +43,7 @@ class StageState:
     """One stage's places, buffers and history; ``inputs`` holds tokens and timestep by name.
 
     ``mixed`` is None on a whole grid. ``window`` records only where a partial transition follows,
-    and has no room otherwise.
+    and has no room otherwise. ``cache``, empty on entry, is None where no step is a bypass.
     """
 
     index: int
@@ -42,6 +53,7 @@ class StageState:
     inputs: Mapping[str, Tensor]
     solver: StageSolver
     window: Window
+    cache: StageCache | None
 
     @classmethod
     def first(cls, request: Request) -> Self:
@@ -70,16 +82,36 @@ class StageState:
             inputs={**named, **request.inputs},
             solver=SOLVERS[request.plan.solver](tokens),
             window=_window(request, index, tokens, mixed),
+            cache=StageCache.of(request.plan, index, request.basis),
         )
 
-    def call(self, request: Request, action: str, sigma: float) -> Tensor:
-        """The engine's velocity at ``sigma``, which belongs to its runner.
+    def call(self, request: Request, action: str, step: int, sigma: float) -> Called:
+        """Run the engine of ``action`` at ``sigma``; ``step`` counts from the stage's first.
 
-        Raises ``SignatureMismatch`` if it does not match the latents.
+        A full step leaves its feature in the cache, a bypass starts from what the cache predicts.
+        Raises ``SignatureMismatch`` if the velocity does not match the latents.
         """
         self.timestep.fill_(sigma)
+        runner, inputs = request.runners[engine_name(self.index, action)], self.inputs
+        if action == "bypass":
+            inputs = self._bypassed(runner, step, sigma)
+        began = perf_counter()
         with torch.no_grad():
-            outputs = request.runners[engine_name(self.index, action)](self.inputs)
+            outputs = runner(inputs)
+        seconds = perf_counter() - began
+        velocity = self._velocity(outputs)
+        if self.cache is not None and action == "full":
+            self.cache.observe(outputs["feature"], step, sigma)
+        return Called(velocity=velocity, engine_seconds=seconds)
+
+    def _bypassed(self, runner: Runner, step: int, sigma: float) -> Mapping[str, Tensor]:
+        """What a bypass graph takes: the predicted feature, and of the inputs what it asks for."""
+        if self.cache is None:
+            raise ValueError("a bypass in a stage without a cache; expected a plan with one")
+        inputs = {"feature": self.cache.predict(step, sigma), **self.inputs}
+        return {spec.name: inputs[spec.name] for spec in runner.signature.inputs}
+
+    def _velocity(self, outputs: Mapping[str, Tensor]) -> Tensor:
         velocity = outputs.get("velocity")
         if velocity is None or _kind(velocity) != _kind(self.tokens):
             raise SignatureMismatch(

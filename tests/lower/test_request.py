@@ -27,6 +27,7 @@ from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
+from fresco_trt.plan.skipping import CacheChoice
 
 TINY = BuildRequest(model="flux-tiny")
 
@@ -73,7 +74,11 @@ REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
     (UnknownBackend, {"backend": "abacus"}),
     (UnsupportedPrecision, {"precision": "fp8"}),
     (UnsupportedPrecision, {"precision": "double"}),
-    (IncompatibleOptions, {"cache": "hicache"}),
+    (PlanError, {"cache": CacheChoice(name="fora")}),
+    (IncompatibleOptions, {"cache": CacheChoice(interval=3)}),
+    (IncompatibleOptions, {"cache": CacheChoice(name="hicache", interval=1)}),
+    (IncompatibleOptions, {"cache": CacheChoice(name="hicache", actions=("FB",))}),
+    (IncompatibleOptions, {"basis": Path("basis.safetensors")}),
     (IncompatibleOptions, {"targets": ("sm89",)}),
     (IncompatibleOptions, {"targets": ("sm89",), "backend": "eager"}),
     (IncompatibleOptions, {"graphs": Path("graphs"), "backend": "eager"}),
@@ -116,7 +121,7 @@ def test_every_size_has_the_switches_of_its_own_grids() -> None:
 
 def test_a_signature_is_the_stages_own() -> None:
     resolved = resolve(TINY)
-    latents = [resolved.signature(index).inputs[0].shape for index in range(3)]
+    latents = [resolved.signature(index, "full").inputs[0].shape for index in range(3)]
     assert latents == [(1, tokens, FLUX_TINY.in_channels) for tokens in resolved.plan.tokens]
 
 
@@ -126,14 +131,16 @@ def test_a_mixed_stages_engine_has_the_plans_token_count(monkeypatch: pytest.Mon
     plan = plan_from_preset(FLUX_TINY, recipe, size=(128, 128))
     monkeypatch.setattr(lower, "make_plan", lambda facts, **options: plan)
     resolved = resolve(TINY)
-    assert [resolved.signature(index).output("velocity").shape[1] for index in range(3)] == [
+    assert [
+        resolved.signature(index, "full").output("velocity").shape[1] for index in range(3)
+    ] == [
         64,
         112,
         256,
     ]
     aligned = replace(resolved, plan=replace(plan, positions="aligned"))
-    names = [{spec.name for spec in aligned.signature(index).inputs} for index in range(3)]
-    assert names[0] == names[2] == {spec.name for spec in resolved.signature(1).inputs}
+    names = [{spec.name for spec in aligned.signature(index, "full").inputs} for index in range(3)]
+    assert names[0] == names[2] == {spec.name for spec in resolved.signature(1, "full").inputs}
     assert names[1] - names[0] == {"rope_cos_coarse", "rope_sin_coarse"}
     engines = describe(TINY)["engines"]
     assert [engine["tokens"] for engine in engines] == [64, 112, 256]
@@ -205,7 +212,9 @@ def test_a_description_is_json_of_the_plan_and_every_engine() -> None:
     assert [engine["tokens"] for engine in draft["engines"]] == list(resolved.plan.tokens)
     assert [engine["latents"] for engine in draft["engines"]] == ["4x4", "8x8", "16x16"]
     for index, engine in enumerate(draft["engines"]):
-        assert engine["signature"] == json.loads(json.dumps(resolved.signature(index).to_json()))
+        assert engine["signature"] == json.loads(
+            json.dumps(resolved.signature(index, "full").to_json())
+        )
 
 
 def test_reuse_is_said_to_depend_on_the_weights(tmp_path: Path) -> None:

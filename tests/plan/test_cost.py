@@ -10,6 +10,7 @@ import pytest
 
 from fresco_trt.errors import InvalidPlan, PlanError
 from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.plan.caching import DEFAULTS
 from fresco_trt.plan.cost import (
     activation_bytes,
     flops_of_bypass,
@@ -124,7 +125,8 @@ def test_activations_are_those_of_the_largest_stage_mixed_or_not() -> None:
 def test_a_bypass_step_costs_next_to_nothing() -> None:
     plan = make_plan(FLUX, stages=1, steps=4)
     actions: tuple[Action, ...] = ("full", "bypass", "full", "bypass")
-    cached = replace(plan, stages=(replace(plan.stages[0], actions=actions),))
+    stages = (replace(plan.stages[0], actions=actions),)
+    cached = replace(plan, stages=stages, cache=DEFAULTS["reuse"])
     full, bypass = flops_of_step(FLUX, 4096), flops_of_bypass(FLUX, 4096)
     assert sum(stage_flops(FLUX, cached)) == pytest.approx(2 * full + 2 * bypass)
     assert 0 < bypass < full / 1000

@@ -12,6 +12,7 @@ import pytest
 
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.plan.caching import DEFAULTS
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.schedule import rewind_sigma
@@ -75,6 +76,14 @@ TWICE = replace(
 )
 
 
+def skipping(plan: StagePlan) -> StagePlan:
+    """The last step from a predicted feature."""
+    last = plan.stages[-1]
+    actions = (*last.actions[:-1], "bypass")
+    stages = (*plan.stages[:-1], replace(last, actions=actions))
+    return replace(plan, stages=stages, cache=DEFAULTS["hicache"])
+
+
 def every_plan() -> Iterator[tuple[str, StagePlan]]:
     for name in model_names():
         facts = model_facts(name)
@@ -83,6 +92,7 @@ def every_plan() -> Iterator[tuple[str, StagePlan]]:
                 plan = make_plan(facts, stages=stages, preset=preset)
                 yield f"{name}-{preset}-{stages}", plan
     yield "by hand", PLAN
+    yield "cached", skipping(PLAN)
     yield "mixed", MIXED
     yield "mixed twice", TWICE
 
@@ -247,7 +257,8 @@ def test_what_leaves_a_mixed_stage_is_expanded_twofold_too() -> None:
 
 def test_nfe_counts_every_step() -> None:
     assert PLAN.nfe == sum(len(stage.actions) for stage in PLAN.stages) == 6
-    assert with_stage(PLAN, 2, actions=("full", "bypass")).nfe == PLAN.nfe
+    assert skipping(PLAN).nfe == PLAN.nfe
+    assert skipping(PLAN).full_steps == PLAN.nfe - 1
 
 
 @pytest.mark.parametrize("name", EVERY_PLAN)
@@ -287,7 +298,7 @@ def test_digests_differ_where_plans_differ() -> None:
         with_transition(MIXED, 0, promotions=even(21)),
         with_transition(MIXED, 0, promotions=even(21), window=1),
         with_stage(PLAN, 2, sigmas=(0.7, 0.30000000000000004, 0.0)),
-        with_stage(PLAN, 2, actions=("full", "bypass")),
+        replace(skipping(PLAN), cache=DEFAULTS["svd"]),
     ]
     assert len({plan.digest() for plan in others}) == len(others) == len(set(others))
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fresco_trt.backends.eager import module_runner
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.errors import SignatureMismatch
 from fresco_trt.models.flux import (
@@ -38,7 +39,6 @@ from fresco_trt.run.request import coarse_grid
 from fresco_trt.run.sampler import Step, engine_name, sample
 from fresco_trt.run.selection import Choice, Window, select
 from fresco_trt.run.transition import draws, estimate_x0, renoise
-from fresco_trt.verify import eager_runner
 
 HEIGHT, WIDTH = 16, 24
 FACTS = replace(FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=5)
@@ -220,7 +220,7 @@ def run_model(plan: StagePlan, model: torch.nn.Module, seed: int = 7) -> list[St
     with ExitStack() as scope:
         runners = {
             name: scope.enter_context(
-                eager_runner(graph_from_signature(model, signature), signature)
+                module_runner(graph_from_signature(model, signature), signature)
             )
             for name, signature in signatures(plan).items()
         }

@@ -1,0 +1,135 @@
+"""The principal directions of a model's features, measured on trajectories of a plan.
+
+Before the engines are built, where the cache is "svd"; also by itself, as `fresco-trt calibrate
+--basis`. Every step of the plan is run in full by the eager model for each of a few prompts, and
+what its last block gives is added up (SVD-Cache, arXiv 2601.07396: one reference is enough, the
+directions being nearly the same for all prompts).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fresco_trt.backends.base import Progress, silent
+from fresco_trt.basis import Basis, BasisRecord
+from fresco_trt.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.stages import StagePlan
+
+ENERGY = 0.85
+"""Share of the features' energy in the kept directions: the paper's best."""
+
+SEED = 0
+PROMPTS = Path("calibration")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What trajectories are drawn with: the float32 model, its weights' SHA-256, the folder of its
+    prompt encoders, the prompts, and the seed of the first of them.
+    """
+
+    facts: ModelFacts
+    transformer: Module
+    weights_sha256: str
+    pipeline: Path
+    prompts: tuple[str, ...]
+    seed: int = SEED
+
+    @property
+    def prompts_sha256(self) -> str:
+        """SHA-256 of the prompts, one a line."""
+        lines = "".join(f"{prompt}\n" for prompt in self.prompts)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The lines of a UTF-8 file that are not blank. Raises CalibrationError for none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _no_prompts(f"the prompts {path} cannot be read: {error}") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise _no_prompts(f"the file {path} without a prompt")
+    return prompts
+
+
+def default_prompts(model: str) -> Path:
+    """Where the prompt set of a model is."""
+    return PROMPTS / f"{model}-prompts.txt"
+
+
+def check_energy(energy: float) -> float:
+    """``energy``, if it is a share that directions can hold. Raises CalibrationError."""
+    if not 0.0 < energy <= 1.0:
+        raise CalibrationError(
+            f"an energy of {energy:g}",
+            expected="a share above 0 and up to 1",
+            fix=f"pass --energy {ENERGY:g}, as published",
+        )
+    return energy
+
+
+def measure_basis(
+    reference: Reference, plan: StagePlan, *, energy: float = ENERGY, progress: Progress = silent
+) -> Basis:
+    """The fewest directions that hold ``energy`` of the features on ``plan``'s trajectories.
+
+    Raises CalibrationError for an energy outside (0, 1] and for features that are not finite.
+    """
+    check_energy(energy)
+    import torch
+
+    from fresco_trt.lower.trajectories import features, in_full
+    from fresco_trt.run.cache.svd import directions_of
+
+    gram = torch.zeros(reference.facts.hidden, reference.facts.hidden, dtype=torch.float64)
+    for feature in features(reference, in_full(plan), progress):
+        rows = feature.flatten(0, 1).double()
+        gram += rows.mT @ rows
+    if not bool(gram.isfinite().all()):
+        raise CalibrationError(
+            "features that are not finite",
+            expected="finite ones from a float32 model",
+            fix="check the weights: they give NaN or infinity on the calibration prompts",
+        )
+    directions, values = directions_of(gram, energy)
+    return Basis(
+        directions=directions.float(),
+        values=values.float(),
+        record=BasisRecord(
+            model=reference.facts.name,
+            weights_sha256=reference.weights_sha256,
+            energy=energy,
+            prompts=len(reference.prompts),
+            prompts_sha256=reference.prompts_sha256,
+            seed=reference.seed,
+            plan_sha256=in_full(plan).digest(),
+        ),
+    )
+
+
+def principal_identity(source: Basis | Reference | None) -> str | None:
+    """What tells one basis from another before it is measured; for the build key."""
+    if source is None:
+        return None
+    if isinstance(source, Reference):
+        return f"measured: seed {source.seed}, prompts {source.prompts_sha256}"
+    digest = hashlib.sha256(source.directions.numpy().tobytes()).hexdigest()
+    return f"given: {digest}"
+
+
+def _no_prompts(given: str) -> CalibrationError:
+    return CalibrationError(
+        given,
+        expected="a text file with one prompt a line, UTF-8",
+        fix="pass --prompts with some prompts like those that will be asked for",
+    )

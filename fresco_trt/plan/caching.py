@@ -1,0 +1,135 @@
+"""Feature caching in a plan: which steps run the whole network, and what predicts the others.
+
+Beside the promotions, below the stages. Which step is full and which a bypass is decided here,
+ahead of time, so that no device has to be waited for to decide it; what a bypass starts from is
+predicted by ``run/cache/``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fresco_trt.errors import InvalidPlan, PlanError
+from fresco_trt.plan.reading import REMAKE, choice, number, record, text, whole
+
+Action = Literal["full", "bypass"]
+CacheName = Literal["reuse", "taylor", "hicache", "svd", "freqca"]
+CacheAxis = Literal["step", "sigma"]
+
+ACTIONS: tuple[Action, ...] = get_args(Action)
+CACHES: tuple[CacheName, ...] = get_args(CacheName)
+AXES: tuple[CacheAxis, ...] = get_args(CacheAxis)
+
+VARIANTS: Mapping[CacheName, tuple[str, ...]] = {
+    "reuse": ("",),
+    "taylor": ("", "published"),
+    "hicache": ("",),
+    "svd": ("", "literal", "slope"),
+    "freqca": ("",),
+}
+"""Readings of a method that its paper leaves open; "" is the one that is used unless asked."""
+
+LARGEST_ORDER = 3
+
+_BY_STEP: tuple[CacheName, ...] = ("hicache", "freqca")
+
+_LETTERS: Mapping[str, Action] = {"F": "full", "B": "bypass"}
+_KEYS = ("name", "order", "scale", "axis", "variant")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CachePlan:
+    """What predicts the feature of a bypass step: a predictor of ``run/cache/`` and its settings.
+
+    ``order`` is that of the extrapolation (0: the last feature), ``scale`` the contraction of a
+    Hermite basis, ``axis`` what differences are taken over, and ``variant`` one of
+    :data:`VARIANTS`. Raises InvalidPlan.
+    """
+
+    name: CacheName
+    order: int = 2
+    scale: float = 0.5
+    axis: CacheAxis = "step"
+    variant: str = ""
+
+    def __post_init__(self) -> None:
+        for value, options in ((self.name, CACHES), (self.axis, AXES)):
+            if value not in options:
+                raise _invalid(f"a cache by {value!r}", f"one of {', '.join(options)}")
+        if self.variant not in VARIANTS[self.name]:
+            names = ", ".join(repr(each) for each in VARIANTS[self.name])
+            raise _invalid(f"the variant {self.variant!r} of {self.name}", f"one of {names}")
+        if not 0 <= self.order <= LARGEST_ORDER:
+            raise _invalid(f"a cache of order {self.order}", f"0 to {LARGEST_ORDER}")
+        if self.axis == "sigma" and self.name in _BY_STEP:
+            # The Hermite polynomials' own constants are in steps.
+            raise _invalid(f"{self.name} over sigma", "the axis 'step' for a Hermite basis")
+        if not 0.0 < self.scale <= 1.0:
+            raise _invalid(f"a cache with scale {self.scale}", "a number above 0 and up to 1")
+
+    def to_json(self) -> dict[str, object]:
+        """``{name, order, scale, axis, variant}``."""
+        return {key: getattr(self, key) for key in _KEYS}
+
+    @classmethod
+    def from_json(cls, value: object) -> CachePlan:
+        """Inverse of :meth:`to_json`. Raises InvalidPlan."""
+        found = record(value, _KEYS, "cache")
+        return cls(
+            name=choice(found["name"], CACHES, "cache name"),
+            order=whole(found["order"], "cache order"),
+            scale=number(found["scale"], "cache scale"),
+            axis=choice(found["axis"], AXES, "cache axis"),
+            variant=text(found["variant"], "cache variant"),
+        )
+
+
+DEFAULTS: Mapping[CacheName, CachePlan] = {
+    "reuse": CachePlan(name="reuse", order=0),
+    "taylor": CachePlan(name="taylor", order=2),
+    "hicache": CachePlan(name="hicache", order=2, scale=0.5),
+    "svd": CachePlan(name="svd", order=2),
+    "freqca": CachePlan(name="freqca", order=2, scale=0.71),
+}
+"""The settings of the papers: order 2, HiCache's contraction for FLUX.1-dev, FreqCa's for its high
+band (arXiv 2508.16984, 2510.08669)."""
+
+
+def interval_actions(steps: int, interval: int, warmup: int) -> tuple[Action, ...]:
+    """Full for ``warmup`` steps, then one full step in each ``interval`` (TaylorSeer's rule).
+
+    50 steps after a warm-up of 3 have 18, 12, 9 and 8 full ones at intervals 3, 5, 7 and 9. Raises
+    PlanError for an interval or warm-up below 1.
+    """
+    for name, value in (("--interval", interval), ("--warmup", warmup)):
+        if value < 1:
+            raise PlanError(
+                f"{name} {value}", expected="1 or more", fix=f"pass {name} with such a number"
+            )
+    return tuple(
+        "full" if step < warmup or (step - warmup + 1) % interval == 0 else "bypass"
+        for step in range(steps)
+    )
+
+
+def spelt_actions(spelling: str) -> tuple[Action, ...]:
+    """The actions that a word like "FFBF" spells: F for full, B for bypass. Raises PlanError."""
+    wrong = sorted(set(spelling) - set(_LETTERS))
+    if wrong or not spelling:
+        raise PlanError(
+            f"the actions {spelling!r}",
+            expected="a word of F (full) and B (bypass), one letter a step",
+            fix="pass --actions like FFBF,FBF: one word a stage",
+        )
+    return tuple(_LETTERS[letter] for letter in spelling)
+
+
+def spelling_of(actions: Sequence[Action]) -> str:
+    """Inverse of :func:`spelt_actions`."""
+    return "".join("F" if action == "full" else "B" for action in actions)
+
+
+def _invalid(given: str, expected: str) -> InvalidPlan:
+    return InvalidPlan(given, expected=expected, fix=REMAKE)

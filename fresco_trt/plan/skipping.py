@@ -1,0 +1,155 @@
+"""From a plan of full steps to one with a cache: which steps are skipped.
+
+After :mod:`fresco_trt.plan.making`, before anything is lowered. Every stage is treated alone: its
+first step is full, and what the stage before computed is never used.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fresco_trt.errors import IncompatibleOptions, PlanError
+from fresco_trt.plan.caching import (
+    CACHES,
+    DEFAULTS,
+    CacheName,
+    interval_actions,
+    spelling_of,
+    spelt_actions,
+)
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.caching import Action, CachePlan
+    from fresco_trt.plan.stages import Stage, StagePlan
+
+NONE = "none"
+
+PLAIN_RULE = (7, 3)
+"""Interval and warm-up of a one-stage plan: those of the papers' tables for FLUX.1-dev at 5.5x
+(arXiv 2508.16984, 2601.07396)."""
+
+STAGED_RULE = (2, 2)
+"""The same for several stages, which have few steps each and start with an empty cache."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheChoice:
+    """What was asked for: a predictor's name or "none", and which steps it answers.
+
+    Either ``interval`` and ``warmup`` (None: the defaults above) or ``actions``, one word a stage,
+    F for a full step and B for a bypass.
+    """
+
+    name: str = NONE
+    interval: int | None = None
+    warmup: int | None = None
+    actions: tuple[str, ...] | None = None
+
+
+def cached(plan: StagePlan, choice: CacheChoice) -> StagePlan:
+    """``plan``, of full steps, with the cache that was chosen, which may be none.
+
+    Raises PlanError for an unknown name, a wrong interval or a wrong word, and IncompatibleOptions
+    for options that nothing would read, actions that do not fit the stages, and a rule that would
+    skip no step.
+    """
+    _check_read(choice)
+    if choice.name == NONE:
+        return plan
+    chosen = find_cache(choice.name)
+    stages = _spelt(plan, choice.actions) if choice.actions else _ruled(plan, choice)
+    if not any("bypass" in stage.actions for stage in stages):
+        raise _skips_nothing(plan, choice)
+    return replace(plan, stages=stages, cache=chosen)
+
+
+def find_cache(name: str) -> CachePlan:
+    """The settings of the predictor called ``name``. Raises PlanError, with the nearest name."""
+    known: dict[str, CacheName] = {each: each for each in CACHES}
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        raise PlanError(
+            f"--cache {name}",
+            expected=f"one of {', '.join((NONE, *CACHES))}",
+            fix=f"did you mean {close[0]}?" if close else "pass one of those to --cache",
+        )
+    return DEFAULTS[known[name]]
+
+
+def _ruled(plan: StagePlan, choice: CacheChoice) -> tuple[Stage, ...]:
+    interval, warmup = PLAIN_RULE if len(plan.stages) == 1 else STAGED_RULE
+    interval = interval if choice.interval is None else choice.interval
+    warmup = warmup if choice.warmup is None else choice.warmup
+    return tuple(
+        replace(stage, actions=interval_actions(stage.steps, interval, warmup))
+        for stage in plan.stages
+    )
+
+
+def _spelt(plan: StagePlan, words: Sequence[str]) -> tuple[Stage, ...]:
+    actions = [spelt_actions(word) for word in words]
+    steps = [stage.steps for stage in plan.stages]
+    if [len(each) for each in actions] != steps:
+        raise IncompatibleOptions(
+            f"--actions {','.join(words)} of {_numbers([len(each) for each in actions])} steps",
+            expected=f"{len(steps)} words of {_numbers(steps)} letters, one a stage of the plan",
+            fix="pass such words, or --interval and --warmup",
+        )
+    for word, each in zip(words, actions, strict=True):
+        _check_first(word, each)
+    return tuple(
+        replace(stage, actions=each) for stage, each in zip(plan.stages, actions, strict=True)
+    )
+
+
+def _check_first(word: str, actions: tuple[Action, ...]) -> None:
+    if actions[0] != "full":
+        raise IncompatibleOptions(
+            f"--actions with {word}, whose first step is a bypass",
+            expected="an F first: the cache of a new stage is empty",
+            fix=f"pass F{word[1:]} for that stage",
+        )
+
+
+def _check_read(choice: CacheChoice) -> None:
+    """Nothing that is asked for is ignored."""
+    given = {
+        "--interval": choice.interval is not None,
+        "--warmup": choice.warmup is not None,
+        "--actions": choice.actions is not None,
+    }
+    asked = [name for name, is_given in given.items() if is_given]
+    if choice.name == NONE and asked:
+        raise IncompatibleOptions(
+            f"{' and '.join(asked)} without a cache",
+            expected=f"--cache with one of {', '.join(CACHES)}",
+            fix=f"pass --cache hicache, or leave {' and '.join(asked)} out",
+        )
+    if choice.actions is not None and len(asked) > 1:
+        raise IncompatibleOptions(
+            f"--actions with {' and '.join(name for name in asked if name != '--actions')}",
+            expected="either the actions themselves or the rule that makes them",
+            fix="leave one of the two out",
+        )
+
+
+def _skips_nothing(plan: StagePlan, choice: CacheChoice) -> IncompatibleOptions:
+    most = max(stage.steps for stage in plan.stages)
+    words = ",".join(spelling_of(stage.actions) for stage in plan.stages)
+    asked = words if choice.actions is None else ",".join(choice.actions)
+    return IncompatibleOptions(
+        f"--cache {choice.name} that skips none of the steps {asked}",
+        expected=f"a step to skip: the longest stage has {most}",
+        fix=(
+            f"pass --interval 2 or more and --warmup below {most}, or leave --cache out"
+            if most > 1
+            else "pass a preset with more steps, or leave --cache out"
+        ),
+    )
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return "+".join(map(str, values))

@@ -1,0 +1,168 @@
+"""Stage and Transition: what a plan is made of, each checked when it is made.
+
+The middle of the data path's first step, below the plan that puts them in order
+(:mod:`fresco_trt.plan.stages`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, get_args
+
+from fresco_trt.errors import InvalidPlan
+from fresco_trt.plan.caching import ACTIONS, Action
+from fresco_trt.plan.grid import Grid
+from fresco_trt.plan.promotion import DEFAULT_WINDOW, Promotion, check_window
+from fresco_trt.plan.reading import REMAKE, agree, choice, items, number, record, whole
+
+Lift = Literal["nearest", "bilinear", "haar"]
+Noise = Literal["field", "parent", "fresh", "rewind"]
+Positions = Literal["fine", "coarse", "aligned"]
+Solver = Literal["euler", "multistep"]
+
+LIFTS: tuple[Lift, ...] = get_args(Lift)
+NOISES: tuple[Noise, ...] = get_args(Noise)
+POSITIONS: tuple[Positions, ...] = get_args(Positions)
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
+
+STAGE_KEYS = (
+    "grid",
+    "tokens",
+    "promoted",
+    "steps",
+    "sigma_start",
+    "sigma_end",
+    "actions",
+    "sigmas",
+)
+_TRANSITION_KEYS = ("sigma", "restart", "lift", "noise", "promotions", "window")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """Steps on one grid.
+
+    ``sigmas`` has one value more than there are steps; step i goes from ``sigmas[i]`` to
+    ``sigmas[i+1]``. ``actions`` says for each step whether the whole network runs ("full") or only
+    what follows the cached feature ("bypass"). Raises InvalidPlan unless the sigmas fall strictly
+    within [0, 1] and the first action is "full": the cache of a new grid is empty.
+    """
+
+    grid: Grid
+    sigmas: tuple[float, ...]
+    actions: tuple[Action, ...]
+
+    def __post_init__(self) -> None:
+        sigmas = self.sigmas
+        if len(sigmas) < 2 or not (sigmas[0] <= 1.0 and sigmas[-1] >= 0.0):
+            raise _invalid(f"a stage with sigmas {sigmas}", "two or more within [0, 1]")
+        if not all(later < earlier for earlier, later in pairwise(sigmas)):
+            raise _invalid(f"a stage with sigmas {sigmas}", "each smaller than the one before")
+        if len(self.actions) != self.steps:
+            raise _invalid(f"{len(self.actions)} actions", f"{self.steps}, one a step")
+        unknown = [action for action in self.actions if action not in ACTIONS]
+        if unknown:
+            raise _invalid(f"the action {unknown[0]!r}", f"one of {', '.join(ACTIONS)}")
+        if self.actions[0] != "full":
+            raise _invalid("a stage whose first step is a bypass", "a full step first")
+
+    @property
+    def steps(self) -> int:
+        """Steps taken on this grid."""
+        return len(self.sigmas) - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transition:
+    """How one stage hands over to the next.
+
+    The former stops at ``sigma``, the next starts at ``restart >= sigma``. ``lift`` takes the clean
+    estimate to the finer grid. ``noise`` is where the re-noising reads from: the seed's own field,
+    the parent's noise estimate completed with the field's detail, fresh draws, or ("rewind") the
+    orthonormal expansion of the noisy latents themselves. Without ``promotions`` every token that
+    is still coarse is expanded; with them the next stage runs on a mixed grid, and each in turn
+    chooses among what the ones before left coarse. ``window`` is how many last steps of the stage
+    before are recorded for the rules. Raises InvalidPlan.
+    """
+
+    sigma: float
+    restart: float
+    lift: Lift
+    noise: Noise
+    promotions: tuple[Promotion, ...] = ()
+    window: int = DEFAULT_WINDOW
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma <= self.restart <= 1.0:
+            expected = "0 < sigma <= restart <= 1"
+            raise _invalid(f"a transition at {self.sigma} restarting at {self.restart}", expected)
+        for value, options in ((self.lift, LIFTS), (self.noise, NOISES)):
+            if value not in options:
+                raise _invalid(f"a transition by {value!r}", f"one of {', '.join(options)}")
+        check_window(self.window, [promotion.rule for promotion in self.promotions])
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only some tokens are expanded."""
+        return bool(self.promotions)
+
+    @property
+    def count(self) -> int | None:
+        """Coarse tokens expanded here; None where that is all of them."""
+        return sum(each.count for each in self.promotions) if self.promotions else None
+
+    def to_json(self) -> dict[str, object]:
+        """``{sigma, restart, lift, noise, promotions, window}``."""
+        return {
+            **{key: getattr(self, key) for key in _TRANSITION_KEYS},
+            "promotions": [promotion.to_json() for promotion in self.promotions],
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> Transition:
+        """Inverse of :meth:`to_json`. Raises InvalidPlan."""
+        found = record(value, _TRANSITION_KEYS, "transition")
+        promotions = items(found["promotions"], "transition promotions")
+        return cls(
+            sigma=number(found["sigma"], "transition sigma"),
+            restart=number(found["restart"], "transition restart"),
+            lift=choice(found["lift"], LIFTS, "transition lift"),
+            noise=choice(found["noise"], NOISES, "transition noise"),
+            promotions=tuple(Promotion.from_json(each) for each in promotions),
+            window=whole(found["window"], "transition window"),
+        )
+
+
+def stage_to_json(stage: Stage, tokens: int, promoted: int) -> dict[str, object]:
+    """A stage as JSON values, with the numbers that follow from the plan around it."""
+    return {
+        "grid": stage.grid.to_json(),
+        "tokens": tokens,
+        "promoted": promoted,
+        "steps": stage.steps,
+        "sigma_start": stage.sigmas[0],
+        "sigma_end": stage.sigmas[-1],
+        "actions": list(stage.actions),
+        "sigmas": list(stage.sigmas),
+    }
+
+
+def stage_from_json(value: object) -> Stage:
+    """Inverse of :func:`stage_to_json`, but for ``tokens`` and ``promoted``. Raises InvalidPlan."""
+    found = record(value, STAGE_KEYS, "stage")
+    stage = Stage(
+        grid=Grid.from_json(found["grid"]),
+        sigmas=tuple(number(each, "stage sigma") for each in items(found["sigmas"], "sigmas")),
+        actions=tuple(
+            choice(each, ACTIONS, "stage action") for each in items(found["actions"], "actions")
+        ),
+    )
+    agree(whole(found["steps"], "stage steps"), stage.steps, "stage steps")
+    agree(number(found["sigma_start"], "sigma_start"), stage.sigmas[0], "sigma_start")
+    agree(number(found["sigma_end"], "sigma_end"), stage.sigmas[-1], "sigma_end")
+    return stage
+
+
+def _invalid(given: str, expected: str) -> InvalidPlan:
+    return InvalidPlan(given, expected=expected, fix=REMAKE)

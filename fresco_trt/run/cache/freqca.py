@@ -1,0 +1,138 @@
+"""FreqCa: low spatial frequencies of a feature are reused, high ones continued.
+
+arXiv 2510.08669, in its form for FLUX: a two-dimensional DCT over the token grid. Reused and
+continued are the other way round than by energy (:mod:`fresco_trt.run.cache.svd`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.plan.caching import DEFAULTS, CachePlan
+from fresco_trt.run.cache.base import check_axis_of_steps, check_order, empty_cache
+from fresco_trt.run.cache.differences import Differences, Parts, continued, recursive
+from fresco_trt.run.cache.hicache import hermite_weights
+
+REACH = 10
+"""The low band's radius is the largest radius divided by this."""
+
+
+# --- the bands --------------------------------------------------------------------------------
+
+
+def dct(size: int, device: torch.device | None = None) -> Tensor:
+    """The orthonormal DCT-II as a matrix [size,size], float64: one frequency a row."""
+    position = torch.arange(size, dtype=torch.float64, device=device)
+    angles = torch.outer(position, 2 * position + 1).mul_(math.pi / (2 * size))
+    matrix = angles.cos_().mul_(math.sqrt(2 / size))
+    matrix[0] *= math.sqrt(0.5)
+    return matrix
+
+
+@lru_cache
+def low_counts(rows: int, columns: int) -> tuple[int, ...]:
+    """For each vertical frequency u, how many horizontal ones v, from 0 on, are in the low band.
+
+    Those with ``hypot(u / rows, v / columns)`` at most a tenth of the grid's largest: what varies
+    equally fast per token is equally low on both axes, and on a square grid this is the published
+    radius of indices. In integers, so that the rim is in on every machine.
+    """
+    rim = ((rows - 1) * columns) ** 2 + ((columns - 1) * rows) ** 2
+    return tuple(
+        sum(REACH**2 * ((u * columns) ** 2 + (v * rows) ** 2) <= rim for v in range(columns))
+        for u in range(rows)
+    )
+
+
+@lru_cache(maxsize=16)
+def low_band(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The low band's basis [L,N] over N = ``rows`` x ``columns`` tokens: orthonormal rows.
+
+    Made where the features are, once a grid, from slices: nothing is copied to the device.
+    """
+    down, across = dct(rows, device), dct(columns, device)
+    counts = enumerate(low_counts(rows, columns))
+    bands = [torch.kron(down[u : u + 1], across[:count]) for u, count in counts if count]
+    return torch.cat(bands).to(dtype)
+
+
+def split(feature: Tensor, band: Tensor) -> tuple[Tensor, Tensor]:
+    """Low coefficients [B,L,H] and the high band [B,N,H] of ``feature`` [B,N,H].
+
+    ``band`` is :func:`low_band`'s [L,N]; what it does not span is the high band.
+    """
+    with torch.no_grad():
+        low = band @ feature
+        return low, feature - band.T @ low
+
+
+# --- the predictor ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FreqCaPredictor:
+    """A :class:`~fresco_trt.run.cache.base.Predictor` for a grid of ``rows`` x ``columns`` tokens.
+
+    The high band goes as in :class:`~fresco_trt.run.cache.hicache.HiCachePredictor`, and for the
+    same reason the axis is to count steps; at the default scale, the published code's 0.71, a slope
+    is continued nearly as it is. A state keeps ``order + 1`` features of the high band, and L / N
+    of one for the low band's L coefficients.
+    """
+
+    rows: int
+    columns: int
+    order: int = 2
+    scale: float = DEFAULTS["freqca"].scale
+
+    def start(self) -> Parts | None:
+        """As in the protocol."""
+        return None
+
+    def observe(self, state: Parts | None, feature: Tensor, at: float) -> Parts | None:
+        """As in the protocol. Raises ValueError for another number of tokens than the grid's."""
+        if feature.ndim != 3 or feature.shape[1] != self.rows * self.columns:
+            given, grid = tuple(feature.shape), f"{self.rows}x{self.columns}"
+            raise ValueError(f"a feature of shape {given}; expected [B,N,H] with N of {grid}")
+        past = state.continued if state is not None else Differences()
+        low, high = split(feature, self._band(feature))
+        return Parts(reused=low, continued=recursive(past, high, at, self.order))
+
+    def predict(self, state: Parts | None, at: float) -> Tensor:
+        """As in the protocol; always a new tensor."""
+        if state is None:
+            raise empty_cache()
+        high = continued(state.continued, hermite_weights(self.scale), at)
+        with torch.no_grad():
+            return (self._band(high).T @ state.reused).add_(high)
+
+    def nbytes(self, feature_bytes: int) -> int:
+        """The high band with its differences, and the low band's coefficients."""
+        tokens, low = self.rows * self.columns, sum(low_counts(self.rows, self.columns))
+        return (self.order + 1) * feature_bytes - (-feature_bytes * low // tokens)
+
+    def _band(self, like: Tensor) -> Tensor:
+        return low_band(self.rows, self.columns, like.dtype, like.device)
+
+
+def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -> FreqCaPredictor:
+    """Of a plan and a grid (rows, columns).
+
+    Raises IncompatibleOptions without a whole grid and for an order outside 1..3, and ValueError
+    for an axis of sigmas.
+    """
+    if grid is None:
+        raise IncompatibleOptions(
+            "the cache 'freqca' on a mixed grid",
+            expected="tokens of one size: a DCT needs a whole grid",
+            fix="use the cache 'taylor' or 'hicache', or a preset without mixed stages",
+        )
+    check_order(cache, (1, 2, 3))
+    check_axis_of_steps(cache)
+    rows, columns = grid
+    return FreqCaPredictor(rows=rows, columns=columns, order=cache.order, scale=cache.scale)

@@ -1,0 +1,53 @@
+"""A stage's feature cache: what full steps leave there and what bypass steps start from.
+
+Between the stage's state and the predictors of :mod:`fresco_trt.run.cache`. One belongs to one
+stage of one request: entering a stage makes an empty one, which is how the cache is emptied at a
+change of resolution.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fresco_trt.run.cache import predictor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.run.cache import Predictor
+
+
+class StageCache:
+    """A predictor with its state; features [B,N,H] float32, on the engines' device."""
+
+    def __init__(self, predicts: Predictor[Any], axis: str) -> None:
+        self._predictor, self._axis = predicts, axis
+        self._state = predicts.start()
+
+    @classmethod
+    def of(cls, plan: StagePlan, index: int, basis: Tensor | None) -> StageCache | None:
+        """An empty cache for the stage counted from 0; None where every step of it is full.
+
+        Raises IncompatibleOptions for a predictor that needs what there is not.
+        """
+        stage = plan.stages[index]
+        if plan.cache is None or "bypass" not in stage.actions:
+            return None
+        grid = None if plan.promoted[index] else (stage.grid.rows, stage.grid.columns)
+        return cls(predictor(plan.cache, grid=grid, basis=basis), plan.cache.axis)
+
+    def observe(self, feature: Tensor, step: int, sigma: float) -> None:
+        """Keep what a full step left; ``step`` counts from the stage's first."""
+        with torch.no_grad():
+            self._state = self._predictor.observe(self._state, feature, self._at(step, sigma))
+
+    def predict(self, step: int, sigma: float) -> Tensor:
+        """The feature of a bypass step."""
+        with torch.no_grad():
+            return self._predictor.predict(self._state, self._at(step, sigma))
+
+    def _at(self, step: int, sigma: float) -> float:
+        return float(step) if self._axis == "step" else sigma

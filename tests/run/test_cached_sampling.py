@@ -1,0 +1,182 @@
+"""Cached sampling: what a bypass starts from, and that stages and requests share nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fresco_trt.backends.base import EngineRunner
+from fresco_trt.backends.eager import module_runner
+from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.models.flux import (
+    FluxLayout,
+    graph_from_signature,
+    load_transformer,
+    stage_signature,
+)
+from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.caching import CACHES
+from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.skipping import CacheChoice
+from fresco_trt.plan.stages import StagePlan
+from fresco_trt.run.noise import NoisePyramid
+from fresco_trt.run.sampler import Step, engine_name, sample
+
+FACTS = replace(
+    model_facts("flux-tiny"), hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=5
+)
+LAYOUT = FluxLayout(facts=FACTS, text_tokens=FACTS.text_tokens)
+MODEL = load_transformer("random", FACTS, seed=3)
+SIZE = (64, 64)
+
+BASIS = torch.linalg.qr(torch.randn(64, 6, generator=torch.Generator().manual_seed(1)))[0]
+
+
+def plan_of(stages: int, **choice: Any) -> StagePlan:
+    cache = CacheChoice(**choice)
+    if stages == 1:
+        return make_plan(FACTS, stages=1, size=SIZE, steps=7, cache=cache)
+    return make_plan(FACTS, stages=stages, size=SIZE, preset="quality", cache=cache)
+
+
+class Listening:
+    """A runner that keeps copies of what it was called with and what it gave."""
+
+    def __init__(self, runner: EngineRunner) -> None:
+        self.signature, self._runner = runner.signature, runner
+        self.calls: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+
+    def __enter__(self) -> Listening:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        outputs = self._runner(inputs)
+        copies = [{k: v.clone() for k, v in each.items()} for each in (inputs, outputs)]
+        self.calls.append((copies[0], copies[1]))
+        return outputs
+
+
+def runners_of(plan: StagePlan, scope: ExitStack) -> dict[str, Listening]:
+    found = {}
+    for index, action in plan.graphs:
+        signature = stage_signature(FACTS, plan, index, FACTS.text_tokens, action)
+        graph = graph_from_signature(MODEL, signature)
+        runner = scope.enter_context(module_runner(graph, signature))
+        found[engine_name(index, action)] = Listening(runner)
+    return found
+
+
+def inputs_of(seed: int = 0) -> dict[str, Tensor]:
+    drawn = torch.Generator().manual_seed(seed)
+    return {
+        "text": torch.randn(1, FACTS.text_tokens, FACTS.text_dim, generator=drawn),
+        "pooled": torch.randn(1, FACTS.pooled_dim, generator=drawn),
+        "guidance": torch.tensor([3.5]),
+    }
+
+
+def steps_of(plan: StagePlan, runners: Mapping[str, Listening], seed: int = 0) -> Any:
+    full = plan.stages[-1].grid
+    pyramid = NoisePyramid.from_seed(
+        seed,
+        channels=FACTS.latent_channels,
+        height=full.height,
+        width=full.width,
+        coarsest=plan.stages[0].grid.scale,
+        device="cpu",
+    )
+    basis = BASIS if plan.cache is not None and plan.cache.name == "svd" else None
+    return sample(plan, runners, inputs_of(seed), pyramid, LAYOUT, basis=basis)
+
+
+def drawn(plan: StagePlan, seed: int = 0) -> tuple[list[Step], dict[str, Listening]]:
+    with ExitStack() as scope:
+        runners = runners_of(plan, scope)
+        return list(steps_of(plan, runners, seed)), runners
+
+
+def test_a_bypass_from_the_true_feature_is_the_full_step() -> None:
+    plan = plan_of(1, name="reuse", interval=2, warmup=1)
+    with ExitStack() as scope:
+        runners = runners_of(plan, scope)
+        first = next(steps_of(plan, runners))
+        inputs, outputs = runners["stage1.full"].calls[0]
+        bypass = runners["stage1.bypass"]
+        given = {**inputs, "feature": outputs["feature"]}
+        velocity = bypass({spec.name: given[spec.name] for spec in bypass.signature.inputs})
+        torch.testing.assert_close(velocity["velocity"], first.velocity, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize("stages", [1, 3])
+def test_every_cache_draws_with_every_number_of_stages(name: str, stages: int) -> None:
+    plan = plan_of(stages, name=name, interval=2, warmup=1)
+    steps, runners = drawn(plan)
+    assert [step.action for step in steps] == [a for s in plan.stages for a in s.actions]
+    assert steps[-1].tokens.isfinite().all()
+    calls = {name: len(runner.calls) for name, runner in runners.items()}
+    for index, stage in enumerate(plan.stages):
+        assert calls[engine_name(index, "full")] == stage.actions.count("full")
+
+
+def test_reuse_gives_the_last_full_feature_to_every_bypass() -> None:
+    plan = plan_of(1, name="reuse", actions=("FBBFBBB",))
+    _, runners = drawn(plan)
+    features = [outputs["feature"] for _, outputs in runners["stage1.full"].calls]
+    given = [inputs["feature"] for inputs, _ in runners["stage1.bypass"].calls]
+    assert [next(i for i, f in enumerate(features) if torch.equal(f, g)) for g in given] == [
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
+
+
+def test_a_stage_begins_with_an_empty_cache() -> None:
+    """The first bypass of a stage, after one full step of it, can only have that step's feature."""
+    plan = plan_of(3, name="hicache", interval=2, warmup=1)
+    _, runners = drawn(plan)
+    for index in range(3):
+        feature = runners[engine_name(index, "full")].calls[0][1]["feature"]
+        given = runners[engine_name(index, "bypass")].calls[0][0]["feature"]
+        assert torch.equal(feature, given)
+
+
+def test_the_bypass_is_told_its_own_noise_level() -> None:
+    plan = plan_of(1, name="taylor", actions=("FBFBFBF",))
+    _, runners = drawn(plan)
+    told = [inputs["timestep"].item() for inputs, _ in runners["stage1.bypass"].calls]
+    assert told == pytest.approx([plan.stages[0].sigmas[i] for i in (1, 3, 5)])
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_interleaved_requests_share_nothing(name: str) -> None:
+    plan = plan_of(3, name=name, interval=2, warmup=1)
+    alone = [drawn(plan, seed)[0][-1].tokens for seed in (0, 1)]
+    with ExitStack() as scope:
+        runners = runners_of(plan, scope)
+        pairs = list(zip(*(steps_of(plan, runners, seed) for seed in (0, 1)), strict=True))
+    for mine, step in zip(alone, pairs[-1], strict=True):
+        assert torch.equal(mine, step.tokens)
+
+
+def test_svd_without_a_basis_is_refused_before_any_engine_runs() -> None:
+    plan = plan_of(1, name="svd", interval=3, warmup=2)
+    with ExitStack() as scope:
+        runners = runners_of(plan, scope)
+        pyramid = NoisePyramid.from_seed(
+            0, channels=4, height=16, width=16, coarsest=1.0, device="cpu"
+        )
+        with pytest.raises(IncompatibleOptions, match="basis"):
+            sample(plan, runners, inputs_of(), pyramid, LAYOUT)
+        assert not any(runner.calls for runner in runners.values())
