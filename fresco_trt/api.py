@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from fresco_trt.errors import WeightsNotFound
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.making import make_plan
-from fresco_trt.plan.skipping import CacheChoice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -40,7 +40,7 @@ from fresco_trt.options import (
     Warmup,
     Weights,
 )
-from fresco_trt.plan.skipping import NONE, CacheChoice
+from fresco_trt.plan.caching import NONE, CacheChoice
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fresco_trt.plan.caching import spelling_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -109,11 +111,26 @@ def plan_table(summary: Mapping[str, Any]) -> None:
     _table(title, ("stage", "latent", "tokens", "steps", "sigma", "TFLOP"), rows)
     for line in _mixed_lines(summary):
         _say(line)
+    for line in _cached_lines(summary):
+        _say(line)
     baseline = summary["baseline"]
     solver = "" if summary["solver"] == "euler" else f"{summary['solver']} "
     _say(
         f"{summary['nfe']} {solver}steps, {summary['tflops']:.4g} TFLOP; plain {baseline['steps']} "
         f"steps {baseline['tflops']:.4g} TFLOP: {summary['flops_ratio']:.2f}x fewer"
+    )
+
+
+def _cached_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Which steps are skipped, what predicts them, and what that keeps in memory."""
+    cache = summary["cache"]
+    if cache is None:
+        return
+    actions = ",".join(spelling_of(stage["actions"]) for stage in summary["stages"])
+    yield (
+        f"{summary['full_steps']} of {summary['nfe']} steps in full ({actions}), the others "
+        f"predicted by {cache['name']} of order {cache['order']}; its state takes at most "
+        f"{summary['cache_bytes'] / 1e6:.3g} MB"
     )
 
 

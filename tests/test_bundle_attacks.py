@@ -73,7 +73,7 @@ def valid_manifest() -> Json:
     return {
         "schema_version": 1,
         "model": {"name": "toy", "weights_sha256": ZERO, "config": {"hidden": 8}},
-        "plan": {**plan, "transitions": [], "solver": "euler", "positions": "fine"},
+        "plan": {**plan, "transitions": [], "solver": "euler", "positions": "fine", "cache": None},
         "text_tokens": 4,
         "precision": "fp32",
         "calibration": None,

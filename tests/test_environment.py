@@ -13,6 +13,7 @@ from fresco_trt.environment import check_environment
 from fresco_trt.errors import EnvironmentMismatch
 from fresco_trt.manifest import Manifest
 from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.caching import DEFAULTS, CacheName
 from fresco_trt.plan.making import make_plan
 
 
@@ -101,11 +102,14 @@ def test_a_plan_that_does_not_start_from_noise_is_refused(manifest: Manifest) ->
     assert "0.99" in refused(manifest, plan=plan).given
 
 
-def test_a_plan_with_cached_steps_is_refused(manifest: Manifest) -> None:
+@pytest.mark.parametrize("name", ["hicache", "svd"])
+def test_a_cache_without_its_engines_is_refused(manifest: Manifest, name: CacheName) -> None:
     first, *others = manifest.plan.stages
     cached = replace(first, actions=("full", "bypass"))
-    plan = replace(manifest.plan, stages=(cached, *others))
-    assert "cached" in refused(manifest, plan=plan).given
+    plan = replace(manifest.plan, stages=(cached, *others), cache=DEFAULTS[name])
+    error = refused(manifest, plan=plan)
+    expected = "cache-basis.safetensors" if name == "svd" else "stage1.bypass"
+    assert expected in error.expected
 
 
 def test_a_transition_that_the_sampler_lacks_is_refused(manifest: Manifest) -> None:

@@ -2,7 +2,8 @@
 
 A stage's graph depends on its number of tokens and nothing else, positions being inputs; so the
 plans of a whole bench, mixed stages and one-stage controls included, need about a dozen engines.
-Only phase-aligned attention also asks how many tokens are coarse.
+Phase-aligned attention also asks how many tokens are coarse, and a cache that the full graph gives
+its feature, besides the bypass.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent, writing
 from fresco_trt.bench.instrument import Draw, Drawn
-from fresco_trt.models.flux import full_signature, graph_from_signature
+from fresco_trt.models.flux import bypass_signature, full_signature, graph_from_signature
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.run.request import engine_name
 
@@ -31,18 +32,40 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Backend, Runner
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
-    from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.plan.stages import Action, StagePlan
     from fresco_trt.run.layout import Layout
 
 LIST = "engines.json"
 
-Kind: TypeAlias = tuple[int, int]
-"""Image tokens, and how many of them were expanded where attention is phase-aligned, else 0."""
+
+class Kind(NamedTuple):
+    """What an engine is built for: image tokens; how many of them were expanded where attention is
+    phase-aligned, else 0; and whether it is the plain full graph, that with its feature as an
+    output, or the bypass.
+    """
+
+    tokens: int
+    promoted: int = 0
+    graph: Literal["full", "feature", "bypass"] = "full"
+
+    @property
+    def key(self) -> str:
+        """A name, also of files."""
+        aligned = f"-aligned{self.promoted}" if self.promoted else ""
+        return f"{self.tokens}{aligned}" + ("" if self.graph == "full" else f"-{self.graph}")
 
 
-def kinds_of(plan: StagePlan) -> tuple[Kind, ...]:
-    """What engine each stage of a plan needs."""
-    return tuple(zip(plan.tokens, plan.aligned, strict=True))
+def kinds_of(plan: StagePlan) -> dict[str, Kind]:
+    """What each engine of a plan is, by the name that the sampler calls it."""
+    return {engine_name(index, action): _kind(plan, index, action) for index, action in plan.graphs}
+
+
+def _kind(plan: StagePlan, index: int, action: Action) -> Kind:
+    tokens = plan.tokens[index]
+    if action == "bypass":
+        return Kind(tokens=tokens, graph="bypass")
+    keeps = "bypass" in plan.stages[index].actions
+    return Kind(tokens=tokens, promoted=plan.aligned[index], graph="feature" if keeps else "full")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +95,7 @@ class EnginePool:
 
     def has(self, kinds: Iterable[Kind]) -> bool:
         """Whether the folder has engines of all of these kinds."""
-        return self._files().keys() >= set(map(_key, kinds))
+        return self._files().keys() >= {kind.key for kind in kinds}
 
     def build(
         self, kinds: Iterable[Kind], transformer: Module, progress: Progress = silent
@@ -85,23 +108,20 @@ class EnginePool:
         """
         wanted, have = sorted(set(kinds)), self._files()
         if have:
-            given = ", ".join(map(_key, wanted))
+            given = ", ".join(kind.key for kind in wanted)
             raise ValueError(f"engines for {given} tokens in a folder with some for {list(have)}")
         files = self._built(wanted, transformer, progress)
-        stored = {_key(kind): list(names) for kind, names in zip(wanted, files, strict=True)}
+        stored = {kind.key: list(names) for kind, names in zip(wanted, files, strict=True)}
         with writing(self._folder):
             (self._folder / LIST).write_text(json.dumps(stored) + "\n", encoding="utf-8")
 
     def runners(self, plan: StagePlan) -> dict[str, Runner]:
         """Entered runners for a plan's stages, by the names that the sampler calls them."""
-        return {
-            engine_name(index, "full"): self._runner(kind)
-            for index, kind in enumerate(kinds_of(plan))
-        }
+        return {name: self._runner(kind) for name, kind in kinds_of(plan).items()}
 
     def _runner(self, kind: Kind) -> Runner:
         if kind not in self._runners:
-            files = self._files()[_key(kind)]
+            files = self._files()[kind.key]
             engine = Engine(name=_name(kind), files=files, signature=self._signature(kind))
             runner = self._library.load(self._folder, engine)
             self._runners[kind] = self._scope.enter_context(runner)
@@ -113,8 +133,15 @@ class EnginePool:
         return {key: tuple(names) for key, names in stored.items()}
 
     def _signature(self, kind: Kind) -> GraphSignature:
-        tokens, promoted = kind
-        return full_signature(self._facts, tokens, self._facts.text_tokens, promoted=promoted)
+        if kind.graph == "bypass":
+            return bypass_signature(self._facts, kind.tokens)
+        return full_signature(
+            self._facts,
+            kind.tokens,
+            self._facts.text_tokens,
+            promoted=kind.promoted,
+            feature=kind.graph == "feature",
+        )
 
     def _built(
         self, kinds: list[Kind], transformer: Module, progress: Progress
@@ -149,10 +176,12 @@ def plan_method(
     runners: Mapping[str, Runner],
     layout: Layout,
     device: str,
+    basis: Tensor | None = None,
 ) -> Draw:
     """What draws by a plan on entered runners: the sampler's loop, timed as a request's is.
 
-    The seconds hold the drawing of the noise, every step and every transition.
+    The seconds hold the drawing of the noise, every step and every transition. ``basis`` is for
+    plans with the cache "svd".
     """
     from fresco_trt.run.noise import NoisePyramid, fresh_generator
     from fresco_trt.run.sampler import sample
@@ -174,7 +203,7 @@ def plan_method(
         )
         fresh: torch.Generator | None = fresh_generator(seed) if random else None
         inside = 0.0
-        for step in sample(plan, runners, inputs, pyramid, layout, fresh=fresh):
+        for step in sample(plan, runners, inputs, pyramid, layout, fresh=fresh, basis=basis):
             inside += step.engine_seconds
             tokens = step.tokens
         # Where engines run asynchronously, this copy is what waits for them.
@@ -185,10 +214,5 @@ def plan_method(
     return draw
 
 
-def _key(kind: Kind) -> str:
-    tokens, promoted = kind
-    return f"{tokens}-aligned{promoted}" if promoted else f"{tokens}"
-
-
 def _name(kind: Kind) -> str:
-    return f"tokens{_key(kind)}.full"
+    return f"tokens{kind.key}.engine"

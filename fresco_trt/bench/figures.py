@@ -36,9 +36,10 @@ _COLOURS = (
     "#cc79a7",
     "#009e73",
     "#e69f00",
+    "#f0e442",
     "#d55e00",
 )
-_MARKS = ("*", "o", "s", "D", "v", "^", "P", "X")
+_MARKS = ("*", "o", "s", "D", "v", "^", "P", "h", "X")
 
 AXES = {"speedup": "speed-up, measured", "flops_ratio": "times fewer FLOPs"}
 QUALITIES = {"score": "score", "ssim": "SSIM to the reference"}

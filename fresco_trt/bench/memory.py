@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fresco_trt.bench.engines import kinds_of
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.points import CacheDit, FirstBlock, points_of
 from fresco_trt.plan.making import plan_from_preset
@@ -37,8 +38,10 @@ def kind_of(point: Point, facts: ModelFacts, size: Size) -> str:
     """What a point keeps in memory, in words: its engines, or the cache on diffusers' pipeline."""
     recipe = point.recipe
     if isinstance(recipe, Preset):
-        tokens = sorted(set(plan_from_preset(facts, recipe, size=size).tokens))
-        return f"engines of {', '.join(map(str, tokens))} tokens"
+        plan = plan_from_preset(facts, recipe, size=size)
+        keys = sorted({kind.key for kind in kinds_of(plan).values()})
+        cache = "" if plan.cache is None else f" with {plan.cache.name}"
+        return f"engines of {', '.join(keys)} tokens{cache}"
     if isinstance(recipe, Plain):
         return "diffusers"
     if isinstance(recipe, FirstBlock):

@@ -19,6 +19,7 @@ from fresco_trt.bench.instrument import Case, Skipped, said
 from fresco_trt.bench.oracle import OracleLayout, SceneSet, nearest, oracle_runners
 from fresco_trt.bench.plain import MODEL, Plain, judged_scenes
 from fresco_trt.errors import FrescoError
+from fresco_trt.plan.caching import NONE
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 
@@ -157,13 +158,16 @@ class OracleStudio:
         }
 
 
+_NO_FEATURES = "the oracle has no transformer blocks whose features could be cached"
+
+
 def _plan_recipe(point: Point) -> Preset | str:
     """The plan's preset that a point comes to, or why there is none."""
     recipe = point.recipe
     if isinstance(recipe, Preset):
-        return recipe
+        return recipe if recipe.cache.name == NONE else _NO_FEATURES
     if not isinstance(recipe, Plain):
-        return "the oracle has no transformer blocks whose features could be cached"
+        return _NO_FEATURES
     if point.method == "plain":
         return Preset(steps=(recipe.steps,))
     return "diffusers' pipeline runs a transformer; the engine variant takes the same steps"

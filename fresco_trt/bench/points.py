@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from fresco_trt.bench.plain import Plain
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.plan.making import find_preset, spectral_switches
+from fresco_trt.plan.caching import CACHES, CacheChoice
+from fresco_trt.plan.making import find_preset, plan_from_preset, spectral_switches
 from fresco_trt.plan.matching import MatchedShifts, ralu_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.promotion import DEFAULT_WINDOW, VARIANCE_RULES
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from fresco_trt.plan.stages import Noise, Selection
 
 Method = Literal[
-    "plain", "few-step", "taylorseer", "first-block", "cache-dit", "spectral", "ralu", "fresco"
+    "plain",
+    "few-step",
+    "taylorseer",
+    "first-block",
+    "cache-dit",
+    "spectral",
+    "ralu",
+    "cache",
+    "fresco",
 ]
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -117,12 +126,17 @@ SPECTRAL_STEPS = ((8, 8), (5, 5), (4, 3), (3, 2), (6, 6, 8), (4, 4, 5), (3, 3, 3
 SWITCHES: Mapping[int, tuple[float, ...]] = {2: (0.75,), 3: (0.85, 0.7)}
 """Where spectral stages end on a model whose spectrum is not known."""
 
+CACHE_INTERVALS = (3, 5, 7)
+CACHED_PRESETS = ("balanced", "fast")
+"""What our caches are measured at: one full step in so many, alone and on these presets."""
+
 PROMOTED = 0.25
 """Share of the coarse tokens that the mixed ablations expand early."""
 
 ABLATED = "balanced"
 
 _QUICK_FEW, _QUICK_TUNED = (10, 5), ((10, 0.8), (10, 1.6), (5, 1.6), (5, 2.2))
+_QUICK_CACHES = (("hicache", 7), ("svd", 7))
 _QUICK_THRESHOLDS = (0.2, 0.8, 0.24, 0.96)
 _QUICK_ABLATIONS = ("noise fresh", "lift nearest", "selection converged", "solver multistep")
 
@@ -149,6 +163,7 @@ def points_of(facts: ModelFacts, size: Size | None = None) -> tuple[Point, ...]:
         *_cached(facts),
         *_spectral(facts, size),
         *_ralu(),
+        *_caches(facts),
         *_fresco(facts),
     )
 
@@ -256,6 +271,33 @@ def _ralu() -> Iterator[Point]:
     for label, (steps, ends, share, matched) in _RALU.items():
         recipe = ralu_preset(steps=steps, ends=ends, share=share, matched=matched)
         yield Point(method="ralu", recipe=recipe, preset=label, quick=label in ("4x", "7x"))
+
+
+def _caches(facts: ModelFacts) -> Iterator[Point]:
+    """Our caches: alone on the plain steps, and on the presets that the others are compared at."""
+    stages = max(facts.stage_counts)
+    plain = Preset(steps=(facts.default_steps,))
+    for name in CACHES:
+        for interval in CACHE_INTERVALS:
+            label, quick = f"{name}, interval {interval}", (name, interval) in _QUICK_CACHES
+            alone = replace(plain, cache=CacheChoice(name=name, interval=interval, warmup=3))
+            if _skips(facts, alone):
+                yield Point(method="cache", recipe=alone, preset=label, quick=quick)
+        for preset in CACHED_PRESETS:
+            base = find_preset(facts, preset, stages)
+            for interval in CACHE_INTERVALS:
+                label = f"{name}, interval {interval}"
+                both = replace(base, cache=CacheChoice(name=name, interval=interval, warmup=1))
+                if _skips(facts, both):
+                    yield Point(method="fresco", recipe=both, preset=preset, variant=label)
+
+
+def _skips(facts: ModelFacts, preset: Preset) -> bool:
+    try:
+        plan_from_preset(facts, preset)
+    except IncompatibleOptions:  # few steps, and every one of them full
+        return False
+    return True
 
 
 def _fresco(facts: ModelFacts) -> Iterator[Point]:

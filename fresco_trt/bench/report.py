@@ -180,7 +180,7 @@ def _tuned_variant(row: Row, label: str) -> str:
 # --- what the rows say together ---------------------------------------------------------------
 
 KINDS: Mapping[str, Callable[[Row], bool]] = {
-    "fresco": lambda row: row["method"] == "fresco",
+    "fresco": lambda row: row["method"] in ("cache", "fresco"),
     "peer": lambda row: row["method"] in PEERS,
     "few-step": lambda row: row["method"] == "few-step",
 }

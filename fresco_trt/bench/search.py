@@ -26,6 +26,7 @@ from fresco_trt.bench.plain import MODEL
 from fresco_trt.bench.points import Point
 from fresco_trt.errors import FrescoError
 from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -272,8 +273,10 @@ def _document(
 
 def found_preset(document: Mapping[str, Any], budget: str) -> Preset:
     """The preset that a stored search chose for a budget."""
-    fields = document["budgets"][budget]["finalists"][0]["preset"]
-    return Preset(**{key: _tuples(value) for key, value in fields.items()})
+    stored = document["budgets"][budget]["finalists"][0]["preset"]
+    fields = {key: _tuples(value) for key, value in stored.items() if key != "cache"}
+    cache = {key: _tuples(value) for key, value in stored["cache"].items()}
+    return Preset(**fields, cache=CacheChoice(**cache))
 
 
 def _tuples(value: Any) -> Any:

@@ -29,12 +29,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.backends.base import Backend
+    from fresco_trt.basis import Basis
     from fresco_trt.bench.instrument import Draw, Drawn, Marks, Pixels
     from fresco_trt.bench.points import Point, Recipe
     from fresco_trt.demo.scenes import Scene
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan
+
+
+BASIS_PROMPTS, BASIS_SEED = 4, 31
+BASIS_PRESET = Preset(steps=(12,))
+"""What SVD-Cache's directions are measured on: a few prompts, the whole path from noise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +172,7 @@ class _Drawers:
     def __init__(self, setting: Setting, scope: ExitStack) -> None:
         self._setting = setting
         self._pool = EnginePool(setting.facts, setting.library, setting.engines, scope)
+        self._basis: Tensor | None = None
 
     @cached_property
     def _diffusers(self) -> DiffusersMethods:
@@ -186,11 +193,23 @@ class _Drawers:
         """Build the engines of these plans, unless their folder has them."""
         from fresco_trt.models.flux import load_transformer
 
-        kinds = {kind for plan in plans for kind in kinds_of(plan)}
+        needed = list(plans)
+        kinds = {kind for plan in needed for kind in kinds_of(plan).values()}
         if kinds and not self._pool.has(kinds):
             facts = self._setting.facts
             transformer = load_transformer(self._setting.pipeline, facts)
             self._pool.build(kinds, transformer, self._setting.progress)
+        if any(plan.cache is not None and plan.cache.name == "svd" for plan in needed):
+            self._basis = self._measured_basis()
+
+    def _measured_basis(self) -> Tensor:
+        """The principal directions of the model's features, measured once a folder of engines."""
+        from fresco_trt.basis import BASIS_FILE, read_basis
+
+        path = self._setting.engines / BASIS_FILE
+        if not path.is_file():
+            _measure_basis(self._setting).store(path)
+        return read_basis(path).directions.to(self._pool.device)
 
     def method(self, recipe: Recipe, plan: StagePlan | None) -> Draw:
         """What draws by a recipe; by the plan, where it is one for engines."""
@@ -198,5 +217,26 @@ class _Drawers:
             if plan is None:
                 raise ValueError("a preset is drawn by its plan; expected one")
             runners = self._pool.runners(plan)
-            return plan_method(plan, self._setting.facts, runners, self._layout, self._pool.device)
+            device = self._pool.device
+            facts = self._setting.facts
+            return plan_method(plan, facts, runners, self._layout, device, self._basis)
         return self._diffusers.method(recipe)
+
+
+def _measure_basis(setting: Setting) -> Basis:
+    """As a build measures it, on the plain sampler's trajectories of captions no scene has."""
+    from fresco_trt.lower.principal import Reference, measure_basis
+    from fresco_trt.models.flux import load_transformer
+    from fresco_trt.models.weights import weights_digest
+
+    transformer = load_transformer(setting.pipeline, setting.facts)
+    captions = [scene.caption for scene in judged_scenes(BASIS_PROMPTS, seed=BASIS_SEED)]
+    reference = Reference(
+        facts=setting.facts,
+        transformer=transformer,
+        weights_sha256=weights_digest(transformer),
+        pipeline=setting.pipeline,
+        prompts=tuple(captions),
+    )
+    plan = plan_from_preset(setting.facts, BASIS_PRESET, size=setting.size)
+    return measure_basis(reference, plan, progress=setting.progress)

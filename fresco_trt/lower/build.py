@@ -46,7 +46,7 @@ from fresco_trt.manifest import EngineRecord, ManifestDraft
 from fresco_trt.models.flux import graph_from_signature, load_transformer
 from fresco_trt.models.flux_parts import PIPELINE_PARTS, find_pipeline
 from fresco_trt.models.weights import BUNDLED, weights_digest
-from fresco_trt.plan.skipping import CacheChoice
+from fresco_trt.plan.caching import CacheChoice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,18 +17,19 @@ from fresco_trt.doctor import in_words, missing_to_build
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable
 from fresco_trt.models.flux import stage_signature
 from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.cost import plan_summary
-from fresco_trt.plan.making import NO_CACHE, make_plan
+from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.sizes import format_size, parse_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fresco_trt.backends.base import Backend, BackendFacts
+    from fresco_trt.plan.caching import CacheChoice
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.sizes import Size
-    from fresco_trt.plan.skipping import CacheChoice
     from fresco_trt.plan.stages import Action, StagePlan
 
 ENGINES = Path("engines")

@@ -97,6 +97,35 @@ DEFAULTS: Mapping[CacheName, CachePlan] = {
 band (arXiv 2508.16984, 2510.08669)."""
 
 
+NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheChoice:
+    """What was asked for: a predictor's name or "none", and which steps it answers.
+
+    Either ``interval`` and ``warmup`` (None: the default for so many stages) or ``actions``, one
+    word a stage, F for a full step and B for a bypass.
+    """
+
+    name: str = NONE
+    interval: int | None = None
+    warmup: int | None = None
+    actions: tuple[str, ...] | None = None
+
+
+NO_CACHE = CacheChoice()
+
+
+def kept_features(cache: CachePlan) -> int:
+    """Features [N,H] that a predictor's state holds at most.
+
+    One a difference; SVD-Cache one residual and FreqCa one low band besides, the principal parts
+    being narrower than a feature.
+    """
+    return cache.order + (2 if cache.name in ("svd", "freqca") else 1)
+
+
 def interval_actions(steps: int, interval: int, warmup: int) -> tuple[Action, ...]:
     """Full for ``warmup`` steps, then one full step in each ``interval`` (TaylorSeer's rule).
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fresco_trt.errors import InvalidPlan
+from fresco_trt.plan.caching import kept_features
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import check_steps
 from fresco_trt.plan.stages import StagePlan
@@ -105,13 +106,24 @@ def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
     return tuple(costs)
 
 
+def cache_bytes(facts: ModelFacts, plan: StagePlan) -> int:
+    """Most bytes that a request's cached features take: of one stage, being dropped with it.
+
+    Float32, batch 1; 0 without a cache.
+    """
+    if plan.cache is None:
+        return 0
+    return kept_features(plan.cache) * max(plan.tokens) * facts.hidden * 4
+
+
 def plan_summary(
     facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = None
 ) -> dict[str, object]:
     """The plan's JSON with its cost: what ``fresco-trt plan --json`` prints.
 
     The keys of :meth:`StagePlan.to_json`, and ``flops_ratio``, ``tflops``, ``baseline`` ({steps,
-    tflops}), ``stage_tflops``, ``weight_bytes`` and ``activation_bytes``. Same errors as
+    tflops}), ``stage_tflops``, ``weight_bytes``, ``activation_bytes``,
+    ``full_steps`` and ``cache_bytes``. Same errors as
     :func:`plan_cost`.
     """
     cost = plan_cost(facts, plan, baseline_steps)
@@ -124,4 +136,6 @@ def plan_summary(
         "baseline": {"steps": steps, "tflops": cost.baseline_flops / 1e12},
         "weight_bytes": dict(cost.weight_bytes),
         "activation_bytes": dict(cost.activation_bytes),
+        "full_steps": plan.full_steps,
+        "cache_bytes": cache_bytes(facts, plan),
     }

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, UnknownPreset, UnsupportedStages
+from fresco_trt.plan.caching import NO_CACHE, NONE, CacheChoice
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.presets import Preset, is_falling
 from fresco_trt.plan.promotion import DEFAULT_WINDOW, Promotion, Selection
 from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas
 from fresco_trt.plan.sizes import Size, stage_grids
-from fresco_trt.plan.skipping import CacheChoice, cached
+from fresco_trt.plan.skipping import cached, check_read
 from fresco_trt.plan.stages import Action, Stage, StagePlan, Transition
 
 DEFAULT_PRESET = "balanced"
-NO_CACHE = CacheChoice()
 MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
 
 
@@ -56,7 +56,10 @@ def make_plan(
         recipe, name = Preset(steps=(baseline,)), ""
     if delta is not None:
         recipe, name = _placed(facts, recipe, size or facts.default_size, delta), ""
-    return cached(plan_from_preset(facts, recipe, size=size, name=name or None), cache)
+    check_read(cache)
+    if cache.name != NONE:
+        recipe = replace(recipe, cache=cache)
+    return plan_from_preset(facts, recipe, size=size, name=name or None)
 
 
 def plan_from_preset(
@@ -65,7 +68,8 @@ def plan_from_preset(
     """The plan of a preset that need not be one of the model's; ``name`` is what the plan records.
 
     A share of a coarse grid's tokens is rounded to at least one and at most all but one of them.
-    Raises UnsupportedSize, and InvalidPlan where the grid has too few tokens for its promotions.
+    Raises UnsupportedSize, InvalidPlan where the grid has too few tokens for its promotions, and
+    what :func:`fresco_trt.plan.skipping.cached` does.
     """
     size = facts.default_size if size is None else size
     levels = preset.levels
@@ -74,7 +78,7 @@ def plan_from_preset(
     # levels it would see at full size, whatever the grid (arXiv 2605.18736, code).
     shifts = preset.shift or (facts.shift_factor(grids[-1].tokens),) * len(levels)
     lists = _sigma_lists(preset, shifts)
-    return StagePlan(
+    plan = StagePlan(
         model=facts.name,
         size=size,
         preset=name,
@@ -88,6 +92,7 @@ def plan_from_preset(
         solver=preset.solver,
         positions=preset.positions,
     )
+    return cached(plan, preset.cache)
 
 
 def spectral_switches(

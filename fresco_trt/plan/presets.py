@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Literal
 
 from fresco_trt.errors import InvalidPlan
+from fresco_trt.plan.caching import NO_CACHE, CacheChoice
 from fresco_trt.plan.promotion import DEFAULT_WINDOW, SELECTIONS, Selection, check_window
 from fresco_trt.plan.promotion import grid_levels as levels_of
 from fresco_trt.plan.schedule import rewind_sigma
@@ -35,7 +36,7 @@ class Preset:
     stage after a promotion is mixed, and the one after that stays on its grid. ``shift`` is the
     shift factor of each stage, None for the model's own at full resolution. ``lift``, ``noise`` and
     ``window`` as in :class:`~fresco_trt.plan.stages.Transition`, ``solver`` and ``positions`` as in
-    :class:`~fresco_trt.plan.stages.StagePlan`.
+    :class:`~fresco_trt.plan.stages.StagePlan`; ``cache`` says which steps are skipped.
 
     Raises InvalidPlan when the lengths disagree, a stage has no step, the switches do not fall
     within (0, 1), a restart lies below its switch, a rewind comes with a lift that it would not
@@ -53,6 +54,7 @@ class Preset:
     window: int = DEFAULT_WINDOW
     solver: Solver = "euler"
     positions: Positions = "fine"
+    cache: CacheChoice = NO_CACHE
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:

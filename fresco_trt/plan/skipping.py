@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import IncompatibleOptions, PlanError
 from fresco_trt.plan.caching import (
     CACHES,
     DEFAULTS,
+    NONE,
+    CacheChoice,
     CacheName,
     interval_actions,
     spelling_of,
@@ -25,28 +27,12 @@ if TYPE_CHECKING:
     from fresco_trt.plan.caching import Action, CachePlan
     from fresco_trt.plan.stages import Stage, StagePlan
 
-NONE = "none"
-
 PLAIN_RULE = (7, 3)
 """Interval and warm-up of a one-stage plan: those of the papers' tables for FLUX.1-dev at 5.5x
 (arXiv 2508.16984, 2601.07396)."""
 
 STAGED_RULE = (2, 2)
 """The same for several stages, which have few steps each and start with an empty cache."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheChoice:
-    """What was asked for: a predictor's name or "none", and which steps it answers.
-
-    Either ``interval`` and ``warmup`` (None: the defaults above) or ``actions``, one word a stage,
-    F for a full step and B for a bypass.
-    """
-
-    name: str = NONE
-    interval: int | None = None
-    warmup: int | None = None
-    actions: tuple[str, ...] | None = None
 
 
 def cached(plan: StagePlan, choice: CacheChoice) -> StagePlan:
@@ -56,7 +42,7 @@ def cached(plan: StagePlan, choice: CacheChoice) -> StagePlan:
     for options that nothing would read, actions that do not fit the stages, and a rule that would
     skip no step.
     """
-    _check_read(choice)
+    check_read(choice)
     if choice.name == NONE:
         return plan
     chosen = find_cache(choice.name)
@@ -114,8 +100,8 @@ def _check_first(word: str, actions: tuple[Action, ...]) -> None:
         )
 
 
-def _check_read(choice: CacheChoice) -> None:
-    """Nothing that is asked for is ignored."""
+def check_read(choice: CacheChoice) -> None:
+    """Raise IncompatibleOptions for options that nothing would read."""
     given = {
         "--interval": choice.interval is not None,
         "--warmup": choice.warmup is not None,

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from fresco_trt.backends import backend
-from fresco_trt.bench.engines import EnginePool, kinds_of, plan_method
+from fresco_trt.bench.engines import EnginePool, Kind, kinds_of, plan_method
 from fresco_trt.bench.plain import Plain, denoise, load_pipeline
 from fresco_trt.models.flux import FluxLayout, load_transformer
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.caching import NO_CACHE, CacheChoice
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import StagePlan
@@ -25,6 +26,7 @@ SIZE = (64, 64)
 STAGED = Preset(steps=(2, 2, 2), switch=(0.85, 0.7))
 MIXED = replace(STAGED, promote=((("even", 0.4),), ()), window=1)
 ALIGNED = replace(MIXED, positions="aligned")
+CACHED = Preset(steps=(7,), cache=CacheChoice(name="hicache", interval=3, warmup=1))
 
 
 def plan_of(preset: Preset) -> StagePlan:
@@ -35,7 +37,8 @@ def plan_of(preset: Preset) -> StagePlan:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eager engines for every plan of this file. Read only."""
     made = tmp_path_factory.mktemp("engines")
-    kinds = {kind for preset in (STAGED, MIXED, ALIGNED) for kind in kinds_of(plan_of(preset))}
+    plans = [plan_of(preset) for preset in (STAGED, MIXED, ALIGNED, CACHED)]
+    kinds = {kind for plan in plans for kind in kinds_of(plan).values()}
     with ExitStack() as scope:
         pool = EnginePool(TINY, backend("eager"), made, scope)
         pool.build(kinds, load_transformer(None, TINY))
@@ -69,11 +72,11 @@ def test_plans_share_the_engines_of_their_token_counts(folder: Path) -> None:
 def test_a_folder_is_built_once_and_read_by_whoever_opens_it(folder: Path) -> None:
     with ExitStack() as scope:
         pool = EnginePool(TINY, backend("eager"), folder, scope)
-        assert pool.has([(4, 0), (64, 0), (34, 6)])
-        assert not pool.has([(4, 0), (65, 0)])
-        assert not pool.has([(34, 5)])
+        assert pool.has([Kind(4), Kind(64), Kind(34, 6)])
+        assert not pool.has([Kind(4), Kind(65)])
+        assert not pool.has([Kind(34, 5)])
         with pytest.raises(ValueError, match="in a folder with some"):
-            pool.build([(65, 0)], load_transformer(None, TINY))
+            pool.build([Kind(65)], load_transformer(None, TINY))
 
 
 @pytest.mark.parametrize("mu", [None, 1.6])
@@ -117,9 +120,34 @@ def test_exported_engines_draw_what_the_eager_ones_do(
     with ExitStack() as scope:
         for name, place in (("eager", folder), ("onnxruntime", tmp_path)):
             pool = EnginePool(TINY, backend(name), place, scope)
-            if not pool.has(kinds_of(plan)):
-                pool.build(kinds_of(plan), load_transformer(BUNDLED / TINY.name, TINY))
+            if not pool.has(kinds_of(plan).values()):
+                pool.build(kinds_of(plan).values(), load_transformer(BUNDLED / TINY.name, TINY))
             draw = plan_method(plan, TINY, pool.runners(plan), layout, "cpu")
             found.append(draw(inputs, 3).latents)
     torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=0)
     assert not list(tmp_path.glob(".work-*"))
+
+
+def test_a_cached_plan_has_engines_of_its_own(folder: Path) -> None:
+    with ExitStack() as scope:
+        pool = EnginePool(TINY, backend("eager"), folder, scope)
+        runners = pool.runners(plan_of(CACHED))
+        assert set(runners) == {"stage1.full", "stage1.bypass"}
+        outputs = [spec.name for spec in runners["stage1.full"].signature.outputs]
+        assert outputs == ["velocity", "feature"]
+        assert runners["stage1.full"] is not pool.runners(plan_of(STAGED))["stage3.full"]
+
+
+def test_skipped_steps_are_not_paid_for(folder: Path, inputs: dict[str, torch.Tensor]) -> None:
+    plan, plain = plan_of(CACHED), plan_of(replace(CACHED, cache=NO_CACHE))
+    assert (plan.nfe, plan.full_steps) == (7, 3)
+    with ExitStack() as scope:
+        pool = EnginePool(TINY, backend("eager"), folder, scope)
+        layout = FluxLayout(facts=TINY, text_tokens=TINY.text_tokens)
+        drawn = [
+            plan_method(each, TINY, pool.runners(each), layout, "cpu")(inputs, 3)
+            for each in (plan, plain)
+        ]
+    assert drawn[1].flops / drawn[0].flops == pytest.approx(7 / 3, rel=0.02)
+    difference = (drawn[0].latents - drawn[1].latents).abs().mean()
+    assert 0 < difference < 0.5 * drawn[1].latents.abs().mean()

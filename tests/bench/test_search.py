@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from fresco_trt.bench.points import Point
 from fresco_trt.bench.search import BUDGETS, SLACK, Candidate, candidates, found_preset, halve
 from fresco_trt.bench.table import RESULTS, stored
 from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -128,8 +130,9 @@ def test_every_scene_is_drawn_once_also_after_a_kill(tmp_path: Path) -> None:
 
 
 def test_a_stored_preset_is_read_back() -> None:
-    preset = Preset(steps=(3, 4), switch=(0.8,), shift=(2.0, 3.0), restart="same")
-    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(preset).items()}
+    cache = CacheChoice(name="hicache", actions=("FFB", "FBFB"))
+    preset = Preset(steps=(3, 4), switch=(0.8,), shift=(2.0, 3.0), restart="same", cache=cache)
+    fields = json.loads(json.dumps(asdict(preset)))
     assert (
         found_preset({"budgets": {"fast": {"finalists": [{"preset": fields}]}}}, "fast") == preset
     )

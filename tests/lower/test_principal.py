@@ -19,7 +19,7 @@ from fresco_trt.lower.trajectories import features, in_full
 from fresco_trt.models.flux import load_transformer
 from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.models.weights import BUNDLED, weights_digest
-from fresco_trt.plan.skipping import CacheChoice
+from fresco_trt.plan.caching import CacheChoice
 
 TINY = BUNDLED / "flux-tiny"
 PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))

@@ -24,10 +24,10 @@ from fresco_trt.errors import (
 from fresco_trt.lower import request as lower
 from fresco_trt.lower.request import BuildRequest, describe, requests_of, resolve
 from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
-from fresco_trt.plan.skipping import CacheChoice
 
 TINY = BuildRequest(model="flux-tiny")
 

@@ -12,6 +12,7 @@ from fresco_trt.plan.caching import (
     CACHES,
     DEFAULTS,
     VARIANTS,
+    CacheChoice,
     CachePlan,
     interval_actions,
     spelling_of,
@@ -19,7 +20,6 @@ from fresco_trt.plan.caching import (
 )
 from fresco_trt.plan.cost import flops_of_bypass, flops_of_step, plan_cost
 from fresco_trt.plan.making import make_plan
-from fresco_trt.plan.skipping import CacheChoice
 from fresco_trt.plan.stages import StagePlan
 
 FLUX, TINY = model_facts("flux"), model_facts("flux-tiny")

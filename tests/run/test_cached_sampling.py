@@ -21,10 +21,10 @@ from fresco_trt.models.flux import (
     stage_signature,
 )
 from fresco_trt.models.zoo import model_facts
-from fresco_trt.plan.caching import CACHES
+from fresco_trt.plan.caching import CACHES, CacheChoice
 from fresco_trt.plan.making import make_plan
-from fresco_trt.plan.skipping import CacheChoice
 from fresco_trt.plan.stages import StagePlan
+from fresco_trt.run.cache import predictor
 from fresco_trt.run.noise import NoisePyramid
 from fresco_trt.run.sampler import Step, engine_name, sample
 
@@ -180,3 +180,11 @@ def test_svd_without_a_basis_is_refused_before_any_engine_runs() -> None:
         with pytest.raises(IncompatibleOptions, match="basis"):
             sample(plan, runners, inputs_of(), pyramid, LAYOUT)
         assert not any(runner.calls for runner in runners.values())
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_state_keeps_no_more_than_the_plan_says(name: CacheName) -> None:
+    cache = DEFAULTS[name]
+    found = predictor(cache, grid=(16, 16), basis=BASIS)
+    one = 256 * FACTS.hidden * 4
+    assert found.nbytes(one) <= kept_features(cache) * one

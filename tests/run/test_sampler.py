@@ -16,6 +16,7 @@ import torch
 
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.errors import EngineFailed, SignatureMismatch
+from fresco_trt.plan.caching import DEFAULTS
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.schedule import rewind_sigma, stage_sigmas
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
@@ -360,14 +361,12 @@ def refuse(match: str, plan: StagePlan, **options: Any) -> None:
         sample(plan, runners, {}, pyramid, PackedLayout(), **options)
 
 
-def test_other_actions_are_refused() -> None:
-    stage = Stage(grid=grid_of(1.0), sigmas=(1.0, 0.5, 0.0), actions=("full", "bypass"))
-    refuse("feature caching is not implemented", plan_of((stage,)))
-
-
 def test_a_missing_runner_is_refused() -> None:
     runners = runners_of(one_stage((1.0, 0.0)), curved)
     refuse(r"no runner named 'stage2\.full'", three_stages(), runners=runners)
+    stage = Stage(grid=grid_of(1.0), sigmas=(1.0, 0.5, 0.0), actions=("full", "bypass"))
+    cached = replace(one_stage((1.0, 0.0)), stages=(stage,), cache=DEFAULTS["reuse"])
+    refuse(r"no runner named 'stage1\.bypass'", cached, runners=runners)
 
 
 def test_a_pyramid_of_another_size_or_depth_is_refused() -> None:
