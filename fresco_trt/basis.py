@@ -107,7 +107,7 @@ def check_basis(basis: Basis, *, model: str, weights_sha256: str, hidden: int) -
         raise CalibrationError(
             f"principal directions of {found[0]}, weights {found[1]}, {found[2]} channels",
             expected=f"those of {wanted[0]}, weights {wanted[1]}, {wanted[2]} channels",
-            fix=f"measure them with 'fresco-trt calibrate --model {model} --basis'",
+            fix=f"measure them with 'fresco-trt calibrate --model {model} --measure basis'",
         )
 
 
@@ -143,6 +143,6 @@ def _check_directions(basis: Basis, path: Path) -> None:
 def _unreadable(path: Path, why: str) -> CalibrationError:
     return CalibrationError(
         f"the basis {path.name} cannot be used: {why}",
-        expected="a file that 'fresco-trt calibrate --basis' wrote",
+        expected="a file that 'fresco-trt calibrate --measure basis' wrote",
         fix="measure it again with that command",
     )

@@ -2,8 +2,8 @@
 
 Beside the data path, and light to import. The power spectrum of its latents places switches
 (:mod:`fresco_trt.lower.spectrum`); its two numbers go from the stored file into the model's facts
-by hand, so that no plan depends on a file that may not be there. The principal directions of its
-features are what SVD-Cache splits along (:mod:`fresco_trt.lower.principal`).
+by hand, so that no plan depends on a file that may not be there. What caches need of its features
+is in :mod:`fresco_trt.calibrate_features`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -26,7 +26,7 @@ from fresco_trt import __version__, display
 from fresco_trt.errors import CalibrationError, IncompatibleOptions, PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     import numpy.typing as npt
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
 
     Pixels = npt.NDArray[np.uint8]
+    Measurement: TypeAlias = Callable[["Options", Report], dict[str, Any]]
 
 SCHEMA = 1
 DEMO = "flux-tiny"
@@ -50,25 +51,38 @@ _BATCH_PIXELS = 1 << 19  # encoded at once: 8 pictures of 256x256, one of 1024x1
 _DIGITS = 6  # significant ones that are stored; latents in float32 have no more
 
 
+Measure = Literal["spectrum", "basis", "skips"]
+
+READS: Mapping[Measure, tuple[str, ...]] = {
+    "spectrum": ("pictures", "scenes"),
+    "basis": ("prompts", "energy"),
+    "skips": ("prompts", "cache", "stages", "preset", "tolerance"),
+}
+"""What is measured, and the options that this reads beside those that all do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What the command was asked for; None means the default."""
 
     model: str
+    measure: Measure = "spectrum"
     pictures: Path | None = None
     scenes: int | None = None
+    prompts: Path | None = None
+    energy: float | None = None
+    cache: str | None = None
+    stages: int | None = None
+    preset: str | None = None
+    tolerance: float | None = None
     weights: str | None = None
     out: Path = OUT
 
-    basis: bool = False
-    prompts: Path | None = None
-    energy: float | None = None
-
     @property
     def path(self) -> Path:
-        """The file that is written."""
-        name = "basis.safetensors" if self.basis else "spectrum.json"
-        return self.out / f"{self.model}-{name}"
+        """The file that is written, where it needs no more than the model's name."""
+        names = {"spectrum": "spectrum.json", "basis": "basis.safetensors", "skips": "skips.json"}
+        return self.out / f"{self.model}-{names[self.measure]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,79 +97,115 @@ class Source:
 
 def calibrate(
     model: Annotated[str, typer.Option("--model", help="Model name, e.g. flux-tiny.")],
+    measure: Annotated[
+        str,
+        typer.Option(
+            help="spectrum (for --delta), basis (for --cache svd) or skips (for --actions)."
+        ),
+    ] = "spectrum",
     pictures: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of pictures like those the model draws, none smaller than its size.",
+            help="Of a spectrum: folder of pictures like those the model draws, none smaller.",
             show_default=f"for {DEMO}: scenes that are drawn",
         ),
     ] = None,
     scenes: Annotated[
-        int | None, typer.Option(help="Scenes to draw.", show_default=str(SCENES))
+        int | None, typer.Option(help="Of a spectrum: scenes to draw.", show_default=str(SCENES))
     ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Diffusers pipeline folder with the VAE.", show_default="bundled"),
-    ] = None,
-    basis: Annotated[
-        bool,
-        typer.Option("--basis", help="Measure what --cache svd needs: principal directions."),
-    ] = False,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="With --basis: text file, one prompt a line.",
+            help="Of a basis or skips: text file, one prompt a line.",
             show_default="calibration/<model>-prompts.txt",
         ),
     ] = None,
     energy: Annotated[
         float | None,
+        typer.Option(help="Of a basis: share of energy that is principal.", show_default="0.85"),
+    ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="Of skips: what predicts.", show_default="hicache")
+    ] = None,
+    stages: Annotated[
+        int | None, typer.Option(help="Of skips: stages of the plan.", show_default="3")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Of skips: preset of the plan.", show_default="balanced")
+    ] = None,
+    tolerance: Annotated[
+        float | None,
         typer.Option(
-            help="With --basis: share of the energy that is principal.", show_default="0.85"
+            help="Of skips: largest relative error of a velocity.", show_default="several"
         ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Diffusers pipeline folder.", show_default="bundled"),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the result.")] = OUT,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,
 ) -> None:
-    """Measure the power spectrum of a model's latents, which `--delta` places switches by.
-
-    Or, with --basis, the principal directions of its features, which `--cache svd` splits along.
-    """
+    """Measure what plans and caches need to know of a model, and store it in calibration/."""
     options = Options(
         model=model,
+        measure=_measure(measure),
         pictures=pictures,
         scenes=scenes,
-        weights=weights,
-        basis=basis,
         prompts=prompts,
         energy=energy,
+        cache=cache,
+        stages=stages,
+        preset=preset,
+        tolerance=tolerance,
+        weights=weights,
         out=out,
     )
-    _check_read(options)
+    check_read(options)
+    measured, table = _measurements()[options.measure]
     with display.progress() as report:
-        document = run_basis(options, report) if basis else run(options, report)
-    shown = {"file": str(options.path), **document}
+        shown = {"file": str(options.path), **measured(options, report)}
     if as_json:
         sys.stdout.write(json.dumps(shown, indent=1, allow_nan=False) + "\n")
-    elif basis:
-        display.basis_table(shown)
     else:
-        display.spectrum_table(shown)
+        table(shown)
 
 
-def _check_read(options: Options) -> None:
-    """Nothing that is asked for is ignored."""
-    other = ("pictures", "scenes") if options.basis else ("prompts", "energy")
-    given = [f"--{name}" for name in other if getattr(options, name) is not None]
+def _measure(name: str) -> Measure:
+    for known in READS:
+        if name == known:
+            return known
+    raise IncompatibleOptions(
+        f"--measure {name}",
+        expected=f"one of {', '.join(READS)}",
+        fix="leave --measure out for the spectrum",
+    )
+
+
+def _measurements() -> Mapping[Measure, tuple[Measurement, Callable[[Any], None]]]:
+    """What is measured, and how the command shows it."""
+    from fresco_trt.calibrate_features import run_basis, run_skips
+
+    return {
+        "spectrum": (run, display.spectrum_table),
+        "basis": (run_basis, display.basis_table),
+        "skips": (run_skips, display.skips_table),
+    }
+
+
+def check_read(options: Options) -> None:
+    """Raise IncompatibleOptions for an option that this measurement would ignore."""
+    every = dict.fromkeys(name for names in READS.values() for name in names)
+    unread = [name for name in every if name not in READS[options.measure]]
+    given = [f"--{name}" for name in unread if getattr(options, name) is not None]
     if given:
-        what = "principal directions" if options.basis else "a spectrum"
+        readers = [each for each, names in READS.items() if given[0].removeprefix("--") in names]
         raise IncompatibleOptions(
-            f"{' and '.join(given)} for {what}",
-            expected="options of what is measured",
-            fix=f"leave {' and '.join(given)} out, or "
-            + ("leave --basis out" if options.basis else "pass --basis"),
+            f"{' and '.join(given)} with --measure {options.measure}",
+            expected=f"of these only {', '.join(f'--{each}' for each in READS[options.measure])}",
+            fix=f"leave {' and '.join(given)} out, or pass --measure {readers[0]}",
         )
 
 
@@ -182,38 +232,6 @@ def run(options: Options, progress: Report) -> dict[str, Any]:
     document = _document(facts, encoder, source, measured)
     store(document, options.path)
     return document
-
-
-def run_basis(options: Options, progress: Report) -> dict[str, Any]:
-    """Measure and store the principal directions of a model's features; what was stored, in short.
-
-    On the trajectories of its balanced plan of most stages, every step in full. Raises
-    UnknownModel, CalibrationError, WeightsNotFound, OutputNotWritable and DiskFull.
-    """
-    from fresco_trt.lower import principal
-    from fresco_trt.models.flux import load_transformer
-    from fresco_trt.models.flux_parts import find_pipeline
-    from fresco_trt.models.weights import weights_digest
-    from fresco_trt.models.zoo import model_facts
-    from fresco_trt.plan.making import make_plan
-
-    facts = model_facts(options.model)
-    energy = principal.check_energy(principal.ENERGY if options.energy is None else options.energy)
-    prompts = principal.read_prompts(options.prompts or principal.default_prompts(facts.name))
-    check_writable(options.path)
-    progress("loading weights", 0.0)
-    transformer = load_transformer(options.weights, facts)
-    reference = principal.Reference(
-        facts=facts,
-        transformer=transformer,
-        weights_sha256=weights_digest(transformer),
-        pipeline=find_pipeline(options.weights, facts.name),
-        prompts=prompts,
-    )
-    plan = make_plan(facts, stages=max(facts.stage_counts))
-    basis = principal.measure_basis(reference, plan, energy=energy, progress=progress)
-    basis.store(options.path)
-    return basis.to_json()
 
 
 # --- pictures ---------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ def build(
     basis: Annotated[
         Path | None,
         typer.Option(
-            help="With --cache svd, a file of 'fresco-trt calibrate --basis'.",
+            help="With --cache svd, a file of 'fresco-trt calibrate --measure basis'.",
             show_default="measured now, with the prompts in calibration/",
         ),
     ] = None,

@@ -279,3 +279,32 @@ def basis_table(summary: Mapping[str, Any]) -> None:
         f"{summary['energy']:.0%} of the energy asked for, {summary['prompts']} prompts\n"
         f"{summary['file']}"
     )
+
+
+def skips_table(summary: Mapping[str, Any]) -> None:
+    """For each tolerance the actions to pass, and the largest error that was let through."""
+    rows = [
+        (
+            f"{each['tolerance']:g}",
+            ",".join(each["actions"]),
+            f"{each['full_steps']} of {summary['steps']}",
+            _worst_skip(each),
+        )
+        for each in summary["skips"]
+    ]
+    title = (
+        f"{summary['model']}, {summary['stages']} stages, {summary['preset']}: "
+        f"steps that {summary['cache']['name']} may answer"
+    )
+    _table(title, ("tolerance", "--actions", "full steps", "worst skipped"), rows)
+    _say(f"{summary['prompts']} prompts\n{summary['file']}")
+
+
+def _worst_skip(each: Mapping[str, Any]) -> str:
+    pairs = [
+        (letter, error)
+        for word, errors in zip(each["actions"], each["errors"], strict=True)
+        for letter, error in zip(word, errors, strict=True)
+    ]
+    taken = [error for letter, error in pairs if letter == "B"]
+    return f"{max(taken):.1%}" if taken else "none"

@@ -88,6 +88,13 @@ def build_arguments(**options: object) -> list[str]:
     return ["build", *(word for pair in pairs for word in pair)]
 
 
+def calibrate_arguments(measure: str, **options: object) -> list[str]:
+    """A calibration of the demo."""
+    pairs = [(f"--{name}", str(value)) for name, value in options.items()]
+    words = [word for pair in pairs for word in pair]
+    return ["calibrate", "--model", "flux-tiny", "--measure", measure, *words]
+
+
 # --- help -------------------------------------------------------------------------------------
 
 
@@ -324,10 +331,14 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (build_arguments(cache="taylor", basis="b.safetensors"), ["--basis", "--cache svd"]),
     (build_arguments(cache="svd", warmup=1, basis="b.safetensors"), ["b.safetensors", "calibrate"]),
     (["plan", "--model", "flux", "--cache", "reuse", "--actions", "FB"], ["of 2 steps", "3 words"]),
-    (["calibrate", "--model", "flux-tiny", "--energy", "0.5"], ["--energy", "pass --basis"]),
-    (["calibrate", "--model", "flux-tiny", "--basis", "--scenes", "5"], ["--scenes"]),
-    (["calibrate", "--model", "flux-tiny", "--basis", "--energy", "2"], ["energy of 2"]),
-    (["calibrate", "--model", "flux-tiny", "--basis", "--prompts", "no.txt"], ["no.txt"]),
+    (calibrate_arguments("size"), ["--measure size", "spectrum, basis, skips"]),
+    (calibrate_arguments("spectrum", energy=0.5), ["--energy", "pass --measure basis"]),
+    (calibrate_arguments("basis", scenes=5), ["--scenes", "pass --measure spectrum"]),
+    (calibrate_arguments("basis", energy=2), ["energy of 2"]),
+    (calibrate_arguments("basis", prompts="no.txt"), ["no.txt", "one prompt a line"]),
+    (calibrate_arguments("basis", cache="svd"), ["--cache", "pass --measure skips"]),
+    (calibrate_arguments("skips", cache="hicach"), ["did you mean hicache"]),
+    (calibrate_arguments("skips", stages=9), ["9 stages"]),
     (build_arguments(backend="onnxruntime", target="sm89"), ["--target sm89", "no target"]),
     (build_arguments(graphs="onnx"), ["--graphs onnx", "--backend onnxruntime"]),
     (build_arguments(weights="absent"), ["absent does not exist", "--weights random"]),

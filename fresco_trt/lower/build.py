@@ -112,10 +112,10 @@ def build(
     `size` is (width, height) in pixels; `steps` only for one stage; `delta` places the switches by
     the spectrum of the model's latents; `weights` a diffusers folder, a .safetensors file,
     "random", or None for the bundled or hub weights; `cache`, `interval`, `warmup` and `actions`
-    as `fresco_trt.plan` has them; `basis` a file of `fresco-trt calibrate --basis` for the cache
-    "svd" (None: measured now, with the prompts in calibration/); `targets` GPU architectures for
-    TensorRT ("sm89"). A bundle with the same build key is reused. Raises PlanError or LowerError
-    leaves; whatever happens, `out` holds the old bundle or the complete new one.
+    as `fresco_trt.plan` has them; `basis` a file of `fresco-trt calibrate --measure basis` for the
+    cache "svd" (None: measured now, with the prompts in calibration/); `targets` GPU architectures
+    for TensorRT ("sm89"). A bundle with the same build key is reused. Raises PlanError or
+    LowerError leaves; whatever happens, `out` holds the old bundle or the complete new one.
     """
     request = BuildRequest(
         model=model,

@@ -1,9 +1,9 @@
 """The principal directions of a model's features, measured on trajectories of a plan.
 
 Before the engines are built, where the cache is "svd"; also by itself, as `fresco-trt calibrate
---basis`. Every step of the plan is run in full by the eager model for each of a few prompts, and
-what its last block gives is added up (SVD-Cache, arXiv 2601.07396: one reference is enough, the
-directions being nearly the same for all prompts).
+--measure basis`. Every step of the plan is run in full by the eager model for each of a few
+prompts, and what its last block gives is added up (SVD-Cache, arXiv 2601.07396: one reference is
+enough, the directions being nearly the same for all prompts).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,25 +35,67 @@ def in_full(plan: StagePlan) -> StagePlan:
     return replace(plan, stages=stages, cache=None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Seen:
+    """One full step of a trajectory: its stage and step in it, counted from 0, sigma, what the last
+    block gave [1,N,H], the velocity [1,N,4C], and the inputs that a bypass takes beside a feature.
+    """
+
+    stage: int
+    step: int
+    sigma: float
+    feature: Tensor
+    velocity: Tensor
+    inputs: Mapping[str, Tensor]
+
+
+def walks(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[Iterator[Seen]]:
+    """One trajectory a prompt, in step with one another if they are asked in turn.
+
+    What a step gave is valid until the same prompt is asked for the next.
+    """
+    encode = FluxPrompt(reference.pipeline, reference.facts.text_tokens)
+    taps = _taps(reference, plan, scope)
+    return [
+        _walk(reference, plan, taps, _inputs(reference.facts, encode(prompt)), number)
+        for number, prompt in enumerate(reference.prompts)
+    ]
+
+
 def features(reference: Reference, plan: StagePlan, progress: Progress) -> Iterator[Tensor]:
     """What the last block gives, [1,N,H], at every step of every prompt."""
-    facts = reference.facts
-    encode = FluxPrompt(reference.pipeline, facts.text_tokens)
-    layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
-    total = len(reference.prompts) * plan.nfe
-    done = 0
     with ExitStack() as scope:
-        taps = _taps(reference, plan, scope)
-        for number, prompt in enumerate(reference.prompts):
-            seed = reference.seed + number
-            inputs = _inputs(facts, encode(prompt))
-            fresh = fresh_generator(seed) if any(map(draws, plan.transitions)) else None
-            pyramid = _pyramid(facts, plan, seed)
-            for step in sample(plan, taps, inputs, pyramid, layout, fresh=fresh):
-                progress("measuring principal directions", done / total)
-                done += 1
-                yield taps[engine_name(step.stage, "full")].feature
+        trajectories = walks(reference, plan, scope)
+        for number, trajectory in enumerate(trajectories):
+            for seen in trajectory:
+                progress("measuring principal directions", number / len(trajectories))
+                yield seen.feature
     progress("measuring principal directions", 1.0)
+
+
+def _walk(
+    reference: Reference,
+    plan: StagePlan,
+    taps: Mapping[str, _Tap],
+    inputs: dict[str, Tensor],
+    number: int,
+) -> Iterator[Seen]:
+    facts, seed = reference.facts, reference.seed + number
+    layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
+    fresh = fresh_generator(seed) if any(map(draws, plan.transitions)) else None
+    pyramid = _pyramid(facts, plan, seed)
+    before, stage = 0, 0
+    for step in sample(plan, taps, inputs, pyramid, layout, fresh=fresh):
+        if step.stage != stage:
+            before, stage = step.step, step.stage
+        yield Seen(
+            stage=step.stage,
+            step=step.step - before,
+            sigma=step.sigma,
+            feature=taps[engine_name(step.stage, "full")].feature,
+            velocity=step.velocity,
+            inputs={**inputs, "timestep": torch.tensor([step.sigma])},
+        )
 
 
 class _Tap:

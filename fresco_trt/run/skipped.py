@@ -7,7 +7,7 @@ change of resolution.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -16,6 +16,7 @@ from fresco_trt.run.cache import predictor
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fresco_trt.plan.caching import CachePlan
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.cache import Predictor
 
@@ -33,11 +34,16 @@ class StageCache:
 
         Raises IncompatibleOptions for a predictor that needs what there is not.
         """
-        stage = plan.stages[index]
-        if plan.cache is None or "bypass" not in stage.actions:
+        if plan.cache is None or "bypass" not in plan.stages[index].actions:
             return None
-        grid = None if plan.promoted[index] else (stage.grid.rows, stage.grid.columns)
-        return cls(predictor(plan.cache, grid=grid, basis=basis), plan.cache.axis)
+        return cls.over(plan, index, plan.cache, basis)
+
+    @classmethod
+    def over(cls, plan: StagePlan, index: int, cache: CachePlan, basis: Tensor | None) -> Self:
+        """An empty cache for a stage, whatever the plan's own is; raises as :meth:`of`."""
+        grid = plan.stages[index].grid
+        places = None if plan.promoted[index] else (grid.rows, grid.columns)
+        return cls(predictor(cache, grid=places, basis=basis), cache.axis)
 
     def observe(self, feature: Tensor, step: int, sigma: float) -> None:
         """Keep what a full step left; ``step`` counts from the stage's first."""

@@ -21,7 +21,7 @@ from fresco_trt.models.flux import (
     stage_signature,
 )
 from fresco_trt.models.zoo import model_facts
-from fresco_trt.plan.caching import CACHES, CacheChoice
+from fresco_trt.plan.caching import CACHES, DEFAULTS, CacheChoice, CacheName, kept_features
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.stages import StagePlan
 from fresco_trt.run.cache import predictor
