@@ -34,6 +34,7 @@ def plan(
     interval: int | None = None,
     warmup: int | None = None,
     actions: Sequence[str] | None = None,
+    site: str | None = None,
 ) -> StagePlan:
     """The stage plan of a model: grids, sigmas and transitions, before anything is built.
 
@@ -46,7 +47,8 @@ def plan(
     ``cache`` names what predicts the features of skipped steps: "none", "reuse", "taylor",
     "hicache", "svd" or "freqca". Of each stage ``warmup`` steps are full and then one in each
     ``interval``; or ``actions`` says it step by step, one word a stage, "FFBF": F for a full step,
-    B for a skipped one.
+    B for a skipped one. ``site`` is what is predicted: "final" (None), the features after the last
+    block, or "trunk", what all blocks after the first add: the first then runs at every step.
 
     Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong
     ``steps``, ``delta`` or cache, and IncompatibleOptions for a ``delta`` with a model whose
@@ -61,7 +63,7 @@ def plan(
         size=size,
         steps=steps,
         delta=delta,
-        cache=CacheChoice(name=cache, interval=interval, warmup=warmup, actions=words),
+        cache=CacheChoice(name=cache, interval=interval, warmup=warmup, actions=words, site=site),
     )
 
 

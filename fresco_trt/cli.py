@@ -35,6 +35,7 @@ from fresco_trt.options import (
     PlainSteps,
     Preset,
     Seed,
+    Site,
     Sizes,
     Stages,
     Warmup,
@@ -72,6 +73,7 @@ def plan(
     interval: Interval = None,
     warmup: Warmup = None,
     actions: Actions = None,
+    site: Site = None,
     as_json: Json = False,
 ) -> None:
     """Show the stages of a plan and what they cost beside the plain pipeline."""
@@ -87,7 +89,7 @@ def plan(
         size=_only_size(size),
         steps=steps,
         delta=delta,
-        cache=_cache(cache, interval, warmup, actions),
+        cache=_cache(cache, interval, warmup, actions, site),
     )
     summary = plan_summary(facts, chosen, steps)
     _print(summary, as_json, display.plan_table)
@@ -110,6 +112,7 @@ def build(
     interval: Interval = None,
     warmup: Warmup = None,
     actions: Actions = None,
+    site: Site = None,
     basis: Annotated[
         Path | None,
         typer.Option(
@@ -145,7 +148,7 @@ def build(
         weights=weights,
         backend=backend,
         precision=precision,
-        cache=_cache(cache, interval, warmup, actions),
+        cache=_cache(cache, interval, warmup, actions, site),
         basis=basis,
         targets=_targets(target),
         out=out,
@@ -287,9 +290,11 @@ def _targets(text: str | None) -> tuple[str, ...]:
     return () if text is None else tuple(name.strip() for name in text.split(","))
 
 
-def _cache(name: str, interval: int | None, warmup: int | None, actions: str | None) -> CacheChoice:
+def _cache(
+    name: str, interval: int | None, warmup: int | None, actions: str | None, site: str | None
+) -> CacheChoice:
     words = None if actions is None else tuple(word.strip() for word in actions.split(","))
-    return CacheChoice(name=name, interval=interval, warmup=warmup, actions=words)
+    return CacheChoice(name=name, interval=interval, warmup=warmup, actions=words, site=site)
 
 
 def _only_size(sizes: list[str] | None) -> Size | None:

@@ -61,6 +61,14 @@ Actions = Annotated[
         help="With a cache, each step: words like FFBF,FBF (full, bypass), one a stage.",
     ),
 ]
+Site = Annotated[
+    str | None,
+    typer.Option(
+        "--site",
+        help="With a cache, what is predicted: final, or trunk (the first block always runs).",
+        show_default="final",
+    ),
+]
 Engines = Annotated[Path, typer.Option("--engines", help="Folder that 'fresco-trt build' wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the one noise field.")]

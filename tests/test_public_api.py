@@ -28,7 +28,7 @@ SIGNATURES = {
         "(model: 'str', *, stages: 'int', preset: 'str' = 'balanced', size: 'Size | None' = None, "
         "steps: 'int | None' = None, delta: 'float | None' = None, cache: 'str' = 'none', "
         "interval: 'int | None' = None, warmup: 'int | None' = None, "
-        "actions: 'Sequence[str] | None' = None) -> 'StagePlan'"
+        "actions: 'Sequence[str] | None' = None, site: 'str | None' = None) -> 'StagePlan'"
     ),
     "build": (
         "(model: 'str', *, stages: 'int' = 3, preset: 'str | None' = None, "
@@ -36,7 +36,7 @@ SIGNATURES = {
         "weights: 'str | None' = None, backend: 'str' = 'onnxruntime', "
         "precision: 'str' = 'fp32', cache: 'str' = 'none', interval: 'int | None' = None, "
         "warmup: 'int | None' = None, actions: 'Sequence[str] | None' = None, "
-        "basis: 'str | Path | None' = None, "
+        "site: 'str | None' = None, basis: 'str | Path | None' = None, "
         "targets: 'tuple[str, ...]' = (), out: 'str | Path | None' = None, "
         "progress: 'Progress' = silent) -> 'Path'"
     ),

@@ -134,7 +134,7 @@ class EnginePool:
 
     def _signature(self, kind: Kind) -> GraphSignature:
         if kind.graph == "bypass":
-            return bypass_signature(self._facts, kind.tokens)
+            return bypass_signature(self._facts, kind.tokens, self._facts.text_tokens)
         return full_signature(
             self._facts,
             kind.tokens,

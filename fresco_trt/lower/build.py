@@ -102,6 +102,7 @@ def build(
     interval: int | None = None,
     warmup: int | None = None,
     actions: Sequence[str] | None = None,
+    site: str | None = None,
     basis: str | Path | None = None,
     targets: tuple[str, ...] = (),
     out: str | Path | None = None,
@@ -111,8 +112,8 @@ def build(
 
     `size` is (width, height) in pixels; `steps` only for one stage; `delta` places the switches by
     the spectrum of the model's latents; `weights` a diffusers folder, a .safetensors file,
-    "random", or None for the bundled or hub weights; `cache`, `interval`, `warmup` and `actions`
-    as `fresco_trt.plan` has them; `basis` a file of `fresco-trt calibrate --measure basis` for the
+    "random", or None for the bundled or hub weights; `cache` and what belongs to it as
+    `fresco_trt.plan` has them; `basis` a file of `fresco-trt calibrate --measure basis` for the
     cache "svd" (None: measured now, with the prompts in calibration/); `targets` GPU architectures
     for TensorRT ("sm89"). A bundle with the same build key is reused. Raises PlanError or
     LowerError leaves; whatever happens, `out` holds the old bundle or the complete new one.
@@ -132,6 +133,7 @@ def build(
             interval=interval,
             warmup=warmup,
             actions=None if actions is None else tuple(actions),
+            site=site,
         ),
         basis=None if basis is None else Path(basis),
         targets=targets,

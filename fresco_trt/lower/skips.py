@@ -135,7 +135,7 @@ def measure_skips(
 def _bypasses(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[EngineRunner]:
     found = []
     for tokens in plan.tokens:
-        signature = bypass_signature(reference.facts, tokens)
+        signature = bypass_signature(reference.facts, tokens, reference.facts.text_tokens)
         graph = graph_from_signature(reference.transformer, signature)
         found.append(scope.enter_context(module_runner(graph, signature)))
     return found

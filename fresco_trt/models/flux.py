@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions, InvalidPlan
 from fresco_trt.models.weights import check_names, find_transformer, read_config, read_weights
+from fresco_trt.plan.caching import FEATURES, CacheSite
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
@@ -136,6 +137,7 @@ def full_signature(
     *,
     promoted: int = 0,
     feature: bool = False,
+    site: CacheSite = "final",
     batch: int = 1,
 ) -> GraphSignature:
     """Signature of the ``full`` graph for ``tokens`` image tokens; all float32.
@@ -148,8 +150,19 @@ def full_signature(
     if promoted and not 0 < 4 * promoted <= tokens:
         given = f"{tokens} tokens, {promoted} of them expanded to four"
         raise InvalidPlan(given, expected=f"from 0 to {tokens // 4}", fix="correct the plan")
+    inputs = _full_inputs(facts, tokens, text_tokens, promoted, batch)
+    outputs = {
+        "velocity": (batch, tokens, facts.in_channels),
+        **({FEATURES[site]: (batch, tokens, facts.hidden)} if feature else {}),
+    }
+    return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+
+
+def _full_inputs(
+    facts: ModelFacts, tokens: int, text_tokens: int, promoted: int, batch: int
+) -> dict[str, tuple[int, ...]]:
     coarse_rows = text_tokens + tokens - 3 * promoted
-    inputs = {
+    return {
         "latents": (batch, tokens, facts.in_channels),
         "text": (batch, text_tokens, facts.text_dim),
         "pooled": (batch, facts.pooled_dim),
@@ -159,26 +172,32 @@ def full_signature(
         "rope_sin": (text_tokens + tokens, facts.head_dim),
         **(dict.fromkeys(COARSE_ROPE, (coarse_rows, facts.head_dim)) if promoted else {}),
     }
-    outputs = {
-        "velocity": (batch, tokens, facts.in_channels),
-        **({"feature": (batch, tokens, facts.hidden)} if feature else {}),
-    }
-    return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
 
 
-def bypass_signature(facts: ModelFacts, tokens: int, *, batch: int = 1) -> GraphSignature:
+def bypass_signature(
+    facts: ModelFacts,
+    tokens: int,
+    text_tokens: int,
+    *,
+    site: CacheSite = "final",
+    batch: int = 1,
+) -> GraphSignature:
     """Signature of the ``bypass`` graph for ``tokens`` image tokens; all float32.
 
-    ``feature`` stands for the image tokens after the last block; the rest as in
-    :func:`full_signature`.
+    ``feature`` stands for the image tokens after the last block, ``residual`` at the trunk for what
+    all blocks after the first add to them; the rest as in :func:`full_signature`.
     """
+    outputs = {"velocity": (batch, tokens, facts.in_channels)}
+    if site == "trunk":
+        whole = _full_inputs(facts, tokens, text_tokens, 0, batch)
+        inputs = {FEATURES[site]: (batch, tokens, facts.hidden), **whole}
+        return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
     inputs = {
         "feature": (batch, tokens, facts.hidden),
         "pooled": (batch, facts.pooled_dim),
         "timestep": (batch,),
         **({"guidance": (batch,)} if facts.guidance else {}),
     }
-    outputs = {"velocity": (batch, tokens, facts.in_channels)}
     return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
 
 
@@ -190,11 +209,12 @@ def stage_signature(
     The full graph gives its feature where a later step of the stage is a bypass.
     """
     tokens = plan.tokens[stage]
+    site: CacheSite = "final" if plan.cache is None else plan.cache.site
     if action == "bypass":
-        return bypass_signature(facts, tokens)
+        return bypass_signature(facts, tokens, text_tokens, site=site)
     feature = "bypass" in plan.stages[stage].actions
     promoted = plan.aligned[stage]
-    return full_signature(facts, tokens, text_tokens, promoted=promoted, feature=feature)
+    return full_signature(facts, tokens, text_tokens, promoted=promoted, feature=feature, site=site)
 
 
 def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
@@ -203,23 +223,28 @@ def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
     )
 
 
-def full_graph(transformer: Module, *, feature: bool = False) -> FullGraph:
+def full_graph(
+    transformer: Module, *, feature: bool = False, site: CacheSite = "final"
+) -> FullGraph:
     """The module to export for :func:`full_signature`; shares the transformer's weights."""
     from fresco_trt.models.flux_graph import FullGraph
 
-    return FullGraph(transformer, feature=feature).eval()
+    return FullGraph(transformer, feature=feature, site=site).eval()
 
 
 def graph_from_signature(transformer: Module, signature: GraphSignature) -> Module:
     """The module a signature of this family was written for (eager runners rebuild it so)."""
     inputs = {spec.name for spec in signature.inputs}
-    if "feature" in inputs:
-        from fresco_trt.models.flux_graph import BypassGraph
+    if inputs & set(FEATURES.values()):
+        from fresco_trt.models.flux_graph import BypassGraph, TrunkBypassGraph
 
-        return BypassGraph(transformer).eval()
-    feature = "feature" in {spec.name for spec in signature.outputs}
+        bypass = BypassGraph if FEATURES["final"] in inputs else TrunkBypassGraph
+        return bypass(transformer).eval()
+    outputs = {spec.name for spec in signature.outputs}
+    site: CacheSite = "trunk" if FEATURES["trunk"] in outputs else "final"
+    feature = FEATURES[site] in outputs
     if COARSE_ROPE[0] not in inputs:
-        return full_graph(transformer, feature=feature)
+        return full_graph(transformer, feature=feature, site=site)
     from fresco_trt.models.flux_aligned import AlignedGraph, MixedOrder
 
     text, tokens = (signature.input(name).shape[1] for name in ("text", "latents"))

@@ -7,10 +7,14 @@ the only file of the family that needs torch to be imported at all, so it is rea
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.caching import CacheSite
 
 
 class FullGraph(nn.Module):
@@ -28,10 +32,12 @@ class FullGraph(nn.Module):
     """How many inputs are tables of positions: the last ones."""
 
     # ``Any`` because diffusers' attributes carry no types.
-    def __init__(self, transformer: Any, *, feature: bool = False) -> None:
+    def __init__(
+        self, transformer: Any, *, feature: bool = False, site: CacheSite = "final"
+    ) -> None:
         super().__init__()
         self.transformer: Any = transformer
-        self.feature = feature
+        self.feature, self.site = feature, site
         self.guided = bool(transformer.config.guidance_embeds)
 
     def forward(
@@ -43,32 +49,59 @@ class FullGraph(nn.Module):
         then ``guidance`` [B] if the model has it, ``rope_cos`` and ``rope_sin`` [T+N, head_dim],
         and where :attr:`tables` says so more of them.
         Returns ``velocity`` [B,N,C] and, with ``feature``, the image tokens [B,N,H] after the last
-        block. Raises ``TypeError`` on a wrong number of inputs.
+        block, or at the trunk what all blocks after the first added to them. Raises ``TypeError``
+        on a wrong number of inputs.
         """
+        state, condition, rope = self.entered(latents, text, pooled, timestep, *rest)
+        blocks = (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks)
+        first = through(blocks[:1], state, condition, rope)
+        last = through(blocks[1:], first, condition, rope)
+        velocity = leave(self.transformer, last.tokens, condition)
+        if not self.feature:
+            return (velocity,)
+        kept = last.tokens if self.site == "final" else last.tokens - first.tokens
+        return velocity, kept.float()
+
+    def entered(
+        self, latents: Tensor, text: Tensor, pooled: Tensor, timestep: Tensor, *rest: Tensor
+    ) -> tuple[Streams, Tensor, tuple[Tensor, ...]]:
+        """What the first block is called with: both streams, the modulation vector, the tables."""
         if len(rest) != self.tables + self.guided:
             expected = 4 + self.tables + self.guided
             raise TypeError(f"{4 + len(rest)} inputs given; expected {expected}")
         model, others, rope = self.transformer, rest[: -self.tables], rest[-self.tables :]
         dtype = model.proj_out.weight.dtype
-        condition = _condition(model, pooled.to(dtype), timestep, *others)
+        condition = condition_of(model, pooled.to(dtype), timestep, *others)
         context = model.context_embedder(text.to(dtype))
-        tokens = self.blocks(model.x_embedder(latents.to(dtype)), context, condition, rope)
-        velocity: Tensor = model.proj_out(model.norm_out(tokens, condition)).float()
-        return (velocity, tokens.float()) if self.feature else (velocity,)
+        return Streams(model.x_embedder(latents.to(dtype)), context), condition, rope
 
-    def blocks(
-        self, tokens: Tensor, context: Tensor, condition: Tensor, rope: tuple[Tensor, ...]
-    ) -> Tensor:
-        """Double-stream blocks, then single-stream blocks; the image tokens [B,N,H] after them."""
-        model = self.transformer
-        for block in (*model.transformer_blocks, *model.single_transformer_blocks):
-            context, tokens = block(
-                hidden_states=tokens,
-                encoder_hidden_states=context,
-                temb=condition,
-                image_rotary_emb=rope,
-            )
-        return tokens
+
+class Streams(NamedTuple):
+    """Image tokens [B,N,H] and text tokens [B,T,H] between two blocks."""
+
+    tokens: Tensor
+    context: Tensor
+
+
+def through(
+    blocks: Sequence[Any], streams: Streams, condition: Tensor, rope: tuple[Tensor, ...]
+) -> Streams:
+    """Both streams after some blocks, double-stream or single-stream."""
+    tokens, context = streams
+    for block in blocks:
+        context, tokens = block(
+            hidden_states=tokens,
+            encoder_hidden_states=context,
+            temb=condition,
+            image_rotary_emb=rope,
+        )
+    return Streams(tokens, context)
+
+
+def leave(transformer: Any, tokens: Tensor, condition: Tensor) -> Tensor:
+    """The velocity [B,N,C], float32, from the image tokens after the last block."""
+    velocity: Tensor = transformer.proj_out(transformer.norm_out(tokens, condition)).float()
+    return velocity
 
 
 class BypassGraph(nn.Module):
@@ -96,11 +129,23 @@ class BypassGraph(nn.Module):
             raise TypeError(f"{3 + len(guidance)} inputs given; expected {3 + self.guided}")
         model = self.transformer
         dtype = model.proj_out.weight.dtype
-        condition = _condition(model, pooled.to(dtype), timestep, *guidance)
-        return (model.proj_out(model.norm_out(feature.to(dtype), condition)).float(),)
+        condition = condition_of(model, pooled.to(dtype), timestep, *guidance)
+        return (leave(model, feature.to(dtype), condition),)
 
 
-def _condition(transformer: Any, pooled: Tensor, timestep: Tensor, *guidance: Tensor) -> Tensor:
+class TrunkBypassGraph(FullGraph):
+    """The first block on this step's own latents, and the final projection: the blocks in between
+    are replaced by what they were predicted to add to the image tokens.
+    """
+
+    def forward(self, residual: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Velocity [B,N,C] from ``residual`` [B,N,H] and the inputs of :class:`FullGraph`."""
+        streams, condition, rope = self.entered(*inputs)
+        first = through(self.transformer.transformer_blocks[:1], streams, condition, rope)
+        return (leave(self.transformer, first.tokens + residual.to(first.tokens.dtype), condition),)
+
+
+def condition_of(transformer: Any, pooled: Tensor, timestep: Tensor, *guidance: Tensor) -> Tensor:
     """The modulation vector [B,H]; diffusers embeds 1000 times sigma and guidance."""
     scaled = [value.float() * 1000 for value in (timestep, *guidance)]
     embedded: Tensor = transformer.time_text_embed(*scaled, pooled)

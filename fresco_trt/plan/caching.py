@@ -17,10 +17,17 @@ from fresco_trt.plan.reading import REMAKE, choice, number, record, text, whole
 Action = Literal["full", "bypass"]
 CacheName = Literal["reuse", "taylor", "hicache", "svd", "freqca"]
 CacheAxis = Literal["step", "sigma"]
+CacheSite = Literal["final", "trunk"]
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
 CACHES: tuple[CacheName, ...] = get_args(CacheName)
 AXES: tuple[CacheAxis, ...] = get_args(CacheAxis)
+SITES: tuple[CacheSite, ...] = get_args(CacheSite)
+
+FEATURES: Mapping[CacheSite, str] = {"final": "feature", "trunk": "residual"}
+"""What is cached, as the graphs call it. "final": the image tokens after the last block; a bypass
+runs the final norm and projection. "trunk": what all blocks after the first add to the image
+tokens; a bypass runs the first block too, as DBCache does, on this step's own latents."""
 
 VARIANTS: Mapping[CacheName, tuple[str, ...]] = {
     "reuse": ("",),
@@ -36,7 +43,7 @@ LARGEST_ORDER = 3
 _BY_STEP: tuple[CacheName, ...] = ("hicache", "freqca")
 
 _LETTERS: Mapping[str, Action] = {"F": "full", "B": "bypass"}
-_KEYS = ("name", "order", "scale", "axis", "variant")
+_KEYS = ("name", "order", "scale", "axis", "variant", "site")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +51,8 @@ class CachePlan:
     """What predicts the feature of a bypass step: a predictor of ``run/cache/`` and its settings.
 
     ``order`` is that of the extrapolation (0: the last feature), ``scale`` the contraction of a
-    Hermite basis, ``axis`` what differences are taken over, and ``variant`` one of
-    :data:`VARIANTS`. Raises InvalidPlan.
+    Hermite basis, ``axis`` what differences are taken over, ``variant`` one of :data:`VARIANTS`,
+    and ``site`` one of :data:`FEATURES`. Raises InvalidPlan.
     """
 
     name: CacheName
@@ -53,11 +60,15 @@ class CachePlan:
     scale: float = 0.5
     axis: CacheAxis = "step"
     variant: str = ""
+    site: CacheSite = "final"
 
     def __post_init__(self) -> None:
-        for value, options in ((self.name, CACHES), (self.axis, AXES)):
+        named = ((self.name, CACHES), (self.axis, AXES), (self.site, SITES))
+        for value, options in named:
             if value not in options:
                 raise _invalid(f"a cache by {value!r}", f"one of {', '.join(options)}")
+        if (self.name, self.site) == ("svd", "trunk"):
+            raise _invalid("the cache svd at the trunk", "the site 'final', where it is measured")
         if self.variant not in VARIANTS[self.name]:
             names = ", ".join(repr(each) for each in VARIANTS[self.name])
             raise _invalid(f"the variant {self.variant!r} of {self.name}", f"one of {names}")
@@ -70,7 +81,7 @@ class CachePlan:
             raise _invalid(f"a cache with scale {self.scale}", "a number above 0 and up to 1")
 
     def to_json(self) -> dict[str, object]:
-        """``{name, order, scale, axis, variant}``."""
+        """``{name, order, scale, axis, variant, site}``."""
         return {key: getattr(self, key) for key in _KEYS}
 
     @classmethod
@@ -83,6 +94,7 @@ class CachePlan:
             scale=number(found["scale"], "cache scale"),
             axis=choice(found["axis"], AXES, "cache axis"),
             variant=text(found["variant"], "cache variant"),
+            site=choice(found["site"], SITES, "cache site"),
         )
 
 
@@ -105,13 +117,15 @@ class CacheChoice:
     """What was asked for: a predictor's name or "none", and which steps it answers.
 
     Either ``interval`` and ``warmup`` (None: the default for so many stages) or ``actions``, one
-    word a stage, F for a full step and B for a bypass.
+    word a stage, F for a full step and B for a bypass. ``site`` is where features are taken; None
+    for the final one.
     """
 
     name: str = NONE
     interval: int | None = None
     warmup: int | None = None
     actions: tuple[str, ...] | None = None
+    site: str | None = None
 
 
 NO_CACHE = CacheChoice()

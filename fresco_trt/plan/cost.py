@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fresco_trt.errors import InvalidPlan
-from fresco_trt.plan.caching import kept_features
+from fresco_trt.plan.caching import CacheSite, kept_features
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import check_steps
 from fresco_trt.plan.stages import StagePlan
@@ -51,11 +51,14 @@ def flops_of_step(facts: ModelFacts, tokens: int, *, promoted: int = 0) -> float
     return float(facts.blocks * (projections + attention))
 
 
-def flops_of_bypass(facts: ModelFacts, tokens: int) -> float:
-    """FLOPs of a step that starts from the cached feature: final modulation and projection."""
+def flops_of_bypass(facts: ModelFacts, tokens: int, site: CacheSite = "final") -> float:
+    """FLOPs of a step that starts from the cached feature: final modulation and projection, and at
+    the trunk one block before them.
+    """
     modulation = 2 * facts.hidden * 2 * facts.hidden
     projection = 2 * tokens * facts.hidden * facts.in_channels
-    return float(modulation + projection)
+    head = flops_of_step(facts, tokens) / facts.blocks if site == "trunk" else 0.0
+    return float(modulation + projection) + head
 
 
 def activation_bytes(facts: ModelFacts, tokens: int, precision: str) -> int:
@@ -97,10 +100,11 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
 def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
     """FLOPs of each stage of ``plan``."""
     costs: list[float] = []
+    site = "final" if plan.cache is None else plan.cache.site
     for stage, tokens, promoted in zip(plan.stages, plan.tokens, plan.aligned, strict=True):
         price = {
             "full": flops_of_step(facts, tokens, promoted=promoted),
-            "bypass": flops_of_bypass(facts, tokens),
+            "bypass": flops_of_bypass(facts, tokens, site),
         }
         costs.append(sum(price[action] for action in stage.actions))
     return tuple(costs)

@@ -16,6 +16,7 @@ from fresco_trt.plan.caching import (
     CACHES,
     DEFAULTS,
     NONE,
+    SITES,
     CacheChoice,
     CacheName,
     interval_actions,
@@ -45,7 +46,7 @@ def cached(plan: StagePlan, choice: CacheChoice) -> StagePlan:
     check_read(choice)
     if choice.name == NONE:
         return plan
-    chosen = find_cache(choice.name)
+    chosen = _at_site(find_cache(choice.name), choice.site)
     stages = _spelt(plan, choice.actions) if choice.actions else _ruled(plan, choice)
     if not any("bypass" in stage.actions for stage in stages):
         raise _skips_nothing(plan, choice)
@@ -63,6 +64,27 @@ def find_cache(name: str) -> CachePlan:
             fix=f"did you mean {close[0]}?" if close else "pass one of those to --cache",
         )
     return DEFAULTS[known[name]]
+
+
+def _at_site(cache: CachePlan, site: str | None) -> CachePlan:
+    for known in SITES:
+        if site == known:
+            break
+    else:
+        if site is None:
+            return cache
+        raise PlanError(
+            f"--site {site}",
+            expected=f"one of {', '.join(SITES)}",
+            fix="leave --site out for the final one",
+        )
+    if (cache.name, known) == ("svd", "trunk"):
+        raise IncompatibleOptions(
+            "--site trunk with --cache svd",
+            expected="--site final: its principal directions are measured there",
+            fix="leave --site out, or pass --cache hicache",
+        )
+    return replace(cache, site=known)
 
 
 def _ruled(plan: StagePlan, choice: CacheChoice) -> tuple[Stage, ...]:
@@ -106,6 +128,7 @@ def check_read(choice: CacheChoice) -> None:
         "--interval": choice.interval is not None,
         "--warmup": choice.warmup is not None,
         "--actions": choice.actions is not None,
+        "--site": choice.site is not None,
     }
     asked = [name for name, is_given in given.items() if is_given]
     if choice.name == NONE and asked:
@@ -114,9 +137,10 @@ def check_read(choice: CacheChoice) -> None:
             expected=f"--cache with one of {', '.join(CACHES)}",
             fix=f"pass --cache hicache, or leave {' and '.join(asked)} out",
         )
-    if choice.actions is not None and len(asked) > 1:
+    ruled = [name for name in asked if name in ("--interval", "--warmup")]
+    if choice.actions is not None and ruled:
         raise IncompatibleOptions(
-            f"--actions with {' and '.join(name for name in asked if name != '--actions')}",
+            f"--actions with {' and '.join(ruled)}",
             expected="either the actions themselves or the rule that makes them",
             fix="leave one of the two out",
         )

@@ -214,6 +214,9 @@ def _check_cache(plan: StagePlan) -> None:
     skipped = plan.nfe - plan.full_steps
     if skipped and plan.cache is None:
         raise _invalid(f"{skipped} bypass steps in a plan without a cache", "a cache for them")
+    if plan.cache is not None and plan.cache.site == "trunk" and plan.positions == "aligned":
+        given = "a cache at the trunk of phase-aligned attention"
+        raise _invalid(given, "the site 'final', or positions 'fine'")
     if plan.cache is not None and not skipped:
         raise _invalid(f"the cache {plan.cache.name} in a plan of full steps", "a bypass step")
 

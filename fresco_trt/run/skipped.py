@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from fresco_trt.plan.caching import FEATURES
 from fresco_trt.run.cache import predictor
 
 if TYPE_CHECKING:
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 
 
 class StageCache:
-    """A predictor with its state; features [B,N,H] float32, on the engines' device."""
+    """A predictor with its state; features [B,N,H] float32, on the engines' device.
 
-    def __init__(self, predicts: Predictor[Any], axis: str) -> None:
-        self._predictor, self._axis = predicts, axis
+    ``feature`` is what the graphs call them.
+    """
+
+    def __init__(self, predicts: Predictor[Any], cache: CachePlan) -> None:
+        self.feature = FEATURES[cache.site]
+        self._predictor, self._axis = predicts, cache.axis
         self._state = predicts.start()
 
     @classmethod
@@ -43,7 +48,7 @@ class StageCache:
         """An empty cache for a stage, whatever the plan's own is; raises as :meth:`of`."""
         grid = plan.stages[index].grid
         places = None if plan.promoted[index] else (grid.rows, grid.columns)
-        return cls(predictor(cache, grid=places, basis=basis), cache.axis)
+        return cls(predictor(cache, grid=places, basis=basis), cache)
 
     def observe(self, feature: Tensor, step: int, sigma: float) -> None:
         """Keep what a full step left; ``step`` counts from the stage's first."""

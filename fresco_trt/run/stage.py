@@ -101,14 +101,14 @@ class StageState:
         seconds = perf_counter() - began
         velocity = self._velocity(outputs)
         if self.cache is not None and action == "full":
-            self.cache.observe(outputs["feature"], step, sigma)
+            self.cache.observe(outputs[self.cache.feature], step, sigma)
         return Called(velocity=velocity, engine_seconds=seconds)
 
     def _bypassed(self, runner: Runner, step: int, sigma: float) -> Mapping[str, Tensor]:
         """What a bypass graph takes: the predicted feature, and of the inputs what it asks for."""
         if self.cache is None:
             raise ValueError("a bypass in a stage without a cache; expected a plan with one")
-        inputs = {"feature": self.cache.predict(step, sigma), **self.inputs}
+        inputs = {self.cache.feature: self.cache.predict(step, sigma), **self.inputs}
         return {spec.name: inputs[spec.name] for spec in runner.signature.inputs}
 
     def _velocity(self, outputs: Mapping[str, Tensor]) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import Module
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.models import flux
 from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_SCHNELL, FLUX_TINY
+from fresco_trt.models.flux_graph import condition_of
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 
@@ -79,8 +80,20 @@ def test_the_feature_is_the_last_blocks_image_tokens() -> None:
     )
     velocity, feature = graph(*inputs.values())
     assert torch.equal(feature, seen[0])
-    condition = graph.condition(inputs["pooled"], inputs["timestep"], inputs["guidance"])
+    condition = condition_of(model, inputs["pooled"], inputs["timestep"], inputs["guidance"])
     torch.testing.assert_close(model.proj_out(model.norm_out(feature, condition)), velocity)
+
+
+def test_the_residual_is_what_all_blocks_after_the_first_add() -> None:
+    model: Any = flux.random_transformer(GUIDED)
+    graph = flux.full_graph(model, feature=True, site="trunk")
+    first: list[Tensor] = []
+    model.transformer_blocks[0].register_forward_hook(
+        lambda block, given, returned: first.append(returned[1])
+    )
+    _, residual = graph(*example(GUIDED, 4, 4).values())
+    _, feature = flux.full_graph(model, feature=True)(*example(GUIDED, 4, 4).values())
+    torch.testing.assert_close(residual, feature - first[0])
 
 
 def test_half_precision_weights_keep_float32_inputs_and_outputs() -> None:

@@ -93,6 +93,8 @@ def test_graphs_are_those_that_are_called() -> None:
         ({"actions": ("BFFFFF",)}, "FFFFFF for that stage"),
         ({"actions": ("FB",)}, "1 words of 6 letters"),
         ({"actions": ("FBFBFB", "FB")}, "1 words of 6 letters"),
+        ({"name": "none", "site": "trunk"}, "--site without a cache"),
+        ({"name": "svd", "site": "trunk"}, "--site trunk with --cache svd"),
         ({"interval": 1}, "skips none of the steps FFFFFF"),
         ({"warmup": 40}, "skips none"),
     ],
@@ -126,6 +128,8 @@ def test_letters_that_are_none_are_refused() -> None:
         {"scale": 1.5},
         {"axis": "time"},
         {"axis": "sigma"},
+        {"site": "head"},
+        {"name": "svd", "site": "trunk"},
         {"variant": "slope"},
     ],
 )
