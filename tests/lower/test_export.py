@@ -16,8 +16,15 @@ from fresco_trt.errors import ExportError
 from fresco_trt.lower import export
 from fresco_trt.lower.export import INLINE_BYTES, export_stages
 from fresco_trt.lower.weights import LINE, WeightFile
-from fresco_trt.models.flux import full_graph, full_signature, random_transformer
+from fresco_trt.models.flux import (
+    bypass_signature,
+    full_graph,
+    full_signature,
+    graph_from_signature,
+    random_transformer,
+)
 from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.plan.caching import SITES, CacheSite
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
 SMALL = replace(
@@ -256,3 +263,28 @@ def test_a_module_that_breaks_its_signature_is_refused(
     monkeypatch.setattr(export, "_traced", sound_model)
     with pytest.raises(ExportError, match=r"after tracing.*y float32\[2,3\].*y float32\[3,2\]"):
         export_stages([doubling(Doubling(), outputs=(3, 2))], tmp_path)
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_a_bypass_adds_no_weights(site: CacheSite, tmp_path: Path) -> None:
+    text = SMALL.text_tokens
+    signatures = {
+        "stage1.full": full_signature(SMALL, 16, text, feature=True, site=site),
+        "stage1.bypass": bypass_signature(SMALL, 16, text, site=site),
+    }
+    graphs = tuple(
+        StageGraph(
+            name=name,
+            signature=signature,
+            module=graph_from_signature(MODEL, signature),
+            onnx=None,
+            weights=None,
+            source=Path(),
+        )
+        for name, signature in signatures.items()
+    )
+    alone, both = (export_stages(graphs[:count], tmp_path / str(count)) for count in (1, 2))
+    sizes = [each[0].weights.stat().st_size for each in (alone, both) if each[0].weights]
+    assert sizes[0] == sizes[1] > 0
+    names = [set(places(model)) for _, model in protos(both)]
+    assert names[1] < names[0]
