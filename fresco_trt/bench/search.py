@@ -148,7 +148,7 @@ Marks = dict[str, Any]
 def halve(
     pool: Sequence[Candidate],
     drawn: Callable[[Sequence[Candidate], int], Mapping[str, Marks]],
-    rounds: Sequence[tuple[int, int]] = ROUNDS,
+    rounds: Sequence[tuple[int, int]],
 ) -> list[tuple[Candidate, Marks]]:
     """The candidates of the last round, best first, with their figures.
 
@@ -229,7 +229,7 @@ def search(stages: int, count: int, out: Path, progress: Progress) -> dict[str, 
         budgets = {}
         for index, (name, pool) in enumerate(pools.items()):
             progress(f"searching {name}", index / len(pools))
-            budgets[name] = _document(facts, halve(pool, gallery), BUDGETS[name])
+            budgets[name] = _document(facts, halve(pool, gallery, ROUNDS), BUDGETS[name])
     document = {**where, "model": MODEL, "stages": stages, "candidates": count, "budgets": budgets}
     store(document, out)
     journal.complete()
