@@ -79,6 +79,10 @@ class Recipe:
 BASE = Recipe(start=(1, 0, 0), end=(0.6, 0.3, 0.1), hold=0.8, guided=(0, 0))
 GUIDED = Recipe(start=(0.8, 0.15, 0.05), end=(0.15, 0.25, 0.6), hold=0.3, guided=(0.15, 0.7))
 
+LARGE = Recipe(start=(0.08, 0.22, 0.7), end=(0.04, 0.11, 0.85), hold=0, guided=(0.3, 0.6))
+"""For a model that draws small sizes well: objects are learnt there, and then have to be learnt
+again at the full size, which no recipe from scratch has the time for on a CPU."""
+
 CAPTION_DROPOUT = 0.1
 """Share of captions replaced by the empty one, which classifier-free guidance starts from."""
 

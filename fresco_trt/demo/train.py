@@ -6,8 +6,8 @@
     python -m fresco_trt.demo.train export --work DIR fresco_trt/demo/weights/flux-tiny
     python -m fresco_trt.demo.train judge  --work DIR fresco_trt/demo/weights/judge.safetensors
 
-The shipped weights are trained on with `guided --start fresco_trt/demo/weights/flux-tiny`; `icons`
-takes the demo's pictures out of the npm package they come from.
+The shipped weights are trained on with `guided --start fresco_trt/demo/weights/flux-tiny`, at last
+with `--large`; `icons` takes the demo's pictures out of the npm package they come from.
 
 Every command can be killed and run again: it continues from its last checkpoint in DIR. A time
 budget, not a step count, ends a run, so that the same command uses whatever the machine can do.
@@ -25,7 +25,7 @@ import typer
 
 from fresco_trt.demo.assemble import read_pipeline, store_pipeline
 from fresco_trt.demo.batches import scene_stream
-from fresco_trt.demo.curriculum import BASE, GUIDED, Batch, Curriculum, Recipe
+from fresco_trt.demo.curriculum import BASE, GUIDED, LARGE, Batch, Curriculum, Recipe
 from fresco_trt.demo.model import DemoModel
 from fresco_trt.demo.objective import fast_precision, flow_loss, guided_loss
 from fresco_trt.demo.optim import MovingAverage, Muon, warm_cosine
@@ -199,6 +199,7 @@ def guided(
     start: Annotated[
         Path | None, typer.Option(help="Pipeline folder to train on, instead of base.pt.")
     ] = None,
+    large: Annotated[bool, typer.Option("--large", help="Mostly at the full size.")] = False,
 ) -> None:
     """Train the base model, or an exported one, at every size with the guidance as an input."""
     if start is not None:
@@ -206,13 +207,14 @@ def guided(
         load_vae(start).save_pretrained(work / "vae")  # latents are this codec's, so it comes along
     else:
         model = guided_from(averaged(work / "base.pt", DemoModel(guidance=False))).to(device)
-    train(Run("guided", model, GUIDED, work, minutes), load_vae(work).to(device), seed)
+    name, recipe = ("large", LARGE) if large else ("guided", GUIDED)
+    train(Run(name, model, recipe, work, minutes), load_vae(work).to(device), seed)
 
 
 @app.command()
 def export(work: Work, out: Path, checkpoint: str = "guided") -> None:
     """Store a checkpoint's averaged weights as a diffusers FluxPipeline folder."""
-    is_guided = checkpoint == "guided"
+    is_guided = checkpoint != "base"
     store_pipeline(
         averaged(work / f"{checkpoint}.pt", DemoModel(guidance=is_guided)), load_vae(work), out
     )

@@ -16,6 +16,7 @@ from fresco_trt.bench.points import (
 )
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.plan.caching import CACHES, NO_CACHE
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 
@@ -78,8 +79,9 @@ def test_few_steps_are_tried_with_both_carriers_and_tuned_on_the_faster() -> Non
 
 def test_presets_are_measured_at_every_number_of_stages_but_one() -> None:
     ours = [p for p in points_of(TINY) if p.method == "fresco" and p.ablation is None]
+    plain = [p for p in ours if isinstance(p.recipe, Preset) and p.recipe.cache == NO_CACHE]
     for name, schedules in TINY.presets.items():
-        recipes = {p.recipe for p in ours if p.preset == name}
+        recipes = {p.recipe for p in plain if p.preset == name}
         assert recipes == {recipe for stages, recipe in schedules.items() if stages > 1}
 
 
@@ -141,3 +143,13 @@ def test_spectral_points_follow_the_spectrum_where_there_is_one() -> None:
     assert "fixed" in point.name
     assert isinstance(point.recipe, Preset)
     assert (point.recipe.noise, point.recipe.lift) == ("rewind", "haar")
+
+
+def test_every_cache_is_measured_alone_and_on_presets() -> None:
+    points = [p for p in points_of(TINY) if isinstance(p.recipe, Preset)]
+    cached = [p for p in points if isinstance(p.recipe, Preset) and p.recipe.cache != NO_CACHE]
+    for name in CACHES:
+        own = [p for p in cached if isinstance(p.recipe, Preset) and p.recipe.cache.name == name]
+        alone = [p for p in own if p.method == "cache"]
+        assert [plan_from_preset(TINY, p.recipe).full_steps for p in alone] == [18, 12, 9]  # type: ignore[arg-type]
+        assert {p.preset for p in own if p.method == "fresco"} == {"balanced", "fast"}

@@ -143,3 +143,10 @@ def test_the_presets_are_what_the_stored_searches_found(name: str) -> None:
     document = stored(name)
     for budget in BUDGETS:
         assert TINY.presets[budget][document["stages"]] == found_preset(document, budget)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_presets_keep_to_the_budgets_that_name_them(stages: int, budget: str) -> None:
+    plan = plan_from_preset(TINY, TINY.presets[budget][stages])
+    assert BUDGETS[budget] <= plan_cost(TINY, plan).ratio <= SLACK * BUDGETS[budget]
