@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from fresco_trt.bench.plain import Plain
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.plan.caching import CACHES, CacheChoice
+from fresco_trt.plan.caching import CACHES, CacheChoice, CacheName
 from fresco_trt.plan.making import find_preset, plan_from_preset, spectral_switches
 from fresco_trt.plan.matching import MatchedShifts, ralu_preset
 from fresco_trt.plan.presets import Preset
@@ -109,19 +109,23 @@ def _matched(shifts: tuple[float, ...], z: float) -> MatchedShifts:
 
 # --- the settings -----------------------------------------------------------------------------
 
-FEW_STEPS = (28, 16, 12, 10, 7, 5, 4)
-TUNED_STEPS = (16, 12, 10, 7, 5, 4)
-SHIFTS = (0.8, 1.6, 2.2, 3.0)
-"""Log-shifts tried for the few-step control; FLUX's own is 1.15 at full size. On the engine only:
-it takes the pipeline's own steps in less time, which makes it the stronger control."""
+FEW_STEPS = (28, 16, 10, 7, 5, 4)
+DIFFUSERS_STEPS = (28, 10, 5)
+"""Few steps that diffusers takes too: as users have them, and to see that they are the engine's."""
+
+TUNED_STEPS = (16, 10, 7, 5, 4)
+SHIFTS = (1.6, 2.2, 3.0)
+"""Log-shifts tried for the few-step control, on the engine: it takes the pipeline's own steps in
+less time, which makes it the stronger control. FLUX's own is 1.15 at full size; 0.4 and 0.8 were
+tried before and lost to it at every number of steps."""
 
 INTERVALS = (4, 6, 8, 12)
-BLOCK_THRESHOLDS = (0.1, 0.2, 0.4, 0.8)
-DIT_THRESHOLDS = (0.12, 0.24, 0.48, 0.96)
-CACHED_SHARES = (1.0, 0.56, 0.28)
+BLOCK_THRESHOLDS = (0.2, 0.4, 0.8)
+DIT_THRESHOLDS = (0.24, 0.48, 0.96)
+CACHED_SHARES = (1.0, 0.28)
 """Steps of a cached run over the model's default: caching goes with fewer steps, too."""
 
-DELTAS = (0.01, 0.05, 0.2)
+DELTAS = (0.05, 0.2)
 SPECTRAL_STEPS = ((8, 8), (5, 5), (4, 3), (3, 2), (6, 6, 8), (4, 4, 5), (3, 3, 3), (2, 2, 2))
 SWITCHES: Mapping[int, tuple[float, ...]] = {2: (0.75,), 3: (0.85, 0.7)}
 """Where spectral stages end on a model whose spectrum is not known."""
@@ -133,9 +137,9 @@ CACHED_PRESETS = ("balanced", "fast")
 PROMOTED = 0.25
 """Share of the coarse tokens that the mixed ablations expand early."""
 
-ABLATED = "balanced"
+ABLATED = "fast"
 
-_QUICK_FEW, _QUICK_TUNED = (10, 5), ((10, 0.8), (10, 1.6), (5, 1.6), (5, 2.2))
+_QUICK_FEW, _QUICK_TUNED = (10, 5), ((10, 1.6), (10, 2.2), (5, 1.6), (5, 2.2))
 _QUICK_CACHES = (("hicache", 7), ("svd", 7))
 _QUICK_THRESHOLDS = (0.2, 0.8, 0.24, 0.96)
 _QUICK_ABLATIONS = ("noise fresh", "lift nearest", "selection converged", "solver multistep")
@@ -191,7 +195,8 @@ def _few_step(facts: ModelFacts) -> Iterator[Point]:
     yield _engine_steps(default, None, quick=False)
     for steps in (each for each in FEW_STEPS if each < default):
         quick = steps in _QUICK_FEW
-        yield _diffusers_steps(steps, quick=quick)
+        if steps in DIFFUSERS_STEPS:
+            yield _diffusers_steps(steps, quick=quick)
         yield _engine_steps(steps, None, quick=quick)
     shifts = SHIFTS if facts.shift is not None else ()
     for steps in (each for each in TUNED_STEPS if each < default):
@@ -231,13 +236,13 @@ def _cached(facts: ModelFacts) -> Iterator[Point]:
             quick = whole and threshold in _QUICK_THRESHOLDS
             yield _peer("first-block", block, f"threshold {threshold:g}", quick=quick)
         for threshold in DIT_THRESHOLDS:
-            for taylor in (False, True) if whole else (True,):
-                dit = CacheDit(steps=steps, threshold=threshold, taylor=taylor)
-                quick = whole and taylor and threshold in _QUICK_THRESHOLDS
-                label = f"threshold {threshold:g}" + (", Taylor" if taylor else "")
-                yield _peer("cache-dit", dit, label, quick=quick)
-    attention = TaylorSeer(steps=facts.default_steps, interval=5, lite=False)
-    yield _peer("taylorseer", attention, "interval 5, attention only", quick=False)
+            dit = CacheDit(steps=steps, threshold=threshold, taylor=True)
+            quick = whole and threshold in _QUICK_THRESHOLDS
+            yield _peer("cache-dit", dit, f"threshold {threshold:g}, Taylor", quick=quick)
+    dit = CacheDit(steps=facts.default_steps, threshold=DIT_THRESHOLDS[0], taylor=False)
+    yield _peer("cache-dit", dit, f"threshold {DIT_THRESHOLDS[0]:g}", quick=False)
+    attention = TaylorSeer(steps=facts.default_steps, interval=8, lite=False)
+    yield _peer("taylorseer", attention, "interval 8, attention only", quick=False)
 
 
 def _peer(
@@ -278,26 +283,31 @@ def _caches(facts: ModelFacts) -> Iterator[Point]:
     stages = max(facts.stage_counts)
     plain = Preset(steps=(facts.default_steps,))
     for name in CACHES:
-        for interval in CACHE_INTERVALS:
+        for interval, alone in _intervals(facts, plain, name, warmup=3):
             label, quick = f"{name}, interval {interval}", (name, interval) in _QUICK_CACHES
-            alone = replace(plain, cache=CacheChoice(name=name, interval=interval, warmup=3))
-            if _skips(facts, alone):
-                yield Point(method="cache", recipe=alone, preset=label, quick=quick)
+            yield Point(method="cache", recipe=alone, preset=label, quick=quick)
         for preset in CACHED_PRESETS:
             base = find_preset(facts, preset, stages)
-            for interval in CACHE_INTERVALS:
+            for interval, both in _intervals(facts, base, name, warmup=1):
                 label = f"{name}, interval {interval}"
-                both = replace(base, cache=CacheChoice(name=name, interval=interval, warmup=1))
-                if _skips(facts, both):
-                    yield Point(method="fresco", recipe=both, preset=preset, variant=label)
+                yield Point(method="fresco", recipe=both, preset=preset, variant=label)
 
 
-def _skips(facts: ModelFacts, preset: Preset) -> bool:
-    try:
-        plan_from_preset(facts, preset)
-    except IncompatibleOptions:  # few steps, and every one of them full
-        return False
-    return True
+def _intervals(
+    facts: ModelFacts, base: Preset, name: CacheName, warmup: int
+) -> Iterator[tuple[int, Preset]]:
+    """``base`` at each interval, once where short stages make two of them the same."""
+    seen = set()
+    for interval in CACHE_INTERVALS:
+        recipe = replace(base, cache=CacheChoice(name=name, interval=interval, warmup=warmup))
+        try:
+            plan = plan_from_preset(facts, recipe)
+        except IncompatibleOptions:  # few steps, and every one of them full
+            continue
+        actions = tuple(stage.actions for stage in plan.stages)
+        if actions not in seen:
+            seen.add(actions)
+            yield interval, recipe
 
 
 def _fresco(facts: ModelFacts) -> Iterator[Point]:

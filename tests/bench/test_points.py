@@ -73,8 +73,8 @@ def test_few_steps_are_tried_with_both_carriers_and_tuned_on_the_faster() -> Non
             who, shift = str(point.variant).split(", ")
             found[who].add((point.nfe, shift))
     default = {(steps, shift) for steps, shift in found["engine"] if shift == "default shift"}
-    assert found["diffusers"] == default
-    assert {shift for _, shift in found["engine"]} > {"default shift", "mu 0.8", "mu 3"}
+    assert set() < found["diffusers"] < default
+    assert {shift for _, shift in found["engine"]} > {"default shift", "mu 1.6", "mu 3"}
 
 
 def test_presets_are_measured_at_every_number_of_stages_but_one() -> None:
