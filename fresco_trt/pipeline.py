@@ -238,14 +238,8 @@ class FrescoPipeline:
         from fresco_trt.run.selection import select
         from fresco_trt.run.transition import draws
 
-        full = self.plan.stages[-1].grid
-        pyramid = NoisePyramid.from_seed(
-            seed,
-            channels=self._facts.latent_channels,
-            height=full.height,
-            width=full.width,
-            coarsest=self.plan.stages[0].grid.scale,
-            device=self._device,
+        pyramid = NoisePyramid.of_plan(
+            self.plan, seed, channels=self._facts.latent_channels, device=self._device
         )
         fresh = fresh_generator(seed) if any(map(draws, self.plan.transitions)) else None
         choice = self._choice or select

@@ -193,14 +193,7 @@ def plan_method(
 
     def draw(inputs: Mapping[str, Tensor], seed: int) -> Drawn:
         began = perf_counter()
-        pyramid = NoisePyramid.from_seed(
-            seed,
-            channels=facts.latent_channels,
-            height=full.height,
-            width=full.width,
-            coarsest=plan.stages[0].grid.scale,
-            device=device,
-        )
+        pyramid = NoisePyramid.of_plan(plan, seed, channels=facts.latent_channels, device=device)
         fresh: torch.Generator | None = fresh_generator(seed) if random else None
         inside = 0.0
         for step in sample(plan, runners, inputs, pyramid, layout, fresh=fresh, basis=basis):

@@ -83,7 +83,7 @@ def _walk(
     facts, seed = reference.facts, reference.seed + number
     layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
     fresh = fresh_generator(seed) if any(map(draws, plan.transitions)) else None
-    pyramid = _pyramid(facts, plan, seed)
+    pyramid = NoisePyramid.of_plan(plan, seed, channels=facts.latent_channels)
     before, stage = 0, 0
     for step in sample(plan, taps, inputs, pyramid, layout, fresh=fresh):
         if step.stage != stage:
@@ -135,15 +135,3 @@ def _inputs(facts: ModelFacts, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
     if facts.guidance_default is None:
         return encoded
     return {**encoded, "guidance": torch.tensor([facts.guidance_default])}
-
-
-def _pyramid(facts: ModelFacts, plan: StagePlan, seed: int) -> NoisePyramid:
-    full = plan.stages[-1].grid
-    return NoisePyramid.from_seed(
-        seed,
-        channels=facts.latent_channels,
-        height=full.height,
-        width=full.width,
-        coarsest=plan.stages[0].grid.scale,
-        device="cpu",
-    )

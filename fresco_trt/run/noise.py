@@ -12,9 +12,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.stages import StagePlan
 
 Details = tuple[Tensor, Tensor, Tensor]
 """Detail bands (column, row, diagonal differences) of one Haar level, each [B,C,H/2,W/2]."""
@@ -150,6 +154,21 @@ class NoisePyramid:
         # Split on the CPU as well: the coarse levels then agree bit for bit across devices.
         field = noise_field(seeds, channels=channels, height=height, width=width)
         return cls.from_field(field, coarsest=coarsest).to(device)
+
+    @classmethod
+    def of_plan(
+        cls, plan: StagePlan, seed: int, *, channels: int, device: torch.device | str = "cpu"
+    ) -> NoisePyramid:
+        """The noise that a plan is drawn from: its full grid's, down to its coarsest."""
+        full = plan.stages[-1].grid
+        return cls.from_seed(
+            seed,
+            channels=channels,
+            height=full.height,
+            width=full.width,
+            coarsest=plan.stages[0].grid.scale,
+            device=device,
+        )
 
     def to(self, device: torch.device | str) -> NoisePyramid:
         """Return the pyramid on ``device``; tensors already there are shared, not copied."""

@@ -94,15 +94,7 @@ def inputs_of(seed: int = 0) -> dict[str, Tensor]:
 
 
 def steps_of(plan: StagePlan, runners: Mapping[str, Listening], seed: int = 0) -> Any:
-    full = plan.stages[-1].grid
-    pyramid = NoisePyramid.from_seed(
-        seed,
-        channels=FACTS.latent_channels,
-        height=full.height,
-        width=full.width,
-        coarsest=plan.stages[0].grid.scale,
-        device="cpu",
-    )
+    pyramid = NoisePyramid.of_plan(plan, seed, channels=FACTS.latent_channels, device="cpu")
     basis = BASIS if plan.cache is not None and plan.cache.name == "svd" else None
     return sample(plan, runners, inputs_of(seed), pyramid, LAYOUT, basis=basis)
 
