@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml
 
 demo: venv
 	$(BIN)/fresco-trt build --model flux-tiny --stages 3
-	$(BIN)/fresco-trt generate --engines $(DEMO) --prompt "a red apple on a blue background" \
+	$(BIN)/fresco-trt generate --engines $(DEMO) --prompt "a red apple on a plain blue background" \
 		--seed 7 --preview --out demo-out/apple.png
 
 check: venv
