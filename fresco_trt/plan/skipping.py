@@ -19,6 +19,7 @@ from fresco_trt.plan.caching import (
     SITES,
     CacheChoice,
     CacheName,
+    CacheSite,
     interval_actions,
     spelling_of,
     spelt_actions,
@@ -67,24 +68,23 @@ def find_cache(name: str) -> CachePlan:
 
 
 def _at_site(cache: CachePlan, site: str | None) -> CachePlan:
-    for known in SITES:
-        if site == known:
-            break
-    else:
-        if site is None:
-            return cache
+    """``cache`` with its features taken at ``site``, None being where it has them already."""
+    if site is None:
+        return cache
+    known: dict[str, CacheSite] = {each: each for each in SITES}
+    if site not in known:
         raise PlanError(
             f"--site {site}",
             expected=f"one of {', '.join(SITES)}",
             fix="leave --site out for the final one",
         )
-    if (cache.name, known) == ("svd", "trunk"):
+    if (cache.name, site) == ("svd", "trunk"):
         raise IncompatibleOptions(
             "--site trunk with --cache svd",
             expected="--site final: its principal directions are measured there",
             fix="leave --site out, or pass --cache hicache",
         )
-    return replace(cache, site=known)
+    return replace(cache, site=known[site])
 
 
 def _ruled(plan: StagePlan, choice: CacheChoice) -> tuple[Stage, ...]:
