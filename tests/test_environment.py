@@ -105,7 +105,7 @@ def test_a_plan_that_does_not_start_from_noise_is_refused(manifest: Manifest) ->
 @pytest.mark.parametrize("name", ["hicache", "svd"])
 def test_a_cache_without_its_engines_is_refused(manifest: Manifest, name: CacheName) -> None:
     first, *others = manifest.plan.stages
-    cached = replace(first, actions=("full", "bypass"))
+    cached = replace(first, actions=("full", *["bypass"] * (first.steps - 1)))
     plan = replace(manifest.plan, stages=(cached, *others), cache=DEFAULTS[name])
     error = refused(manifest, plan=plan)
     expected = "cache-basis.safetensors" if name == "svd" else "stage1.bypass"

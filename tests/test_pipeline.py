@@ -230,7 +230,8 @@ def test_a_preview_comes_at_the_end_of_each_coarse_stage_at_its_size(pipe: Fresc
         previews.append((stage, image.size, len(told)))
 
     pipe(PROMPT, on_step=told.append, on_stage=keep)
-    assert previews == [(1, (16, 16), 2), (2, (32, 32), 4)]
+    first, second, _ = (stage.steps for stage in pipe.plan.stages)
+    assert previews == [(1, (16, 16), first), (2, (32, 32), first + second)]
 
 
 def test_previews_of_mixed_stages_are_at_the_size_of_their_fine_grid(
@@ -358,7 +359,9 @@ def test_an_engines_failure_says_where(pipe: FrescoPipeline) -> None:
         raise EngineFailed("it stopped", expected="an engine that runs", fix="build again")
 
     broken = FakeRunner(pipe.runners["stage2.full"].signature, fail)
-    with broken, pytest.raises(EngineFailed, match=r"stage 2 of 3.*step 3 of 6"):
+    first = pipe.plan.stages[0].steps + 1
+    where = rf"stage 2 of 3.*step {first} of {pipe.plan.nfe}"
+    with broken, pytest.raises(EngineFailed, match=where):
         pipe.with_runners({**pipe.runners, "stage2.full": broken})(PROMPT)
 
 

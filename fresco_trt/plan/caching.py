@@ -75,7 +75,8 @@ class CachePlan:
         if not 0 <= self.order <= LARGEST_ORDER:
             raise _invalid(f"a cache of order {self.order}", f"0 to {LARGEST_ORDER}")
         if self.axis == "sigma" and self.name in _BY_STEP:
-            # The Hermite polynomials' own constants are in steps.
+            # At order 2 a constant, -2 scale^2, weighs a difference per unit of the axis squared:
+            # the forecast depends on the unit, and the published one counts steps.
             raise _invalid(f"{self.name} over sigma", "the axis 'step' for a Hermite basis")
         if not 0.0 < self.scale <= 1.0:
             raise _invalid(f"a cache with scale {self.scale}", "a number above 0 and up to 1")

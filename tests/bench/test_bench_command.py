@@ -16,7 +16,7 @@ from PIL import Image
 from fresco_trt import cli
 from fresco_trt.bench import job, memory
 from fresco_trt.bench.command import Options
-from fresco_trt.bench.points import points_of
+from fresco_trt.bench.points import ABLATED, points_of
 from fresco_trt.bench.table import ablation_table, bench_table
 from fresco_trt.models.zoo import model_facts
 
@@ -139,7 +139,7 @@ def test_the_table_is_for_people(
 ) -> None:
     assert bench("--scenes", 1, "--instrument", "oracle", "--out", tmp_path) == 0
     shown = capsys.readouterr().out
-    assert "fresco, balanced, noise fresh" in shown
+    assert f"fresco, {ABLATED}, noise fresh" in shown
     assert "not measured: cache-dit" in shown
 
 
@@ -168,9 +168,11 @@ def test_points_that_load_the_same_things_share_a_measurement() -> None:
     def kind(name: str) -> str:
         return memory.kind_of(points[name], TINY, TINY.default_size)
 
-    assert kind("plain") == kind("few-step, 5 steps, diffusers, mu 0.8")
-    assert kind("fresco, fast") == kind("fresco, balanced, noise fresh")
-    assert kind("fresco, fast") != kind("fresco, balanced, selection converged")
+    assert kind("plain") == kind("few-step, 5 steps, diffusers, default shift")
+    assert kind("fresco, turbo") == kind(f"fresco, {ABLATED}, noise fresh")
+    assert kind("fresco, turbo") != kind(f"fresco, {ABLATED}, selection converged")
+    assert kind("cache, hicache, interval 3") == kind("cache, hicache, interval 7")
+    assert kind("cache, hicache, interval 3") != kind("few-step, 5 steps, engine, default shift")
     kinds = {memory.kind_of(point, TINY, TINY.default_size) for point in points.values()}
     assert len(kinds) < len(points) / 5
 

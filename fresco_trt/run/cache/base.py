@@ -78,16 +78,6 @@ def check_no_scale(cache: CachePlan) -> None:
         )
 
 
-def check_axis_of_steps(cache: CachePlan) -> None:
-    """Raises ValueError unless differences are taken over the step index."""
-    if cache.axis != "step":
-        raise ValueError(
-            f"axis {cache.axis!r} for the cache {cache.name!r}; expected 'step': the Hermite basis "
-            "has a constant term, -2 scale^2 at order 2, that weighs a difference per unit of the "
-            "axis squared, so its forecast depends on the unit, and the published one counts steps"
-        )
-
-
 def _named(cache: CachePlan) -> str:
     variant = f", variant {cache.variant!r}" if cache.variant else ""
     return f"the cache {cache.name!r}{variant}"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.caching import DEFAULTS, CachePlan
-from fresco_trt.run.cache.base import check_axis_of_steps, check_order, empty_cache
+from fresco_trt.run.cache.base import check_order, empty_cache
 from fresco_trt.run.cache.differences import Differences, Parts, continued, recursive
 from fresco_trt.run.cache.hicache import hermite_weights
 
@@ -123,8 +123,7 @@ class FreqCaPredictor:
 def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -> FreqCaPredictor:
     """Of a plan and a grid (rows, columns).
 
-    Raises IncompatibleOptions without a whole grid and for an order outside 1..3, and ValueError
-    for an axis of sigmas.
+    Raises IncompatibleOptions without a whole grid and for an order outside 1..3.
     """
     if grid is None:
         raise IncompatibleOptions(
@@ -133,6 +132,5 @@ def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -
             fix="use the cache 'taylor' or 'hicache', or a preset without mixed stages",
         )
     check_order(cache, (1, 2, 3))
-    check_axis_of_steps(cache)
     rows, columns = grid
     return FreqCaPredictor(rows=rows, columns=columns, order=cache.order, scale=cache.scale)

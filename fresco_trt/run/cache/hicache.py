@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fresco_trt.plan.caching import DEFAULTS, CachePlan
-from fresco_trt.run.cache.base import check_axis_of_steps, check_order
+from fresco_trt.run.cache.base import check_order
 from fresco_trt.run.cache.differences import Differences, Weights, continued, recursive
 
 
@@ -73,10 +73,6 @@ class HiCachePredictor:
 
 
 def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -> HiCachePredictor:
-    """Of a plan.
-
-    Raises IncompatibleOptions for an order outside 1..3, and ValueError for an axis of sigmas.
-    """
+    """Of a plan. Raises IncompatibleOptions for an order outside 1..3."""
     check_order(cache, (1, 2, 3))
-    check_axis_of_steps(cache)
     return HiCachePredictor(order=cache.order, scale=cache.scale)

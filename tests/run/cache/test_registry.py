@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.errors import IncompatibleOptions, InvalidPlan
 from fresco_trt.plan.caching import DEFAULTS, VARIANTS, CachePlan
 from fresco_trt.run.cache import predictor, svd, taylor
 from fresco_trt.run.cache.freqca import FreqCaPredictor
@@ -89,5 +89,5 @@ def test_svd_needs_a_basis_and_freqca_a_whole_grid() -> None:
 
 @pytest.mark.parametrize("name", ["hicache", "freqca"])
 def test_a_hermite_basis_counts_steps(name: str) -> None:
-    with pytest.raises(ValueError, match=r"axis 'sigma'.*depends on the unit"):
+    with pytest.raises(InvalidPlan, match="over sigma"):
         made(name, axis="sigma")
