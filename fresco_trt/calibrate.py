@@ -24,6 +24,7 @@ import typer
 
 from fresco_trt import __version__, display
 from fresco_trt.errors import CalibrationError, IncompatibleOptions, PlanError
+from fresco_trt.options import Json, Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -95,58 +96,64 @@ class Source:
     draw: Callable[[], Iterator[Pixels]]
 
 
+MeasureName = Annotated[
+    str,
+    typer.Option(help="spectrum (for --delta), basis (for --cache svd) or skips (for --actions)."),
+]
+Pictures = Annotated[
+    Path | None,
+    typer.Option(
+        help="Of a spectrum: folder of pictures like those the model draws, none smaller.",
+        show_default=f"for {DEMO}: scenes that are drawn",
+    ),
+]
+Scenes = Annotated[
+    int | None, typer.Option(help="Of a spectrum: scenes to draw.", show_default=str(SCENES))
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="Of a basis or skips: text file, one prompt a line.",
+        show_default="calibration/<model>-prompts.txt",
+    ),
+]
+Energy = Annotated[
+    float | None,
+    typer.Option(help="Of a basis: share of energy that is principal.", show_default="0.85"),
+]
+Predictor = Annotated[
+    str | None, typer.Option(help="Of skips: what predicts.", show_default="hicache")
+]
+PlanStages = Annotated[
+    int | None, typer.Option(help="Of skips: stages of the plan.", show_default="3")
+]
+PlanPreset = Annotated[
+    str | None, typer.Option(help="Of skips: preset of the plan.", show_default="balanced")
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="Of skips: largest relative error of a velocity.", show_default="several"),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Diffusers pipeline folder.", show_default="bundled")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the result.")]
+
+
 def calibrate(
-    model: Annotated[str, typer.Option("--model", help="Model name, e.g. flux-tiny.")],
-    measure: Annotated[
-        str,
-        typer.Option(
-            help="spectrum (for --delta), basis (for --cache svd) or skips (for --actions)."
-        ),
-    ] = "spectrum",
-    pictures: Annotated[
-        Path | None,
-        typer.Option(
-            help="Of a spectrum: folder of pictures like those the model draws, none smaller.",
-            show_default=f"for {DEMO}: scenes that are drawn",
-        ),
-    ] = None,
-    scenes: Annotated[
-        int | None, typer.Option(help="Of a spectrum: scenes to draw.", show_default=str(SCENES))
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Of a basis or skips: text file, one prompt a line.",
-            show_default="calibration/<model>-prompts.txt",
-        ),
-    ] = None,
-    energy: Annotated[
-        float | None,
-        typer.Option(help="Of a basis: share of energy that is principal.", show_default="0.85"),
-    ] = None,
-    cache: Annotated[
-        str | None, typer.Option(help="Of skips: what predicts.", show_default="hicache")
-    ] = None,
-    stages: Annotated[
-        int | None, typer.Option(help="Of skips: stages of the plan.", show_default="3")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="Of skips: preset of the plan.", show_default="balanced")
-    ] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            help="Of skips: largest relative error of a velocity.", show_default="several"
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Diffusers pipeline folder.", show_default="bundled"),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the result.")] = OUT,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object on standard output.")
-    ] = False,
+    model: Model,
+    measure: MeasureName = "spectrum",
+    pictures: Pictures = None,
+    scenes: Scenes = None,
+    prompts: Prompts = None,
+    energy: Energy = None,
+    cache: Predictor = None,
+    stages: PlanStages = None,
+    preset: PlanPreset = None,
+    tolerance: Tolerance = None,
+    weights: Weights = None,
+    out: Out = OUT,
+    as_json: Json = False,
 ) -> None:
     """Measure what plans and caches need to know of a model, and store it in calibration/."""
     options = Options(

@@ -95,6 +95,31 @@ def plan(
     _print(summary, as_json, display.plan_table)
 
 
+Backend = Annotated[str, typer.Option(help="eager, onnxruntime, tensorrt or tensorrt-rtx.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8 or int8.")]
+BasisPath = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --cache svd, a file of 'fresco-trt calibrate --measure basis'.",
+        show_default="measured now, with the prompts in calibration/",
+    ),
+]
+Target = Annotated[
+    str | None, typer.Option(help="GPU architectures for TensorRT, e.g. sm89,sm120.")
+]
+BundleFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Bundle folder; with several sizes, the folder that holds one for each.",
+        show_default="engines/<model>-<W>x<H>-<K>stage",
+    ),
+]
+GraphsFolder = Annotated[
+    Path | None, typer.Option(help="Keep the exported ONNX graphs in this folder.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be built.")]
+
+
 @app.command()
 def build(
     model: Model,
@@ -104,36 +129,18 @@ def build(
     steps: PlainSteps = None,
     delta: Delta = None,
     weights: Weights = None,
-    backend: Annotated[
-        str, typer.Option(help="eager, onnxruntime, tensorrt or tensorrt-rtx.")
-    ] = "onnxruntime",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8 or int8.")] = "fp32",
+    backend: Backend = "onnxruntime",
+    precision: Precision = "fp32",
     cache: Cache = NONE,
     interval: Interval = None,
     warmup: Warmup = None,
     actions: Actions = None,
     site: Site = None,
-    basis: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --cache svd, a file of 'fresco-trt calibrate --measure basis'.",
-            show_default="measured now, with the prompts in calibration/",
-        ),
-    ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="GPU architectures for TensorRT, e.g. sm89,sm120.")
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Bundle folder; with several sizes, the folder that holds one for each.",
-            show_default="engines/<model>-<W>x<H>-<K>stage",
-        ),
-    ] = None,
-    graphs: Annotated[
-        Path | None, typer.Option(help="Keep the exported ONNX graphs in this folder.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built.")] = False,
+    basis: BasisPath = None,
+    target: Target = None,
+    out: BundleFolder = None,
+    graphs: GraphsFolder = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Compile every stage of a plan to a static-shape engine and write the bundle."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from fresco_trt.backends.base import Backend, Runner
+    from fresco_trt.plan.caching import CacheSite
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.stages import Action, StagePlan
@@ -40,19 +41,21 @@ LIST = "engines.json"
 
 class Kind(NamedTuple):
     """What an engine is built for: image tokens; how many of them were expanded where attention is
-    phase-aligned, else 0; and whether it is the plain full graph, that with its feature as an
-    output, or the bypass.
+    phase-aligned, else 0; whether it is the plain full graph, that with its feature as an output,
+    or the bypass; and where the latter two take their feature.
     """
 
     tokens: int
     promoted: int = 0
     graph: Literal["full", "feature", "bypass"] = "full"
+    site: CacheSite = "final"
 
     @property
     def key(self) -> str:
         """A name, also of files."""
         aligned = f"-aligned{self.promoted}" if self.promoted else ""
-        return f"{self.tokens}{aligned}" + ("" if self.graph == "full" else f"-{self.graph}")
+        graph = "" if self.graph == "full" else f"-{self.graph}"
+        return f"{self.tokens}{aligned}{graph}" + ("" if self.site == "final" else f"-{self.site}")
 
 
 def kinds_of(plan: StagePlan) -> dict[str, Kind]:
@@ -61,11 +64,12 @@ def kinds_of(plan: StagePlan) -> dict[str, Kind]:
 
 
 def _kind(plan: StagePlan, index: int, action: Action) -> Kind:
-    tokens = plan.tokens[index]
+    tokens, promoted = plan.tokens[index], plan.aligned[index]
+    if plan.cache is None or "bypass" not in plan.stages[index].actions:
+        return Kind(tokens, promoted)
     if action == "bypass":
-        return Kind(tokens=tokens, graph="bypass")
-    keeps = "bypass" in plan.stages[index].actions
-    return Kind(tokens=tokens, promoted=plan.aligned[index], graph="feature" if keeps else "full")
+        return Kind(tokens, graph="bypass", site=plan.cache.site)
+    return Kind(tokens, promoted, "feature", plan.cache.site)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,13 +138,16 @@ class EnginePool:
 
     def _signature(self, kind: Kind) -> GraphSignature:
         if kind.graph == "bypass":
-            return bypass_signature(self._facts, kind.tokens, self._facts.text_tokens)
+            return bypass_signature(
+                self._facts, kind.tokens, self._facts.text_tokens, site=kind.site
+            )
         return full_signature(
             self._facts,
             kind.tokens,
             self._facts.text_tokens,
             promoted=kind.promoted,
             feature=kind.graph == "feature",
+            site=kind.site,
         )
 
     def _built(

@@ -9,6 +9,7 @@ enough, the directions being nearly the same for all prompts).
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,23 +84,25 @@ def measure_basis(
 ) -> Basis:
     """The fewest directions that hold ``energy`` of the features on ``plan``'s trajectories.
 
-    Raises CalibrationError for an energy outside (0, 1] and for features that are not finite.
+    Raises CalibrationError for an energy outside (0, 1] and for features that are all zero or not
+    finite.
     """
-    check_energy(energy)
     import torch
 
     from fresco_trt.lower.trajectories import features, in_full
     from fresco_trt.run.cache.svd import directions_of
 
+    check_energy(energy)
     gram = torch.zeros(reference.facts.hidden, reference.facts.hidden, dtype=torch.float64)
     for feature in features(reference, in_full(plan), progress):
         rows = feature.flatten(0, 1).double()
         gram += rows.mT @ rows
-    if not bool(gram.isfinite().all()):
+    power = float(gram.trace())
+    if not 0.0 < power < math.inf:
         raise CalibrationError(
-            "features that are not finite",
-            expected="finite ones from a float32 model",
-            fix="check the weights: they give NaN or infinity on the calibration prompts",
+            f"features of energy {power:g}",
+            expected="finite ones, not all zero",
+            fix="check the weights: this is what they give on the calibration prompts",
         )
     directions, values = directions_of(gram, energy)
     return Basis(
@@ -131,5 +134,6 @@ def _no_prompts(given: str) -> CalibrationError:
     return CalibrationError(
         given,
         expected="a text file with one prompt a line, UTF-8",
-        fix="pass --prompts with some prompts like those that will be asked for",
+        fix="write prompts like those that will be asked for there, or give 'fresco-trt calibrate' "
+        "a file of them with --prompts and 'build' its basis with --basis",
     )

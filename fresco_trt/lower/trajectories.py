@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,11 +66,11 @@ def walks(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[Itera
 def features(reference: Reference, plan: StagePlan, progress: Progress) -> Iterator[Tensor]:
     """What the last block gives, [1,N,H], at every step of every prompt."""
     with ExitStack() as scope:
-        trajectories = walks(reference, plan, scope)
-        for number, trajectory in enumerate(trajectories):
-            for seen in trajectory:
-                progress("measuring principal directions", number / len(trajectories))
-                yield seen.feature
+        steps = chain.from_iterable(walks(reference, plan, scope))
+        total = len(reference.prompts) * plan.nfe
+        for done, seen in enumerate(steps):
+            progress("measuring principal directions", done / total)
+            yield seen.feature
     progress("measuring principal directions", 1.0)
 
 

@@ -27,6 +27,7 @@ STAGED = Preset(steps=(2, 2, 2), switch=(0.85, 0.7))
 MIXED = replace(STAGED, promote=((("even", 0.4),), ()), window=1)
 ALIGNED = replace(MIXED, positions="aligned")
 CACHED = Preset(steps=(7,), cache=CacheChoice(name="hicache", interval=3, warmup=1))
+TRUNK = replace(CACHED, cache=replace(CACHED.cache, site="trunk"))
 
 
 def plan_of(preset: Preset) -> StagePlan:
@@ -37,7 +38,7 @@ def plan_of(preset: Preset) -> StagePlan:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eager engines for every plan of this file. Read only."""
     made = tmp_path_factory.mktemp("engines")
-    plans = [plan_of(preset) for preset in (STAGED, MIXED, ALIGNED, CACHED)]
+    plans = [plan_of(preset) for preset in (STAGED, MIXED, ALIGNED, CACHED, TRUNK)]
     kinds = {kind for plan in plans for kind in kinds_of(plan).values()}
     with ExitStack() as scope:
         pool = EnginePool(TINY, backend("eager"), made, scope)
@@ -136,6 +137,18 @@ def test_a_cached_plan_has_engines_of_its_own(folder: Path) -> None:
         outputs = [spec.name for spec in runners["stage1.full"].signature.outputs]
         assert outputs == ["velocity", "feature"]
         assert runners["stage1.full"] is not pool.runners(plan_of(STAGED))["stage3.full"]
+
+
+def test_engines_of_another_site_are_others(folder: Path, inputs: dict[str, torch.Tensor]) -> None:
+    plan = plan_of(TRUNK)
+    with ExitStack() as scope:
+        pool = EnginePool(TINY, backend("eager"), folder, scope)
+        runners = pool.runners(plan)
+        assert runners["stage1.full"].signature.output("residual").shape == (1, 64, TINY.hidden)
+        assert runners["stage1.bypass"].signature.input("latents").shape[1] == 64
+        layout = FluxLayout(facts=TINY, text_tokens=TINY.text_tokens)
+        drawn = plan_method(plan, TINY, runners, layout, "cpu")(inputs, 3)
+    assert drawn.latents.isfinite().all()
 
 
 def test_skipped_steps_are_not_paid_for(folder: Path, inputs: dict[str, torch.Tensor]) -> None:

@@ -1,8 +1,8 @@
 """SVD-Cache: the principal part of a feature is continued, the residual is reused.
 
 "Forecast the Principal, Stabilize the Residual" (arXiv 2601.07396). The channels' principal
-directions are measured once (:func:`basis_of`) and hold for other prompts; only the coefficients of
-the tokens in them move along the path, and those are all that is continued.
+directions are measured once (:func:`directions_of`) and hold for other prompts; only the tokens'
+coefficients in them move along the path, and those are all that is continued.
 """
 
 from __future__ import annotations
@@ -23,42 +23,17 @@ from fresco_trt.run.cache.differences import Differences, Parts, continued, divi
 BETA = 0.9
 """Share of the past in each moving average; the paper's, fixed."""
 
-ENERGY = 0.85
-"""Share of the squared singular values that the principal part holds; the paper's best tau."""
-
-_ROWS = 1 << 16  # Of the features in double precision at a time: a 3072-wide model's take 1.6 GB.
-
-
 # --- the basis --------------------------------------------------------------------------------
 
 
-def basis_of(features: Tensor, energy: float = ENERGY) -> tuple[Tensor, Tensor]:
-    """The principal directions of ``features`` [M,H], one token a row, and all singular values.
+def directions_of(gram: Tensor, energy: float) -> tuple[Tensor, Tensor]:
+    """The principal directions of features [M,H], one token a row, and all singular values.
 
-    The directions are float32 [H,k], orthonormal columns, k the smallest with
+    ``gram`` is their Gram matrix ``F^T F``, float64 [H,H]: those of features that come a few at a
+    time add up. The directions are float64 [H,k], orthonormal columns, k the smallest with
     ``sum_{i<=k} s_i^2 >= energy * sum s_i^2``; the entry of largest magnitude of each is positive.
-    The singular values are float64 [H], falling. Both lie where the features do. From the Gram
-    matrix [H,H] in float64, so M costs time but no memory.
-
-    Raises ValueError for an energy outside (0, 1], and for features that are none, all zero or not
-    finite.
-    """
-    if features.ndim != 2 or features.numel() == 0:
-        raise ValueError(f"features of shape {tuple(features.shape)}; expected [M,H], not empty")
-    width = features.shape[1]
-    gram = features.new_zeros((width, width), dtype=torch.float64)
-    for rows in torch.split(features.detach(), _ROWS):
-        wide = rows.to(torch.float64)
-        gram.addmm_(wide.T, wide)
-    directions, values = directions_of(gram, energy)
-    return directions.to(torch.float32), values
-
-
-def directions_of(gram: Tensor, energy: float = ENERGY) -> tuple[Tensor, Tensor]:
-    """As :func:`basis_of`, of the features' Gram matrix ``F^T F``, float64 [H,H]; both float64.
-
-    For features that come a few at a time: their Gram matrices add up. Raises ValueError for an
-    energy outside (0, 1], and for features that are all zero or not finite.
+    The singular values are float64 [H], falling. Raises ValueError for an energy outside (0, 1],
+    and for features that are all zero or not finite.
     """
     power = float(gram.trace())
     if not 0.0 < energy <= 1.0:
