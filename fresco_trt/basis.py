@@ -6,13 +6,12 @@ safetensors file whose header says of which weights, by which prompts and to whi
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import CalibrationError
+from fresco_trt.measured import read_measured, store_measured, unusable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +20,7 @@ BASIS_FILE = "cache-basis.safetensors"
 """Its name in a bundle."""
 
 SCHEMA = 1
-_HEADER = "fresco-trt"
+_COMMAND = "fresco-trt calibrate --measure basis"
 _TOLERANCE = 1e-4  # of orthonormality in float32, over a few thousand channels
 
 
@@ -63,37 +62,17 @@ class Basis:
         return {**asdict(self.record), "rank": self.rank, "shares": shares}
 
     def store(self, path: Path) -> None:
-        """Write the file beside its final place, then rename it.
-
-        The same basis gives the same bytes. Raises OutputNotWritable or DiskFull.
-        """
-        from safetensors.torch import save_file
-
-        from fresco_trt.backends.base import writing
-
-        header = json.dumps({"schema": SCHEMA, **asdict(self.record)}, sort_keys=True)
-        partial = path.with_name(f".{token_hex(8)}.partial")
+        """Write the file whole or not at all. Raises OutputNotWritable or DiskFull."""
         tensors = {"directions": self.directions.contiguous(), "values": self.values.contiguous()}
-        try:
-            with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_file(tensors, partial, {_HEADER: header})
-                partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        store_measured(path, SCHEMA, self.record, tensors)
 
 
 def read_basis(path: Path) -> Basis:
     """A stored basis. Raises CalibrationError for a file that is none, or a damaged one."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            record = _record((file.metadata() or {}).get(_HEADER), path)
-            directions, values = file.get_tensor("directions"), file.get_tensor("values")
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, str(error)) from error
-    basis = Basis(directions=directions, values=values, record=record)
+    record, tensors = read_measured(path, SCHEMA, BasisRecord, _COMMAND)
+    if tensors.keys() != {"directions", "values"}:
+        raise unusable(path, f"it holds {', '.join(sorted(tensors))}", _COMMAND)
+    basis = Basis(**tensors, record=record)
     _check_directions(basis, path)
     return basis
 
@@ -111,38 +90,14 @@ def check_basis(basis: Basis, *, model: str, weights_sha256: str, hidden: int) -
         )
 
 
-def _record(header: str | None, path: Path) -> BasisRecord:
-    try:
-        values: dict[str, Any] = json.loads(header or "")
-        schema = values.pop("schema")
-        record = BasisRecord(**values)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _unreadable(path, "its header is not one") from error
-    kinds = {"int": int, "float": float, "str": str}
-    for field in fields(record):
-        if type(getattr(record, field.name)) is not kinds[str(field.type)]:
-            raise _unreadable(path, f"{field.name} in its header is no {field.type}")
-    if schema != SCHEMA:
-        raise _unreadable(path, f"it has schema {schema}, this version reads {SCHEMA}")
-    return record
-
-
 def _check_directions(basis: Basis, path: Path) -> None:
     import torch
 
     directions, values = basis.directions, basis.values
     shapes = (directions.ndim, tuple(values.shape)) == (2, (len(directions),))
     if not shapes or {directions.dtype, values.dtype} != {torch.float32}:
-        raise _unreadable(path, "its tensors are no float32 [H,k] and [H]")
+        raise unusable(path, "its tensors are no float32 [H,k] and [H]", _COMMAND)
     gram = directions.mT.double() @ directions.double()
     away = (gram - torch.eye(basis.rank, dtype=torch.float64)).abs()
     if not (basis.rank and bool((away < _TOLERANCE).all())):
-        raise _unreadable(path, "its columns are not orthonormal")
-
-
-def _unreadable(path: Path, why: str) -> CalibrationError:
-    return CalibrationError(
-        f"the basis {path.name} cannot be used: {why}",
-        expected="a file that 'fresco-trt calibrate --measure basis' wrote",
-        fix="measure it again with that command",
-    )
+        raise unusable(path, "its columns are not orthonormal", _COMMAND)

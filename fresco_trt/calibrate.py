@@ -3,7 +3,8 @@
 Beside the data path, and light to import. The power spectrum of its latents places switches
 (:mod:`fresco_trt.lower.spectrum`); its two numbers go from the stored file into the model's facts
 by hand, so that no plan depends on a file that may not be there. What caches need of its features
-is in :mod:`fresco_trt.calibrate_features`.
+is in :mod:`fresco_trt.calibrate_features`, what quantising needs in
+:mod:`fresco_trt.calibrate_ranges`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from itertools import islice
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import typer
-
-from fresco_trt import __version__, display
+from fresco_trt import __version__, display, display_measured
+from fresco_trt import calibrate_options as choices
+from fresco_trt.calibrate_options import DEMO, OUT, READS, SCENES, Measure, Options
 from fresco_trt.errors import CalibrationError, IncompatibleOptions, PlanError
 from fresco_trt.options import Json, Model
 
@@ -41,49 +42,10 @@ if TYPE_CHECKING:
     Measurement: TypeAlias = Callable[["Options", Report], dict[str, Any]]
 
 SCHEMA = 1
-DEMO = "flux-tiny"
-"""The model whose pictures can be drawn here; all others need a folder of them."""
-
-SCENES = 512
 SEED = 2  # the demo's VAE was trained and normalised on the scenes of 0 and 1
-OUT = Path("calibration")
 
 _BATCH_PIXELS = 1 << 19  # encoded at once: 8 pictures of 256x256, one of 1024x1024
 _DIGITS = 6  # significant ones that are stored; latents in float32 have no more
-
-
-Measure = Literal["spectrum", "basis", "skips"]
-
-READS: Mapping[Measure, tuple[str, ...]] = {
-    "spectrum": ("pictures", "scenes"),
-    "basis": ("prompts", "energy"),
-    "skips": ("prompts", "cache", "stages", "preset", "tolerance"),
-}
-"""What is measured, and the options that this reads beside those that all do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What the command was asked for; None means the default."""
-
-    model: str
-    measure: Measure = "spectrum"
-    pictures: Path | None = None
-    scenes: int | None = None
-    prompts: Path | None = None
-    energy: float | None = None
-    cache: str | None = None
-    stages: int | None = None
-    preset: str | None = None
-    tolerance: float | None = None
-    weights: str | None = None
-    out: Path = OUT
-
-    @property
-    def path(self) -> Path:
-        """The file that is written, where it needs no more than the model's name."""
-        names = {"spectrum": "spectrum.json", "basis": "basis.safetensors", "skips": "skips.json"}
-        return self.out / f"{self.model}-{names[self.measure]}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,66 +58,26 @@ class Source:
     draw: Callable[[], Iterator[Pixels]]
 
 
-MeasureName = Annotated[
-    str,
-    typer.Option(help="spectrum (for --delta), basis (for --cache svd) or skips (for --actions)."),
-]
-Pictures = Annotated[
-    Path | None,
-    typer.Option(
-        help="Of a spectrum: folder of pictures like those the model draws, none smaller.",
-        show_default=f"for {DEMO}: scenes that are drawn",
-    ),
-]
-Scenes = Annotated[
-    int | None, typer.Option(help="Of a spectrum: scenes to draw.", show_default=str(SCENES))
-]
-Prompts = Annotated[
-    Path | None,
-    typer.Option(
-        help="Of a basis or skips: text file, one prompt a line.",
-        show_default="calibration/<model>-prompts.txt",
-    ),
-]
-Energy = Annotated[
-    float | None,
-    typer.Option(help="Of a basis: share of energy that is principal.", show_default="0.85"),
-]
-Predictor = Annotated[
-    str | None, typer.Option(help="Of skips: what predicts.", show_default="hicache")
-]
-PlanStages = Annotated[
-    int | None, typer.Option(help="Of skips: stages of the plan.", show_default="3")
-]
-PlanPreset = Annotated[
-    str | None, typer.Option(help="Of skips: preset of the plan.", show_default="balanced")
-]
-Tolerance = Annotated[
-    float | None,
-    typer.Option(help="Of skips: largest relative error of a velocity.", show_default="several"),
-]
-Weights = Annotated[
-    str | None, typer.Option(help="Diffusers pipeline folder.", show_default="bundled")
-]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the result.")]
-
-
 def calibrate(
     model: Model,
-    measure: MeasureName = "spectrum",
-    pictures: Pictures = None,
-    scenes: Scenes = None,
-    prompts: Prompts = None,
-    energy: Energy = None,
-    cache: Predictor = None,
-    stages: PlanStages = None,
-    preset: PlanPreset = None,
-    tolerance: Tolerance = None,
-    weights: Weights = None,
-    out: Out = OUT,
+    measure: choices.MeasureName = "spectrum",
+    pictures: choices.Pictures = None,
+    scenes: choices.Scenes = None,
+    prompts: choices.Prompts = None,
+    energy: choices.Energy = None,
+    cache: choices.Predictor = None,
+    stages: choices.PlanStages = None,
+    preset: choices.PlanPreset = None,
+    tolerance: choices.Tolerance = None,
+    precision: choices.Precision = None,
+    recipe: choices.RecipeName = None,
+    keep: choices.Keep = None,
+    size: choices.Size = None,
+    weights: choices.Weights = None,
+    out: choices.Out = OUT,
     as_json: Json = False,
 ) -> None:
-    """Measure what plans and caches need to know of a model, and store it in calibration/."""
+    """Measure what plans, caches and precisions need of a model; store it in calibration/."""
     options = Options(
         model=model,
         measure=_measure(measure),
@@ -167,6 +89,10 @@ def calibrate(
         stages=stages,
         preset=preset,
         tolerance=tolerance,
+        precision=precision,
+        recipe=recipe,
+        keep=tuple(keep) if keep else None,
+        size=size,
         weights=weights,
         out=out,
     )
@@ -194,11 +120,14 @@ def _measure(name: str) -> Measure:
 def _measurements() -> Mapping[Measure, tuple[Measurement, Callable[[Any], None]]]:
     """What is measured, and how the command shows it."""
     from fresco_trt.calibrate_features import run_basis, run_skips
+    from fresco_trt.calibrate_ranges import run_ranges, run_sensitivity
 
     return {
-        "spectrum": (run, display.spectrum_table),
-        "basis": (run_basis, display.basis_table),
-        "skips": (run_skips, display.skips_table),
+        "spectrum": (run, display_measured.spectrum_table),
+        "basis": (run_basis, display_measured.basis_table),
+        "skips": (run_skips, display_measured.skips_table),
+        "ranges": (run_ranges, display_measured.ranges_table),
+        "sensitivity": (run_sensitivity, display_measured.sensitivity_table),
     }
 
 

@@ -12,7 +12,7 @@ from fresco_trt import __version__
 from fresco_trt.calibrate import check_writable, store
 
 if TYPE_CHECKING:
-    from fresco_trt.calibrate import Options
+    from fresco_trt.calibrate_options import Options
     from fresco_trt.display import Report
     from fresco_trt.lower.principal import Reference
     from fresco_trt.plan.facts import ModelFacts
@@ -34,7 +34,7 @@ def run_basis(options: Options, progress: Report) -> dict[str, Any]:
 
     facts = model_facts(options.model)
     energy = principal.check_energy(principal.ENERGY if options.energy is None else options.energy)
-    reference = _reference(options, facts, progress)
+    reference = reference_of(options, facts, progress)
     plan = make_plan(facts, stages=max(facts.stage_counts))
     basis = principal.measure_basis(reference, plan, energy=energy, progress=progress)
     basis.store(options.path)
@@ -55,7 +55,7 @@ def run_skips(options: Options, progress: Report) -> dict[str, Any]:
     facts, cache = model_facts(options.model), find_cache(options.cache or CACHE)
     plan = make_plan(facts, stages=options.stages or STAGES, preset=options.preset)
     tolerances = TOLERANCES if options.tolerance is None else (options.tolerance,)
-    reference = _reference(options, facts, progress)
+    reference = reference_of(options, facts, progress)
     basis = None
     if cache.name == "svd":
         basis = measure_basis(reference, plan, progress=progress).directions
@@ -63,7 +63,7 @@ def run_skips(options: Options, progress: Report) -> dict[str, Any]:
     document = {
         "schema": SCHEMA,
         "version": __version__,
-        **_measured_on(reference, plan),
+        **measured_on(reference, plan),
         "cache": cache.to_json(),
         "steps": plan.nfe,
         "skips": [each.to_json() for each in lists],
@@ -72,7 +72,7 @@ def run_skips(options: Options, progress: Report) -> dict[str, Any]:
     return document
 
 
-def _reference(options: Options, facts: ModelFacts, progress: Report) -> Reference:
+def reference_of(options: Options, facts: ModelFacts, progress: Report) -> Reference:
     """Model and prompts, read once it is known that the result can be written."""
     from fresco_trt.lower.principal import Reference, default_prompts, read_prompts
     from fresco_trt.models.flux import load_transformer
@@ -92,7 +92,8 @@ def _reference(options: Options, facts: ModelFacts, progress: Report) -> Referen
     )
 
 
-def _measured_on(reference: Reference, plan: StagePlan) -> dict[str, Any]:
+def measured_on(reference: Reference, plan: StagePlan) -> dict[str, Any]:
+    """What a measurement was made on; for its file."""
     return {
         "model": reference.facts.name,
         "weights_sha256": reference.weights_sha256,

@@ -25,19 +25,30 @@ from fresco_trt.calibrate import calibrate
 from fresco_trt.errors import FrescoError, OutputNotWritable, PlanError
 from fresco_trt.options import (
     Actions,
+    Backend,
     BaselineSteps,
+    BasisPath,
+    BundleFolder,
     Cache,
     Delta,
+    DryRun,
     Engines,
+    Force,
+    GraphsFolder,
     Interval,
     Json,
+    Keep,
     Model,
     PlainSteps,
+    Precision,
     Preset,
+    RangesPath,
+    RecipeName,
     Seed,
     Site,
     Sizes,
     Stages,
+    Target,
     Warmup,
     Weights,
 )
@@ -48,6 +59,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from fresco_trt.bundle import Bundle
     from fresco_trt.pipeline import FrescoPipeline, Result
     from fresco_trt.plan.sizes import Size
 
@@ -95,31 +107,6 @@ def plan(
     _print(summary, as_json, display.plan_table)
 
 
-Backend = Annotated[str, typer.Option(help="eager, onnxruntime, tensorrt or tensorrt-rtx.")]
-Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8 or int8.")]
-BasisPath = Annotated[
-    Path | None,
-    typer.Option(
-        help="With --cache svd, a file of 'fresco-trt calibrate --measure basis'.",
-        show_default="measured now, with the prompts in calibration/",
-    ),
-]
-Target = Annotated[
-    str | None, typer.Option(help="GPU architectures for TensorRT, e.g. sm89,sm120.")
-]
-BundleFolder = Annotated[
-    Path | None,
-    typer.Option(
-        help="Bundle folder; with several sizes, the folder that holds one for each.",
-        show_default="engines/<model>-<W>x<H>-<K>stage",
-    ),
-]
-GraphsFolder = Annotated[
-    Path | None, typer.Option(help="Keep the exported ONNX graphs in this folder.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be built.")]
-
-
 @app.command()
 def build(
     model: Model,
@@ -131,6 +118,10 @@ def build(
     weights: Weights = None,
     backend: Backend = "onnxruntime",
     precision: Precision = "fp32",
+    recipe: RecipeName = None,
+    keep: Keep = None,
+    ranges: RangesPath = None,
+    force: Force = False,
     cache: Cache = NONE,
     interval: Interval = None,
     warmup: Warmup = None,
@@ -155,6 +146,7 @@ def build(
         weights=weights,
         backend=backend,
         precision=precision,
+        quant=lower.QuantChoice(recipe=recipe, keep=tuple(keep or ()), ranges=ranges, force=force),
         cache=_cache(cache, interval, warmup, actions, site),
         basis=basis,
         targets=_targets(target),
@@ -248,8 +240,25 @@ def inspect(
     from fresco_trt.bundle import open_bundle
 
     bundle = open_bundle(folder)
-    summary = {"folder": str(folder), **json.loads(bundle.manifest.to_bytes())}
+    summary = {
+        "folder": str(folder),
+        **json.loads(bundle.manifest.to_bytes()),
+        "networks": _networks(bundle),
+    }
     _print(summary, as_json, display.manifest_table)
+
+
+def _networks(bundle: Bundle) -> dict[str, dict[str, int]]:
+    """Matrix products by type of each engine whose library counted them."""
+    from fresco_trt.backends.tensorrt import PRODUCTS
+
+    counted = {
+        engine.name: bundle.folder / path
+        for engine in bundle.manifest.engines
+        for path in engine.files
+        if path.endswith(PRODUCTS)
+    }
+    return {name: json.loads(path.read_bytes()) for name, path in counted.items()}
 
 
 @app.command()

@@ -30,7 +30,7 @@ def _err() -> Console:
     return Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     _out().print(escape(text))
 
 
@@ -82,13 +82,13 @@ def step_reporter(report: Report, stages: int) -> Callable[[Step], None]:
     return on_step
 
 
-def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    table = Table(title=escape(title), title_justify="left", header_style="bold")
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    drawn = Table(title=escape(title), title_justify="left", header_style="bold")
     for column in columns:
-        table.add_column(column)
+        drawn.add_column(column)
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    _out().print(table)
+        drawn.add_row(*(escape(str(cell)) for cell in row))
+    _out().print(drawn)
 
 
 def plan_table(summary: Mapping[str, Any]) -> None:
@@ -108,14 +108,14 @@ def plan_table(summary: Mapping[str, Any]) -> None:
         )
     ]
     title = f"{summary['model']} {width}x{height}, {len(rows)} stages"
-    _table(title, ("stage", "latent", "tokens", "steps", "sigma", "TFLOP"), rows)
+    table(title, ("stage", "latent", "tokens", "steps", "sigma", "TFLOP"), rows)
     for line in _mixed_lines(summary):
-        _say(line)
+        say(line)
     for line in _cached_lines(summary):
-        _say(line)
+        say(line)
     baseline = summary["baseline"]
     solver = "" if summary["solver"] == "euler" else f"{summary['solver']} "
-    _say(
+    say(
         f"{summary['nfe']} {solver}steps, {summary['tflops']:.4g} TFLOP; plain {baseline['steps']} "
         f"steps {baseline['tflops']:.4g} TFLOP: {summary['flops_ratio']:.2f}x fewer"
     )
@@ -157,14 +157,14 @@ def dry_run_table(summary: Mapping[str, Any]) -> None:
     for draft in summary["builds"]:
         rows = [(e["name"], e["tokens"], e["latents"]) for e in draft["engines"]]
         title = f"{draft['out']} ({draft['backend']}, {draft['precision']})"
-        _table(title, ("engine", "tokens", "latents"), rows)
-        _say(f"{draft['state']}\nreuse: {draft['reuse']}")
+        table(title, ("engine", "tokens", "latents"), rows)
+        say(f"{draft['state']}\nreuse: {draft['reuse']}")
 
 
 def built_table(summary: Mapping[str, Any]) -> None:
     """The bundles that a build left."""
     for bundle in summary["bundles"]:
-        _say(
+        say(
             f"{bundle['folder']}: {bundle['state']}, {len(bundle['engines'])} engines, "
             f"{bundle['bytes'] / 1e6:.1f} MB ({bundle['backend']}), {bundle['seconds']:.1f} s"
         )
@@ -179,12 +179,12 @@ def generated_table(summary: Mapping[str, Any]) -> None:
     rows = [("text", "", f"{seconds['text']:.3f}")]
     rows += [(f"stage {k}", str(len(v)), f"{sum(v):.3f}") for k, v in stages.items()]
     rows += [("decode", "", f"{seconds['decode']:.3f}"), ("total", "", f"{seconds['total']:.3f}")]
-    _table(f"{summary['model']} on {summary['backend']}", ("part", "steps", "seconds"), rows)
+    table(f"{summary['model']} on {summary['backend']}", ("part", "steps", "seconds"), rows)
     host = seconds["denoise"] - seconds["engines"]
     share = 100 * host / seconds["denoise"]
-    _say(f"denoise {seconds['denoise']:.3f} s, {share:.2f}% outside engines")
+    say(f"denoise {seconds['denoise']:.3f} s, {share:.2f}% outside engines")
     for path in (*summary["previews"], summary["image"]):
-        _say(path)
+        say(path)
 
 
 def verify_table(summary: Mapping[str, Any]) -> None:
@@ -194,9 +194,9 @@ def verify_table(summary: Mapping[str, Any]) -> None:
         (e["engine"], e["output"], *("inf" if e[m] is None else f"{e[m]:.1e}" for m in measures))
         for e in summary["engines"]
     ]
-    _table("engine against eager", ("engine", "output", "max", "relative", "1 - cosine"), rows)
+    table("engine against eager", ("engine", "output", "max", "relative", "1 - cosine"), rows)
     verdict = "passed" if summary["passed"] else "FAILED"
-    _say(f"picture: largest pixel difference {summary['pixels']} of 255; {verdict}")
+    say(f"picture: largest pixel difference {summary['pixels']} of 255; {verdict}")
 
 
 def manifest_table(summary: Mapping[str, Any]) -> None:
@@ -208,13 +208,41 @@ def manifest_table(summary: Mapping[str, Any]) -> None:
         for path in engine["files"]
     ]
     backend, plan = summary["backend"], summary["plan"]
-    _table(f"{summary['model']['name']} bundle", ("engine", "file", "size"), rows)
-    _say(
+    table(f"{summary['model']['name']} bundle", ("engine", "file", "size"), rows)
+    say(
         f"{plan['size'][0]}x{plan['size'][1]}, {plan['nfe']} steps, {summary['precision']}, "
         f"{backend['name']} ({backend['library']} {backend['library_version']}) "
         f"{' '.join(backend['targets'])}\n"
         f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB, all digests right\n"
         f"weights {summary['model']['weights_sha256'][:16]}, key {summary['key'][:16]}"
+    )
+    for name, counts in summary["networks"].items():
+        whole = sum(counts.values())
+        shares = (f"{count} of {whole} in {kind}" for kind, count in counts.items())
+        say(f"network of {name}: matrix products {', '.join(shares)}")
+    if summary["quantized"] is not None:
+        _quantised_table(summary["quantized"])
+
+
+def _quantised_table(record: Mapping[str, Any]) -> None:
+    """Which products run on codes, what the codes take, and how the bundle was judged."""
+    kinds = sorted({kind for counts in record["products"].values() for kind in counts})
+    table(
+        f"matrix products, recipe {record['recipe']}",
+        ("engine", *kinds, "velocity error"),
+        [
+            (name, *(counts.get(kind, 0) for kind in kinds), f"{record['errors'][name]:.2%}")
+            for name, counts in record["products"].items()
+        ],
+    )
+    ratio = record["bytes"] / record["float32_bytes"]
+    forced = "; published by --force" if record["forced"] else ""
+    say(
+        f"codes and scales {record['bytes'] / 1e6:.2f} MB, {ratio:.3f}x of the same weights in "
+        f"float32; kept as they are: {', '.join(record['kept'])}\n"
+        f"SSIM {record['ssim']:.3f} to the same plan unquantised (lowest {record['lowest']:.3f}, "
+        f"gate {record['threshold']:g}), {record['prompts']} prompts, by the "
+        f"{record['judged_by']}{forced}"
     )
 
 
@@ -232,79 +260,6 @@ def doctor_table(summary: Mapping[str, Any]) -> None:
     ]
     machine = summary["machine"]
     title = f"{machine['system']}, Python {machine['python']}, GPU: {machine['gpu'] or 'none'}"
-    _table(title, ("backend", "builds", "runs", "version", "missing here, and what adds it"), rows)
+    table(title, ("backend", "builds", "runs", "version", "missing here, and what adds it"), rows)
     bundled = [model["name"] for model in summary["models"] if model["bundled_weights"]]
-    _say(f"models with bundled weights: {', '.join(bundled) or 'none'}")
-
-
-def spectrum_table(summary: Mapping[str, Any]) -> None:
-    """A measured spectrum at every doubling of the frequency, and the law fitted to all of it."""
-    rows, fit = summary["spectrum"], summary["fit"]
-    width, height = summary["size"]
-    octaves = [row for row in rows if (row["frequency"] & (row["frequency"] - 1)) == 0]
-    _table(
-        f"{summary['model']} {width}x{height}, {summary['pictures']['count']} pictures",
-        ("cycles", "power", "standard error", "power law"),
-        [
-            (
-                row["frequency"],
-                f"{row['power']:.4g}",
-                f"{row['error']:.2g}",
-                f"{summary['amplitude'] * row['frequency'] ** -summary['beta']:.4g}",
-            )
-            for row in octaves
-        ],
-    )
-    _say(
-        f"P(w) = {summary['amplitude']:g} * w^-{summary['beta']:g}, fitted from {fit['low']} to "
-        f"{fit['high']} cycles: r2 {fit['r2']:.3f}, at worst {fit['factor']:.2f}x off\n"
-        f"{summary['file']}"
-    )
-
-
-def basis_table(summary: Mapping[str, Any]) -> None:
-    """The principal directions that were kept, and what each holds of the features' energy."""
-    shares, held = summary["shares"], 0.0
-    rows = []
-    for number, share in enumerate(shares, start=1):
-        held += share
-        if number <= 8 or number == len(shares):
-            rows.append((number, f"{share:.1%}", f"{held:.1%}"))
-    _table(
-        f"{summary['model']}: {summary['rank']} principal directions",
-        ("direction", "energy", "up to it"),
-        rows,
-    )
-    _say(
-        f"{summary['energy']:.0%} of the energy asked for, {summary['prompts']} prompts\n"
-        f"{summary['file']}"
-    )
-
-
-def skips_table(summary: Mapping[str, Any]) -> None:
-    """For each tolerance the actions to pass, and the largest error that was let through."""
-    rows = [
-        (
-            f"{each['tolerance']:g}",
-            ",".join(each["actions"]),
-            f"{each['full_steps']} of {summary['steps']}",
-            _worst_skip(each),
-        )
-        for each in summary["skips"]
-    ]
-    title = (
-        f"{summary['model']}, {summary['stages']} stages, {summary['preset']}: "
-        f"steps that {summary['cache']['name']} may answer"
-    )
-    _table(title, ("tolerance", "--actions", "full steps", "worst skipped"), rows)
-    _say(f"{summary['prompts']} prompts\n{summary['file']}")
-
-
-def _worst_skip(each: Mapping[str, Any]) -> str:
-    pairs = [
-        (letter, error)
-        for word, errors in zip(each["actions"], each["errors"], strict=True)
-        for letter, error in zip(word, errors, strict=True)
-    ]
-    taken = [error for letter, error in pairs if letter == "B"]
-    return f"{max(taken):.1%}" if taken else "none"
+    say(f"models with bundled weights: {', '.join(bundled) or 'none'}")

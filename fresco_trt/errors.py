@@ -141,6 +141,10 @@ class CalibrationError(LowerError):
     exit_code: ClassVar[int] = 2
 
 
+class QualityTooLow(LowerError):
+    """A quantised build draws other pictures than the same plan unquantised."""
+
+
 # --- the bundle on disk ---------------------------------------------------------------------
 
 

@@ -149,6 +149,32 @@ class EngineRecord(_Record):
     signature: SignatureField
 
 
+class QuantRecord(_Record):
+    """What was quantised, how, and how well.
+
+    ``kept`` are patterns of the layers left alone; ``bytes`` what the others' codes and scales
+    take, ``float32_bytes`` what their weights would take in float32; ``products`` the matrix
+    products of each engine by precision. ``ssim`` is the mean, ``lowest`` the least likeness of
+    ``prompts`` pictures to those of the same plan unquantised, drawn by the engines or, where the
+    building machine could not run them, by the simulation; ``forced`` if ``ssim`` is under the
+    ``threshold``.
+    """
+
+    recipe: Name
+    kept: tuple[Name, ...]
+    ranges_sha256: Sha256
+    bytes: Count
+    float32_bytes: Annotated[int, Field(gt=0)]
+    products: dict[Name, dict[Name, Count]]
+    prompts: Annotated[int, Field(gt=0)]
+    ssim: float
+    lowest: float
+    threshold: float
+    judged_by: Literal["engines", "simulation"]
+    errors: dict[Name, float]
+    forced: bool
+
+
 class PipelineRecord(_Record):
     """Text encoders, decoder and scheduler in the diffusers folder layout.
 
@@ -185,6 +211,7 @@ class ManifestDraft(_Record):
     text_tokens: Annotated[int, Field(gt=0)]
     precision: Precision
     calibration: Sha256 | None
+    quantized: QuantRecord | None = None
     backend: BackendRecord
     engines: Annotated[tuple[EngineRecord, ...], Field(min_length=1)]
     pipeline: PipelineRecord

@@ -1,4 +1,4 @@
-"""Options that several commands share, each with its one name and help text."""
+"""Options of the commands, each with its one name and help text."""
 
 from __future__ import annotations
 
@@ -80,3 +80,55 @@ Weights = Annotated[
         show_default="bundled, then the hub",
     ),
 ]
+
+# --- of a build -------------------------------------------------------------------------------
+
+Backend = Annotated[str, typer.Option(help="eager, onnxruntime, tensorrt or tensorrt-rtx.")]
+Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8 or int8.")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        help="How int8 or fp8 quantises: int8, int8-smooth (SmoothQuant) or fp8.",
+        show_default="the precision's own",
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        help="With int8 or fp8, a pattern of layers to leave alone, e.g. '*.ff.net.2'; repeatable.",
+    ),
+]
+RangesPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--ranges",
+        help="With int8 or fp8, a file of 'fresco-trt calibrate --measure ranges'.",
+        show_default="measured now, with the prompts in calibration/",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Publish a quantised bundle that fails the quality gate.")
+]
+BasisPath = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --cache svd, a file of 'fresco-trt calibrate --measure basis'.",
+        show_default="measured now, with the prompts in calibration/",
+    ),
+]
+Target = Annotated[
+    str | None, typer.Option(help="GPU architectures for TensorRT, e.g. sm89,sm120.")
+]
+BundleFolder = Annotated[
+    Path | None,
+    typer.Option(
+        help="Bundle folder; with several sizes, the folder that holds one for each.",
+        show_default="engines/<model>-<W>x<H>-<K>stage",
+    ),
+]
+GraphsFolder = Annotated[
+    Path | None, typer.Option(help="Keep the exported ONNX graphs in this folder.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be built.")]

@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from fresco_trt import calibrate as command
-from fresco_trt import cli, display
-from fresco_trt.calibrate import Options, check_writable, run, store
+from fresco_trt import cli, display_measured
+from fresco_trt.calibrate import check_writable, run, store
+from fresco_trt.calibrate_options import Options
 from fresco_trt.errors import DiskFull, FrescoError, OutputNotWritable
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.models.zoo import model_facts, model_names
@@ -325,7 +326,7 @@ def test_the_command_is_lean_to_import() -> None:
 
 def test_the_table_has_every_doubling_and_the_law(capsys: pytest.CaptureFixture[str]) -> None:
     stored = json.loads((ROOT / "calibration" / "flux-tiny-spectrum.json").read_text())
-    display.spectrum_table({"file": "somewhere.json", **stored})
+    display_measured.spectrum_table({"file": "somewhere.json", **stored})
     shown = capsys.readouterr().out
     for ring in stored["spectrum"]:
         doubled = ring["frequency"] in (1, 2, 4, 8, 16, 32)

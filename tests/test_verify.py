@@ -18,6 +18,7 @@ from fresco_trt import pipeline
 from fresco_trt.backends.base import Backend, Runner
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.bundle import Bundle
+from fresco_trt.comparing import ComparingRunner, OutputError, output_error
 from fresco_trt.errors import BundleNotFound, IncompatibleOptions, PlanError, VerificationFailed
 from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.grid import Grid
@@ -27,10 +28,7 @@ from fresco_trt.verify import (
     PROMPT,
     TOLERANCES,
     Choices,
-    ComparingRunner,
     Comparison,
-    OutputError,
-    output_error,
     verify_bundle,
 )
 

@@ -83,7 +83,8 @@ class BuildOptions:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackendFacts:
     """What a backend is on this machine. ``version`` is None where the library is not installed;
-    ``device`` is where a runner's outputs live ("cpu" or "cuda").
+    ``device`` is where a runner's outputs live ("cpu" or "cuda"); ``rest`` the precision of what a
+    quantised graph leaves as it is.
     """
 
     name: str
@@ -93,6 +94,7 @@ class BackendFacts:
     targets: tuple[str, ...]
     precisions: tuple[str, ...]
     device: str
+    rest: str = "fp32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -291,19 +293,23 @@ def find_engine(folder: Path, record: EngineFile, suffix: str) -> Path:
     return found[0]
 
 
-def exported(graph: StageGraph, precision: str) -> tuple[Path, Path]:
+def exported(graph: StageGraph, precision: str, rest: str) -> tuple[Path, Path]:
     """The ONNX file and the weights of a graph that was exported in ``precision``.
 
-    Raises ValueError if it was not exported, BuildError if its weights are of another precision:
-    engines take theirs from the graph, so the option would be ignored.
+    ``rest`` is the precision of what a quantised one leaves as it is. Raises ValueError if it was
+    not exported, BuildError if its weights are of another precision: engines take theirs from the
+    graph, so the option would be ignored.
     """
     if graph.onnx is None or graph.weights is None:
         raise ValueError(f"{graph.name} was not exported to ONNX")
     stored = {str(parameter.dtype) for parameter in graph.module.parameters()}
-    if stored != {f"torch.{_DTYPES[precision]}"}:
+    wanted = _DTYPES[precision if precision in _DTYPES else rest]
+    quantised = f".{precision}." in graph.onnx.name
+    if stored != {f"torch.{wanted}"} or quantised != (precision not in _DTYPES):
+        codes = " and no codes" if not quantised and precision not in _DTYPES else ""
         raise BuildError(
-            f"{graph.name} was exported with weights in {', '.join(sorted(stored))}",
-            expected=f"{_DTYPES[precision]} for --precision {precision}",
+            f"{graph.name} was exported with weights in {', '.join(sorted(stored))}{codes}",
+            expected=f"{wanted} for --precision {precision}",
             fix="pass the precision that the graph is in, or export it again in this one",
         )
     return graph.onnx, graph.weights

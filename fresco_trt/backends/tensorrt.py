@@ -7,6 +7,7 @@ for the GPUs named as targets; TensorRT builds on the GPU it builds for.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -47,7 +48,12 @@ if TYPE_CHECKING:
     from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
 ANY = "any"  # in a plan's name: built for every GPU that the library can target
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
+REST = "bf16"
+"""What a quantised graph leaves as it is: float32 products would cost more than codes save."""
+
+PRODUCTS = ".products.json"
+"""Ending of the file that counts a network's matrix products by the type they multiply."""
 
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|cannot allocate", re.IGNORECASE)
 _HEADER_BYTES = 28
@@ -153,19 +159,18 @@ class TensorRTBackend:
         self._device = device or CudaDevice()
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
-        """One plan for all targets: ``<name>.<targets>.plan``."""
+        """One plan for all targets, ``<name>.<targets>.plan``, and a count of its products."""
         library = self._require()
         check_precision(self.describe(), options.precision)
-        exported(graph, options.precision)
+        exported(graph, options.precision, REST)
         targets = self._targets(library, options.targets)
         plan = plan_from_onnx(library, graph, targets, options)
         suffix = "-".join(targets) or (ANY if self._flavour.builds_anywhere else self._capability())
-        path = options.folder / f"{graph.name}.{suffix}.plan"
-        partial_path = path.with_name(f"{path.name}.partial")
-        with writing(path):
-            partial_path.write_bytes(plan)
-            partial_path.replace(path)
-        return (path.name,)
+        stem = f"{graph.name}.{suffix}"
+        counted = json.dumps(dict(plan.products), sort_keys=True) + "\n"
+        _write(options.folder / f"{stem}.plan", plan.data)
+        _write(options.folder / f"{stem}{PRODUCTS}", counted.encode())
+        return (f"{stem}.plan", f"{stem}{PRODUCTS}")
 
     def load(self, folder: Path, record: EngineFile) -> EngineRunner:
         """A runner, once the plan's header, the GPU and the driver have been found fit."""
@@ -185,6 +190,7 @@ class TensorRTBackend:
             graph_format="onnx",
             targets=_targets_of(library),
             precisions=PRECISIONS,
+            rest=REST,
             device="cuda",
         )
 
@@ -357,3 +363,10 @@ def _failed(given: str, errors: deque[str]) -> EngineFailed | OutOfDeviceMemory:
         expected="a plan that loads and runs",
         fix="run 'fresco-trt verify', or build the bundle again",
     )
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial_path = path.with_name(f"{path.name}.partial")
+    with writing(path):
+        partial_path.write_bytes(data)
+        partial_path.replace(path)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -24,9 +25,17 @@ _TELL_EVERY = 0.005
 _LISTEN_EVERY = 0.1  # seconds
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A serialized engine, and the matrix products of its network by the type they multiply."""
+
+    data: bytes
+    products: Mapping[str, int]
+
+
 def plan_from_onnx(
     library: Any, graph: StageGraph, targets: tuple[str, ...], options: BuildOptions
-) -> bytes:
+) -> Plan:
     """The plan of one graph for ``targets`` (empty: the library's default).
 
     Precision is the graph's own: the network is strongly typed, and float32 means float32, not
@@ -53,7 +62,34 @@ def plan_from_onnx(
         if plan is None:
             raise _failed(f"{graph.name} does not build: {'; '.join(errors) or 'no reason given'}")
         options.progress(f"build {graph.name}", 1.0)
-        return bytes(memoryview(plan))
+        return Plan(data=bytes(memoryview(plan)), products=products_of(library, network))
+
+
+def products_of(library: Any, network: Any) -> dict[str, int]:
+    """Matrix products of a parsed network, counted by the type of what they multiply.
+
+    A product both of whose operands come out of a dequantising layer is one of that layer's codes
+    ("int8", "fp8"): the builder fuses the three. Any other counts by its operands' own type.
+    """
+    kinds = library.LayerType
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    makers = {layer.get_output(0).name: layer for layer in layers}
+    through = (kinds.SHUFFLE, kinds.CAST)
+
+    def multiplied(tensor: Any) -> str:
+        maker = makers.get(tensor.name)
+        while maker is not None and maker.type in through:
+            maker = makers.get(maker.get_input(0).name)
+        if maker is not None and maker.type == kinds.DEQUANTIZE:
+            tensor = maker.get_input(0)
+        return str(tensor.dtype).rpartition(".")[2].lower()
+
+    found: Counter[str] = Counter()
+    for layer in layers:
+        if layer.type == kinds.MATRIX_MULTIPLY:
+            operands = {multiplied(layer.get_input(index)) for index in (0, 1)}
+            found["/".join(sorted(operands))] += 1
+    return dict(sorted(found.items()))
 
 
 @contextmanager

@@ -118,7 +118,8 @@ def _psnr(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float
     """Mean peak signal-to-noise ratio in dB to the reference pictures; None for the reference."""
     import torch
 
-    from fresco_trt.bench.quality import DECIBELS, psnr
+    from fresco_trt.bench.quality import DECIBELS
+    from fresco_trt.similarity import psnr
 
     decibels = torch.cat([psnr(a, b) for a, b in zip(ours, theirs, strict=True)])
     if bool(decibels.isinf().all()):

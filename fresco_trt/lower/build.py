@@ -9,23 +9,18 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent, unavailable
-from fresco_trt.basis import BASIS_FILE, Basis, check_basis, read_basis
+from fresco_trt.basis import BASIS_FILE, Basis
 from fresco_trt.bundle import BundleWriter, open_bundle
 from fresco_trt.doctor import missing_to_build
 from fresco_trt.errors import BundleError, BundleNotFound, error_context
-from fresco_trt.listing import folder_digest
-from fresco_trt.lower.principal import (
-    Reference,
-    default_prompts,
-    measure_basis,
-    read_prompts,
-)
+from fresco_trt.lower.gather import gather
+from fresco_trt.lower.principal import Reference, measure_basis
 from fresco_trt.lower.record import (
     Ingredients,
     backend_record,
@@ -35,23 +30,21 @@ from fresco_trt.lower.record import (
     pipeline_record,
 )
 from fresco_trt.lower.request import (
-    DTYPES,
     BuildRequest,
-    Resolved,
+    QuantChoice,
     describe,
     requests_of,
     resolve,
 )
 from fresco_trt.manifest import EngineRecord, ManifestDraft
-from fresco_trt.models.flux import graph_from_signature, load_transformer
-from fresco_trt.models.flux_parts import PIPELINE_PARTS, find_pipeline
-from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.models.flux import graph_from_signature
 from fresco_trt.plan.caching import CacheChoice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fresco_trt.bundle import Bundle
+    from fresco_trt.lower.quantize import Quantizer
     from fresco_trt.plan.sizes import Size
 
 REUSED = "reused (same key)"
@@ -98,6 +91,10 @@ def build(
     weights: str | None = None,
     backend: str = "onnxruntime",
     precision: str = "fp32",
+    recipe: str | None = None,
+    keep: Sequence[str] = (),
+    ranges: str | Path | None = None,
+    force: bool = False,
     cache: str = "none",
     interval: int | None = None,
     warmup: int | None = None,
@@ -112,11 +109,13 @@ def build(
 
     `size` is (width, height) in pixels; `steps` only for one stage; `delta` places the switches by
     the spectrum of the model's latents; `weights` a diffusers folder, a .safetensors file,
-    "random", or None for the bundled or hub weights; `cache` and what belongs to it as
+    "random", or None for the bundled or hub weights; `recipe`, `keep`, `ranges` and `force` belong
+    to the precisions "int8" and "fp8" (see :class:`QuantChoice`); `cache` and what belongs to it as
     `fresco_trt.plan` has them; `basis` a file of `fresco-trt calibrate --measure basis` for the
     cache "svd" (None: measured now, with the prompts in calibration/); `targets` GPU architectures
     for TensorRT ("sm89"). A bundle with the same build key is reused. Raises PlanError or
-    LowerError leaves; whatever happens, `out` holds the old bundle or the complete new one.
+    LowerError leaves, QualityTooLow among them; whatever happens, `out` holds the old bundle or the
+    complete new one.
     """
     request = BuildRequest(
         model=model,
@@ -128,6 +127,12 @@ def build(
         weights=weights,
         backend=backend,
         precision=precision,
+        quant=QuantChoice(
+            recipe=recipe,
+            keep=tuple(keep),
+            ranges=None if ranges is None else Path(ranges),
+            force=force,
+        ),
         cache=CacheChoice(
             name=cache,
             interval=interval,
@@ -149,61 +154,11 @@ def run(request: BuildRequest, *, progress: Progress = silent) -> Built:
     for missing in missing_to_build(resolved.backend):
         raise unavailable(resolved.backend.name, missing)
     with error_context(f"build of {resolved.out}"), ExitStack() as scope:
-        made = _gathered(resolved, scope, progress)
+        made = gather(resolved, scope, progress)
         bundle, state = _fate(made)
         if bundle is None:
             bundle = _written(made, began, progress)
         return Built(bundle=bundle, state=state, seconds=perf_counter() - began)
-
-
-def _gathered(resolved: Resolved, scope: ExitStack, progress: Progress) -> Ingredients:
-    """Weights and pipeline folder with their digests; ``scope`` holds what is temporary."""
-    import torch
-
-    progress("loading weights", 0.0)
-    dtype = getattr(torch, DTYPES[resolved.precision])
-    transformer = load_transformer(resolved.weights, resolved.facts, dtype=dtype)
-    progress("loading weights", 0.5)
-    pipeline = _pipeline(resolved, scope)
-    made = Ingredients(
-        resolved=resolved,
-        transformer=transformer,
-        weights_digest=weights_digest(transformer),
-        pipeline=pipeline,
-        pipeline_digest=folder_digest(pipeline, PIPELINE_PARTS),
-    )
-    progress("loading weights", 1.0)
-    return replace(made, basis=_basis_source(made))
-
-
-def _basis_source(made: Ingredients) -> Basis | Reference | None:
-    """The principal directions that were given, checked, or what they will be measured with."""
-    resolved = made.resolved
-    if resolved.plan.cache is None or resolved.plan.cache.name != "svd":
-        return None
-    name, hidden = resolved.facts.name, resolved.facts.hidden
-    if resolved.basis is not None:
-        basis = read_basis(resolved.basis)
-        check_basis(basis, model=name, weights_sha256=made.weights_digest, hidden=hidden)
-        return basis
-    return Reference(
-        facts=resolved.facts,
-        transformer=made.transformer,
-        weights_sha256=made.weights_digest,
-        pipeline=made.pipeline,
-        prompts=read_prompts(default_prompts(name)),
-    )
-
-
-def _pipeline(resolved: Resolved, scope: ExitStack) -> Path:
-    """The prompt encoders and decoder; made up for random weights where none are bundled."""
-    name = resolved.facts.name
-    if resolved.weights != "random" or (BUNDLED / name).is_dir():
-        return find_pipeline(resolved.weights, name)
-    from fresco_trt.models.flux_random import write_random_pipeline
-
-    folder = Path(scope.enter_context(tempfile.TemporaryDirectory()))
-    return write_random_pipeline(resolved.facts, folder)
 
 
 def _fate(made: Ingredients) -> tuple[Bundle | None, str]:
@@ -229,10 +184,19 @@ def _differ(names: tuple[str, ...]) -> str:
 
 
 def _written(made: Ingredients, began: float, progress: Progress) -> Bundle:
+    from fresco_trt.lower.quantized import quantisation
+
     resolved = made.resolved
     with BundleWriter(resolved.out) as writer:
-        calibration = _stored_basis(made, writer.folder, progress)
-        engines = _engines(made, writer.folder, progress)
+        basis = _measured_basis(made, progress)
+        calibration = None if basis is None else _stored(basis, writer.folder)
+        quantised = quantisation(made, progress)
+        quantizer = None if quantised is None else quantised.quantizer
+        engines = _engines(made, quantizer, writer.folder, progress)
+        quantized = None
+        if quantised is not None:
+            directions = None if basis is None else basis.directions
+            quantized = quantised.record(writer.folder, engines, directions, progress)
         draft = ManifestDraft.model_validate(
             {
                 "model": model_record(made),
@@ -240,6 +204,7 @@ def _written(made: Ingredients, began: float, progress: Progress) -> Bundle:
                 "text_tokens": resolved.facts.text_tokens,
                 "precision": resolved.precision,
                 "calibration": calibration,
+                "quantized": quantized,
                 "backend": backend_record(resolved),
                 "engines": engines,
                 "pipeline": pipeline_record(made, writer.folder),
@@ -250,26 +215,30 @@ def _written(made: Ingredients, began: float, progress: Progress) -> Bundle:
         return writer.commit(draft, progress=progress)
 
 
-def _stored_basis(made: Ingredients, folder: Path, progress: Progress) -> str | None:
-    """Write the principal directions into the bundle; their file's SHA-256, None without them."""
-    basis = made.basis
-    if basis is None:
-        return None
-    if isinstance(basis, Reference):
-        basis = measure_basis(basis, made.resolved.plan, progress=progress)
+def _measured_basis(made: Ingredients, progress: Progress) -> Basis | None:
+    """The principal directions, measured if they were not given."""
+    if isinstance(made.basis, Reference):
+        return measure_basis(made.basis, made.resolved.plan, progress=progress)
+    return made.basis
+
+
+def _stored(basis: Basis, folder: Path) -> str:
+    """Write the principal directions into the bundle; their file's SHA-256."""
     path = folder / BASIS_FILE
     basis.store(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _engines(made: Ingredients, folder: Path, progress: Progress) -> tuple[EngineRecord, ...]:
+def _engines(
+    made: Ingredients, quantizer: Quantizer | None, folder: Path, progress: Progress
+) -> tuple[EngineRecord, ...]:
     resolved = made.resolved
     options = BuildOptions(
         folder=folder, targets=resolved.targets, precision=resolved.precision, progress=progress
     )
     # Inside the folder that is being written: what a killed build leaves, the next one removes.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work:
-        graphs = _stage_graphs(made, Path(work), progress)
+        graphs = _stage_graphs(made, quantizer, Path(work), progress)
         return tuple(
             EngineRecord(
                 name=graph.name,
@@ -280,7 +249,9 @@ def _engines(made: Ingredients, folder: Path, progress: Progress) -> tuple[Engin
         )
 
 
-def _stage_graphs(made: Ingredients, work: Path, progress: Progress) -> tuple[StageGraph, ...]:
+def _stage_graphs(
+    made: Ingredients, quantizer: Quantizer | None, work: Path, progress: Progress
+) -> tuple[StageGraph, ...]:
     """Every graph of the plan in the form the backend builds from."""
     from fresco_trt.lower.export import export_stages
     from fresco_trt.lower.weights import write_source
@@ -300,9 +271,19 @@ def _stage_graphs(made: Ingredients, work: Path, progress: Progress) -> tuple[St
         for signature in (resolved.signature(index, action),)
     )
     if resolved.backend.describe().graph_format == "onnx":
-        return export_stages(graphs, resolved.graphs or work, progress=progress)
+        folder = resolved.graphs or work
+        return export_stages(graphs, folder, quantizer=quantizer, progress=progress)
     write_source(made.transformer, source)
     return graphs
 
 
-__all__ = ["BuildRequest", "Built", "build", "describe", "requests_of", "resolve", "run"]
+__all__ = [
+    "BuildRequest",
+    "Built",
+    "QuantChoice",
+    "build",
+    "describe",
+    "requests_of",
+    "resolve",
+    "run",
+]

@@ -24,6 +24,8 @@ from fresco_trt.plan.signature import GraphSignature, TensorSpec
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from fresco_trt.lower.quantize import Quantizer
+
 OPSET = 20
 INLINE_BYTES = 1024  # smaller constants stay in the graph: shapes, axes, scales, short biases
 
@@ -34,34 +36,46 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def export_stages(
-    graphs: Iterable[StageGraph], folder: Path, *, progress: Progress = silent
+    graphs: Iterable[StageGraph],
+    folder: Path,
+    *,
+    quantizer: Quantizer | None = None,
+    progress: Progress = silent,
 ) -> tuple[StageGraph, ...]:
     """Export every graph to ``<folder>/<name>.onnx`` over one ``<folder>/weights.bin``.
 
-    Returns the graphs with ``onnx`` and ``weights`` set. Files are self-consistent only once this
-    returns. Raises ExportError with the graph's name in front, OutputNotWritable or DiskFull.
+    With a ``quantizer`` the layers that it has ranges for are stored as its codes, and the files
+    are ``<name>.int8.onnx`` or as the precision is. Returns the graphs with ``onnx`` and
+    ``weights`` set. Files are self-consistent only once this returns. Raises ExportError with the
+    graph's name in front, OutputNotWritable or DiskFull.
     """
     todo = tuple(graphs)
     done: list[StageGraph] = []
     with weight_file(folder) as weights:
         for index, graph in enumerate(todo):
             progress(f"export {graph.name}", index / len(todo))
-            done.append(export_stage(graph, weights))
+            done.append(export_stage(graph, weights, quantizer))
     for graph in done:
         _check_file(graph)
     progress("export", 1.0)
     return tuple(done)
 
 
-def export_stage(graph: StageGraph, weights: WeightFile) -> StageGraph:
+def export_stage(
+    graph: StageGraph, weights: WeightFile, quantizer: Quantizer | None = None
+) -> StageGraph:
     """Trace one graph, apply :data:`PASSES` and write ``<name>.onnx`` beside ``weights``."""
+    first, *others = PASSES
+    quantised = () if quantizer is None else (quantizer.quantise,)
     with error_context(f"export of {graph.name}"):
         model = _traced(graph)
         verify(model, graph.signature, after="tracing")
-        for step in PASSES:
+        model.graph.name = graph.name
+        for step in (first, *quantised, *others):
             step(model, weights)
             verify(model, graph.signature, after=step.__name__)
-        path = weights.path.parent / f"{graph.name}.onnx"
+        ending = "onnx" if quantizer is None else f"{quantizer.recipe.precision}.onnx"
+        path = weights.path.parent / f"{graph.name}.{ending}"
         _write(model, path)
     return replace(graph, onnx=path, weights=weights.path)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fresco_trt.lower.principal import Reference
     from fresco_trt.lower.request import Resolved
     from fresco_trt.manifest import Manifest
+    from fresco_trt.ranges import Ranges
 
 PIPELINE_FOLDER = "pipeline"
 BUNDLED_LIMIT = 100_000_000
@@ -43,7 +44,9 @@ class Ingredients:
     """Everything a build is made from, with the digests that identify it.
 
     ``pipeline`` is the diffusers folder of prompt encoders and decoder; ``basis`` the principal
-    directions that the plan's cache needs, or what they are measured with.
+    directions that the plan's cache needs, or what they are measured with; ``ranges`` those that a
+    quantised precision needs, if they were given; ``reference`` what either is measured with, and
+    a quantised build judged.
     """
 
     resolved: Resolved
@@ -52,6 +55,8 @@ class Ingredients:
     pipeline: Path
     pipeline_digest: str
     basis: Basis | Reference | None = None
+    ranges: Ranges | None = None
+    reference: Reference | None = None
 
     @property
     def key(self) -> str:
@@ -73,6 +78,7 @@ def identity(made: Ingredients) -> dict[str, Any]:
         "principal directions": principal_identity(made.basis),
         "text length": resolved.facts.text_tokens,
         "precision": resolved.precision,
+        "quantisation": quantisation_identity(made),
         "backend": [about.name, about.library, about.version],
         "targets": list(resolved.targets),
         "prompt encoders or decoder": made.pipeline_digest,
@@ -90,6 +96,7 @@ def differences(old: Manifest, made: Ingredients) -> tuple[str, ...]:
         "principal directions": old.built.options.get("principal"),
         "text length": old.text_tokens,
         "precision": old.precision,
+        "quantisation": old.built.options.get("quantisation"),
         "backend": [backend.name, backend.library, backend.library_version],
         "targets": list(backend.targets),
         "prompt encoders or decoder": old.pipeline.digest,
@@ -109,6 +116,16 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def quantisation_identity(made: Ingredients) -> list[Any] | None:
+    """What tells one quantisation from another before it is measured; None without one."""
+    recipe, reference = made.resolved.recipe, made.reference
+    if recipe is None or reference is None:
+        return None
+    prompts = f"seed {reference.seed}, prompts {reference.prompts_sha256}"
+    given = None if made.ranges is None else made.ranges.digest()
+    return [recipe.name, list(made.resolved.kept), given, prompts]
 
 
 # --- records ----------------------------------------------------------------------------------
@@ -161,6 +178,7 @@ def built_record(made: Ingredients, seconds: float) -> BuiltRecord:
         "size": format_size(resolved.plan.size),
         "weights": "a given path" if given else resolved.weights,
         "precision": resolved.precision,
+        "quantisation": quantisation_identity(made),
         "cache": None if resolved.plan.cache is None else resolved.plan.cache.name,
         "principal": principal_identity(made.basis),
         "backend": resolved.backend.name,

@@ -14,12 +14,13 @@ from fresco_trt.backends import backend
 from fresco_trt.backends.base import check_precision
 from fresco_trt.canonical import MANIFEST_NAME
 from fresco_trt.doctor import in_words, missing_to_build
-from fresco_trt.errors import IncompatibleOptions, OutputNotWritable
+from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
 from fresco_trt.models.flux import stage_signature
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.recipes import find_recipe
 from fresco_trt.plan.sizes import format_size, parse_sizes
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Backend, BackendFacts
     from fresco_trt.plan.caching import CacheChoice
     from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.recipes import Recipe
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import Action, StagePlan
@@ -37,6 +39,27 @@ ENGINES = Path("engines")
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """torch's name of the type in which a precision stores weights."""
+
+FP8_FROM = 89
+"""Compute capability, times ten, of the first GPUs with FP8 matrix products."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantChoice:
+    """How a quantised precision is carried out, as the caller stated it.
+
+    ``recipe`` None is the precision's default; ``keep`` are patterns of layers that stay as they
+    are, beside the model's own; ``ranges`` a file of measured ones (None: measured by the build);
+    ``force`` publishes a bundle that fails the quality gate.
+    """
+
+    recipe: str | None = None
+    keep: tuple[str, ...] = ()
+    ranges: Path | None = None
+    force: bool = False
+
+
+AS_RECIPE = QuantChoice()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +75,7 @@ class BuildRequest:
     weights: str | None = None
     backend: str = "onnxruntime"
     precision: str = "fp32"
+    quant: QuantChoice = AS_RECIPE
     cache: CacheChoice = NO_CACHE
     basis: Path | None = None
     targets: tuple[str, ...] = ()
@@ -64,8 +88,9 @@ class Resolved:
     """A request with nothing left open: what will be built, with what, for which GPUs, and where.
 
     ``delta`` is the tolerance that placed the plan's switches, if one did; ``basis`` the file of
-    principal directions that was given, if one was; ``graphs`` is where the ONNX graphs are kept,
-    if they are.
+    principal directions that was given, if one was; ``recipe`` what quantises, if anything does,
+    and ``kept`` the patterns of layers that it leaves alone; ``graphs`` is where the ONNX graphs
+    are kept, if they are.
     """
 
     facts: ModelFacts
@@ -74,14 +99,28 @@ class Resolved:
     basis: Path | None
     backend: Backend
     precision: str
+    recipe: Recipe | None
+    kept: tuple[str, ...]
+    ranges: Path | None
+    force: bool
     targets: tuple[str, ...]
     weights: str | None
     out: Path
     graphs: Path | None
 
+    @property
+    def dtype(self) -> str:
+        """torch's name of the type that weights have where they are not quantised."""
+        return stored_dtype(self.precision, self.backend.describe())
+
     def signature(self, stage: int, action: Action) -> GraphSignature:
         """Signature of an engine of the stage counted from 0."""
         return stage_signature(self.facts, self.plan, stage, self.facts.text_tokens, action)
+
+
+def stored_dtype(precision: str, about: BackendFacts) -> str:
+    """torch's name of the type in which weights are stored that are not quantised."""
+    return DTYPES[precision if precision in DTYPES else about.rest]
 
 
 def resolve(request: BuildRequest) -> Resolved:
@@ -103,7 +142,11 @@ def resolve(request: BuildRequest) -> Resolved:
     library = backend(request.backend)
     about = library.describe()
     check_precision(about, request.precision)
+    recipe = find_recipe(request.precision, request.quant.recipe)
     _check_options(request, about)
+    _check_quant(request, recipe)
+    targets = _targets(request.targets, about)
+    _check_targets(recipe, targets or about.targets)
     name = f"{facts.name}-{format_size(plan.size)}-{len(plan.stages)}stage"
     return Resolved(
         facts=facts,
@@ -112,7 +155,11 @@ def resolve(request: BuildRequest) -> Resolved:
         basis=request.basis,
         backend=library,
         precision=request.precision,
-        targets=_targets(request.targets, about),
+        recipe=recipe,
+        kept=() if recipe is None else (*facts.high_precision, *request.quant.keep),
+        ranges=request.quant.ranges,
+        force=request.quant.force,
+        targets=targets,
         weights=request.weights,
         out=request.out or ENGINES / name,
         graphs=request.graphs,
@@ -218,6 +265,38 @@ def _check_options(request: BuildRequest, about: BackendFacts) -> None:
             f"--graphs {request.graphs} with the backend {about.name}",
             expected="a backend that is built from ONNX graphs",
             fix="leave --graphs out, or pass --backend onnxruntime",
+        )
+
+
+def _check_quant(request: BuildRequest, recipe: Recipe | None) -> None:
+    choice = request.quant
+    given = {"--keep": choice.keep, "--ranges": choice.ranges, "--force": choice.force}
+    named = " and ".join(name for name, value in given.items() if value)
+    if recipe is None and named:
+        raise IncompatibleOptions(
+            f"{named} with --precision {request.precision}",
+            expected="a precision that quantises: nothing is measured or judged without one",
+            fix=f"leave {named} out, or pass --precision int8 or fp8",
+        )
+    if choice.ranges is not None and choice.keep:
+        raise IncompatibleOptions(
+            f"--keep {' '.join(choice.keep)} with --ranges {choice.ranges}",
+            expected="one of the two: measured ranges say which layers were kept",
+            fix="give --keep to 'fresco-trt calibrate --measure ranges', or leave --ranges out",
+        )
+
+
+def _check_targets(recipe: Recipe | None, targets: tuple[str, ...]) -> None:
+    """FP8 matrix products came with Ada; a library that names no targets asks its own device."""
+    if recipe is None or recipe.precision != "fp8":
+        return
+    old = [target for target in targets if int(target.removeprefix("sm")) < FP8_FROM]
+    if old:
+        able = [target for target in targets if target not in old]
+        raise UnsupportedPrecision(
+            f"--precision fp8 for {', '.join(old)}",
+            expected=f"GPUs from sm{FP8_FROM} on: older ones have no FP8 matrix products",
+            fix=f"pass --target {','.join(able) or f'sm{FP8_FROM}'}, or --precision int8",
         )
 
 

@@ -19,11 +19,11 @@ from fresco_trt.backends.eager import module_runner
 from fresco_trt.models.flux import FluxLayout, full_signature, graph_from_signature
 from fresco_trt.models.flux_parts import FluxPrompt
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
-from fresco_trt.run.sampler import engine_name, sample
+from fresco_trt.run.sampler import Step, engine_name, sample
 from fresco_trt.run.transition import draws
 
 if TYPE_CHECKING:
-    from fresco_trt.backends.base import EngineRunner, Progress
+    from fresco_trt.backends.base import EngineRunner, Progress, Runner
     from fresco_trt.lower.principal import Reference
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import Action, StagePlan
@@ -55,11 +55,10 @@ def walks(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[Itera
 
     What a step gave is valid until the same prompt is asked for the next.
     """
-    encode = FluxPrompt(reference.pipeline, reference.facts.text_tokens)
     taps = _taps(reference, plan, scope)
     return [
-        _walk(reference, plan, taps, _inputs(reference.facts, encode(prompt)), number)
-        for number, prompt in enumerate(reference.prompts)
+        _walk(reference, plan, taps, inputs, number)
+        for number, inputs in enumerate(conditions(reference))
     ]
 
 
@@ -81,12 +80,8 @@ def _walk(
     inputs: dict[str, Tensor],
     number: int,
 ) -> Iterator[Seen]:
-    facts, seed = reference.facts, reference.seed + number
-    layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
-    fresh = fresh_generator(seed) if any(map(draws, plan.transitions)) else None
-    pyramid = NoisePyramid.of_plan(plan, seed, channels=facts.latent_channels)
     before, stage = 0, 0
-    for step in sample(plan, taps, inputs, pyramid, layout, fresh=fresh):
+    for step in drawn(reference, plan, taps, inputs, number):
         if step.stage != stage:
             before, stage = step.step, step.stage
         yield Seen(
@@ -97,6 +92,28 @@ def _walk(
             velocity=step.velocity,
             inputs={**inputs, "timestep": torch.tensor([step.sigma])},
         )
+
+
+def drawn(
+    reference: Reference,
+    plan: StagePlan,
+    runners: Mapping[str, Runner],
+    inputs: Mapping[str, Tensor],
+    number: int,
+    basis: Tensor | None = None,
+) -> Iterator[Step]:
+    """The sampler's steps of the prompt counted from 0, from its own seed, over any runners."""
+    facts, seed = reference.facts, reference.seed + number
+    layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
+    fresh = fresh_generator(seed) if any(map(draws, plan.transitions)) else None
+    pyramid = NoisePyramid.of_plan(plan, seed, channels=facts.latent_channels)
+    return sample(plan, runners, inputs, pyramid, layout, fresh=fresh, basis=basis)
+
+
+def conditions(reference: Reference) -> list[dict[str, Tensor]]:
+    """What each prompt gives the engines: text, pooled, and guidance where the model takes it."""
+    encode = FluxPrompt(reference.pipeline, reference.facts.text_tokens)
+    return [_inputs(reference.facts, encode(prompt)) for prompt in reference.prompts]
 
 
 class _Tap:
@@ -120,16 +137,24 @@ class _Tap:
 
 
 def _taps(reference: Reference, plan: StagePlan, scope: ExitStack) -> dict[str, _Tap]:
+    runners = full_runners(reference, plan, scope)
+    return {name: _Tap(runner) for name, runner in runners.items()}
+
+
+def full_runners(
+    reference: Reference, plan: StagePlan, scope: ExitStack
+) -> dict[str, EngineRunner]:
+    """The eager model as the full engine of every stage, its feature given; by engine name."""
     facts = reference.facts
-    taps: dict[str, _Tap] = {}
+    runners: dict[str, EngineRunner] = {}
     for index, (tokens, promoted) in enumerate(zip(plan.tokens, plan.aligned, strict=True)):
         signature = full_signature(
             facts, tokens, facts.text_tokens, promoted=promoted, feature=True
         )
         graph = graph_from_signature(reference.transformer, signature)
         runner = scope.enter_context(module_runner(graph, signature))
-        taps[engine_name(index, "full")] = _Tap(runner)
-    return taps
+        runners[engine_name(index, "full")] = runner
+    return runners
 
 
 def _inputs(facts: ModelFacts, encoded: dict[str, Tensor]) -> dict[str, Tensor]:

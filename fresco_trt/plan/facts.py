@@ -21,8 +21,9 @@ class ModelFacts:
     ``hidden`` = ``heads`` x ``head_dim``; ``in_channels`` is the width of a packed token,
     ``latent_channels`` x ``patch``^2; ``rope_axes`` sum to ``head_dim``; ``text_tokens`` is the
     text length engines are built for; ``vae_scale`` is picture pixels along a latent pixel;
-    ``parameters`` counts the transformer alone. ``guidance_default`` is None exactly when the
-    model takes no guidance input; ``shift`` is None when its sigmas are not shifted; ``spectrum``
+    ``parameters`` counts the transformer alone; ``high_precision`` has patterns of the linear
+    layers that are never quantised. ``guidance_default`` is None exactly when the model takes no
+    guidance input; ``shift`` is None when its sigmas are not shifted; ``spectrum``
     is that of its latents, or None while it was not measured. Sizes are (width, height) in picture
     pixels. ``presets`` maps a preset's name and a number of stages to a preset.
     """
@@ -49,6 +50,7 @@ class ModelFacts:
     default_size: tuple[int, int]
     max_pixels: int
     parameters: int
+    high_precision: tuple[str, ...]
     shift: ShiftRule | None
     spectrum: Spectrum | None
     presets: Mapping[str, Mapping[int, Preset]] = field(hash=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -30,9 +31,12 @@ def test_a_flux_stage_builds_for_gpus_from_elsewhere(stages: Stages, folder: Pat
     weights = stages[0].graph.weights
     assert weights is not None
     rtx = backend("tensorrt-rtx")
+    nodes = onnx.load(str(stages[0].graph.onnx), load_external_data=False).graph.node
+    multiplied = sum(node.op_type in ("MatMul", "Gemm") for node in nodes)
     for targets, name in ((("sm89",), "sm89"), (("sm120", "sm89"), "sm89-sm120"), ((), "any")):
-        (file,) = rtx.build(stages[0].graph, BuildOptions(folder=folder, targets=targets))
+        file, products = rtx.build(stages[0].graph, BuildOptions(folder=folder, targets=targets))
         assert file == f"stage1.full.{name}.plan"
+        assert json.loads((folder / products).read_bytes()) == {"float": multiplied}
         plan = (folder / file).read_bytes()
         assert plan[:4] == b"vtrt"
         assert ".".join(map(str, plan[24:28])) == library.__version__

@@ -11,9 +11,8 @@ from fresco_trt.bench.quality import (
     distance_interval,
     mean_interval,
     median_interval,
-    psnr,
-    ssim,
 )
+from fresco_trt.similarity import psnr, ssim
 
 
 def pictures(count: int = 2, side: int = 24) -> torch.Tensor:

@@ -11,7 +11,7 @@ import pytest
 
 import fresco_trt
 from fresco_trt import calibrate_features
-from fresco_trt.calibrate import Options
+from fresco_trt.calibrate_options import Options
 from fresco_trt.errors import CalibrationError
 from fresco_trt.lower.principal import Reference
 from fresco_trt.lower.skips import measure_skips

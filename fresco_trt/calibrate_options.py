@@ -1,0 +1,135 @@
+"""What `fresco-trt calibrate` can be asked for: its measurements, and which option each reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.plan.recipes import Recipe, find_recipe
+
+DEMO = "flux-tiny"
+"""The model whose pictures can be drawn here; all others need a folder of them."""
+
+SCENES = 512
+OUT = Path("calibration")
+
+Measure = Literal["spectrum", "basis", "skips", "ranges", "sensitivity"]
+
+_QUANTISED = ("prompts", "precision", "recipe", "keep", "stages", "preset", "size")
+
+READS: Mapping[Measure, tuple[str, ...]] = {
+    "spectrum": ("pictures", "scenes"),
+    "basis": ("prompts", "energy"),
+    "skips": ("prompts", "cache", "stages", "preset", "tolerance"),
+    "ranges": _QUANTISED,
+    "sensitivity": _QUANTISED,
+}
+"""What is measured, and the options that this reads beside those that all do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command was asked for; None means the default."""
+
+    model: str
+    measure: Measure = "spectrum"
+    pictures: Path | None = None
+    scenes: int | None = None
+    prompts: Path | None = None
+    energy: float | None = None
+    cache: str | None = None
+    stages: int | None = None
+    preset: str | None = None
+    tolerance: float | None = None
+    precision: str | None = None
+    recipe: str | None = None
+    keep: tuple[str, ...] | None = None
+    size: str | None = None
+    weights: str | None = None
+    out: Path = OUT
+
+    @property
+    def path(self) -> Path:
+        """The file that is written."""
+        names = {"spectrum": "spectrum.json", "basis": "basis.safetensors", "skips": "skips.json"}
+        if self.measure in names:
+            return self.out / f"{self.model}-{names[self.measure]}"
+        ending = "ranges.safetensors" if self.measure == "ranges" else "sensitivity.json"
+        return self.out / f"{self.model}-{self.quantised.name}-{ending}"
+
+    @property
+    def quantised(self) -> Recipe:
+        """The recipe that ranges are for. Raises IncompatibleOptions for none."""
+        recipe = find_recipe(self.precision or "int8", self.recipe)
+        if recipe is None:
+            raise IncompatibleOptions(
+                f"--precision {self.precision} with --measure {self.measure}",
+                expected="int8 or fp8: no other precision quantises",
+                fix="leave --precision out for int8",
+            )
+        return recipe
+
+
+MeasureName = Annotated[
+    str,
+    typer.Option(
+        help="spectrum (for --delta), basis (for --cache svd), skips (for --actions), ranges (for "
+        "--precision int8 or fp8) or sensitivity (for --keep)."
+    ),
+]
+Pictures = Annotated[
+    Path | None,
+    typer.Option(
+        help="Of a spectrum: folder of pictures like those the model draws, none smaller.",
+        show_default=f"for {DEMO}: scenes that are drawn",
+    ),
+]
+Scenes = Annotated[
+    int | None, typer.Option(help="Of a spectrum: scenes to draw.", show_default=str(SCENES))
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        help="Of all but a spectrum: text file, one prompt a line.",
+        show_default="calibration/<model>-prompts.txt",
+    ),
+]
+Energy = Annotated[
+    float | None,
+    typer.Option(help="Of a basis: share of energy that is principal.", show_default="0.85"),
+]
+Predictor = Annotated[
+    str | None, typer.Option(help="Of skips: what predicts.", show_default="hicache")
+]
+PlanStages = Annotated[
+    int | None, typer.Option(help="Stages of the plan that is walked.", show_default="3")
+]
+PlanPreset = Annotated[
+    str | None, typer.Option(help="Preset of the plan that is walked.", show_default="balanced")
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(help="Of skips: largest relative error of a velocity.", show_default="several"),
+]
+Precision = Annotated[str | None, typer.Option(help="Of ranges: int8 or fp8.", show_default="int8")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option("--recipe", help="Of ranges: int8, int8-smooth or fp8.", show_default="its own"),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option("--keep", help="Of ranges: a pattern of layers to leave alone; repeatable."),
+]
+Size = Annotated[
+    str | None,
+    typer.Option("--size", help="Of ranges: picture size WxH.", show_default="the model's"),
+]
+Weights = Annotated[
+    str | None, typer.Option(help="Diffusers pipeline folder.", show_default="bundled")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the result.")]

@@ -1,0 +1,122 @@
+"""What a build is made from, loaded and checked: weights, pipeline folder, calibrations.
+
+Between the resolved request and the export. Everything that is refused for what a file holds is
+refused here, before anything is measured or written.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fresco_trt.basis import Basis, check_basis, read_basis
+from fresco_trt.listing import folder_digest
+from fresco_trt.lower.principal import Reference, default_prompts, read_prompts
+from fresco_trt.lower.record import Ingredients
+from fresco_trt.models.flux import load_transformer
+from fresco_trt.models.flux_parts import PIPELINE_PARTS, find_pipeline
+from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.ranges import Ranges, check_ranges, read_ranges
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from fresco_trt.backends.base import Progress
+    from fresco_trt.lower.request import Resolved
+
+
+def gather(resolved: Resolved, scope: ExitStack, progress: Progress) -> Ingredients:
+    """Weights and pipeline folder with their digests; ``scope`` holds what is temporary."""
+    import torch
+
+    progress("loading weights", 0.0)
+    dtype = getattr(torch, resolved.dtype)
+    transformer = load_transformer(resolved.weights, resolved.facts, dtype=dtype)
+    progress("loading weights", 0.5)
+    pipeline = _pipeline(resolved, scope)
+    made = Ingredients(
+        resolved=resolved,
+        transformer=transformer,
+        weights_digest=weights_digest(transformer),
+        pipeline=pipeline,
+        pipeline_digest=folder_digest(pipeline, PIPELINE_PARTS),
+    )
+    made = replace(made, reference=_reference(made))
+    progress("loading weights", 1.0)
+    return replace(made, basis=_basis_source(made), ranges=_given_ranges(made))
+
+
+def _reference(made: Ingredients) -> Reference | None:
+    """What trajectories are drawn with, where the build measures or judges by them."""
+    resolved = made.resolved
+    if resolved.recipe is None and (not _needs_basis(resolved) or resolved.basis is not None):
+        return None
+    return Reference(
+        facts=resolved.facts,
+        transformer=_in_float32(made.transformer),
+        weights_sha256=made.weights_digest,
+        pipeline=made.pipeline,
+        prompts=read_prompts(default_prompts(resolved.facts.name)),
+    )
+
+
+def _needs_basis(resolved: Resolved) -> bool:
+    return resolved.plan.cache is not None and resolved.plan.cache.name == "svd"
+
+
+def _basis_source(made: Ingredients) -> Basis | Reference | None:
+    """The principal directions that were given, checked, or what they will be measured with."""
+    resolved = made.resolved
+    if not _needs_basis(resolved):
+        return None
+    if resolved.basis is None:
+        return made.reference
+    basis, facts = read_basis(resolved.basis), resolved.facts
+    check_basis(basis, model=facts.name, weights_sha256=made.weights_digest, hidden=facts.hidden)
+    return basis
+
+
+def _given_ranges(made: Ingredients) -> Ranges | None:
+    """The ranges that were given, checked; None where the build measures its own."""
+    from fresco_trt.lower.trajectories import in_full
+
+    resolved = made.resolved
+    if resolved.recipe is None or resolved.ranges is None:
+        return None
+    ranges = read_ranges(resolved.ranges)
+    check_ranges(
+        ranges,
+        model=resolved.facts.name,
+        weights_sha256=made.weights_digest,
+        recipe=resolved.recipe,
+        plan_sha256=in_full(resolved.plan).digest(),
+    )
+    return ranges
+
+
+def _pipeline(resolved: Resolved, scope: ExitStack) -> Path:
+    """The prompt encoders and decoder; made up for random weights where none are bundled."""
+    name = resolved.facts.name
+    if resolved.weights != "random" or (BUNDLED / name).is_dir():
+        return find_pipeline(resolved.weights, name)
+    from fresco_trt.models.flux_random import write_random_pipeline
+
+    folder = Path(scope.enter_context(tempfile.TemporaryDirectory()))
+    return write_random_pipeline(resolved.facts, folder)
+
+
+def _in_float32(transformer: Module) -> Module:
+    """The transformer, or a copy of it that computes in float32: what trajectories are drawn with.
+
+    On a CPU bfloat16 is hundreds of times slower.
+    """
+    import torch
+
+    if all(each.dtype == torch.float32 for each in transformer.parameters()):
+        return transformer
+    # diffusers' own ``to`` warns about every cast; this is the plain one.
+    return torch.nn.Module.to(copy.deepcopy(transformer), torch.float32)

@@ -1,0 +1,256 @@
+"""Q/DQ in a stage graph: the exported linear layers, quantised by measured ranges.
+
+One more pass of the export, before weights are moved to their file: codes are then stored once for
+all stages, like any other constant. Around a layer's matrix product it puts
+``x -> QuantizeLinear -> DequantizeLinear`` and, in place of the weight, ``codes ->
+DequantizeLinear``; engine libraries fuse the three into one product of that precision. The nodes
+are placed here because the exporter of nvidia-modelopt traces with TorchScript, which has no RMS
+norm; every number in them is modelopt's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.errors import ExportError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import onnx_ir as ir
+
+    from fresco_trt.lower.weights import WeightFile
+    from fresco_trt.plan.recipes import Recipe
+    from fresco_trt.ranges import LayerRange, Ranges
+
+    Array = npt.NDArray[Any]
+
+_SUFFIX = ".weight.T"
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """What quantising did: matrix products of each graph by precision, and bytes of each weight.
+
+    ``stored`` and ``float32`` are the bytes of a layer's codes and scales, and of its weight as
+    float32, by the layer's path.
+    """
+
+    products: dict[str, Counter[str]] = field(default_factory=dict)
+    stored: dict[str, int] = field(default_factory=dict)
+    float32: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """Bytes stored over those of the same weights in float32."""
+        return sum(self.stored.values()) / sum(self.float32.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantizer:
+    """A pass over one graph after another, by the same ranges. See the file's docstring."""
+
+    recipe: Recipe
+    ranges: Ranges
+    account: Account = field(default_factory=Account)
+
+    def quantise(self, model: ir.Model, weights: WeightFile) -> None:
+        """Quantise in place. Raises ExportError for a layer whose product is not found."""
+        done: dict[tuple[str, bytes], ir.Value] = {}
+        for node in list(model.graph):
+            product = self._product(model.graph, node)
+            if product is not None:
+                self._exchange(product, done)
+        self._check(model.graph)
+        self.account.products[str(model.graph.name)] = self._products(model.graph)
+
+    def _product(self, graph: ir.Graph, node: ir.Node) -> _Product | None:
+        """The node as a product to be quantised, if it is one."""
+        if node.op_type != "MatMul":
+            return None
+        source, weight = node.inputs[:2]
+        layer = str(weight.name).removesuffix(_SUFFIX) if weight is not None else ""
+        if source is None or weight is None or weight.const_value is None:
+            return None
+        if str(weight.name) != f"{layer}{_SUFFIX}" or layer not in self.ranges.layers:
+            return None
+        return _Product(
+            graph=graph,
+            node=node,
+            layer=layer,
+            found=self.ranges.layers[layer],
+            recipe=self.recipe,
+            source=source,
+            weight=weight,
+            values=weight.const_value.numpy(),
+        )
+
+    def _exchange(self, product: _Product, done: dict[tuple[str, bytes], ir.Value]) -> None:
+        key = (str(product.source.name), product.identity)
+        if key not in done:  # query, key and value read the same tokens: round them once
+            done[key] = product.rounded()
+        codes, scales = encode(product.values, product.found, self.recipe)
+        product.node.replace_input_with(0, done[key])
+        product.node.replace_input_with(1, product.decoded(codes, scales))
+        del product.graph.initializers[str(product.weight.name)]
+        self.account.stored[product.layer] = codes.nbytes + scales.nbytes
+        self.account.float32[product.layer] = codes.size * 4
+
+    def _check(self, graph: ir.Graph) -> None:
+        left = [name for name in self.ranges.layers if f"{name}{_SUFFIX}" in graph.initializers]
+        left += [name for name in self.ranges.layers if f"{name}.weight" in graph.initializers]
+        if left:
+            raise ExportError(
+                f"no matrix product of {', '.join(left)} was found in the graph",
+                expected="one for each layer that has ranges",
+                fix="keep these layers with --keep, and report the model",
+            )
+
+    def _products(self, graph: ir.Graph) -> Counter[str]:
+        """Matrix products with both operands dequantised, and all others."""
+        kinds: Counter[str] = Counter()
+        for node in graph:
+            if node.op_type in ("MatMul", "Gemm"):
+                makers = [value.producer() for value in node.inputs[:2] if value is not None]
+                codes = all(maker is not None and maker.op_type == _DQ for maker in makers)
+                kinds[self.recipe.precision if codes else "float"] += 1
+        return kinds
+
+
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+_TINY = 1e-12
+"""Stands in for the range of what is always zero: any scale will do, but none may be zero."""
+
+
+def input_scale(found: LayerRange, recipe: Recipe) -> float:
+    """Scale of the codes of a layer's input: one for all stages, so that they share the rest."""
+    return max(float(found.input.max()), _TINY) / recipe.top
+
+
+def encode(weight: Array, found: LayerRange, recipe: Recipe) -> tuple[Array, Array]:
+    """Codes [in,out] and scales [out] or [] of a weight [in,out], smoothed first if it is to be.
+
+    Scales have the weight's dtype, and codes are made with the scales as they are stored.
+    """
+    import numpy as np
+
+    top = np.maximum(found.weight.numpy(), _TINY)
+    scales = (top / recipe.top).astype(weight.dtype)
+    values = weight.astype(np.float32)
+    if found.smooth is not None:
+        values = values / found.smooth.numpy()[:, None]
+    return _codes(values / scales.astype(np.float32), recipe), scales
+
+
+def _codes(values: npt.NDArray[np.float32], recipe: Recipe) -> Array:
+    """Nearest codes of values in units of their scale; halves to even, the rest saturates."""
+    import numpy as np
+
+    bounded = np.clip(values, -recipe.top, recipe.top)
+    if recipe.precision == "int8":
+        return np.rint(bounded).astype(np.int8)
+    import ml_dtypes
+
+    return bounded.astype(ml_dtypes.float8_e4m3fn)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Product:
+    """A layer's matrix product of ``source`` and ``weight``, and the nodes put before it.
+
+    ``values`` [in,out] are the weight's; constants get its dtype, and the layer's name.
+    """
+
+    graph: ir.Graph
+    node: ir.Node
+    layer: str
+    found: LayerRange
+    recipe: Recipe
+    source: ir.Value
+    weight: ir.Value
+    values: Array
+
+    @property
+    def scale(self) -> float:
+        """Of the input's codes."""
+        return input_scale(self.found, self.recipe)
+
+    @property
+    def identity(self) -> bytes:
+        """Equal for products that would round an input alike."""
+        smooth = self.found.smooth
+        return repr(self.scale).encode() + (b"" if smooth is None else smooth.numpy().tobytes())
+
+    def rounded(self) -> ir.Value:
+        """The input, smoothed if it is to be, rounded to codes and back."""
+        import numpy as np
+
+        source, kind = self.source, self.values.dtype
+        if self.found.smooth is not None:
+            factors = self._constant("input.smooth", self.found.smooth.numpy().astype(kind))
+            source = self._node("Mul", "input.Smooth", [source, factors], source)
+        unit = self._constant("input.scale", np.asarray(self.scale, kind))
+        zero = self._constant("input.zero", self._zeros(()))
+        codes = self._node(_Q, "input.Q", [source, unit, zero], source, kind=self._code_type())
+        return self._node(_DQ, "input.DQ", [codes, unit, zero], source)
+
+    def decoded(self, codes: Array, scales: Array) -> ir.Value:
+        """The weight from its codes [in,out]; a scale for each column, or one for all."""
+        import onnx_ir as ir
+
+        operands = [
+            self._constant("weight.codes", codes),
+            self._constant("weight.scale", scales),
+            self._constant("weight.zero", self._zeros(scales.shape)),
+        ]
+        axis = [ir.AttrInt64("axis", 1)] if scales.ndim else []
+        return self._node(_DQ, "weight.DQ", operands, self.weight, attributes=axis)
+
+    def _node(
+        self,
+        operator: str,
+        name: str,
+        operands: list[Any],
+        like: ir.Value,
+        *,
+        kind: ir.DataType | None = None,
+        attributes: Any = (),
+    ) -> ir.Value:
+        """A node before the product; its output has the shape of ``like``, the weight's dtype or
+        ``kind``.
+        """
+        import onnx_ir as ir
+
+        title = f"{self.layer}.{name}"
+        dtype = ir.DataType.from_numpy(self.values.dtype) if kind is None else kind
+        output = ir.Value(name=title, shape=like.shape, type=ir.TensorType(dtype))
+        node = ir.Node("", operator, operands, attributes, outputs=[output], name=title)
+        self.graph.insert_before(self.node, node)
+        return output
+
+    def _constant(self, name: str, values: Array) -> ir.Value:
+        import onnx_ir as ir
+
+        title = f"{self.layer}.{name}"
+        tensor = ir.tensor(values, name=title)
+        value = ir.Value(
+            name=title,
+            shape=ir.Shape(values.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.graph.register_initializer(value)
+        return value
+
+    def _zeros(self, shape: tuple[int, ...]) -> Array:
+        import numpy as np
+
+        return np.zeros(shape, self._code_type().numpy())
+
+    def _code_type(self) -> ir.DataType:
+        import onnx_ir as ir
+
+        kinds = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
+        return kinds[self.recipe.precision]

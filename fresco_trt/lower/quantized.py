@@ -1,0 +1,124 @@
+"""What a quantised build does beside any other: ranges, one more pass, the gate, its record."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fresco_trt.errors import QualityTooLow
+from fresco_trt.lower.gate import engine_runners, judge, simulated_runners
+from fresco_trt.lower.quantize import Quantizer
+from fresco_trt.lower.ranges import measure_ranges
+from fresco_trt.lower.sensitivity import measure_sensitivity
+from fresco_trt.lower.simulation import simulate
+from fresco_trt.manifest import QuantRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from fresco_trt.backends.base import Progress
+    from fresco_trt.lower.gate import Verdict
+    from fresco_trt.lower.principal import Reference
+    from fresco_trt.lower.record import Ingredients
+    from fresco_trt.manifest import EngineRecord
+    from fresco_trt.plan.recipes import Recipe
+    from fresco_trt.ranges import Ranges
+
+THRESHOLD = 0.95
+"""Least mean SSIM to the pictures of the same plan unquantised."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantisation:
+    """A build's recipe and ranges, what they were measured with, and the pass of its export."""
+
+    made: Ingredients
+    recipe: Recipe
+    reference: Reference
+    ranges: Ranges
+    quantizer: Quantizer
+
+    def record(
+        self,
+        folder: Path,
+        engines: Sequence[EngineRecord],
+        basis: Tensor | None,
+        progress: Progress,
+    ) -> QuantRecord:
+        """Judge the engines written into ``folder``, and say what was done.
+
+        Raises QualityTooLow under the threshold, unless the build is forced.
+        """
+        verdict = self._verdict(folder, engines, basis, progress)
+        if verdict.ssim < THRESHOLD and not self.made.resolved.force:
+            raise self._refused(verdict, progress)
+        account = self.quantizer.account
+        return QuantRecord(
+            recipe=self.recipe.name,
+            kept=self.ranges.record.kept,
+            ranges_sha256=self.ranges.digest(),
+            bytes=sum(account.stored.values()),
+            float32_bytes=sum(account.float32.values()),
+            products={name: dict(kinds) for name, kinds in account.products.items()},
+            prompts=len(self.reference.prompts),
+            ssim=round(verdict.ssim, 6),
+            lowest=round(verdict.lowest, 6),
+            threshold=THRESHOLD,
+            judged_by="simulation" if self._elsewhere else "engines",
+            errors={name: float(f"{error:.4g}") for name, error in verdict.errors.items()},
+            forced=verdict.ssim < THRESHOLD,
+        )
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether the engines run on other machines only."""
+        return bool(self.made.resolved.backend.check())
+
+    def _verdict(
+        self,
+        folder: Path,
+        engines: Sequence[EngineRecord],
+        basis: Tensor | None,
+        progress: Progress,
+    ) -> Verdict:
+        with ExitStack() as scope:
+            if self._elsewhere:
+                simulation = simulate(self.reference.transformer, self.ranges, self.recipe)
+                runners = simulated_runners(simulation, engines, scope)
+            else:
+                runners = engine_runners(self.made.resolved.backend, folder, engines, scope)
+            plan = self.made.resolved.plan
+            return judge(self.reference, plan, runners, basis=basis, progress=progress)
+
+    def _refused(self, verdict: Verdict, progress: Progress) -> QualityTooLow:
+        plan = self.made.resolved.plan
+        groups = measure_sensitivity(self.reference, plan, self.ranges, self.recipe, progress)
+        worst, engine = groups[0], verdict.worst
+        return QualityTooLow(
+            f"mean SSIM {verdict.ssim:.3f} to the pictures of the same plan unquantised; worst "
+            f"engine {engine} (relative error {verdict.errors[engine]:.3f}), worst group "
+            f"{worst.group} ({worst.error:.3f} alone)",
+            expected=f"{THRESHOLD:g} or more on the calibration prompts",
+            fix=f"pass --keep '{worst.pattern}', or --force to publish the bundle as it is",
+        )
+
+
+def quantisation(made: Ingredients, progress: Progress) -> Quantisation | None:
+    """How a build is quantised, its ranges measured unless they were given; None if it is not."""
+    recipe, reference = made.resolved.recipe, made.reference
+    if recipe is None or reference is None:
+        return None
+    ranges = made.ranges
+    if ranges is None:
+        ranges = measure_ranges(reference, made.resolved.plan, recipe, made.resolved.kept, progress)
+    return Quantisation(
+        made=made,
+        recipe=recipe,
+        reference=reference,
+        ranges=ranges,
+        quantizer=Quantizer(recipe=recipe, ranges=ranges),
+    )
