@@ -79,9 +79,11 @@ class Recipe:
 BASE = Recipe(start=(1, 0, 0), end=(0.6, 0.3, 0.1), hold=0.8, guided=(0, 0))
 GUIDED = Recipe(start=(0.8, 0.15, 0.05), end=(0.15, 0.25, 0.6), hold=0.3, guided=(0.15, 0.7))
 
-LARGE = Recipe(start=(0.08, 0.22, 0.7), end=(0.04, 0.11, 0.85), hold=0, guided=(0.3, 0.6))
+LARGE = Recipe(start=(0.3, 0.2, 0.5), end=(0.25, 0.2, 0.55), hold=0, guided=(0.3, 0.6), rate=5e-4)
 """For a model that draws small sizes well: objects are learnt there, and then have to be learnt
-again at the full size, which no recipe from scratch has the time for on a CPU."""
+again at the full size, which no recipe from scratch has the time for on a CPU. Small sizes keep
+their share: with 4% of the steps the model forgot them (prompt score at 64x64 from 0.88 to 0.73),
+and sketches are drawn there."""
 
 CAPTION_DROPOUT = 0.1
 """Share of captions replaced by the empty one, which classifier-free guidance starts from."""
