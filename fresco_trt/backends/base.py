@@ -83,7 +83,8 @@ class BuildOptions:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackendFacts:
     """What a backend is on this machine. ``version`` is None where the library is not installed;
-    ``device`` is where a runner's outputs live ("cpu" or "cuda").
+    ``device`` is where a runner's outputs live ("cpu" or "cuda"). ``machine`` identifies the kind
+    of machine that engines built here are for, where they run on no other.
     """
 
     name: str
@@ -93,14 +94,19 @@ class BackendFacts:
     targets: tuple[str, ...]
     precisions: tuple[str, ...]
     device: str
+    machine: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Missing:
-    """Something a backend needs and this machine lacks, and the command or step that adds it."""
+    """Something a backend needs and this machine lacks, and the command or step that adds it.
+
+    ``only_to_build``: engines that are built already run without it.
+    """
 
     what: str
     fix: str
+    only_to_build: bool = False
 
 
 # --- interfaces -------------------------------------------------------------------------------
@@ -258,12 +264,14 @@ def check_precision(facts: BackendFacts, precision: str) -> None:
         )
 
 
-def no_targets(name: str, options: BuildOptions) -> None:
+def no_targets(
+    name: str, options: BuildOptions, because: str = "run on any machine that has the library"
+) -> None:
     """Raise IncompatibleOptions if targets were asked of a library whose engines have none."""
     if options.targets:
         raise IncompatibleOptions(
             f"the target {', '.join(options.targets)} with the backend {name}",
-            expected="no target: its engines run on any machine that has the library",
+            expected=f"no target: its engines {because}",
             fix="leave the target out, or pass --backend tensorrt-rtx",
         )
 
