@@ -95,7 +95,9 @@ def plan(
     _print(summary, as_json, display.plan_table)
 
 
-Backend = Annotated[str, typer.Option(help="eager, onnxruntime, tensorrt or tensorrt-rtx.")]
+Backend = Annotated[
+    str, typer.Option(help="eager, inductor, onnxruntime, tensorrt or tensorrt-rtx.")
+]
 Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8 or int8.")]
 BasisPath = Annotated[
     Path | None,

@@ -89,6 +89,15 @@ def test_eager_and_onnxruntime_work_on_any_machine() -> None:
     assert {"eager", "onnxruntime"} <= able
 
 
+def test_a_machine_without_a_compiler_runs_what_was_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    inductor = next(each for each in examine()["backends"] if each["name"] == "inductor")
+    assert (inductor["builds"], inductor["runs"]) == (False, True)
+    assert "no-such-compiler" in inductor["missing"][0]
+
+
 @pytest.mark.rtx
 def test_rtx_builds_on_any_machine() -> None:
     rtx = next(each for each in examine()["backends"] if each["name"] == "tensorrt-rtx")
