@@ -11,6 +11,7 @@ whose digests are right, and to be trusted as far as they are.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -268,8 +269,7 @@ def _loaded(
     name = _file_of(part)
     if name not in record.files:
         raise _unfit(f"the engine {record.name} has no {name}")
-    place = scope.enter_context(tempfile.TemporaryDirectory(prefix="fresco-trt-blocks-"))
-    library = _unpacked(folder / name, Path(place))
+    library = _library(folder / name)
     return tuple(_layer(library, layer, scope) for layer in part.layers)
 
 
@@ -279,8 +279,24 @@ def _layer(library: Path, layer: Module, scope: ExitStack) -> CompiledLayer:
     return compiled
 
 
+# The linker never lets go of such a library (its symbols are unique to the process), so a file is
+# unpacked once: opened again from another place, it would take its half megabyte again.
+_LIBRARIES: dict[object, Path] = {}
+
+
+def _library(path: Path) -> Path:
+    """The folder that a ``.pt2`` file is unpacked to, until the process ends."""
+    state = path.stat()
+    key = (path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
+    if key not in _LIBRARIES or not _LIBRARIES[key].is_dir():
+        place = Path(tempfile.mkdtemp(prefix="fresco-trt-blocks-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        _LIBRARIES[key] = _unpacked(path, place)
+    return _LIBRARIES[key]
+
+
 def _unpacked(path: Path, place: Path) -> Path:
-    """The package's own folder in ``place``, loaded from any number of times as one library."""
+    """The package's own folder in ``place``."""
     try:
         with ZipFile(path) as package:
             package.extractall(place)
