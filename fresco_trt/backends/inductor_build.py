@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -74,7 +75,6 @@ def _compile(
 ) -> None:
     import torch
     from torch._inductor import aoti_compile_and_package
-    from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
     settings: dict[str, Any] = dict(_SETTINGS)
     if threads is not None:
@@ -84,12 +84,47 @@ def _compile(
         torch.ones(spec.shape, dtype=getattr(torch, spec.dtype), device=device)
         for spec in signature.inputs
     )
-    # Everything that the compiler writes on its way goes with the folder that holds the result.
-    with torch.no_grad(), warnings.catch_warnings(), temporary_cache_dir(str(path.parent / "tmp")):
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with torch.no_grad(), _quiet(), _work_in(path.parent / "caches", device):
         program = torch.export.export(module, examples, strict=False)
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter and the compiler warn of their own deprecations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@contextmanager
+def _work_in(folder: Path, device: str) -> Iterator[None]:
+    """Everything that the compilers write on their way goes into ``folder``, and with it."""
+    from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
+
+    folder.mkdir()
+    tempfile.gettempdir()  # Python's own choice is made before, and kept
+    settings = {"TRITON_CACHE_DIR": str(folder / "triton")}
+    if device == "cpu":
+        # For the C++ compiler, which leaves its files when it is interrupted. Not for a GPU:
+        # Triton's workers stay, with the folder that they were started with.
+        settings["TMPDIR"] = str(folder)
+    with _environment(settings), temporary_cache_dir(str(folder)):
+        yield
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _check_constants(layer: Module, path: Path) -> None:
