@@ -46,6 +46,11 @@ def missing_to_build(library: Backend) -> tuple[Missing, ...]:
     return () if builds_anywhere else library.check()
 
 
+def missing_to_run(library: Backend) -> tuple[Missing, ...]:
+    """What keeps engines of a backend, once they are built, from running here."""
+    return tuple(each for each in library.check() if not each.only_to_build)
+
+
 def in_words(missing: Iterable[Missing]) -> str:
     """What is missing, each with what adds it, in one line."""
     return "; ".join(f"{each.what} ({each.fix})" for each in missing)
@@ -56,7 +61,7 @@ def _backend(library: Backend) -> dict[str, Any]:
     return {
         "name": library.name,
         "builds": not missing_to_build(library),
-        "runs": not missing,
+        "runs": not missing_to_run(library),
         "library": facts.library,
         "version": facts.version,
         "device": facts.device,

@@ -83,7 +83,9 @@ Weights = Annotated[
 
 # --- of a build -------------------------------------------------------------------------------
 
-Backend = Annotated[str, typer.Option(help="eager, onnxruntime, tensorrt or tensorrt-rtx.")]
+Backend = Annotated[
+    str, typer.Option(help="eager, inductor, onnxruntime, tensorrt or tensorrt-rtx.")
+]
 Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8 or int8.")]
 RecipeName = Annotated[
     str | None,

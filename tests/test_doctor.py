@@ -11,7 +11,7 @@ import pytest
 from fresco_trt import display
 from fresco_trt.backends import backend_names
 from fresco_trt.backends.base import BackendFacts, Missing
-from fresco_trt.doctor import examine, in_words, missing_to_build
+from fresco_trt.doctor import examine, in_words, missing_to_build, missing_to_run
 from fresco_trt.models.zoo import model_names
 
 GPU = Missing(what="a GPU", fix="use a machine with one")
@@ -58,6 +58,13 @@ def test_a_library_that_builds_on_its_gpu_needs_it() -> None:
     assert lacks(version="1", missing=(GPU,)) == (GPU,)
 
 
+def test_what_is_needed_only_to_build_keeps_no_engine_from_running() -> None:
+    compiler = Missing(what="a compiler", fix="install one", only_to_build=True)
+    library: Any = Library(version="1", missing=(compiler, GPU))
+    assert missing_to_run(library) == (GPU,)
+    assert missing_to_build(library) == (compiler, GPU)
+
+
 def test_a_library_that_is_absent_builds_nothing() -> None:
     absent = Missing(what="the package", fix="pip install it")
     assert lacks(version=None, missing=(absent,)) == (absent,)
@@ -72,14 +79,23 @@ def test_every_backend_and_model_is_examined() -> None:
     assert [each["name"] for each in report["backends"]] == list(backend_names())
     assert [each["name"] for each in report["models"]] == list(model_names())
     for each in report["backends"]:
-        assert each["runs"] == (not each["missing"])
-        assert each["builds"] or not each["runs"]
+        assert each["runs"] or each["missing"]
+        assert each["builds"] or each["missing"]
         assert len(each["fixes"]) == len(each["missing"])
 
 
 def test_eager_and_onnxruntime_work_on_any_machine() -> None:
     able = {each["name"] for each in examine()["backends"] if each["builds"] and each["runs"]}
     assert {"eager", "onnxruntime"} <= able
+
+
+def test_a_machine_without_a_compiler_runs_what_was_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    inductor = next(each for each in examine()["backends"] if each["name"] == "inductor")
+    assert (inductor["builds"], inductor["runs"]) == (False, True)
+    assert "no-such-compiler" in inductor["missing"][0]
 
 
 @pytest.mark.rtx

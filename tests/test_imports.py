@@ -55,6 +55,7 @@ LEAN = (
     "fresco_trt.backends",
     "fresco_trt.backends.base",
     "fresco_trt.backends.eager",
+    "fresco_trt.backends.inductor",
     "fresco_trt.backends.onnxruntime",
     "fresco_trt.backends.tensorrt",
     "fresco_trt.bundle",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "eager": "fresco_trt.backends.eager",
+    "inductor": "fresco_trt.backends.inductor",
     "onnxruntime": "fresco_trt.backends.onnxruntime",
     "tensorrt": "fresco_trt.backends.tensorrt",
     "tensorrt-rtx": "fresco_trt.backends.tensorrt",

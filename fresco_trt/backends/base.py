@@ -84,7 +84,8 @@ class BuildOptions:
 class BackendFacts:
     """What a backend is on this machine. ``version`` is None where the library is not installed;
     ``device`` is where a runner's outputs live ("cpu" or "cuda"); ``rest`` the precision of what a
-    quantised graph leaves as it is.
+    quantised graph leaves as it is. ``machine`` identifies the kind of machine that engines built
+    here are for, where they run on no other.
     """
 
     name: str
@@ -95,14 +96,19 @@ class BackendFacts:
     precisions: tuple[str, ...]
     device: str
     rest: str = "fp32"
+    machine: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Missing:
-    """Something a backend needs and this machine lacks, and the command or step that adds it."""
+    """Something a backend needs and this machine lacks, and the command or step that adds it.
+
+    ``only_to_build``: engines that are built already run without it.
+    """
 
     what: str
     fix: str
+    only_to_build: bool = False
 
 
 # --- interfaces -------------------------------------------------------------------------------
@@ -260,12 +266,14 @@ def check_precision(facts: BackendFacts, precision: str) -> None:
         )
 
 
-def no_targets(name: str, options: BuildOptions) -> None:
+def no_targets(
+    name: str, options: BuildOptions, because: str = "run on any machine that has the library"
+) -> None:
     """Raise IncompatibleOptions if targets were asked of a library whose engines have none."""
     if options.targets:
         raise IncompatibleOptions(
             f"the target {', '.join(options.targets)} with the backend {name}",
-            expected="no target: its engines run on any machine that has the library",
+            expected=f"no target: its engines {because}",
             fix="leave the target out, or pass --backend tensorrt-rtx",
         )
 

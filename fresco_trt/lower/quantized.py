@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fresco_trt.doctor import missing_to_run
 from fresco_trt.errors import QualityTooLow
 from fresco_trt.lower.gate import engine_runners, judge, simulated_runners
 from fresco_trt.lower.quantize import Quantizer
@@ -76,7 +77,7 @@ class Quantisation:
     @property
     def _elsewhere(self) -> bool:
         """Whether the engines run on other machines only."""
-        return bool(self.made.resolved.backend.check())
+        return bool(missing_to_run(self.made.resolved.backend))
 
     def _verdict(
         self,

@@ -83,6 +83,7 @@ def identity(made: Ingredients) -> dict[str, Any]:
         "targets": list(resolved.targets),
         "prompt encoders or decoder": made.pipeline_digest,
         "package versions": packages(),
+        **_machine("kind of machine", about.machine),
     }
 
 
@@ -101,9 +102,15 @@ def differences(old: Manifest, made: Ingredients) -> tuple[str, ...]:
         "targets": list(backend.targets),
         "prompt encoders or decoder": old.pipeline.digest,
         "package versions": old.built.options.get("packages"),
+        "kind of machine": old.built.options.get("machine"),
     }
     now = identity(made)
     return tuple(name for name in now if now[name] != was[name]) or ("build key",)
+
+
+def _machine(name: str, machine: str | None) -> dict[str, str]:
+    """The kind of machine that engines are tied to; nothing where they run on any."""
+    return {} if machine is None else {name: machine}
 
 
 def packages() -> dict[str, str | None]:
@@ -184,6 +191,7 @@ def built_record(made: Ingredients, seconds: float) -> BuiltRecord:
         "backend": resolved.backend.name,
         "targets": list(resolved.targets),
         "packages": packages(),
+        **_machine("machine", resolved.backend.describe().machine),
     }
     return BuiltRecord(
         version=__version__,

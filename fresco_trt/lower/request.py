@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import check_precision
 from fresco_trt.canonical import MANIFEST_NAME
-from fresco_trt.doctor import in_words, missing_to_build
+from fresco_trt.doctor import in_words, missing_to_build, missing_to_run
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
 from fresco_trt.models.flux import stage_signature
 from fresco_trt.models.zoo import model_facts
@@ -214,7 +214,7 @@ def _engines(resolved: Resolved) -> list[dict[str, Any]]:
 
 def _feasibility(library: Backend) -> dict[str, Any]:
     """Whether this machine can build, and what it lacks to build or, failing that, to run."""
-    to_build, to_run = missing_to_build(library), library.check()
+    to_build, to_run = missing_to_build(library), missing_to_run(library)
     if to_build:
         state = f"cannot be built here; missing: {in_words(to_build)}"
     elif to_run:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from fresco_trt.models.flux_blocks import Cut
     from fresco_trt.models.flux_graph import FullGraph
     from fresco_trt.plan.stages import Action, StagePlan
 
@@ -252,6 +253,13 @@ def graph_from_signature(transformer: Module, signature: GraphSignature) -> Modu
     promoted = (tokens - coarse) // 3
     order = MixedOrder(text=text, kept=coarse - promoted, promoted=promoted)
     return AlignedGraph(transformer, order, feature=feature).eval()
+
+
+def cut(graph: Module, signature: GraphSignature) -> Cut:
+    """A graph of :func:`graph_from_signature` as parts, for engines compiled block by block."""
+    from fresco_trt.models import flux_blocks
+
+    return flux_blocks.cut(graph, signature)
 
 
 # --- weights ----------------------------------------------------------------------------------

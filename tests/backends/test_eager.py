@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fresco_trt.backends.base import BuildOptions
-from fresco_trt.backends.eager import FOLDER, WEIGHTS, EagerBackend
+from fresco_trt.backends.eager import EagerBackend
+from fresco_trt.backends.transformer import FOLDER, WEIGHTS
 from fresco_trt.errors import BuildError, EngineFailed, FileMissing, UnsupportedPrecision
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models import flux
