@@ -300,7 +300,7 @@ def exported(graph: StageGraph, precision: str) -> tuple[Path, Path]:
     if graph.onnx is None or graph.weights is None:
         raise ValueError(f"{graph.name} was not exported to ONNX")
     stored = {str(parameter.dtype) for parameter in graph.module.parameters()}
-    if stored != {f"torch.{_DTYPES[precision]}"}:
+    if stored - {f"torch.{_DTYPES[precision]}"}:
         raise BuildError(
             f"{graph.name} was exported with weights in {', '.join(sorted(stored))}",
             expected=f"{_DTYPES[precision]} for --precision {precision}",
