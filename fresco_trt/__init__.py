@@ -25,18 +25,26 @@ from fresco_trt.api import plan, pretrained
 from fresco_trt.errors import FrescoError
 
 if TYPE_CHECKING:
+    from fresco_trt.adapter import disable, enable
     from fresco_trt.lower.build import build
     from fresco_trt.pipeline import FrescoPipeline
 
 __version__ = "0.1.0"
 
-_LAZY = {"FrescoPipeline": "fresco_trt.pipeline", "build": "fresco_trt.lower.build"}
+_LAZY = {
+    "FrescoPipeline": "fresco_trt.pipeline",
+    "build": "fresco_trt.lower.build",
+    "disable": "fresco_trt.adapter",
+    "enable": "fresco_trt.adapter",
+}
 
 __all__ = [
     "FrescoError",
     "FrescoPipeline",
     "__version__",
     "build",
+    "disable",
+    "enable",
     "plan",
     "pretrained",
 ]

@@ -132,7 +132,7 @@ def drawn(pipe: Any) -> Any:
 
 @pytest.mark.slow
 def test_a_pipelines_transformer_draws_the_eager_picture_and_a_second_process_reuses_the_engine(
-    pipe: Any, cache: Path
+    pipe: Any, cache: Path, tmp_path: Path
 ) -> None:
     eager = drawn(pipe)
     transformer, before = pipe.transformer, counters()
@@ -143,29 +143,44 @@ def test_a_pipelines_transformer_draws_the_eager_picture_and_a_second_process_re
         pipe.transformer = transformer
     assert since(before) == (1, 0, 0)
     assert len(entries(cache)) == 1
-    assert in_another_process(cache) == {"built": 0, "reused": 1, "fell_back": 0}
+    assert in_another_process(cache, tmp_path / "installed") == {
+        "built": 0,
+        "reused": 1,
+        "fell_back": 0,
+    }
 
 
+# torch finds the backend by the entry point of an installed package, which a folder stands for.
 SECOND = """
 import json, sys, torch, diffusers, fresco_trt
-from fresco_trt.compile import compile_graph, counters
 pipe = diffusers.FluxPipeline.from_pretrained(
     fresco_trt.pretrained("flux-tiny"), low_cpu_mem_usage=False
 )
 pipe.transformer = torch.compile(
-    pipe.transformer, backend=compile_graph, options={"cache": sys.argv[1]}, dynamic=False
+    pipe.transformer, backend="fresco_trt", options={"cache": sys.argv[1]}, dynamic=False
 )
 pipe("a red apple", height=64, width=64, num_inference_steps=2, max_sequence_length=32)
+from fresco_trt.compile import counters
 now = counters()
 print(json.dumps({"built": now.built, "reused": now.reused, "fell_back": now.fallbacks}))
 """
 
 
-def in_another_process(cache: Path) -> dict[str, int]:
+def installed(folder: Path) -> str:
+    """A search path on which this package is installed, with the project's entry point."""
+    about = folder / "fresco_trt-0.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: fresco-trt\nVersion: 0.0\n")
+    (about / "entry_points.txt").write_text(f"[torch_dynamo_backends]\nfresco_trt = {ENTRY_POINT}")
+    return os.pathsep.join((str(folder), str(ROOT)))
+
+
+def in_another_process(cache: Path, folder: Path) -> dict[str, int]:
     """The counters of a new process that draws the same sizes with the same weights."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SECOND, str(cache)],
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": installed(folder)},
         capture_output=True,
         text=True,
         check=True,
