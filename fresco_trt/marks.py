@@ -25,13 +25,13 @@ class Marks:
     @classmethod
     def of(cls, tensors: Iterable[Tensor]) -> Self:
         """The marks of ``tensors`` now."""
-        return cls(marks=tuple((ref(each), each.data_ptr(), version(each)) for each in tensors))
+        return cls(marks=tuple((ref(each), _place(each), version(each)) for each in tensors))
 
     def hold(self, tensors: Iterable[Tensor]) -> bool:
         """Whether ``tensors`` are the same ones, in the same order, with the same content."""
         given = tuple(tensors)
         return len(given) == len(self.marks) and all(
-            weak() is each and place == each.data_ptr() and written == version(each)
+            weak() is each and place == _place(each) and written == version(each)
             for (weak, place, written), each in zip(self.marks, given, strict=True)
         )
 
@@ -39,6 +39,14 @@ class Marks:
     def alive(self) -> bool:
         """Whether every tensor still exists; otherwise these marks can never hold again."""
         return all(weak() is not None for weak, _, _ in self.marks)
+
+
+def _place(tensor: Tensor) -> int:
+    """The address of the data; 0 for a tensor that is several, or has none."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def version(tensor: Tensor) -> int:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import fresco_trt
+from fresco_trt.adapter.fit import facts_of
 from fresco_trt.basis import Basis, BasisRecord
 from fresco_trt.errors import (
     BundleNotFound,
@@ -27,8 +28,10 @@ from fresco_trt.errors import (
     UnsupportedSize,
     UnsupportedStages,
 )
+from fresco_trt.models.flux import transformer_config
 from fresco_trt.models.weights import weights_digest
 from fresco_trt.models.zoo import model_facts
+from fresco_trt.pipeline import guidance_of
 
 PROMPT = "a red apple on a blue background"
 FACTS = model_facts("flux-tiny")
@@ -358,6 +361,47 @@ def test_a_transformer_of_other_dimensions_is_refused(pipe: Any) -> None:
             fresco_trt.enable(pipe)
     finally:
         pipe.transformer = other
+
+
+DEV = {"shift": 3.0, "use_dynamic_shifting": True}
+SCHNELL = {"shift": 1.0, "use_dynamic_shifting": False}
+
+
+def real_sized(name: str, schedule: dict[str, Any]) -> Any:
+    """A pipeline with the transformer and the schedule of a real model, without its weights."""
+    import diffusers
+
+    untyped: Any = diffusers
+    with torch.device("meta"):
+        transformer = untyped.FluxTransformer2DModel(**transformer_config(model_facts(name)))
+    scheduler = untyped.FlowMatchEulerDiscreteScheduler(**schedule)
+    return untyped.FluxPipeline(
+        transformer=transformer.eval(),
+        scheduler=scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
+
+
+@pytest.mark.parametrize(("name", "schedule"), [("flux", DEV), ("flux-schnell", SCHNELL)])
+def test_models_are_told_by_their_dimensions(name: str, schedule: dict[str, Any]) -> None:
+    pipe = real_sized(name, schedule)
+    assert facts_of(pipe).name == name
+    fresco_trt.enable(pipe)
+    other = SCHNELL if schedule is DEV else DEV
+    pipe.scheduler = type(pipe.scheduler)(**other)
+    with pytest.raises(IncompatibleOptions, match="a scheduler with use_dynamic_shifting"):
+        facts_of(pipe)
+
+
+def test_a_model_without_guidance_takes_none() -> None:
+    facts = model_facts("flux-schnell")
+    assert guidance_of(facts, None) is None
+    with pytest.raises(IncompatibleOptions, match=r"guidance 3\.5 for flux-schnell"):
+        guidance_of(facts, 3.5)
 
 
 WRONG: list[tuple[dict[str, Any], type[FrescoError], str]] = [

@@ -211,7 +211,10 @@ class Directions:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class BundleEngines:
-    """The loaded engines of a bundle that was built from the pipeline's own weights."""
+    """The loaded engines of a bundle that was built from the pipeline's own weights.
+
+    Not a value: it holds the engines, and remembers which weights were last found to be theirs.
+    """
 
     bundle: Bundle
     loaded: Runners

@@ -154,8 +154,13 @@ def _spec(name: str, tensor: Tensor) -> TensorSpec:
 
 
 def check_circumstances(arguments: Iterable[object]) -> None:
-    """Raise UnsupportedGraph where a call wants gradients or changes dtypes on the way."""
+    """Raise UnsupportedGraph where a call wants gradients, changes dtypes on the way, or brings
+    tensors that are more than numbers in memory.
+    """
     tensors = [each for each in arguments if isinstance(each, Tensor)]
+    for each in tensors:
+        if type(each) not in (Tensor, nn.Parameter) or each.layout != torch.strided:
+            refuse(f"it takes a {each.layout} {type(each).__name__}", "plain dense tensors")
     if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
         refuse("gradients are wanted", "inference", "call the model within torch.no_grad()")
     for device in {each.device.type for each in tensors}:

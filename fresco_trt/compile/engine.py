@@ -236,11 +236,17 @@ def _device_name(device: str) -> list[object]:
 
 
 def _device(tensors: Sequence[Tensor]) -> str:
-    """The one device that everything is on. Raises UnsupportedGraph for several."""
-    found = sorted({each.device.type for each in tensors})
+    """The one device that everything is on, where engines run. Raises UnsupportedGraph for several,
+    and for a GPU that is not the current one.
+    """
+    found = sorted({each.device for each in tensors}, key=str)
     if len(found) != 1:
-        refuse(f"its tensors are on {', '.join(found) or 'no device'}", "one device")
-    return found[0]
+        names = ", ".join(map(str, found))
+        refuse(f"its tensors are on {names or 'no device'}", "one device")
+    device = found[0]
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        refuse(f"it is on {device}", "the current GPU", "choose it with torch.cuda.set_device")
+    return device.type
 
 
 def _precision(bound: Bound) -> str:

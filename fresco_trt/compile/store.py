@@ -45,6 +45,7 @@ POOLED_FROM = 1_000_000
 """Bytes from which a file is worth sharing between entries."""
 
 _KEYS = ("schema", "key", "parts", "engine", "signature", "files")
+_DAMAGE = (BundleError, InvalidPlan)
 _log = logging.getLogger(__name__)
 
 Make = Callable[[Path], tuple[str, ...]]
@@ -75,7 +76,7 @@ class EngineStore:
             return None
         try:
             return _opened(target, key)
-        except (BundleError, InvalidPlan) as error:
+        except _DAMAGE as error:
             _log.warning("the engine %s in %s is damaged: %s", key[:12], self.folder, error.given)
             return None
 
@@ -92,7 +93,7 @@ class EngineStore:
             _drop_others(held.folder, engine)
             self._share(held.folder)
             _write_entry(held.folder, key, parts, engine, signature)
-            if self.find(key) is None:
+            if not _is_whole(target, key):
                 put_in_place(held, target)
         return Entry(folder=target, files=engine, signature=signature)
 
@@ -146,6 +147,14 @@ def _opened(folder: Path, key: str) -> Entry:
         files=tuple(text(each, "engine file") for each in items(found["engine"], "engine")),
         signature=GraphSignature.from_json(found["signature"]),
     )
+
+
+def _is_whole(folder: Path, key: str) -> bool:
+    try:
+        _opened(folder, key)
+    except _DAMAGE:
+        return False
+    return True
 
 
 def _file(value: object) -> tuple[str, int, str]:

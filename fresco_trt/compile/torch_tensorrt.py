@@ -56,6 +56,8 @@ class TorchTensorRT:
         try:
             compiled = library.dynamo.compile(program_of(graph), arg_inputs=inputs)
             library.save(compiled, str(options.folder / name), arg_inputs=inputs)
+        except OSError:  # the disk's, which the store names
+            raise
         except Exception as error:  # the library raises whatever its converters did
             raise BuildError(
                 f"torch-tensorrt refuses {graph.name}: {type(error).__name__}: {error}",
@@ -99,7 +101,8 @@ class TorchTensorRT:
         import torch
 
         loaded = self._library().load(str(path))
-        module = loaded.module() if hasattr(loaded, "module") else loaded
+        is_program = isinstance(loaded, torch.export.ExportedProgram)
+        module = loaded.module() if is_program else loaded
         names = [spec.name for spec in signature.outputs]
 
         def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
