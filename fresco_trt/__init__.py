@@ -7,7 +7,9 @@ The data path, one folder or file a step::
 
 Left of the double arrow happens once, ahead of time: ``plan`` makes numbers, ``build`` makes a
 bundle of engines. Right of it happens for every picture and needs only the bundle:
-``FrescoPipeline``. The command line, ``fresco-trt``, is a thin shell over the same calls.
+``FrescoPipeline``. The command line, ``fresco-trt``, is a thin shell over the same calls. Beside
+it: ``enable`` puts the sampler into a diffusers pipeline, and ``torch.compile`` takes the backend
+"fresco_trt" for models without a plan.
 
 Importing this package imports neither torch nor any engine library; they come with the first call
 that needs them.
@@ -25,18 +27,26 @@ from fresco_trt.api import plan, pretrained
 from fresco_trt.errors import FrescoError
 
 if TYPE_CHECKING:
+    from fresco_trt.adapter import disable, enable
     from fresco_trt.lower.build import build
     from fresco_trt.pipeline import FrescoPipeline
 
 __version__ = "0.1.0"
 
-_LAZY = {"FrescoPipeline": "fresco_trt.pipeline", "build": "fresco_trt.lower.build"}
+_LAZY = {
+    "FrescoPipeline": "fresco_trt.pipeline",
+    "build": "fresco_trt.lower.build",
+    "disable": "fresco_trt.adapter",
+    "enable": "fresco_trt.adapter",
+}
 
 __all__ = [
     "FrescoError",
     "FrescoPipeline",
     "__version__",
     "build",
+    "disable",
+    "enable",
     "plan",
     "pretrained",
 ]

@@ -109,6 +109,10 @@ class ExportError(LowerError):
     """A stage graph could not be exported."""
 
 
+class UnsupportedGraph(LowerError):
+    """A captured graph does what no engine can do in its place."""
+
+
 class BuildError(LowerError):
     """An engine library refused or failed to build a graph."""
 

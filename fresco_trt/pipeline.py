@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Backend, Runner
     from fresco_trt.bundle import Bundle
     from fresco_trt.models.flux import FluxLayout
+    from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.sampler import Step
@@ -97,7 +98,7 @@ class FrescoPipeline:
             self._prompt = FluxPrompt(bundle.pipeline_folder, text_tokens)
             self._decoder = FluxDecoder(bundle.pipeline_folder)
         self._layout = HeldLayout(FluxLayout(facts=self._facts, text_tokens=text_tokens), device)
-        self._basis = _basis_of(bundle, device)
+        self._basis = basis_of(bundle, device)
         self._scope = ExitStack()
         self._choice: Choice | None = None
 
@@ -152,7 +153,7 @@ class FrescoPipeline:
         encoders cannot read.
         """
         seed = check_seed(seed)
-        scale = self._guidance(guidance)
+        scale = guidance_of(self._facts, guidance)
         clock = _Clock()
         inputs = self._conditioning(prompt, scale)
         text = clock.lap()
@@ -206,23 +207,6 @@ class FrescoPipeline:
         self.close()
 
     # --- parts of a request -------------------------------------------------------------------
-
-    def _guidance(self, asked: float | None) -> float | None:
-        if asked is None:
-            return self._facts.guidance_default
-        if not self._facts.guidance:
-            raise IncompatibleOptions(
-                f"guidance {asked:g} for {self._facts.name}",
-                expected="no guidance: this model takes none",
-                fix="leave guidance out",
-            )
-        if not (math.isfinite(asked) and asked >= 0):
-            raise PlanError(
-                f"guidance {asked:g}",
-                expected="a number from 0 up",
-                fix=f"pass a scale near the model's own, {self._facts.guidance_default:g}",
-            )
-        return asked
 
     def _conditioning(self, prompt: str, scale: float | None) -> dict[str, Tensor]:
         import torch
@@ -319,7 +303,7 @@ def load_runners(bundle: Bundle, library: Backend, scope: ExitStack) -> dict[str
     return runners
 
 
-def _basis_of(bundle: Bundle, device: str) -> Tensor | None:
+def basis_of(bundle: Bundle, device: str) -> Tensor | None:
     """The principal directions [H,k] of a bundle whose cache needs them; raises CalibrationError
     for those of other weights.
     """
@@ -333,6 +317,28 @@ def _basis_of(bundle: Bundle, device: str) -> Tensor | None:
     hidden = model_facts(model.name).hidden
     check_basis(basis, model=model.name, weights_sha256=model.weights_sha256, hidden=hidden)
     return basis.directions.to(device)
+
+
+def guidance_of(facts: ModelFacts, asked: float | None) -> float | None:
+    """The guidance scale that was asked for, or the model's default; None for a model without.
+
+    Raises PlanError for one out of range, IncompatibleOptions for one that the model does not take.
+    """
+    if asked is None:
+        return facts.guidance_default
+    if not facts.guidance:
+        raise IncompatibleOptions(
+            f"guidance {asked:g} for {facts.name}",
+            expected="no guidance: this model takes none",
+            fix="leave guidance out",
+        )
+    if not (math.isfinite(asked) and asked >= 0):
+        raise PlanError(
+            f"guidance {asked:g}",
+            expected="a number from 0 up",
+            fix=f"pass a scale near the model's own, {facts.guidance_default:g}",
+        )
+    return asked
 
 
 def check_seed(seed: int) -> int:

@@ -23,6 +23,7 @@ TREE = {
     "LowerError": (errors.FrescoError, 1),
     "WeightsNotFound": (errors.LowerError, 2),
     "ExportError": (errors.LowerError, 1),
+    "UnsupportedGraph": (errors.LowerError, 1),
     "BuildError": (errors.LowerError, 1),
     "BackendUnavailable": (errors.LowerError, 2),
     "UnsupportedPrecision": (errors.LowerError, 2),

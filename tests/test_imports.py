@@ -27,9 +27,11 @@ ALLOWED = {
     "backends": {"plan", "errors"},
 }
 FORBIDDEN = {
-    "run": {"api", "bench", "demo", "lower", "pipeline"},
-    "pipeline": {"bench", "demo", "lower"},
-    "lower": {"bench", "demo", "pipeline"},
+    "run": {"adapter", "api", "bench", "compile", "demo", "lower", "pipeline"},
+    "pipeline": {"adapter", "bench", "compile", "demo", "lower"},
+    "lower": {"adapter", "bench", "compile", "demo", "pipeline"},
+    "adapter": {"bench", "compile", "demo", "lower"},
+    "compile": {"adapter", "bench", "demo", "pipeline"},
 }
 DOORS = {"cli", "serve"}
 
@@ -60,6 +62,7 @@ LEAN = (
     "fresco_trt.backends.tensorrt",
     "fresco_trt.bundle",
     "fresco_trt.cli",
+    "fresco_trt.compile",
     "fresco_trt.models.flux",
     "fresco_trt.models.flux_parts",
     "fresco_trt.models.zoo",

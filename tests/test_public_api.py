@@ -40,6 +40,14 @@ SIGNATURES = {
         "targets: 'tuple[str, ...]' = (), out: 'str | Path | None' = None, "
         "progress: 'Progress' = silent) -> 'Path'"
     ),
+    "enable": (
+        "(pipe: 'Any', *, stages: 'int | None' = None, preset: 'str | None' = None, "
+        "delta: 'float | None' = None, cache: 'str | None' = None, "
+        "interval: 'int | None' = None, warmup: 'int | None' = None, "
+        "actions: 'Sequence[str] | None' = None, site: 'str | None' = None, "
+        "basis: 'str | Path | None' = None, engines: 'str | Path | None' = None) -> 'None'"
+    ),
+    "disable": "(pipe: 'Any') -> 'None'",
     "pretrained": "(name: 'str') -> 'Path'",
     "FrescoPipeline.from_bundle": "(path: 'str | os.PathLike[str]') -> 'FrescoPipeline'",
     "FrescoPipeline.__call__": (

@@ -313,7 +313,7 @@ def exported(graph: StageGraph, precision: str, rest: str) -> tuple[Path, Path]:
     stored = {str(parameter.dtype) for parameter in graph.module.parameters()}
     wanted = _DTYPES[precision if precision in _DTYPES else rest]
     quantised = f".{precision}." in graph.onnx.name
-    if stored != {f"torch.{wanted}"} or quantised != (precision not in _DTYPES):
+    if stored - {f"torch.{wanted}"} or quantised != (precision not in _DTYPES):
         codes = " and no codes" if not quantised and precision not in _DTYPES else ""
         raise BuildError(
             f"{graph.name} was exported with weights in {', '.join(sorted(stored))}{codes}",

@@ -112,15 +112,19 @@ class EagerBackend:
         yield call
 
 
-def module_runner(module: Module, signature: GraphSignature) -> EngineRunner:
-    """A runner that calls a module on the CPU with the inputs of ``signature`` in order."""
+def module_runner(
+    module: Module, signature: GraphSignature, *, device: str = "cpu"
+) -> EngineRunner:
+    """A runner that calls a module, which is on ``device``, with the inputs of ``signature`` in
+    order.
+    """
     import torch
 
     names = [spec.name for spec in signature.outputs]
 
     def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         with torch.no_grad():
-            outputs = module(*(inputs[spec.name].cpu() for spec in signature.inputs))
+            outputs = module(*(inputs[spec.name].to(device) for spec in signature.inputs))
         return dict(zip(names, outputs, strict=True))
 
     return EngineRunner(signature, lambda: nullcontext(call))

@@ -23,6 +23,8 @@ from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    import torch
+    from torch.export import ExportedProgram
 
     from fresco_trt.lower.quantize import Quantizer
 
@@ -87,12 +89,10 @@ def _traced(graph: StageGraph) -> ir.Model:
     """The exporter's graph for the signature's own shapes, constants folded."""
     import torch
 
-    arguments = tuple(_example(spec) for spec in graph.signature.inputs)
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(graph.module, arguments, strict=False)
             exported = torch.onnx.export(
-                program,
+                program_of(graph),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[spec.name for spec in graph.signature.inputs],
@@ -110,11 +110,24 @@ def _traced(graph: StageGraph) -> ir.Model:
     return model
 
 
-def _example(spec: TensorSpec) -> Any:
+def program_of(graph: StageGraph) -> ExportedProgram:
+    """torch's own program of a graph, for the signature's shapes on the module's device.
+
+    Raises whatever the traced code raises.
+    """
+    import torch
+
+    device = next((weight.device for weight in graph.module.parameters()), torch.device("cpu"))
+    arguments = tuple(_example(spec, device) for spec in graph.signature.inputs)
+    with torch.no_grad():
+        return torch.export.export(graph.module, arguments, strict=False)
+
+
+def _example(spec: TensorSpec, device: torch.device) -> Any:
     """Values do not matter to a trace, shapes do; ones avoid dividing by zero while folding."""
     import torch
 
-    return torch.ones(spec.shape, dtype=getattr(torch, spec.dtype))
+    return torch.ones(spec.shape, dtype=getattr(torch, spec.dtype), device=device)
 
 
 @contextmanager

@@ -92,13 +92,19 @@ def weights_digest(module: torch.nn.Module) -> str:
 
     The same weights give the same digest whatever file or device they came from.
     """
+    return tensors_digest(module.state_dict())
+
+
+def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """As :func:`weights_digest`, of tensors by name."""
     import torch
 
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(flat.numpy()))
+        array: Any = flat.numpy()
+        digest.update(memoryview(array))
     return digest.hexdigest()
 
 

@@ -1,0 +1,291 @@
+"""A graph that torch captured: which of its arguments are weights, and what stands in an engine's
+way.
+
+Second step of a compilation. torch hands every parameter and buffer over as an argument; an engine
+has them built in. What an engine could not do exactly as the graph does is found here, before
+anything is exported: it would otherwise be done wrongly and in silence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, Self
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fresco_trt.errors import UnsupportedGraph
+from fresco_trt.marks import version
+from fresco_trt.plan.signature import GraphSignature, TensorSpec
+
+Number = int | float | bool
+
+# Functions of these are the same in every process that has the same torch.
+_KNOWN = {None, "_operator", "builtins", "math", "operator", "torch"}
+_KNOWN_OPERATORS = {"aten", "prims", "higher_order", "_c10d_functional"}
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+class Bound(nn.Module):
+    """A captured graph with its weights and numbers in place; called with the tensors left over.
+
+    Weights are this module's own parameters and buffers, under the names of their arguments.
+    """
+
+    def __init__(self, graph: GraphModule, names: Sequence[str], fixed: Mapping[int, Any]) -> None:
+        super().__init__()
+        self.graph, self._order = graph, tuple(names)
+        self._numbers = {at: each for at, each in fixed.items() if not isinstance(each, Tensor)}
+        self._weights = {at: names[at] for at in fixed if at not in self._numbers}
+        for at, name in self._weights.items():
+            if isinstance(fixed[at], nn.Parameter):
+                self.register_parameter(name, fixed[at])
+            else:
+                self.register_buffer(name, fixed[at])
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The graph's outputs for its tensors in order, weights left out."""
+        given = iter(inputs)
+        arguments = (self._argument(at, given) for at in range(len(self._order)))
+        return tuple(self.graph(*arguments))
+
+    @property
+    def numbers(self) -> dict[str, Number]:
+        """The arguments that are numbers, by name."""
+        return {self._order[at]: each for at, each in self._numbers.items()}
+
+    def _argument(self, at: int, given: Iterator[Tensor]) -> Any:
+        if at in self._weights:
+            return getattr(self, self._weights[at])
+        return self._numbers[at] if at in self._numbers else next(given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Captured:
+    """A graph and the roles of its arguments: ``names`` in order, ``weights`` the places of those
+    that are parameters or buffers of the model.
+    """
+
+    graph: GraphModule
+    names: tuple[str, ...]
+    weights: frozenset[int]
+
+    @classmethod
+    def of(cls, graph: GraphModule, examples: Sequence[object]) -> Self:
+        """The roles as torch tells them: by type, and by the mark on a module's own tensors."""
+        nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        pairs = enumerate(zip(nodes, examples, strict=True))
+        weights = frozenset(at for at, (node, each) in pairs if _is_weight(node, each))
+        return cls(graph=graph, names=tuple(str(node.name) for node in nodes), weights=weights)
+
+    def split(self, arguments: Sequence[Any]) -> tuple[list[Tensor], list[Tensor], list[Any]]:
+        """The arguments of one call: weights, tensors, and what is neither."""
+        weights, tensors, others = list[Tensor](), list[Tensor](), list[Any]()
+        for at, each in enumerate(arguments):
+            if at in self.weights:
+                weights.append(each)
+            else:
+                (tensors if isinstance(each, Tensor) else others).append(each)
+        return weights, tensors, others
+
+    def bind(self, arguments: Sequence[Any]) -> Bound:
+        """The graph for this call's weights and numbers. Raises UnsupportedGraph for an argument
+        that is neither, nor a tensor.
+        """
+        fixed: dict[int, Any] = {}
+        for at, each in enumerate(arguments):
+            if at in self.weights or isinstance(each, Number):
+                fixed[at] = each
+            elif not isinstance(each, Tensor):
+                refuse(f"it takes {self.names[at]}, of type {type(each).__name__}", "tensors")
+        return Bound(self.graph, self.names, fixed).eval()
+
+    def signature(self, arguments: Sequence[Any], outputs: Iterable[Tensor]) -> GraphSignature:
+        """The static signature of one call. Raises InvalidPlan for what no engine has: no tensors,
+        an empty one, or one of float64.
+        """
+        places = [at for at, each in enumerate(arguments) if _is_input(self, at, each)]
+        return GraphSignature(
+            inputs=tuple(_spec(self.names[at], arguments[at]) for at in places),
+            outputs=tuple(_spec(f"output_{at}", each) for at, each in enumerate(outputs)),
+        )
+
+    @property
+    def text(self) -> str:
+        """The graph as code, the same in every process; of its parts too, each under its name."""
+        parts = [
+            f"{name}:{module.code}"
+            for name, module in sorted(self.graph.named_modules())
+            if isinstance(module, GraphModule)
+        ]
+        return "\n".join(parts)
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """The tensors that the graph itself holds, by name."""
+        return {
+            f"{prefix}.{node.target}": value
+            for prefix, node in _nodes(self.graph)
+            if node.op == "get_attr" and isinstance(value := _attribute(node), Tensor)
+        }
+
+
+def _is_weight(node: Node, example: object) -> bool:
+    marks = node.meta.get("tensor_dict") or {}
+    static = "_dynamo_static_input_type" in marks
+    return isinstance(example, nn.Parameter) or (isinstance(example, Tensor) and static)
+
+
+def _is_input(captured: Captured, at: int, each: object) -> bool:
+    return isinstance(each, Tensor) and at not in captured.weights
+
+
+def _spec(name: str, tensor: Tensor) -> TensorSpec:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return TensorSpec(name=name, dtype=dtype, shape=tuple(int(size) for size in tensor.shape))
+
+
+# --- what no engine can do --------------------------------------------------------------------
+
+
+def check_circumstances(arguments: Iterable[object]) -> None:
+    """Raise UnsupportedGraph where a call wants gradients, changes dtypes on the way, or brings
+    tensors that are more than numbers in memory.
+    """
+    tensors = [each for each in arguments if isinstance(each, Tensor)]
+    for each in tensors:
+        if type(each) not in (Tensor, nn.Parameter) or each.layout != torch.strided:
+            refuse(f"it takes a {each.layout} {type(each).__name__}", "plain dense tensors")
+    if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
+        refuse("gradients are wanted", "inference", "call the model within torch.no_grad()")
+    for device in {each.device.type for each in tensors}:
+        if torch.is_autocast_enabled(device):
+            refuse(
+                "autocast is on",
+                "a model that runs in its own dtypes",
+                "leave the autocast block, or convert the model instead",
+            )
+
+
+def check_graph(captured: Captured) -> None:
+    """Raise UnsupportedGraph for a graph whose meaning is not all in the graph: calls of code that
+    the cache's key cannot cover.
+    """
+    for _, node in _nodes(captured.graph):
+        if node.op == "call_module" and not isinstance(_attribute(node), GraphModule):
+            refuse(f"it calls the module {node.target}", "a graph of torch's own functions")
+        if node.op == "call_function" and not _is_known(node.target):
+            name = getattr(node.target, "__qualname__", None) or str(node.target)
+            refuse(f"it calls {name}", "a graph of torch's own functions")
+        if node.op == "get_attr" and not isinstance(_attribute(node), Tensor | GraphModule):
+            refuse(f"it reads {node.target}", "tensors")
+    if _ADDRESS.search(captured.text):
+        refuse("it holds an object of this process", "numbers and tensors")
+
+
+def probe(bound: Bound, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs of a graph as fake tensors: shapes and dtypes, without running it.
+
+    Raises UnsupportedGraph for a graph that draws random numbers, writes to what it is given,
+    returns a view of it or something else than tensors, or that cannot be run on shapes alone.
+    """
+    mode, watch = FakeTensorMode(allow_non_fake_inputs=True), _Watch()
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            fakes = [mode.from_tensor(each) for each in tensors]
+            with mode:
+                held = _fake_weights(bound, mode)
+                before = [version(each) for each in (*fakes, *held.values())]
+                with watch:
+                    outputs = torch.func.functional_call(bound, held, tuple(fakes))
+    except Exception as error:  # whatever the traced code raises without values
+        refuse(f"it needs values, not shapes alone ({type(error).__name__}: {_line(error)})")
+    given = (*fakes, *held.values())
+    if watch.drawn:
+        refuse(f"it draws random numbers ({watch.drawn[0]})", "a graph without dropout or noise")
+    if before != [version(each) for each in given]:
+        refuse("it writes to a tensor that it is given", "a graph that leaves its inputs alone")
+    return _tensors(outputs, {_storage(each) for each in given})
+
+
+def _fake_weights(bound: Bound, mode: FakeTensorMode) -> dict[str, Tensor]:
+    named = (*bound.named_parameters(), *bound.named_buffers())
+    return {name: mode.from_tensor(each) for name, each in named}
+
+
+def _tensors(outputs: Sequence[object], given: set[int]) -> list[Tensor]:
+    found = [each for each in outputs if isinstance(each, Tensor)]
+    if len(found) != len(outputs):
+        refuse("it returns something else than tensors", "tensors alone")
+    if any(_storage(each) in given for each in found):
+        refuse("it returns a view of what it is given", "outputs of their own")
+    return found
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Sees every operator, and keeps the names of those that draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.drawn: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _draws(func, args, kwargs or {}):
+            self.drawn.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator draws; attention does only where its dropout is not zero."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for at, each in enumerate(func._schema.arguments):
+        if each.name == "dropout_p":
+            value = args[at] if at < len(args) else kwargs.get(each.name, each.default_value)
+            return bool(value)
+    return True
+
+
+def _nodes(graph: GraphModule) -> Iterator[tuple[str, Node]]:
+    """Every node of a graph and of the graphs it holds, with the name of that graph."""
+    for name, module in graph.named_modules():
+        if isinstance(module, GraphModule):
+            yield from ((name, node) for node in module.graph.nodes)
+
+
+def _attribute(node: Node) -> object:
+    value: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _is_known(function: Any) -> bool:
+    if isinstance(function, torch._ops.OpOverload | torch._ops.HigherOrderOperator):
+        return function.namespace in _KNOWN_OPERATORS
+    if isinstance(function, torch._ops.OpOverloadPacket):
+        return function._qualified_op_name.partition("::")[0] in _KNOWN_OPERATORS
+    module = getattr(function, "__module__", None)
+    return (module if module is None else module.partition(".")[0]) in _KNOWN
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def refuse(
+    given: str,
+    expected: str = "a graph whose shapes say all",
+    fix: str = "leave that part out of what is compiled, or compile it with another backend",
+) -> NoReturn:
+    """Raise UnsupportedGraph with the usual way out."""
+    raise UnsupportedGraph(given, expected=expected, fix=fix)

@@ -1,0 +1,262 @@
+"""A captured graph as engines: one for each set of shapes and weights it is called with.
+
+Third step of a compilation, and what runs at every call. Engines are static, so a graph that torch
+captured with open dimensions gets one engine for each shape that arrives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from fresco_trt.backends.base import Backend, BuildOptions, Runner, StageGraph, unavailable
+from fresco_trt.canonical import build_key
+from fresco_trt.compile.captured import (
+    Bound,
+    Captured,
+    check_circumstances,
+    check_graph,
+    probe,
+    refuse,
+)
+from fresco_trt.compile.counting import COUNT
+from fresco_trt.compile.options import CompileOptions, cache_folder, chosen_library, library
+from fresco_trt.compile.store import GRAPH, SCHEMA, EngineStore, Entry
+from fresco_trt.doctor import missing_to_build
+from fresco_trt.errors import (
+    BuildError,
+    EngineFailed,
+    ExportError,
+    FrescoError,
+    InvalidPlan,
+    OutOfDeviceMemory,
+    UnsupportedGraph,
+    UnsupportedPrecision,
+)
+from fresco_trt.lower.record import packages
+from fresco_trt.marks import Marks
+from fresco_trt.models.weights import tensors_digest
+from fresco_trt.plan.signature import GraphSignature
+
+_log = logging.getLogger(__name__)
+
+Run = Callable[[Sequence[Any]], Sequence[Tensor]]
+
+# What is wrong with the graph, for which torch has the remedy. All else is wrong with the request
+# or the machine (a library that is not there, a folder that cannot be written) and is raised.
+_FALL_BACK = (
+    UnsupportedGraph,
+    InvalidPlan,
+    ExportError,
+    BuildError,
+    UnsupportedPrecision,
+    EngineFailed,
+    OutOfDeviceMemory,
+)
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Case:
+    """One set of shapes and weights, and what runs it."""
+
+    shapes: tuple[object, ...]
+    weights: Marks
+    run: Run
+
+
+class CompiledGraph:
+    """What torch calls in a captured graph's place: the arguments of the graph, its outputs.
+
+    Engines are made at the first call of their kind, and live as long as this and their weights.
+    Weights that were replaced or written to get an engine of their own.
+    """
+
+    def __init__(self, captured: Captured, options: CompileOptions) -> None:
+        self._captured, self._options = captured, options
+        self._cases: list[_Case] = []
+        # One call at a time: a runner owns its buffers.
+        self._lock = RLock()
+
+    def __call__(self, *arguments: Any) -> Sequence[Tensor]:
+        """The outputs as new tensors, on the device of the inputs.
+
+        Raises UnsupportedGraph with the option ``strict``, BackendUnavailable, OutputNotWritable or
+        DiskFull; and what torch raises, where it runs the graph.
+        """
+        weights, tensors, others = self._captured.split(arguments)
+        shapes = (*((each.dtype, each.device, tuple(each.shape)) for each in tensors), *others)
+        with self._lock:
+            for case in self._cases:
+                if case.shapes == shapes and case.weights.hold(weights):
+                    return case.run(arguments)
+            self._cases = [case for case in self._cases if case.weights.alive]
+            case = _Case(shapes=shapes, weights=Marks.of(weights), run=self._made(arguments))
+            self._cases.append(case)
+            return case.run(arguments)
+
+    def _made(self, arguments: Sequence[Any]) -> Run:
+        """An engine's run, or torch's own where there can be none: told, and counted."""
+        try:
+            return _engine(self._captured, arguments, self._options)
+        except _FALL_BACK as error:
+            if self._options.strict:
+                _unsupported(error)
+            COUNT.fell_back(error.given)
+            _log.warning("torch runs a graph that has no engine: %s", error)
+            graph = self._captured.graph
+            return lambda given: tuple(graph(*given))
+
+
+def _engine(captured: Captured, arguments: Sequence[Any], options: CompileOptions) -> Run:
+    """The run of an engine that is in the cache, or is built now."""
+    check_circumstances(arguments)
+    check_graph(captured)
+    made = _Making.of(captured, arguments, options)
+    entry = made.found()
+    runner = made.library.load(entry.folder, entry)
+    runner.__enter__()  # freed with its session, when the run below is dropped
+    return _run(captured, runner)
+
+
+def _run(captured: Captured, runner: Runner) -> Run:
+    names = [spec.name for spec in runner.signature.inputs]
+    outputs = [spec.name for spec in runner.signature.outputs]
+
+    def run(arguments: Sequence[Any]) -> Sequence[Tensor]:
+        _, tensors, _ = captured.split(arguments)
+        given = runner(dict(zip(names, (each.detach() for each in tensors), strict=True)))
+        # Copies: the runner's own buffers are overwritten by its next call.
+        return tuple(given[name].clone() for name in outputs)
+
+    return run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Making:
+    """All that goes into one engine."""
+
+    captured: Captured
+    bound: Bound
+    signature: GraphSignature
+    library: Backend
+    store: EngineStore
+
+    @classmethod
+    def of(cls, captured: Captured, arguments: Sequence[Any], options: CompileOptions) -> _Making:
+        """Everything checked. Raises UnsupportedGraph, InvalidPlan or BackendUnavailable."""
+        weights, tensors, _ = captured.split(arguments)
+        device = _device((*weights, *tensors))
+        chosen = library(chosen_library(options.backend, device))
+        for missing in missing_to_build(chosen):
+            raise unavailable(chosen.name, missing)
+        runs_on = chosen.describe().device
+        if runs_on != device:
+            fix = "move the model there, or pass options={'backend': ...} with one that runs here"
+            refuse(f"it is on {device}", f"{runs_on}, where {chosen.name} runs", fix)
+        bound = captured.bind(arguments)
+        return cls(
+            captured=captured,
+            bound=bound,
+            signature=captured.signature(arguments, probe(bound, tensors)),
+            library=chosen,
+            store=EngineStore(cache_folder(options)),
+        )
+
+    def found(self) -> Entry:
+        """The engine on disk, built if it is not there; counted as what it was."""
+        parts = identity(self.captured, self.bound, self.signature, self.library)
+        key = build_key(parts)
+        entry = self.store.find(key)
+        if entry is not None:
+            COUNT.reused()
+            return entry
+        entry = self.store.build(key, parts, self.signature, self._build)
+        COUNT.built()
+        return entry
+
+    def _build(self, folder: Path) -> tuple[str, ...]:
+        from fresco_trt.lower.export import export_stages
+
+        graph = StageGraph(
+            name=GRAPH,
+            signature=self.signature,
+            module=self.bound,
+            onnx=None,
+            weights=None,
+            source=folder,
+        )
+        if self.library.describe().graph_format == "onnx":
+            (graph,) = export_stages([graph], folder)
+        precision = _precision(self.bound)
+        return self.library.build(graph, BuildOptions(folder=folder, precision=precision))
+
+
+# --- identity ---------------------------------------------------------------------------------
+
+
+def identity(
+    captured: Captured, bound: Bound, signature: GraphSignature, library: Backend
+) -> Mapping[str, object]:
+    """Everything that an engine depends on, by name; the options that are left out, ``cache`` and
+    ``strict``, say where it is kept and who runs the graph without it.
+    """
+    about = library.describe()
+    weights = {**dict(bound.named_parameters()), **dict(bound.named_buffers())}
+    return {
+        "schema": SCHEMA,
+        "graph": hashlib.sha256(captured.text.encode()).hexdigest(),
+        "numbers": bound.numbers,
+        "signature": signature.to_json(),
+        "weights": tensors_digest({**weights, **captured.constants}),
+        "flags": {
+            "dtype": str(torch.get_default_dtype()),
+            "matmul": torch.get_float32_matmul_precision(),
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+        },
+        "backend": [about.name, about.library, about.version],
+        "device": _device_name(about.device),
+        "package versions": packages(),
+    }
+
+
+def _device_name(device: str) -> list[object]:
+    """The device that an engine is for: a GPU by its name and compute capability."""
+    if device != "cuda" or not torch.cuda.is_available():
+        return [device]
+    return [device, torch.cuda.get_device_name(), *torch.cuda.get_device_capability()]
+
+
+def _device(tensors: Sequence[Tensor]) -> str:
+    """The one device that everything is on, where engines run. Raises UnsupportedGraph for several,
+    and for a GPU that is not the current one.
+    """
+    found = sorted({each.device for each in tensors}, key=str)
+    if len(found) != 1:
+        names = ", ".join(map(str, found))
+        refuse(f"its tensors are on {names or 'no device'}", "one device")
+    device = found[0]
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        refuse(f"it is on {device}", "the current GPU", "choose it with torch.cuda.set_device")
+    return device.type
+
+
+def _precision(bound: Bound) -> str:
+    """The precision of the weights. Raises UnsupportedGraph where there are several."""
+    found = {each.dtype for each in bound.parameters()}
+    if len(found) > 1 or not found <= _PRECISIONS.keys():
+        names = ", ".join(sorted(map(str, found)))
+        refuse(f"its weights are in {names}", "one of float32, bfloat16 and float16")
+    return _PRECISIONS[found.pop()] if found else "fp32"
+
+
+def _unsupported(error: FrescoError) -> NoReturn:
+    raise UnsupportedGraph(error.given, expected=error.expected, fix=error.fix) from error
