@@ -30,6 +30,9 @@ ENERGY = 0.85
 SEED = 0
 PROMPTS = Path("calibration")
 
+_PACKAGE = Path(__file__).parents[1]
+_SHIPPED = (_PACKAGE / "calibration", _PACKAGE.parent / "calibration")  # installed, and a checkout
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
@@ -64,8 +67,10 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 
 def default_prompts(model: str) -> Path:
-    """Where the prompt set of a model is."""
-    return PROMPTS / f"{model}-prompts.txt"
+    """Where the prompt set of a model is: here, else the one that came with the package."""
+    name = f"{model}-prompts.txt"
+    places = [folder / name for folder in (PROMPTS, *_SHIPPED)]
+    return next((path for path in places if path.is_file()), places[0])
 
 
 def check_energy(energy: float) -> float:

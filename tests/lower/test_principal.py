@@ -142,3 +142,15 @@ def test_a_basis_of_other_weights_is_refused_and_nothing_is_written(tmp_path: Pa
 
 def test_open_bundles_without_a_cache_have_no_calibration(eager_bundle: Path) -> None:
     assert open_bundle(eager_bundle).manifest.calibration is None
+
+
+def test_prompts_come_with_the_package_unless_there_are_some_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = principal.default_prompts("flux-tiny")
+    assert len(read_prompts(shipped)) >= 16
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration" / shipped.name).write_text("a cat\n")
+    assert read_prompts(principal.default_prompts("flux-tiny")) == ("a cat",)
+    assert principal.default_prompts("flux") == Path("calibration/flux-prompts.txt")
