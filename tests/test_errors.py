@@ -30,6 +30,7 @@ TREE = {
     "OutputNotWritable": (errors.LowerError, 2),
     "DiskFull": (errors.LowerError, 1),
     "CalibrationError": (errors.LowerError, 2),
+    "QualityTooLow": (errors.LowerError, 1),
     "BundleError": (errors.FrescoError, 2),
     "BundleNotFound": (errors.BundleError, 2),
     "ManifestInvalid": (errors.BundleError, 2),
