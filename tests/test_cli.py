@@ -324,6 +324,17 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (build_arguments(steps=9), ["--steps 9 with 2 stages", "leave --steps out"]),
     (build_arguments(backend="abacus"), ["abacus", "onnxruntime"]),
     (build_arguments(precision="fp8"), ["--precision fp8", "bf16"]),
+    (build_arguments(recipe="int8"), ["--recipe int8 with --precision fp32"]),
+    (build_arguments(keep="*"), ["--keep with --precision fp32", "--precision int8"]),
+    (build_arguments(ranges="r"), ["--ranges with --precision fp32"]),
+    (
+        build_arguments(backend="onnxruntime", precision="int8", ranges="absent"),
+        ["absent cannot be used", "calibrate --measure ranges"],
+    ),
+    (
+        build_arguments(backend="tensorrt-rtx", precision="fp8", target="sm86"),
+        ["fp8 for sm86", "sm89"],
+    ),
     (build_arguments(cache="hicach"), ["--cache hicach", "did you mean hicache"]),
     (build_arguments(interval=2), ["--interval without a cache", "--cache hicache"]),
     (build_arguments(cache="taylor", interval=1), ["skips none", "--interval 2"]),

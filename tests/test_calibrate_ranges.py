@@ -1,0 +1,88 @@
+"""`fresco-trt calibrate` of ranges and sensitivity, and a build that takes what it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fresco_trt import cli
+from fresco_trt.ranges import read_ranges
+
+ASKED = ["--model", "flux-tiny", "--stages", "2", "--preset", "turbo", "--size", "64x64"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a prompt set of one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "calibration").mkdir()
+    prompts = tmp_path / "calibration" / "flux-tiny-prompts.txt"
+    prompts.write_text("a cat on a plain blue background\n")
+    return tmp_path
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """The JSON object of a command that succeeds, and nothing else on standard output."""
+    capsys.readouterr()
+    assert cli.main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_build_takes_the_ranges_that_were_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = ["--keep", "*.ff.net.2"]
+    found = shown(capsys, "calibrate", "--measure", "ranges", *ASKED, *keep)
+    ranges = read_ranges(folder / found["file"])
+    assert found["kept"][-1] == "*.ff.net.2"
+    assert found["inputs"].keys() == ranges.layers.keys()
+    assert all(len(stages) == 2 for stages in found["inputs"].values())
+    assert not any(name.endswith("ff.net.2") for name in ranges.layers)
+    given = ["--precision", "int8", "--ranges", found["file"], "--force", "--out", "b"]
+    shown(capsys, "build", *ASKED, *given)
+    record = shown(capsys, "inspect", "b")["quantized"]
+    assert record["ranges_sha256"] == ranges.digest()
+    assert record["kept"] == found["kept"]
+    assert cli.main(["inspect", "b"]) == 0
+    table = capsys.readouterr().out
+    assert "matrix products, recipe int8" in table
+    assert f"{record['ssim']:.3f}" in table
+
+
+def test_sensitivity_names_every_group_and_its_pattern(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["calibrate", "--measure", "sensitivity", *ASKED, "--precision", "fp8"]
+    found = shown(capsys, *arguments)
+    assert json.loads((folder / found["file"]).read_text()) == {
+        name: value for name, value in found.items() if name != "file"
+    }
+    errors = [each["error"] for each in found["groups"]]
+    assert errors == sorted(errors, reverse=True)
+    assert 0 < errors[-1] < errors[0] < found["together"]
+    blocks = [each for each in found["groups"] if each["group"].startswith("block ")]
+    assert len(blocks) == 6
+    assert cli.main(arguments) == 0
+    assert f"--keep '{found['groups'][0]['pattern']}'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ranges", "--energy", "0.5"], "--energy with --measure ranges"),
+        (["basis", "--precision", "int8"], "--precision with --measure basis"),
+        (["ranges", "--precision", "bf16"], "int8 or fp8"),
+        (["ranges", "--recipe", "fp8"], "--recipe fp8 with --precision int8"),
+        (["ranges", "--keep", "*"], "linear layers are kept"),
+        (["ranges", "--size", "65x65"], "65x65"),
+    ],
+)
+def test_a_wrong_request_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert cli.main(["calibrate", "--model", "flux-tiny", "--measure", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert [path.name for path in (folder / "calibration").iterdir()] == ["flux-tiny-prompts.txt"]
