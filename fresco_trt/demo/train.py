@@ -4,6 +4,7 @@
     python -m fresco_trt.demo.train base   --work DIR --minutes 60
     python -m fresco_trt.demo.train guided --work DIR --minutes 90
     python -m fresco_trt.demo.train export --work DIR fresco_trt/demo/weights/flux-tiny
+    python -m fresco_trt.demo.train turbo  --work DIR --start fresco_trt/demo/weights/flux-tiny
     python -m fresco_trt.demo.train judge  --work DIR fresco_trt/demo/weights/judge.safetensors
 
 The shipped weights are trained on with `guided --start fresco_trt/demo/weights/flux-tiny`, at last
@@ -25,7 +26,8 @@ import typer
 
 from fresco_trt.demo.assemble import read_pipeline, store_pipeline
 from fresco_trt.demo.batches import scene_stream
-from fresco_trt.demo.curriculum import BASE, GUIDED, LARGE, Batch, Curriculum, Recipe
+from fresco_trt.demo.curriculum import BASE, GUIDED, LARGE, TURBO, Batch, Curriculum, Recipe
+from fresco_trt.demo.distil import distilled_loss
 from fresco_trt.demo.model import DemoModel
 from fresco_trt.demo.objective import fast_precision, flow_loss, guided_loss
 from fresco_trt.demo.optim import MovingAverage, Muon, warm_cosine
@@ -45,8 +47,17 @@ MUON_FACTOR = 6.0
 class Run:
     """A resumable training run: model, moving average, optimiser and elapsed time in one file."""
 
-    def __init__(self, name: str, model: DemoModel, recipe: Recipe, work: Path, minutes: float):
+    def __init__(
+        self,
+        name: str,
+        model: DemoModel,
+        recipe: Recipe,
+        work: Path,
+        minutes: float,
+        teacher: DemoModel | None = None,
+    ) -> None:
         self.model, self.recipe, self.budget = model, recipe, minutes * 60
+        self.teacher = teacher
         self.path = work / f"{name}.pt"
         self.average = MovingAverage(model, 0.999)
         self.optimisers = _optimisers(model)
@@ -82,6 +93,8 @@ class Run:
 
     def loss(self, batch: Batch, rng: random.Random) -> torch.Tensor:
         """The objective of this step."""
+        if self.teacher is not None:
+            return distilled_loss(self.model, self.teacher, batch, rng)
         if rng.random() < self.recipe.guided_share(self.progress):
             return guided_loss(self.model, batch, rng)
         return flow_loss(self.model, batch)
@@ -109,6 +122,8 @@ def _optimisers(model: DemoModel) -> tuple[torch.optim.Optimizer, torch.optim.Op
     matrices: list[torch.Tensor] = []
     others: list[torch.Tensor] = []
     for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            continue
         inside = any(part in name for part in ("blocks.", "layers.", ".block."))
         (matrices if inside and weight.ndim == 2 else others).append(weight)
     adam = torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -209,6 +224,23 @@ def guided(
         model = guided_from(averaged(work / "base.pt", DemoModel(guidance=False))).to(device)
     name, recipe = ("large", LARGE) if large else ("guided", GUIDED)
     train(Run(name, model, recipe, work, minutes), load_vae(work).to(device), seed)
+
+
+@app.command()
+def turbo(
+    work: Work,
+    start: Annotated[Path, typer.Option(help="Pipeline folder of the teacher.")],
+    minutes: Minutes = 60,
+    device: Device = "cpu",
+    seed: int = 2,
+) -> None:
+    """Distil an exported model into one of four steps, with the same encoders and codec."""
+    teacher = read_pipeline(start).to(device).eval().requires_grad_(False)
+    student = read_pipeline(start).to(device)
+    for encoder in (student.text_encoder, student.text_encoder_2):
+        encoder.requires_grad_(False)
+    vae = load_vae(start).to(device)
+    train(Run("turbo", student, TURBO, work, minutes, teacher=teacher), vae, seed)
 
 
 @app.command()
