@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt import __version__
 from fresco_trt.calibrate import check_writable, store
+from fresco_trt.calibrate_options import CACHE, STAGES
 
 if TYPE_CHECKING:
     from fresco_trt.calibrate_options import Options
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
 
-CACHE, STAGES = "hicache", 3
 SCHEMA = 1
 
 

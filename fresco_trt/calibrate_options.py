@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.plan.making import DEFAULT_PRESET
 from fresco_trt.plan.recipes import Recipe, find_recipe
 
 DEMO = "flux-tiny"
@@ -19,6 +20,17 @@ SCENES = 512
 OUT = Path("calibration")
 
 Measure = Literal["spectrum", "basis", "skips", "ranges", "sensitivity"]
+
+_FILES: Mapping[Measure, str] = {
+    "spectrum": "spectrum.json",
+    "basis": "basis.safetensors",
+    "skips": "skips.json",
+    "ranges": "ranges.safetensors",
+    "sensitivity": "sensitivity.json",
+}
+
+CACHE, STAGES = "hicache", 3
+"""What skips are measured for, and the stages of a plan, unless another is asked for."""
 
 _QUANTISED = ("prompts", "precision", "recipe", "keep", "stages", "preset", "size")
 
@@ -56,11 +68,16 @@ class Options:
     @property
     def path(self) -> Path:
         """The file that is written."""
-        names = {"spectrum": "spectrum.json", "basis": "basis.safetensors", "skips": "skips.json"}
-        if self.measure in names:
-            return self.out / f"{self.model}-{names[self.measure]}"
-        ending = "ranges.safetensors" if self.measure == "ranges" else "sensitivity.json"
-        return self.out / f"{self.model}-{self.quantised.name}-{ending}"
+        return self.out / "-".join((self.model, *self._subject, _FILES[self.measure]))
+
+    @property
+    def _subject(self) -> tuple[str, ...]:
+        """What a measurement of one plan is of, in the words of its file's name."""
+        if self.measure in ("spectrum", "basis"):
+            return ()
+        what = (self.cache or CACHE) if self.measure == "skips" else self.quantised.name
+        size = () if self.size is None else (self.size,)
+        return (*size, f"{self.stages or STAGES}stage", self.preset or DEFAULT_PRESET, what)
 
     @property
     def quantised(self) -> Recipe:

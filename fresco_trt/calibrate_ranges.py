@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt import __version__
 from fresco_trt.calibrate import store
 from fresco_trt.calibrate_features import measured_on, reference_of
+from fresco_trt.calibrate_options import STAGES
 
 if TYPE_CHECKING:
     from fresco_trt.calibrate_options import Options
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.ranges import Ranges
 
-STAGES = 3
 SCHEMA = 1
 
 

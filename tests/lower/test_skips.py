@@ -89,7 +89,7 @@ def test_the_command_stores_what_it_measured_on(
         out=tmp_path,
     )
     document = calibrate_features.run_skips(options, lambda *_: None)
-    stored = json.loads((tmp_path / "flux-tiny-skips.json").read_text())
+    stored = json.loads((tmp_path / "flux-tiny-3stage-balanced-svd-skips.json").read_text())
     assert stored == json.loads(json.dumps(document))
     assert (stored["stages"], stored["prompts"], stored["steps"]) == (2, 1, small(None).nfe)
     assert [each["tolerance"] for each in stored["skips"]] == [0.2]

@@ -1,0 +1,91 @@
+"""Every pair of options either resolves to one build or is refused, by name, before any work."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from typing import Any
+
+import pytest
+
+from fresco_trt.backends import backend, backend_names
+from fresco_trt.errors import FrescoError
+from fresco_trt.lower.build import BuildRequest, QuantChoice
+from fresco_trt.lower.request import resolve
+from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.plan.caching import CACHES, SITES, CacheChoice
+from fresco_trt.plan.recipes import RECIPES
+
+AXES: dict[str, tuple[Any, ...]] = {
+    "stages": FLUX_TINY.stage_counts,
+    "preset": (None, *FLUX_TINY.presets),
+    "delta": (None, 0.05),
+    "steps": (None, 6),
+    "backend": backend_names(),
+    "precision": ("fp32", "bf16", "fp16", "fp8", "int8"),
+    "quant": (
+        QuantChoice(),
+        *(QuantChoice(recipe=name) for name in RECIPES),
+        QuantChoice(keep=("*.to_q",)),
+        QuantChoice(force=True),
+    ),
+    "cache": (
+        CacheChoice(name="none"),
+        *(CacheChoice(name=name) for name in CACHES),
+        *(CacheChoice(name="reuse", site=site) for site in SITES),
+    ),
+    "targets": ((), ("sm75",), ("sm89", "sm120")),
+}
+PAIRS = list(combinations(AXES, 2))
+
+
+def outcome(options: dict[str, Any]) -> FrescoError | None:
+    """What refuses a build of the demo with these options, if anything does."""
+    try:
+        resolved = resolve(BuildRequest(model="flux-tiny", **options))
+    except FrescoError as error:
+        return error
+    about = resolved.backend.describe()
+    assert resolved.precision in about.precisions
+    assert (resolved.recipe is None) == (resolved.precision in ("fp32", "bf16", "fp16"))
+    assert (resolved.plan.cache is None) == (options.get("cache", AXES["cache"][0]).name == "none")
+    return None
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=lambda name: str(name))
+def test_a_pair_of_options_is_built_or_refused_by_name(first: str, second: str) -> None:
+    refused = 0
+    choices = list(product(AXES[first], AXES[second]))
+    for one, other in choices:
+        error = outcome({first: one, second: other})
+        if error is not None:
+            refused += 1
+            assert error.exit_code == 2
+            assert error.given
+            assert error.expected
+            assert error.fix
+    # The first choices are the defaults of both: what they name is never refused.
+    assert outcome({first: AXES[first][0], second: AXES[second][0]}) is None
+    assert refused < len(choices)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("stages", FLUX_TINY.stage_counts)
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_quantising_caching_and_refining_go_together(
+    precision: str, stages: int, cache: str
+) -> None:
+    choice: Any = CacheChoice(name=cache)  # type: ignore[arg-type]
+    for name in ("onnxruntime", "tensorrt-rtx"):
+        targets = ("sm89",) if backend(name).describe().targets else ()
+        request = BuildRequest(
+            model="flux-tiny",
+            stages=stages,
+            backend=name,
+            precision=precision,
+            cache=choice,
+            targets=targets,
+        )
+        resolved = resolve(request)
+        assert resolved.recipe is not None
+        assert resolved.plan.cache is not None
+        assert any(action == "bypass" for _, action in resolved.plan.graphs)
