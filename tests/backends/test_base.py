@@ -233,7 +233,7 @@ def test_an_engine_without_its_files_is_named(folder: Path) -> None:
 
 def test_options_that_a_backend_cannot_honour_are_refused(folder: Path) -> None:
     facts = backend("onnxruntime").describe()
-    with pytest.raises(UnsupportedPrecision, match=r"fp8 .*expected one of fp32"):
-        check_precision(facts, "fp8")
+    with pytest.raises(UnsupportedPrecision, match=r"fp16 .*expected one of fp32"):
+        check_precision(facts, "fp16")
     with pytest.raises(IncompatibleOptions, match="sm89 with the backend eager"):
         no_targets("eager", BuildOptions(folder=folder, targets=("sm89",)))

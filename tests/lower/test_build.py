@@ -24,8 +24,7 @@ from fresco_trt.errors import (
     WeightsNotFound,
 )
 from fresco_trt.listing import folder_digest
-from fresco_trt.lower import build as lower
-from fresco_trt.lower import record
+from fresco_trt.lower import gather, record
 from fresco_trt.lower.build import REUSED, BuildRequest, run
 from fresco_trt.models.flux import load_transformer
 from fresco_trt.models.flux_facts import FLUX_TINY
@@ -108,7 +107,7 @@ def test_precision_is_what_weights_are_stored_in(tmp_path: Path) -> None:
 def test_random_weights_need_nothing_at_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lower, "BUNDLED", tmp_path / "nothing")
+    monkeypatch.setattr(gather, "BUNDLED", tmp_path / "nothing")
     built = run(request(tmp_path / "bundle", weights="random"))
     assert run(request(tmp_path / "bundle", weights="random")).reused
     with fresco_trt.FrescoPipeline.from_bundle(built.bundle.folder) as pipe:
@@ -271,7 +270,7 @@ def test_a_library_that_is_absent_is_told_before_weights_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.delattr(lower, "load_transformer")
+    monkeypatch.delattr(gather, "load_transformer")
     asked = replace(request(tmp_path / "bundle"), backend="tensorrt")
     with pytest.raises(BackendUnavailable, match="tensorrt"):
         run(asked)

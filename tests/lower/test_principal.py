@@ -120,6 +120,7 @@ def test_without_one_it_is_measured_and_the_build_repeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(principal, "PROMPTS", tmp_path)
+    monkeypatch.setattr(principal, "_SHIPPED", ())
     with pytest.raises(CalibrationError, match="--prompts"):
         run(request(tmp_path / "bundle", None))
     assert not (tmp_path / "bundle").exists()

@@ -72,7 +72,7 @@ REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
     (IncompatibleOptions, {"stages": 1, "delta": 0.05}),
     (PlanError, {"delta": 0.0}),
     (UnknownBackend, {"backend": "abacus"}),
-    (UnsupportedPrecision, {"precision": "fp8"}),
+    (UnsupportedPrecision, {"precision": "fp16"}),
     (UnsupportedPrecision, {"precision": "double"}),
     (PlanError, {"cache": CacheChoice(name="fora")}),
     (IncompatibleOptions, {"cache": CacheChoice(interval=3)}),
