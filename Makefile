@@ -32,8 +32,8 @@ $(STAMP): pyproject.toml
 
 demo: venv
 	$(BIN)/fresco-trt build --model flux-tiny --stages 3
-	$(BIN)/fresco-trt generate --engines $(DEMO) --prompt "a red apple on a plain blue background" \
-		--seed 7 --preview --out demo-out/apple.png
+	$(BIN)/fresco-trt generate --engines $(DEMO) --prompt "a bell on a plain blue background" \
+		--seed 7 --preview --out demo-out/bell.png
 
 check: venv
 	$(BIN)/ruff check .

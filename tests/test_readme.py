@@ -100,7 +100,7 @@ def test_every_block_runs_in_order_in_one_folder(tmp_path: Path) -> None:
     assert {block.language for block in to_run} == RUNNERS.keys()
     for block in to_run:
         run_block(block, tmp_path)
-    assert (tmp_path / "apple.png").is_file()
+    assert (tmp_path / "bell.png").is_file()
 
 
 def test_every_block_is_of_a_language_that_is_run_or_only_shown() -> None:
