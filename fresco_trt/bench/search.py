@@ -3,7 +3,7 @@
     python -m fresco_trt.bench.search --stages 3
 
 A budget is how many times fewer FLOPs than the plain pipeline a plan must need. Random plans that
-keep to it draw a few scenes each, the better half draws more, and so on (successive halving:
+keep to it draw a few scenes each, the better ones draw more, and so on (successive halving:
 Jamieson and Talwalkar, AISTATS 2016). A picture is worth 1 if it shows what its caption says, plus
 its SSIM to the 50-step picture of its seed. The scenes are none of the bench's, so that what was
 chosen on some is measured on others. A killed search goes on where it was.
@@ -26,7 +26,7 @@ from fresco_trt.bench.plain import MODEL
 from fresco_trt.bench.points import Point
 from fresco_trt.errors import FrescoError
 from fresco_trt.models.zoo import model_facts
-from fresco_trt.plan.caching import CacheChoice
+from fresco_trt.plan.caching import NO_CACHE, CacheChoice
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -45,13 +45,13 @@ BUDGETS: Mapping[str, float] = {"quality": 3.0, "balanced": 5.0, "fast": 8.0, "t
 SLACK = 1.15
 """A candidate may cost this many times less than its budget allows, and no less than that."""
 
-ROUNDS: Sequence[tuple[int, int]] = ((24, 6), (12, 12), (6, 24), (3, 48))
+ROUNDS: Sequence[tuple[int, int]] = ((32, 5), (12, 12), (6, 24), (3, 48))
 """Candidates that are left, and scenes that each of them has then drawn."""
 
 SCENES_SEED = 4052
 """Where the search's scenes come from; the bench's have another seed."""
 
-COARSE_STEPS, FULL_STEPS = (1, 10), (2, 16)
+COARSE_STEPS, FULL_STEPS = (1, 10), (2, 24)
 LATEST_SWITCH, EARLIEST_SWITCH = 0.6, 0.985
 LOG_SHIFTS = (0.5, 1.15, 1.6, 2.2, 3.0)
 CARRIES = (
@@ -64,6 +64,10 @@ CARRIES = (
     ("haar", "rewind"),
 )
 """Lifts and noise sources that go together; fresh noise is an ablation, not a candidate."""
+
+CACHED = ("reuse", "taylor", "hicache")
+CACHED_SHARE = 0.25
+"""Predictors that a candidate may have, and how many of the candidates have one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +118,7 @@ def random_preset(stages: int, rng: random.Random) -> Preset | None:
             noise=noise,  # type: ignore[arg-type]
             shift=_shifts(stages, rng),
             solver=rng.choice(("euler", "multistep")),
+            cache=_cache(rng),
         )
     except FrescoError:
         return None
@@ -130,6 +135,12 @@ def _shifts(stages: int, rng: random.Random) -> tuple[float, ...] | None:
     if rng.random() < 0.5:
         return None
     return tuple(round(math.exp(rng.choice(LOG_SHIFTS)), 2) for _ in range(stages))
+
+
+def _cache(rng: random.Random) -> CacheChoice:
+    if rng.random() >= CACHED_SHARE:
+        return NO_CACHE
+    return CacheChoice(name=rng.choice(CACHED), interval=rng.choice((2, 3)), warmup=1)
 
 
 def _keeps_to(facts: ModelFacts, preset: Preset, budget: float) -> bool:
