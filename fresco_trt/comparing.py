@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.backends.base import BorrowedRunner
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
     from torch import Tensor
 
     from fresco_trt.backends.base import Runner
-    from fresco_trt.plan.signature import GraphSignature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,32 +49,21 @@ class OutputError:
         return {name: None if value == math.inf else value for name, value in fields.items()}
 
 
-class ComparingRunner:
+class ComparingRunner(BorrowedRunner):
     """Calls the reference and the engine with the same inputs; returns what the reference gave.
 
     The answer is on the engine's device, because that is where its caller keeps the latents.
     """
 
     def __init__(self, name: str, engine: Runner, reference: Runner) -> None:
-        self.signature: GraphSignature = engine.signature
+        super().__init__(engine)
         self.errors: dict[str, OutputError] = {}
-        self._name, self._engine, self._reference = name, engine, reference
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """The two runners are entered and left by their owners."""
+        self._name, self._reference = name, reference
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """As :class:`~fresco_trt.backends.base.Runner`."""
         wanted = self._reference(inputs)
-        got = self._engine(inputs)
+        got = self._runner(inputs)
         for output, tensor in wanted.items():
             found = output_error(self._name, output, got[output], tensor)
             self.errors[output] = self.errors.get(output, found).worst(found)

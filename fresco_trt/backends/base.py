@@ -219,6 +219,28 @@ class EngineRunner:
         return outputs
 
 
+class BorrowedRunner:
+    """Base of a :class:`Runner` around another one, which is entered and left by its owner."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.signature, self._runner = runner.signature, runner
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing is held here."""
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """As :class:`Runner`: what the runner inside gives, unless a subclass does more."""
+        return self._runner(inputs)
+
+
 def check_inputs(signature: GraphSignature, inputs: Mapping[str, Tensor]) -> None:
     """Raise SignatureMismatch unless ``inputs`` are exactly those of ``signature``."""
     wanted = {spec.name: spec for spec in signature.inputs}

@@ -115,7 +115,7 @@ def _setting(options: Options, scope: ExitStack, progress: Progress) -> Setting:
         facts=facts,
         size=size,
         pipeline=_pipeline(options.weights, facts.name),
-        library=library,
+        backend=library,
         engines=Path(scope.enter_context(tempfile.TemporaryDirectory(prefix="fresco-trt-bench-"))),
         scenes=options.scenes,
         renders=QUICK_RENDERS if options.quick else RENDERS,

@@ -61,7 +61,7 @@ def peak_mb(setting: Setting, point: Point) -> float | None:
         *(sys.executable, "-m", "fresco_trt.bench.memory"),
         *("--model", setting.facts.name, "--size", format_size((width, height))),
         *("--pipeline", str(setting.pipeline), "--engines", str(setting.engines)),
-        *("--backend", setting.library.name, "--point", point.name),
+        *("--backend", setting.backend.name, "--point", point.name),
     ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
@@ -90,7 +90,7 @@ def main(
             facts=facts,
             size=asked,
             pipeline=pipeline,
-            library=library_of(backend),
+            backend=library_of(backend),
             engines=engines,
             scenes=1,
         )

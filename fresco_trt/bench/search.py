@@ -259,7 +259,7 @@ def _instrument(scope: ExitStack, progress: Progress) -> Instrument:
             facts=facts,
             size=facts.default_size,
             pipeline=BUNDLED / MODEL,
-            library=backend("onnxruntime"),
+            backend=backend("onnxruntime"),
             engines=Path(folder),
             scenes=ROUNDS[-1][1],
             scenes_seed=SCENES_SEED,

@@ -53,7 +53,7 @@ class Setting:
     facts: ModelFacts
     size: Size
     pipeline: Path
-    library: Backend
+    backend: Backend
     engines: Path
     scenes: int
     scenes_seed: int = SCENES_SEED
@@ -127,7 +127,7 @@ class Studio:
         scale = self._setting.facts.guidance_default
         if scale is not None:
             inputs["guidance"] = torch.tensor([scale], dtype=torch.float32)
-        device = self._setting.library.describe().device
+        device = self._setting.backend.describe().device
         return {name: value.to(device) for name, value in inputs.items()}
 
     def judge(
@@ -171,7 +171,7 @@ class _Drawers:
 
     def __init__(self, setting: Setting, scope: ExitStack) -> None:
         self._setting = setting
-        self._pool = EnginePool(setting.facts, setting.library, setting.engines, scope)
+        self._pool = EnginePool(setting.facts, setting.backend, setting.engines, scope)
         self._basis: Tensor | None = None
 
     @cached_property

@@ -122,7 +122,7 @@ def _engine(captured: Captured, arguments: Sequence[Any], options: CompileOption
     check_graph(captured)
     made = _Making.of(captured, arguments, options)
     entry = made.found()
-    runner = made.library.load(entry.folder, entry)
+    runner = made.backend.load(entry.folder, entry)
     runner.__enter__()  # freed with its session, when the run below is dropped
     return _run(captured, runner)
 
@@ -147,7 +147,7 @@ class _Making:
     captured: Captured
     bound: Bound
     signature: GraphSignature
-    library: Backend
+    backend: Backend
     store: EngineStore
 
     @classmethod
@@ -167,13 +167,13 @@ class _Making:
             captured=captured,
             bound=bound,
             signature=captured.signature(arguments, probe(bound, tensors)),
-            library=chosen,
+            backend=chosen,
             store=EngineStore(cache_folder(options)),
         )
 
     def found(self) -> Entry:
         """The engine on disk, built if it is not there; counted as what it was."""
-        parts = identity(self.captured, self.bound, self.signature, self.library)
+        parts = identity(self.captured, self.bound, self.signature, self.backend)
         key = build_key(parts)
         entry = self.store.find(key)
         if entry is not None:
@@ -194,22 +194,22 @@ class _Making:
             weights=None,
             source=folder,
         )
-        if self.library.describe().graph_format == "onnx":
+        if self.backend.describe().graph_format == "onnx":
             (graph,) = export_stages([graph], folder)
         precision = _precision(self.bound)
-        return self.library.build(graph, BuildOptions(folder=folder, precision=precision))
+        return self.backend.build(graph, BuildOptions(folder=folder, precision=precision))
 
 
 # --- identity ---------------------------------------------------------------------------------
 
 
 def identity(
-    captured: Captured, bound: Bound, signature: GraphSignature, library: Backend
+    captured: Captured, bound: Bound, signature: GraphSignature, backend: Backend
 ) -> Mapping[str, object]:
     """Everything that an engine depends on, by name; the options that are left out, ``cache`` and
     ``strict``, say where it is kept and who runs the graph without it.
     """
-    about = library.describe()
+    about = backend.describe()
     weights = {**dict(bound.named_parameters()), **dict(bound.named_buffers())}
     return {
         "schema": SCHEMA,

@@ -171,6 +171,9 @@ def _fate(made: Ingredients) -> tuple[Bundle | None, str]:
         return None, f"rebuilt: the old bundle cannot be used, {error.given}"
     if bundle.manifest.key != made.key:
         return None, f"rebuilt: {_differ(differences(bundle.manifest, made))}"
+    record = bundle.manifest.quantized
+    if record is not None and record.forced and not made.resolved.force:
+        return None, "rebuilt: the old bundle failed the quality gate and was forced"
     graphs = "; no graphs were exported" if made.resolved.graphs is not None else ""
     return bundle, REUSED + graphs
 

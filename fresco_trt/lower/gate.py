@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.comparing import ComparingRunner
 from fresco_trt.lower.trajectories import conditions, drawn
@@ -103,17 +104,8 @@ def simulated_runners(
     return _eager(simulation, {each.name: each.signature for each in records}, scope)
 
 
-class _Brought:
-    """A runner whose outputs are on the CPU."""
-
-    def __init__(self, runner: Runner) -> None:
-        self.signature, self._runner = runner.signature, runner
-
-    def __enter__(self) -> _Brought:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The runner is left by its owner."""
+class _Brought(BorrowedRunner):
+    """Brings the outputs to the CPU."""
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return {name: value.cpu() for name, value in self._runner(inputs).items()}

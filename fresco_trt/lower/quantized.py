@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from fresco_trt.lower.principal import Reference
     from fresco_trt.lower.record import Ingredients
     from fresco_trt.manifest import EngineRecord
-    from fresco_trt.plan.recipes import Recipe
-    from fresco_trt.ranges import Ranges
 
 THRESHOLD = 0.95
 """Least mean SSIM to the pictures of the same plan unquantised."""
@@ -35,12 +34,10 @@ THRESHOLD = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantisation:
-    """A build's recipe and ranges, what they were measured with, and the pass of its export."""
+    """A build's pass of the export, which has recipe and ranges, and what measures and judges."""
 
     made: Ingredients
-    recipe: Recipe
     reference: Reference
-    ranges: Ranges
     quantizer: Quantizer
 
     def record(
@@ -52,16 +49,18 @@ class Quantisation:
     ) -> QuantRecord:
         """Judge the engines written into ``folder``, and say what was done.
 
-        Raises QualityTooLow under the threshold, unless the build is forced.
+        Raises QualityTooLow under the threshold, unless the build is forced, and always for an
+        engine that gives no finite numbers.
         """
         verdict = self._verdict(folder, engines, basis, progress)
+        _require_finite(verdict)
         if verdict.ssim < THRESHOLD and not self.made.resolved.force:
             raise self._refused(verdict, progress)
-        account = self.quantizer.account
+        account, ranges = self.quantizer.account, self.quantizer.ranges
         return QuantRecord(
-            recipe=self.recipe.name,
-            kept=self.ranges.record.kept,
-            ranges_sha256=self.ranges.digest(),
+            recipe=self.quantizer.recipe.name,
+            kept=ranges.record.kept,
+            ranges_sha256=ranges.digest(),
             bytes=sum(account.stored.values()),
             float32_bytes=sum(account.float32.values()),
             products={name: dict(kinds) for name, kinds in account.products.items()},
@@ -88,7 +87,8 @@ class Quantisation:
     ) -> Verdict:
         with ExitStack() as scope:
             if self._elsewhere:
-                simulation = simulate(self.reference.transformer, self.ranges, self.recipe)
+                ranges, recipe = self.quantizer.ranges, self.quantizer.recipe
+                simulation = simulate(self.reference.transformer, ranges, recipe)
                 runners = simulated_runners(simulation, engines, scope)
             else:
                 runners = engine_runners(self.made.resolved.backend, folder, engines, scope)
@@ -96,8 +96,8 @@ class Quantisation:
             return judge(self.reference, plan, runners, basis=basis, progress=progress)
 
     def _refused(self, verdict: Verdict, progress: Progress) -> QualityTooLow:
-        plan = self.made.resolved.plan
-        groups = measure_sensitivity(self.reference, plan, self.ranges, self.recipe, progress)
+        plan, passed = self.made.resolved.plan, self.quantizer
+        groups = measure_sensitivity(self.reference, plan, passed.ranges, passed.recipe, progress)
         worst, engine = groups[0], verdict.worst
         return QualityTooLow(
             f"mean SSIM {verdict.ssim:.3f} to the pictures of the same plan unquantised; worst "
@@ -105,6 +105,15 @@ class Quantisation:
             f"{worst.group} ({worst.error:.3f} alone)",
             expected=f"{THRESHOLD:g} or more on the calibration prompts",
             fix=f"pass --keep '{worst.pattern}', or --force to publish the bundle as it is",
+        )
+
+
+def _require_finite(verdict: Verdict) -> None:
+    if not math.isfinite(verdict.errors[verdict.worst]):
+        raise QualityTooLow(
+            f"the engine {verdict.worst} gives values that are not finite",
+            expected="a picture on every calibration prompt",
+            fix="pass another --recipe or --precision, and report the model",
         )
 
 
@@ -118,8 +127,6 @@ def quantisation(made: Ingredients, progress: Progress) -> Quantisation | None:
         ranges = measure_ranges(reference, made.resolved.plan, recipe, made.resolved.kept, progress)
     return Quantisation(
         made=made,
-        recipe=recipe,
         reference=reference,
-        ranges=ranges,
         quantizer=Quantizer(recipe=recipe, ranges=ranges),
     )

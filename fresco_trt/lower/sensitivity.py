@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.lower.simulation import simulate
 from fresco_trt.lower.trajectories import conditions, drawn, full_runners, in_full
 from fresco_trt.models.flux import graph_from_signature
 
 if TYPE_CHECKING:
-    from fresco_trt.backends.base import EngineRunner, Progress
+    from fresco_trt.backends.base import Progress, Runner
     from fresco_trt.lower.principal import Reference
     from fresco_trt.plan.recipes import Recipe
     from fresco_trt.plan.signature import GraphSignature
@@ -96,19 +97,12 @@ def error_of(reference: Reference, plan: StagePlan, ranges: Ranges, recipe: Reci
     return fmean(_error(simulation, case) for case in _cases(reference, in_full(plan)))
 
 
-class _Recorder:
-    """A runner that keeps what it was called with and what it gave."""
+class _Recorder(BorrowedRunner):
+    """Keeps what the runner was called with and what it gave."""
 
-    def __init__(self, runner: EngineRunner) -> None:
-        self.signature = runner.signature
+    def __init__(self, runner: Runner) -> None:
+        super().__init__(runner)
         self.cases: list[_Case] = []
-        self._runner = runner
-
-    def __enter__(self) -> _Recorder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The runner is left by its owner."""
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         outputs = self._runner(inputs)

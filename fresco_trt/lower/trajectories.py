@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.models.flux import FluxLayout, full_signature, graph_from_signature
 from fresco_trt.models.flux_parts import FluxPrompt
@@ -116,19 +117,10 @@ def conditions(reference: Reference) -> list[dict[str, Tensor]]:
     return [_inputs(reference.facts, encode(prompt)) for prompt in reference.prompts]
 
 
-class _Tap:
-    """A runner that keeps the feature and passes on the velocity."""
+class _Tap(BorrowedRunner):
+    """Keeps the feature and passes on the velocity."""
 
-    def __init__(self, runner: EngineRunner) -> None:
-        self.signature = runner.signature
-        self.feature: Tensor = torch.empty(0)
-        self._runner = runner
-
-    def __enter__(self) -> _Tap:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The runner is left by its owner."""
+    feature: Tensor
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         outputs = self._runner(inputs)

@@ -100,6 +100,19 @@ def velocity(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     return result
 
 
+def stage_graph(stage: int, model: nn.Module = MODEL) -> StageGraph:
+    """The full graph of a stage counted from 1, not exported."""
+    signature = stage_signature(FLUX_TINY, PLAN, stage - 1, FLUX_TINY.text_tokens)
+    return StageGraph(
+        name=f"stage{stage}.full",
+        signature=signature,
+        module=graph_from_signature(model, signature),
+        onnx=None,
+        weights=None,
+        source=Path(),
+    )
+
+
 def apart(got: Tensor, wanted: Tensor) -> float:
     return float((got - wanted).norm() / wanted.norm())
 
@@ -165,9 +178,10 @@ def test_a_layer_rounds_as_modelopts_does(name: str, monkeypatch: pytest.MonkeyP
         with torch.no_grad():
             got, exact = ours.get_submodule(path)(tokens), plain(tokens)
             wanted = calibrated[0].get_submodule(path)(tokens)
-        # A value at the middle between two codes falls to either side; of weights that were stored
-        # in bfloat16 some scales put many there.
-        assert apart(got, wanted) < 0.2 * apart(wanted, exact), path
+        # A value at the middle between two codes falls to either side. FP8 has many there: its
+        # codes and weights that were stored in half precision are multiples of powers of two.
+        most = 0.05 if RECIPES[name].precision == "int8" else 0.2
+        assert apart(got, wanted) < most * apart(wanted, exact), path
 
 
 def test_measuring_leaves_the_model_as_it_was(measured: dict[str, Ranges]) -> None:
@@ -240,18 +254,7 @@ def exported(
 ) -> tuple[Quantizer, tuple[StageGraph, ...]]:
     """Both stages of the plan, quantised by one recipe."""
     quantizer = Quantizer(recipe=RECIPES[request.param], ranges=measured[request.param])
-    signatures = [stage_signature(FLUX_TINY, PLAN, stage, 128) for stage in (0, 1)]
-    graphs = [
-        StageGraph(
-            name=f"stage{number}.full",
-            signature=signature,
-            module=graph_from_signature(MODEL, signature),
-            onnx=None,
-            weights=None,
-            source=Path(),
-        )
-        for number, signature in enumerate(signatures, start=1)
-    ]
+    graphs = [stage_graph(1), stage_graph(2)]
     folder = tmp_path_factory.mktemp("quantised")
     return quantizer, export_stages(graphs, folder, quantizer=quantizer)
 
@@ -304,18 +307,9 @@ def test_an_engine_rounds_one_layer_as_the_simulation_does(
     name: str, measured: dict[str, Ranges], inputs: dict[str, Tensor], tmp_path: Path
 ) -> None:
     last = "single_transformer_blocks.3.proj_out"
-    signature = stage_signature(FLUX_TINY, PLAN, 1, FLUX_TINY.text_tokens)
     only = replace(measured[name], layers={last: measured[name].layers[last]})
-    graph = StageGraph(
-        name="stage2.full",
-        signature=signature,
-        module=graph_from_signature(MODEL, signature),
-        onnx=None,
-        weights=None,
-        source=Path(),
-    )
     quantizer = Quantizer(recipe=RECIPES[name], ranges=only)
-    (exported,) = export_stages([graph], tmp_path / "graphs", quantizer=quantizer)
+    (exported,) = export_stages([stage_graph(2)], tmp_path / "graphs", quantizer=quantizer)
     got = by_engine(exported, quantizer.recipe, inputs, tmp_path)
     wanted = velocity(simulate(MODEL, only, quantizer.recipe), inputs)
     assert apart(got, wanted) < 0.1 * apart(wanted, velocity(MODEL, inputs))
@@ -337,17 +331,10 @@ def test_a_layer_whose_product_is_not_there_is_named(
     # An embedder's product has two-dimensional inputs: it is exported as another operator.
     embedder = "time_text_embed.text_embedder.linear_1"
     extra = replace(found, layers={embedder: found.layers["transformer_blocks.0.attn.to_q"]})
-    signature = stage_signature(FLUX_TINY, PLAN, 0, 128)
-    graph = StageGraph(
-        name="stage1.full",
-        signature=signature,
-        module=graph_from_signature(MODEL, signature),
-        onnx=None,
-        weights=None,
-        source=Path(),
-    )
     with pytest.raises(ExportError, match=embedder) as caught:
-        export_stages([graph], tmp_path, quantizer=Quantizer(recipe=RECIPES["int8"], ranges=extra))
+        export_stages(
+            [stage_graph(1)], tmp_path, quantizer=Quantizer(recipe=RECIPES["int8"], ranges=extra)
+        )
     assert "--keep" in caught.value.fix
 
 
@@ -389,19 +376,11 @@ def test_tensorrt_multiplies_the_codes(
     name: str, measured: dict[str, Ranges], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    recipe, signature = RECIPES[name], stage_signature(FLUX_TINY, PLAN, 0, 128)
+    recipe = RECIPES[name]
     # What is not quantised is bfloat16 there, so that is what the graph is exported in.
     half = load_transformer(None, FLUX_TINY, dtype=torch.bfloat16)
-    graph = StageGraph(
-        name="stage1.full",
-        signature=signature,
-        module=graph_from_signature(half, signature),
-        onnx=None,
-        weights=None,
-        source=Path(),
-    )
     quantizer = Quantizer(recipe=recipe, ranges=measured[name])
-    (exported,) = export_stages([graph], tmp_path, quantizer=quantizer)
+    (exported,) = export_stages([stage_graph(1, half)], tmp_path, quantizer=quantizer)
     options = BuildOptions(folder=tmp_path, targets=("sm89",), precision=recipe.precision)
     _, products = backend("tensorrt-rtx").build(exported, options)
     counted = json.loads((tmp_path / products).read_bytes())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fresco_trt.errors import (
 )
 from fresco_trt.lower import gather, quantized
 from fresco_trt.lower.build import BuildRequest, QuantChoice, run
+from fresco_trt.lower.gate import Verdict
 from fresco_trt.lower.principal import default_prompts
 from fresco_trt.lower.request import resolve
 from fresco_trt.plan.caching import CacheChoice
@@ -102,6 +104,20 @@ def test_a_bundle_that_draws_other_pictures_is_not_published(
     built = run(request(out, quant=QuantChoice(force=True)))
     assert built.bundle.manifest.quantized is not None
     assert built.bundle.manifest.quantized.forced
+    assert run(request(out, quant=QuantChoice(force=True))).reused
+    with pytest.raises(QualityTooLow):  # what was forced once is not taken for sound later
+        run(request(out))
+    assert open_bundle(out).manifest == built.bundle.manifest
+
+
+def test_engines_that_give_no_numbers_are_refused_even_by_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Verdict(ssim=0.99, lowest=0.98, errors={"stage1.full": 0.1, "stage2.full": math.inf})
+    monkeypatch.setattr(quantized, "judge", lambda *_, **__: broken)
+    with pytest.raises(QualityTooLow, match=r"stage2.full gives values that are not finite"):
+        run(request(tmp_path / "b", quant=QuantChoice(force=True)))
+    assert not (tmp_path / "b").exists()
 
 
 def test_what_is_kept_stays_in_float(tmp_path: Path) -> None:
