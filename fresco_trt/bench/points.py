@@ -109,11 +109,10 @@ def _matched(shifts: tuple[float, ...], z: float) -> MatchedShifts:
 
 # --- the settings -----------------------------------------------------------------------------
 
-FEW_STEPS = (28, 16, 10, 7, 5, 4)
+FEW_STEPS = (16, 10, 7, 5, 4)
 DIFFUSERS_STEPS = (28, 10, 5)
-"""Few steps that diffusers takes too: as users have them, and to see that they are the engine's."""
+"""Few steps that diffusers takes: as users have them, and to see that they are the engine's."""
 
-TUNED_STEPS = (16, 10, 7, 5, 4)
 SHIFTS = (1.6, 2.2, 3.0)
 """Log-shifts tried for the few-step control, on the engine: it takes the pipeline's own steps in
 less time, which makes it the stronger control. FLUX's own is 1.15 at full size; below it the demo
@@ -192,14 +191,12 @@ def chosen(points: Iterable[Point], methods: Iterable[str] | None, quick: bool) 
 def _few_step(facts: ModelFacts) -> Iterator[Point]:
     """The plain sampler with fewer steps: diffusers' own, and our one-stage engine at any shift."""
     default = facts.default_steps
+    for steps in (each for each in DIFFUSERS_STEPS if each < default):
+        yield _diffusers_steps(steps, quick=steps in _QUICK_FEW)
     yield _engine_steps(default, None, quick=False)
-    for steps in (each for each in FEW_STEPS if each < default):
-        quick = steps in _QUICK_FEW
-        if steps in DIFFUSERS_STEPS:
-            yield _diffusers_steps(steps, quick=quick)
-        yield _engine_steps(steps, None, quick=quick)
     shifts = SHIFTS if facts.shift is not None else ()
-    for steps in (each for each in TUNED_STEPS if each < default):
+    for steps in (each for each in FEW_STEPS if each < default):
+        yield _engine_steps(steps, None, quick=steps in _QUICK_FEW)
         for mu in shifts:
             yield _engine_steps(steps, mu, quick=(steps, mu) in _QUICK_TUNED)
 
