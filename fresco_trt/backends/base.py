@@ -84,8 +84,9 @@ class BuildOptions:
 class BackendFacts:
     """What a backend is on this machine. ``version`` is None where the library is not installed;
     ``device`` is where a runner's outputs live ("cpu" or "cuda"); ``rest`` the precision of what a
-    quantised graph leaves as it is. ``machine`` identifies the kind of machine that engines built
-    here are for, where they run on no other.
+    quantised graph leaves as it is. ``simulated`` are precisions that are rounded to and then
+    multiplied in ``rest``: right in their errors, no faster. ``machine`` identifies the kind of
+    machine that engines built here are for, where they run on no other.
     """
 
     name: str
@@ -96,6 +97,7 @@ class BackendFacts:
     precisions: tuple[str, ...]
     device: str
     rest: str = "fp32"
+    simulated: tuple[str, ...] = ()
     machine: str | None = None
 
 

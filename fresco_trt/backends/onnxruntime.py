@@ -109,6 +109,7 @@ class OnnxRuntimeBackend:
             graph_format="onnx",
             targets=(),
             precisions=("fp32", "int8", "fp8"),
+            simulated=("fp8",),
             device=_device() if installed else "cpu",
         )
 

@@ -20,6 +20,9 @@ from fresco_trt.errors import IncompatibleOptions, PlanError
 InstrumentName = Literal["model", "oracle"]
 INSTRUMENTS: tuple[InstrumentName, ...] = get_args(InstrumentName)
 
+Comparison = Literal["methods", "combinations"]
+COMPARISONS: tuple[Comparison, ...] = get_args(Comparison)
+
 SCENES, QUICK_SCENES = 64, 12
 OUT = Path("bench-out")
 
@@ -37,11 +40,13 @@ class Options:
     size: str | None
     weights: str | None
     backend: str
+    compare: Comparison = "methods"
 
     @property
     def stem(self) -> str:
         """Name of the files, without their endings."""
         parts = [self.model, *(["oracle"] if self.instrument == "oracle" else [])]
+        parts += [] if self.compare == "methods" else [self.compare]
         return "-".join([*parts, *(["quick"] if self.quick else [])])
 
     @property
@@ -49,6 +54,7 @@ class Options:
         """The command line that asks for this, whatever was typed."""
         given = {
             "--model": self.model,
+            "--compare": None if self.compare == "methods" else self.compare,
             "--instrument": self.instrument,
             "--scenes": self.scenes,
             "--methods": None if self.methods is None else ",".join(self.methods),
@@ -86,6 +92,10 @@ def bench(
         typer.Option(help="Whole diffusers pipeline folder.", show_default="the bundled one"),
     ] = None,
     backend: Annotated[str, typer.Option(help="Engine library of our plans.")] = "onnxruntime",
+    compare: Annotated[
+        str,
+        typer.Option(help="methods, or combinations of our own: stages, caches and precisions."),
+    ] = "methods",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on standard output.")
     ] = False,
@@ -101,6 +111,7 @@ def bench(
         size=size,
         weights=weights,
         backend=backend,
+        compare=_comparison(compare, instrument),
     )
     from fresco_trt.bench.job import run
     from fresco_trt.bench.terminal import show
@@ -130,4 +141,21 @@ def _instrument(name: str) -> InstrumentName:
         f"--instrument {name}",
         expected=f"one of {', '.join(INSTRUMENTS)}",
         fix="leave --instrument out to measure the model itself",
+    )
+
+
+def _comparison(name: str, instrument: str) -> Comparison:
+    if name == "combinations" and instrument == "oracle":
+        raise IncompatibleOptions(
+            f"--compare {name} with --instrument oracle",
+            expected="--instrument model: an exact flow has no weights to quantise",
+            fix="leave one of the two out",
+        )
+    for known in COMPARISONS:
+        if name == known:
+            return known
+    raise IncompatibleOptions(
+        f"--compare {name}",
+        expected=f"one of {', '.join(COMPARISONS)}",
+        fix="leave --compare out to put our methods beside others'",
     )

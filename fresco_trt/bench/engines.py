@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from fresco_trt.backends.base import Backend, Runner
+    from fresco_trt.lower.quantize import Quantizer
     from fresco_trt.plan.caching import CacheSite
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
@@ -102,9 +103,13 @@ class EnginePool:
         return self._files().keys() >= {kind.key for kind in kinds}
 
     def build(
-        self, kinds: Iterable[Kind], transformer: Module, progress: Progress = silent
+        self,
+        kinds: Iterable[Kind],
+        transformer: Module,
+        progress: Progress = silent,
+        quantizer: Quantizer | None = None,
     ) -> None:
-        """Build engines of these kinds, over one file of weights.
+        """Build engines of these kinds, over one file of weights, quantised where asked.
 
         Once a folder, with every kind: graphs that came later would lie over weights of another
         layout. Raises what the backend's ``build`` raises, ExportError, and ValueError for a folder
@@ -114,7 +119,8 @@ class EnginePool:
         if have:
             given = ", ".join(kind.key for kind in wanted)
             raise ValueError(f"engines for {given} tokens in a folder with some for {list(have)}")
-        files = self._built(wanted, transformer, progress)
+        self._folder.mkdir(exist_ok=True)
+        files = self._built(wanted, transformer, progress, quantizer)
         stored = {kind.key: list(names) for kind, names in zip(wanted, files, strict=True)}
         with writing(self._folder):
             (self._folder / LIST).write_text(json.dumps(stored) + "\n", encoding="utf-8")
@@ -151,12 +157,17 @@ class EnginePool:
         )
 
     def _built(
-        self, kinds: list[Kind], transformer: Module, progress: Progress
+        self,
+        kinds: list[Kind],
+        transformer: Module,
+        progress: Progress,
+        quantizer: Quantizer | None,
     ) -> list[tuple[str, ...]]:
         from fresco_trt.lower.export import export_stages
         from fresco_trt.lower.weights import write_source
 
-        options = BuildOptions(folder=self._folder, progress=progress)
+        precision = "fp32" if quantizer is None else quantizer.recipe.precision
+        options = BuildOptions(folder=self._folder, precision=precision, progress=progress)
         with TemporaryDirectory(dir=self._folder, prefix=".work-") as work:
             source = Path(work) / "transformer"
             graphs: tuple[StageGraph, ...] = tuple(
@@ -171,7 +182,7 @@ class EnginePool:
                 for kind in kinds
             )
             if self._library.describe().graph_format == "onnx":
-                graphs = export_stages(graphs, Path(work), progress=progress)
+                graphs = export_stages(graphs, Path(work), progress=progress, quantizer=quantizer)
             else:
                 write_source(transformer, source)
             return [self._library.build(graph, options) for graph in graphs]

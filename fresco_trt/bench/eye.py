@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 from functools import cached_property
 from time import perf_counter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,8 +48,12 @@ class Eye:
         drawn: Mapping[str, Drawn],
         reference: str,
         right: Callable[[str, Tensor], bool | None],
+        twins: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[dict[str, Marks], dict[str, Pixels]]:
-        """Marks and pictures uint8 [H,W,3] by name; ``right`` is asked with name and picture."""
+        """Marks and pictures uint8 [H,W,3] by name; ``right`` is asked with name and picture.
+
+        ``twins`` names for a quantised point the same one unquantised, to be compared with too.
+        """
         pictures: dict[str, Tensor] = {}
         seconds: dict[str, float] = {}
         for name, each in drawn.items():
@@ -69,6 +74,8 @@ class Eye:
                 "ssim": ssim(picture, truth).item(),
                 "features": encode(self.features(picture)[0]) if self.judged else None,
             }
+            if name in twins:
+                marks[name]["twin_ssim"] = ssim(picture, pictures[twins[name]]).item()
         return marks, {name: _pixels(picture) for name, picture in pictures.items()}
 
     def look(self, latents: Tensor) -> Tensor:

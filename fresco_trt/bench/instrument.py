@@ -27,7 +27,8 @@ Draw: TypeAlias = "Callable[[Mapping[str, Tensor], int], Drawn]"
 
 Marks: TypeAlias = "dict[str, Any]"
 """What is kept of one picture, as JSON values: seconds, engine_seconds, decode_seconds, flops,
-right, psnr, ssim and features; None for what an instrument or a method does not have."""
+right, psnr, ssim and features, None for what an instrument or a method does not have; and of a
+quantised point "twin_ssim", to the picture of the same one unquantised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import unavailable
 from fresco_trt.bench import figures
+from fresco_trt.bench.combinations import combined_points
 from fresco_trt.bench.instrument import Skipped
 from fresco_trt.bench.journal import inputs_digest
 from fresco_trt.bench.memory import kind_of, peak_mb
@@ -29,7 +30,7 @@ from fresco_trt.bench.record import circumstances, store, store_text
 from fresco_trt.bench.report import document_of, rows_of
 from fresco_trt.bench.rounds import TILES, Measured, measure
 from fresco_trt.bench.studio import Setting, Studio
-from fresco_trt.bench.table import ablation_table, bench_table
+from fresco_trt.bench.table import tables
 from fresco_trt.errors import IncompatibleOptions, PlanError, WeightsNotFound
 from fresco_trt.models.flux_parts import PIPELINE_PARTS
 from fresco_trt.models.weights import BUNDLED
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress
     from fresco_trt.bench.command import Options
     from fresco_trt.bench.instrument import Instrument
+    from fresco_trt.bench.points import Point
 
 RENDERS, QUICK_RENDERS = 1000, 300
 """True pictures that the Frechet distance is taken to."""
@@ -71,7 +73,7 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
     files = _files(options)
     with ExitStack() as scope:
         setting = _setting(options, scope, progress)
-        points = chosen(points_of(setting.facts, setting.size), options.methods, options.quick)
+        points = chosen(_points(options, setting), options.methods, options.quick)
         instrument = _instrument(options, setting)
         where = circumstances() | {"command": options.command}
         measured = measure(
@@ -87,10 +89,16 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
         document = where | _document(options, setting, instrument, measured)
     document["skipped"] += [asdict(each) for each in _draw(document, measured, files)]
     store(document, files.result)
-    store_text(f"{bench_table(document)}\n\n{ablation_table(document)}\n", files.table)
+    store_text(f"{tables(document)}\n", files.table)
     measured.journal.complete()
     shutil.rmtree(files.tiles, ignore_errors=True)
     return document
+
+
+def _points(options: Options, setting: Setting) -> tuple[Point, ...]:
+    if options.compare == "combinations":
+        return combined_points(setting.facts)
+    return points_of(setting.facts, setting.size)
 
 
 def _files(options: Options) -> Files:
@@ -169,9 +177,11 @@ def _document(
         _peaks(setting, measured) if instrument.timed else {},
         timed=instrument.timed,
         shared_seconds=sum(shared.values()),
+        simulated=setting.backend.describe().simulated,
     )
     return {
         "instrument": options.instrument,
+        "compare": options.compare,
         "model": options.model,
         "size": list(setting.size),
         "scenes": len(scenes),

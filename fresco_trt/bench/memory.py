@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fresco_trt.bench.combinations import combined_points
 from fresco_trt.bench.engines import kinds_of
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.points import CacheDit, FirstBlock, points_of
@@ -41,7 +42,8 @@ def kind_of(point: Point, facts: ModelFacts, size: Size) -> str:
         plan = plan_from_preset(facts, recipe, size=size)
         keys = sorted({kind.key for kind in kinds_of(plan).values()})
         cache = "" if plan.cache is None else f" with {plan.cache.name}"
-        return f"engines of {', '.join(keys)} tokens{cache}"
+        quant = "" if point.quant is None else f"{point.quant} "
+        return f"{quant}engines of {', '.join(keys)} tokens{cache}"
     if isinstance(recipe, Plain):
         return "diffusers"
     if isinstance(recipe, FirstBlock):
@@ -95,7 +97,8 @@ def main(
             scenes=1,
         )
     )
-    only = next(each for each in points_of(facts, asked) if each.name == point)
+    every = (*points_of(facts, asked), *combined_points(facts))
+    only = next(each for each in every if each.name == point)
     with ExitStack() as scope:
         methods, skipped = studio.methods([only], scope)
         if skipped:

@@ -80,7 +80,8 @@ Recipe = Plain | TaylorSeer | FirstBlock | CacheDit | Preset
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
     """One operating point. ``preset`` names the setting, ``ablation`` what was changed in it,
-    ``variant`` who carries it out; ``quick`` points are measured in the short version too.
+    ``variant`` who carries it out, and ``quant`` the recipe that its engines are quantised by;
+    ``quick`` points are measured in the short version too.
     """
 
     method: Method
@@ -88,13 +89,19 @@ class Point:
     preset: str | None = None
     ablation: str | None = None
     variant: str | None = None
+    quant: str | None = None
     quick: bool = False
 
     @property
     def name(self) -> str:
         """All that tells a point from the others, for people and for files."""
-        parts = (self.method, self.preset, self.ablation, self.variant)
+        parts = (self.method, self.preset, self.ablation, self.variant, self.quant)
         return ", ".join(part for part in parts if part is not None)
+
+    @property
+    def twin(self) -> str | None:
+        """The name of the same point unquantised, None for one that is."""
+        return None if self.quant is None else replace(self, quant=None).name
 
     @property
     def nfe(self) -> int:

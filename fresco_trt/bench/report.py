@@ -7,13 +7,14 @@ Pure functions of what was measured; nothing is drawn or timed here. Keys of the
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.points import PEERS, Point
 from fresco_trt.bench.quality import DECIBELS, distance_interval, mean_interval, median_interval
+from fresco_trt.plan.recipes import RECIPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,27 +37,33 @@ def rows_of(
     *,
     timed: bool,
     shared_seconds: float,
+    simulated: Collection[str] = (),
 ) -> list[Row]:
     """One row a point, the plain pipeline's first.
 
     ``scenes`` are the marks of each scene by point; ``real`` features of true pictures; ``peaks``
     the memory of a process by point; ``shared_seconds`` what every picture takes beside its
-    denoising. Where not ``timed``, everything that comes from a clock is None.
+    denoising. Where not ``timed``, and for points quantised to a precision that is ``simulated``,
+    everything that comes from a clock is None.
     """
     reference = [scene[points[0].name] for scene in scenes]
     rows = []
     for point in points:
         marks = [scene[point.name] for scene in scenes]
+        precision = "fp32" if point.quant is None else RECIPES[point.quant].precision
+        clocked = timed and precision not in simulated
         row = {
             "method": point.method,
             "preset": point.preset,
             "ablation": point.ablation,
             "variant": point.variant,
+            "precision": precision,
             "nfe": point.nfe,
-            **(_times(marks, reference, shared_seconds) if timed else dict.fromkeys(_TIMES)),
+            **(_times(marks, reference, shared_seconds) if clocked else dict.fromkeys(_TIMES)),
             "flops_ratio": _sum(reference, "flops") / _sum(marks, "flops"),
             **_score(marks),
             **_closeness(marks),
+            "twin_ssim": _twin_ssim(point, marks),
             **_distance(marks, real),
             "peak_mb": peaks.get(point.name),
             "point": point.name,
@@ -104,6 +111,13 @@ def _closeness(marks: Sequence[Marks]) -> Row:
         keys = (name, f"{name}_low", f"{name}_high")
         found |= dict(zip(keys, interval, strict=True))
     return found
+
+
+def _twin_ssim(point: Point, marks: Sequence[Marks]) -> float | None:
+    """Mean SSIM to the pictures of the same point unquantised; None for one that is."""
+    if point.twin is None:
+        return None
+    return statistics.fmean(each["twin_ssim"] for each in marks)
 
 
 def _distance(marks: Sequence[Marks], real: Tensor | None) -> Row:

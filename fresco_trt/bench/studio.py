@@ -18,11 +18,12 @@ from fresco_trt.bench.instrument import Case, Skipped, said
 from fresco_trt.bench.peers import DiffusersMethods
 from fresco_trt.bench.plain import MODEL, SCENES_SEED, judged_scenes
 from fresco_trt.errors import FrescoError
-from fresco_trt.plan.making import plan_from_preset
+from fresco_trt.plan.making import find_preset, plan_from_preset
 from fresco_trt.plan.presets import Preset
+from fresco_trt.plan.recipes import RECIPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import ExitStack
     from pathlib import Path
 
@@ -31,16 +32,24 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Backend
     from fresco_trt.basis import Basis
     from fresco_trt.bench.instrument import Draw, Drawn, Marks, Pixels
-    from fresco_trt.bench.points import Point, Recipe
+    from fresco_trt.bench.points import Point
     from fresco_trt.demo.scenes import Scene
+    from fresco_trt.lower.principal import Reference
+    from fresco_trt.lower.quantize import Quantizer
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan
 
 
-BASIS_PROMPTS, BASIS_SEED = 4, 31
+CALIBRATION_SEED = 31
+"""Where the captions come from that a basis and ranges are measured on; scenes have others."""
+
+BASIS_PROMPTS = 4
 BASIS_PRESET = Preset(steps=(12,))
 """What SVD-Cache's directions are measured on: a few prompts, the whole path from noise."""
+
+RANGES_PROMPTS, RANGES_PRESET = 16, "balanced"
+"""What ranges are measured on, as in a build; its stages walk all grids that presets have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +82,7 @@ class Studio:
         self._prompt = FluxPrompt(setting.pipeline, setting.facts.text_tokens)
         self._eye = Eye(setting.pipeline, judged=setting.facts.name == MODEL)
         self._scenes = judged_scenes(setting.scenes, setting.scenes_seed)
+        self._twins: dict[str, str] = {}
 
     @property
     def cases(self) -> Sequence[Case]:
@@ -93,13 +103,16 @@ class Studio:
         """What draws, by the point's name. Raises what building engines raises."""
         plans, skipped = self._plans(points)
         drawers = _Drawers(self._setting, scope)
-        drawers.require(plans.values())
+        for quant in dict.fromkeys(point.quant for point in points):
+            named = [point.name for point in points if point.quant == quant]
+            drawers.require([plans[name] for name in named if name in plans], quant)
+        self._twins = {point.name: point.twin for point in points if point.twin is not None}
         found: dict[str, Draw] = {}
         for point in points:
             if any(point.name == each.what for each in skipped):
                 continue
             try:
-                found[point.name] = drawers.method(point.recipe, plans.get(point.name))
+                found[point.name] = drawers.method(point, plans.get(point.name))
             except Exception as error:  # a peer's import raises whatever it likes
                 skipped.append(Skipped(what=point.name, reason=said(error)))
         return found, skipped
@@ -135,7 +148,10 @@ class Studio:
     ) -> tuple[dict[str, Marks], dict[str, Pixels]]:
         """Marks and pictures; "right" is the classifier's word on the caption."""
         scene = self._scenes[case.number]
-        return self._eye.marks(drawn, reference, lambda _, picture: self._right(picture, scene))
+        twins = {name: twin for name, twin in self._twins.items() if {name, twin} <= drawn.keys()}
+        return self._eye.marks(
+            drawn, reference, lambda _, picture: self._right(picture, scene), twins
+        )
 
     def _right(self, picture: Tensor, scene: Scene) -> bool | None:
         return self._eye.verdict(picture, scene) if self._eye.judged else None
@@ -170,15 +186,24 @@ class _Drawers:
     """What each kind of recipe draws with, made when the first recipe of the kind asks."""
 
     def __init__(self, setting: Setting, scope: ExitStack) -> None:
-        self._setting = setting
-        self._pool = EnginePool(setting.facts, setting.backend, setting.engines, scope)
+        self._setting, self._scope = setting, scope
+        self._device = setting.backend.describe().device
+        self._pools: dict[str | None, EnginePool] = {}
         self._basis: Tensor | None = None
+
+    def _pool(self, quant: str | None) -> EnginePool:
+        """The engines quantised by a recipe, or those that are not."""
+        if quant not in self._pools:
+            setting = self._setting
+            folder = setting.engines if quant is None else setting.engines / quant
+            self._pools[quant] = EnginePool(setting.facts, setting.backend, folder, self._scope)
+        return self._pools[quant]
 
     @cached_property
     def _diffusers(self) -> DiffusersMethods:
         setting = self._setting
         # On the engines' own device: anything else would compare machines, not methods.
-        return DiffusersMethods(setting.pipeline, setting.facts, setting.size, self._pool.device)
+        return DiffusersMethods(setting.pipeline, setting.facts, setting.size, self._device)
 
     @cached_property
     def _layout(self) -> Any:
@@ -187,19 +212,19 @@ class _Drawers:
 
         facts = self._setting.facts
         layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
-        return HeldLayout(layout, self._pool.device)
+        return HeldLayout(layout, self._device)
 
-    def require(self, plans: Iterable[StagePlan]) -> None:
-        """Build the engines of these plans, unless their folder has them."""
+    def require(self, plans: Sequence[StagePlan], quant: str | None) -> None:
+        """Build the engines of these plans, quantised by a recipe or not, unless they are there."""
         from fresco_trt.models.flux import load_transformer
 
-        needed = list(plans)
-        kinds = {kind for plan in needed for kind in kinds_of(plan).values()}
-        if kinds and not self._pool.has(kinds):
-            facts = self._setting.facts
-            transformer = load_transformer(self._setting.pipeline, facts)
-            self._pool.build(kinds, transformer, self._setting.progress)
-        if any(plan.cache is not None and plan.cache.name == "svd" for plan in needed):
+        kinds = {kind for plan in plans for kind in kinds_of(plan).values()}
+        if kinds and not self._pool(quant).has(kinds):
+            setting = self._setting
+            transformer = load_transformer(setting.pipeline, setting.facts)
+            quantizer = None if quant is None else _measured_quantizer(setting, quant)
+            self._pool(quant).build(kinds, transformer, setting.progress, quantizer)
+        if any(plan.cache is not None and plan.cache.name == "svd" for plan in plans):
             self._basis = self._measured_basis()
 
     def _measured_basis(self) -> Tensor:
@@ -209,34 +234,53 @@ class _Drawers:
         path = self._setting.engines / BASIS_FILE
         if not path.is_file():
             _measure_basis(self._setting).store(path)
-        return read_basis(path).directions.to(self._pool.device)
+        return read_basis(path).directions.to(self._device)
 
-    def method(self, recipe: Recipe, plan: StagePlan | None) -> Draw:
-        """What draws by a recipe; by the plan, where it is one for engines."""
-        if isinstance(recipe, Preset):
+    def method(self, point: Point, plan: StagePlan | None) -> Draw:
+        """What draws by a point's recipe; by the plan, where it is one for engines."""
+        if isinstance(point.recipe, Preset):
             if plan is None:
                 raise ValueError("a preset is drawn by its plan; expected one")
-            runners = self._pool.runners(plan)
-            device = self._pool.device
+            runners = self._pool(point.quant).runners(plan)
             facts = self._setting.facts
-            return plan_method(plan, facts, runners, self._layout, device, self._basis)
-        return self._diffusers.method(recipe)
+            return plan_method(plan, facts, runners, self._layout, self._device, self._basis)
+        return self._diffusers.method(point.recipe)
 
 
 def _measure_basis(setting: Setting) -> Basis:
-    """As a build measures it, on the plain sampler's trajectories of captions no scene has."""
-    from fresco_trt.lower.principal import Reference, measure_basis
+    """As a build measures it, on the plain sampler's trajectories."""
+    from fresco_trt.lower.principal import measure_basis
+
+    plan = plan_from_preset(setting.facts, BASIS_PRESET, size=setting.size)
+    reference = _reference(setting, BASIS_PROMPTS)
+    return measure_basis(reference, plan, progress=setting.progress)
+
+
+def _measured_quantizer(setting: Setting, quant: str) -> Quantizer:
+    """As a build measures it, on a preset that walks every grid, once for all plans on them."""
+    from fresco_trt.lower.quantize import Quantizer
+    from fresco_trt.lower.ranges import measure_ranges
+
+    facts, recipe = setting.facts, RECIPES[quant]
+    preset = find_preset(facts, RANGES_PRESET, max(facts.stage_counts))
+    plan = plan_from_preset(facts, preset, size=setting.size)
+    reference = _reference(setting, RANGES_PROMPTS)
+    ranges = measure_ranges(reference, plan, recipe, facts.high_precision, setting.progress)
+    return Quantizer(recipe=recipe, ranges=ranges)
+
+
+def _reference(setting: Setting, prompts: int) -> Reference:
+    """What is calibrated on: the model, and captions that no scene has."""
+    from fresco_trt.lower.principal import Reference
     from fresco_trt.models.flux import load_transformer
     from fresco_trt.models.weights import weights_digest
 
     transformer = load_transformer(setting.pipeline, setting.facts)
-    captions = [scene.caption for scene in judged_scenes(BASIS_PROMPTS, seed=BASIS_SEED)]
-    reference = Reference(
+    captions = [scene.caption for scene in judged_scenes(prompts, seed=CALIBRATION_SEED)]
+    return Reference(
         facts=setting.facts,
         transformer=transformer,
         weights_sha256=weights_digest(transformer),
         pipeline=setting.pipeline,
         prompts=tuple(captions),
     )
-    plan = plan_from_preset(setting.facts, BASIS_PRESET, size=setting.size)
-    return measure_basis(reference, plan, progress=setting.progress)

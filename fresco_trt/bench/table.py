@@ -60,20 +60,67 @@ def fitness_table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def tables(document: dict[str, Any]) -> str:
+    """What a bench leaves beside its document: every point, and the ablations apart."""
+    if document["compare"] == "combinations":
+        return combinations_table(document)
+    return f"{bench_table(document)}\n\n{ablation_table(document)}"
+
+
+def combinations_table(document: dict[str, Any]) -> str:
+    """One row a combination of stages, cache and precision, and a line on how it was run.
+
+    Where a machine only simulates a precision there are no seconds: the speed-up is then that of
+    the FLOPs alone, and says so.
+    """
+    rows = [row for row in document["rows"] if row["method"] != "plain"]
+    heads = ("steps", "cache", "precision", "speed-up", "fewer FLOPs", "score", "SSIM")
+    return "\n".join(
+        [
+            f"| {' | '.join((*heads, 'SSIM to the same unquantised'))} |",
+            f"|---|---|---|{'--:|' * 5}",
+            *(_combination_row(row) for row in rows),
+            "",
+            _how(document),
+        ]
+    )
+
+
+def _combination_row(row: dict[str, Any]) -> str:
+    speedup = interval(row, "speedup", 2) or f"{row['flops_ratio']:.2f} by FLOPs"
+    cells = (
+        row["preset"],
+        row["variant"],
+        row["precision"],
+        speedup,
+        number(row["flops_ratio"], 2),
+        interval(row, "score", 2),
+        number(row["ssim"], 3),
+        number(row["twin_ssim"], 3),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
 def bench_table(document: dict[str, Any]) -> str:
     """One row a point of a bench's document, ablations left out, and a line on how it was run."""
     rows = [row for row in document["rows"] if not row["ablation"]]
-    machine, (width, height) = document["machine"], document["size"]
     return "\n".join(
         [
             *_bench_head("method"),
             *(_bench_row(_named(row, "method", "preset", "variant"), row) for row in rows),
             "",
-            f"`{document['command']}` at {document['commit']}: {document['scenes']} scenes, model "
-            f"`{document['model']}` at {width}x{height}, {document['instrument']} instrument, "
-            f"{machine['cores']} cores of {machine['processor']}. Score: {document['score']}. "
-            "In brackets: 95% intervals.",
+            _how(document),
         ]
+    )
+
+
+def _how(document: Mapping[str, Any]) -> str:
+    machine, (width, height) = document["machine"], document["size"]
+    return (
+        f"`{document['command']}` at {document['commit']}: {document['scenes']} scenes, model "
+        f"`{document['model']}` at {width}x{height}, {document['instrument']} instrument, "
+        f"{machine['cores']} cores of {machine['processor']}. Score: {document['score']}. "
+        "In brackets: 95% intervals."
     )
 
 
@@ -187,6 +234,8 @@ def readme_tables() -> Iterator[str]:
         if (RESULTS / f"{name}.json").is_file():
             yield frontier_table(stored(name))
             yield ablation_table(stored(name))
+    if (RESULTS / "flux-tiny-combinations.json").is_file():
+        yield combinations_table(stored("flux-tiny-combinations"))
 
 
 if __name__ == "__main__":

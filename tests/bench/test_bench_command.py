@@ -17,7 +17,7 @@ from fresco_trt import cli
 from fresco_trt.bench import job, memory
 from fresco_trt.bench.command import Options
 from fresco_trt.bench.points import ABLATED, points_of
-from fresco_trt.bench.table import ablation_table, bench_table
+from fresco_trt.bench.table import tables
 from fresco_trt.models.zoo import model_facts
 
 TINY = model_facts("flux-tiny")
@@ -45,6 +45,8 @@ def bench(*arguments: object) -> int:
         (["--methods", "plain,fresko"], "fresko"),
         (["--scenes", "0"], "--scenes 0"),
         (["--instrument", "orakel"], "orakel"),
+        (["--compare", "everything"], "--compare everything"),
+        (["--compare", "combinations", "--instrument", "oracle"], "--instrument oracle"),
         (["--model", "flux-huge"], "flux-huge"),
         (["--size", "65x64"], "65x64"),
         (["--backend", "onyx"], "onyx"),
@@ -152,9 +154,7 @@ def _check(document: dict[str, Any], out: Path, methods: set[str]) -> None:
     left = {path.name for path in out.iterdir()}
     plot = {f"{stem}-pareto.png"} - {each["what"] for each in document["skipped"]}
     assert left == {f"{stem}{end}" for end in (".json", ".jsonl", ".md", "-pictures.png")} | plot
-    assert (
-        out / f"{stem}.md"
-    ).read_text() == f"{bench_table(document)}\n\n{ablation_table(document)}\n"
+    assert (out / f"{stem}.md").read_text() == f"{tables(document)}\n"
     with Image.open(out / f"{stem}-pictures.png") as drawn:
         drawn.load()
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fresco_trt.bench.table import ablation_table, bench_table, frontier_table
+from fresco_trt.bench.table import (
+    ablation_table,
+    bench_table,
+    combinations_table,
+    frontier_table,
+)
 
 KEYS = ("speedup", "score", "ssim", "distance")
 
@@ -68,6 +73,22 @@ def test_the_table_has_every_point_but_the_ablations() -> None:
     assert cells(table, "fresco, fast")[2] == "2.00 (1.50 to 2.50)"
     assert cells(table, "plain")[6] == ""
     assert "`fresco-trt bench` at abc: 64 scenes" in table
+
+
+def test_a_combination_without_seconds_is_counted_in_flops_and_says_so() -> None:
+    both = {"preset": "fast", "variant": "no cache"}
+    table = combinations_table(
+        document(
+            row("plain", psnr=None),
+            row("fresco", **both, precision="fp32", twin_ssim=None),
+            row("fresco", **both, precision="fp8", twin_ssim=0.97, speedup=None),
+        )
+    )
+    first, second = (line for line in table.splitlines() if line.startswith("| fast |"))
+    assert "| 2.00 (1.50 to 2.50) | 3.00 |" in first
+    assert "| fp8 | 3.00 by FLOPs | 3.00 |" in second
+    assert second.endswith("| 0.970 |")
+    assert "| plain" not in table
 
 
 def test_an_ablation_stands_below_its_own_base() -> None:

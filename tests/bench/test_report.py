@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,22 @@ def test_speed_ups_are_paired_scene_by_scene() -> None:
     assert ours["images_per_second"] == pytest.approx(1 / (6.0 + 0.5), rel=1e-4)
     assert (plain["peak_mb"], ours["peak_mb"]) == (None, 321.0)
     assert ours["nfe"] == 5
+
+
+def test_a_precision_that_is_only_simulated_has_no_seconds() -> None:
+    codes = replace(OURS, quant="fp8")
+    scenes = [
+        {"plain": marks(5.0), OURS.name: marks(1.0), codes.name: marks(1.0, twin_ssim=t)}
+        for t in (0.9, 0.98)
+    ]
+    real = torch.randn(50, 4)
+    points = (PLAIN, OURS, codes)
+    found = rows_of(points, scenes, real, {}, timed=True, shared_seconds=0.5, simulated=("fp8",))
+    assert [row["precision"] for row in found] == ["fp32", "fp32", "fp8"]
+    assert (found[1]["speedup"], found[2]["speedup"], found[2]["flops_ratio"]) == (5, None, 5)
+    assert [row["twin_ssim"] for row in found] == [None, None, pytest.approx(0.94)]
+    run_there = rows_of(points, scenes, real, {}, timed=True, shared_seconds=0.5)
+    assert run_there[2]["speedup"] == 5
 
 
 def test_scores_are_fractions_with_their_interval() -> None:
