@@ -142,6 +142,41 @@ def ablation_table(document: dict[str, Any]) -> str:
     )
 
 
+def caching_table(document: dict[str, Any]) -> str:
+    """Every cache of a bench's document, ours and the peers', below what it is to speed up."""
+    cached = [row for row in document["rows"] if not row["ablation"] and _is_cached(row)]
+    presets = {row["preset"] for row in cached if row["method"] == "fresco"}
+    bases = [
+        row
+        for row in document["rows"]
+        if row["method"] == "plain"
+        or (row["method"] == "fresco" and row["preset"] in presets and _is_bare(row))
+    ]
+    rows = sorted(
+        [*bases, *cached],
+        key=lambda row: (_CACHING.index(row["method"]), row["preset"] or "", not _is_bare(row)),
+    )
+    return "\n".join(
+        [
+            *_bench_head("method"),
+            *(_bench_row(_named(row, "method", "preset", "variant"), row) for row in rows),
+        ]
+    )
+
+
+_CACHING = ("plain", "taylorseer", "first-block", "cache-dit", "cache", "fresco")
+"""Methods in the order of the caching table; those between plain and fresco are caches."""
+
+
+def _is_cached(row: Mapping[str, Any]) -> bool:
+    by_variant = row["method"] == "fresco" and "interval" in (row["variant"] or "")
+    return row["method"] in _CACHING[1:-1] or by_variant
+
+
+def _is_bare(row: Mapping[str, Any]) -> bool:
+    return row["variant"] is None and row["ablation"] is None
+
+
 def frontier_table(document: dict[str, Any]) -> str:
     """At each speed the best that ours, the peers and fewer plain steps reach at least that fast.
 
@@ -234,6 +269,8 @@ def readme_tables() -> Iterator[str]:
         if (RESULTS / f"{name}.json").is_file():
             yield frontier_table(stored(name))
             yield ablation_table(stored(name))
+    if (RESULTS / "flux-tiny.json").is_file():
+        yield caching_table(stored("flux-tiny"))
     if (RESULTS / "flux-tiny-combinations.json").is_file():
         yield combinations_table(stored("flux-tiny-combinations"))
 

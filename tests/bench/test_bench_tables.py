@@ -7,6 +7,7 @@ from typing import Any
 from fresco_trt.bench.table import (
     ablation_table,
     bench_table,
+    caching_table,
     combinations_table,
     frontier_table,
 )
@@ -73,6 +74,30 @@ def test_the_table_has_every_point_but_the_ablations() -> None:
     assert cells(table, "fresco, fast")[2] == "2.00 (1.50 to 2.50)"
     assert cells(table, "plain")[6] == ""
     assert "`fresco-trt bench` at abc: 64 scenes" in table
+
+
+def test_caches_stand_below_what_they_speed_up() -> None:
+    table = caching_table(
+        document(
+            row("plain", psnr=None),
+            row("fresco", preset="turbo"),
+            row("fresco", preset="fast", variant="hicache, interval 3"),
+            row("fresco", preset="fast"),
+            row("fresco", preset="fast", variant="2 stages"),
+            row("fresco", preset="fast", ablation="noise fresh"),
+            row("cache", preset="svd, interval 5"),
+            row("cache-dit", preset="50 steps, threshold 0.24"),
+            row("few-step", preset="7 steps"),
+        )
+    )
+    names = [line.split(" | ")[0] for line in table.splitlines()[2:]]
+    assert names == [
+        "| plain",
+        "| cache-dit, 50 steps, threshold 0.24",
+        "| cache, svd, interval 5",
+        "| fresco, fast",
+        "| fresco, fast, hicache, interval 3",
+    ]
 
 
 def test_a_combination_without_seconds_is_counted_in_flops_and_says_so() -> None:
