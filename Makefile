@@ -42,7 +42,8 @@ check: venv
 
 # One thread a process: the work is spread over the cores by the tests, file by file.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+		--dist loadfile --no-loadscope-reorder
 
 $(STAMP)-bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
