@@ -97,9 +97,9 @@ def test_a_plan_on_other_grids_is_refused(manifest: Manifest) -> None:
 
 def test_a_plan_that_does_not_start_from_noise_is_refused(manifest: Manifest) -> None:
     first, *others = manifest.plan.stages
-    lower = replace(first, sigmas=(0.99, *first.sigmas[1:]))
+    lower = replace(first, sigmas=(0.995, *first.sigmas[1:]))
     plan = replace(manifest.plan, stages=(lower, *others))
-    assert "0.99" in refused(manifest, plan=plan).given
+    assert "0.995" in refused(manifest, plan=plan).given
 
 
 @pytest.mark.parametrize("name", ["hicache", "svd"])
@@ -114,6 +114,8 @@ def test_a_cache_without_its_engines_is_refused(manifest: Manifest, name: CacheN
 
 def test_a_transition_that_the_sampler_lacks_is_refused(manifest: Manifest) -> None:
     # A rewind that would not lift as it is written.
-    transitions = tuple(replace(each, noise="rewind") for each in manifest.plan.transitions)
-    plan = replace(manifest.plan, transitions=transitions)
+    made = make_plan(model_facts("flux-tiny"), stages=3, preset="balanced", size=(64, 64))
+    assert {each.noise for each in made.transitions} == {"rewind"}
+    transitions = tuple(replace(each, lift="bilinear") for each in made.transitions)
+    plan = replace(made, transitions=transitions)
     assert "transition" in refused(manifest, plan=plan).given

@@ -143,7 +143,7 @@ CACHED_PRESETS = ("balanced", "fast")
 PROMOTED = 0.25
 """Share of the coarse tokens that the mixed ablations expand early."""
 
-ABLATED = "fast"
+ABLATED = "turbo"
 
 _QUICK_FEW, _QUICK_TUNED = (10, 5), ((10, 1.6), (10, 2.2), (5, 1.6), (5, 2.2))
 _QUICK_CACHES = (("hicache", 7), ("svd", 7))

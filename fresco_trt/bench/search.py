@@ -26,7 +26,7 @@ from fresco_trt.bench.plain import MODEL
 from fresco_trt.bench.points import Point
 from fresco_trt.errors import FrescoError
 from fresco_trt.models.zoo import model_facts
-from fresco_trt.plan.caching import NO_CACHE, CacheChoice
+from fresco_trt.plan.caching import NO_CACHE, NONE, CacheChoice
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -283,11 +283,20 @@ def _document(
 
 
 def found_preset(document: Mapping[str, Any], budget: str) -> Preset:
-    """The preset that a stored search chose for a budget."""
-    stored = document["budgets"][budget]["finalists"][0]["preset"]
+    """The preset that a stored search chose for a budget, see :func:`found`."""
+    stored = found(document, budget)["preset"]
     fields = {key: _tuples(value) for key, value in stored.items() if key != "cache"}
-    cache = {key: _tuples(value) for key, value in stored["cache"].items()}
-    return Preset(**fields, cache=CacheChoice(**cache))
+    return Preset(**fields)
+
+
+def found(document: Mapping[str, Any], budget: str) -> dict[str, Any]:
+    """The best finalist without a cache, of a stored search, for a budget.
+
+    A preset says how stages go; whether steps are skipped is asked for with ``--cache``, on any of
+    them. Cached candidates show what that is worth at the same budget.
+    """
+    finalists: list[dict[str, Any]] = document["budgets"][budget]["finalists"]
+    return next(each for each in finalists if each["preset"]["cache"]["name"] == NONE)
 
 
 def _tuples(value: Any) -> Any:
@@ -309,7 +318,7 @@ def main(
     with display.progress() as report:
         document = search(stages, count, path, report)
     for name in document["budgets"]:
-        best = document["budgets"][name]["finalists"][0]
+        best = found(document, name)
         print(
             f"{name}: {best['flops_ratio']:.2f}x, score {best['score']:.2f}, "
             f"SSIM {best['ssim']:.3f}: {found_preset(document, name)}"

@@ -13,28 +13,56 @@ from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.schedule import ShiftRule
 from fresco_trt.plan.spectrum import FLUX_1, Spectrum
 
-# At least 3x, 5x, 8x and 12x fewer FLOPs than 50 full steps, the budgets of bench/search.py. First
-# values: that search has not been run on the weights that ship.
+# At least 3x, 5x, 8x and 12x fewer FLOPs than 50 full steps: what bench/search.py found best at
+# these budgets (bench/results/flux-tiny-<K>stage-presets.json). One stage is the plain sampler.
 _TINY_PRESETS = {
     "quality": {
         1: Preset(steps=(16,)),
-        2: Preset(steps=(8, 14), switch=(0.8,)),
-        3: Preset(steps=(6, 8, 13), switch=(0.9, 0.75)),
+        2: Preset(steps=(7, 13), switch=(0.983,), noise="parent", shift=(20.09, 4.95)),
+        3: Preset(
+            steps=(6, 8, 14), switch=(0.981, 0.959), lift="haar", noise="parent", solver="multistep"
+        ),
     },
     "balanced": {
         1: Preset(steps=(10,)),
-        2: Preset(steps=(6, 8), switch=(0.8,)),
-        3: Preset(steps=(5, 6, 8), switch=(0.9, 0.75)),
+        2: Preset(
+            steps=(1, 9),
+            switch=(0.969,),
+            lift="haar",
+            noise="parent",
+            shift=(20.09, 4.95),
+            solver="multistep",
+        ),
+        3: Preset(
+            steps=(6, 4, 8),
+            switch=(0.983, 0.952),
+            lift="haar",
+            noise="rewind",
+            shift=(4.95, 3.16, 9.03),
+        ),
     },
     "fast": {
         1: Preset(steps=(6,)),
-        2: Preset(steps=(5, 5), switch=(0.8,)),
-        3: Preset(steps=(4, 5, 4), switch=(0.87, 0.72)),
+        2: Preset(steps=(1, 6), switch=(0.969,), lift="haar", shift=(1.65, 4.95)),
+        3: Preset(
+            steps=(2, 4, 5),
+            switch=(0.981, 0.967),
+            lift="haar",
+            noise="rewind",
+            shift=(1.65, 3.16, 3.16),
+        ),
     },
     "turbo": {
         1: Preset(steps=(4,)),
-        2: Preset(steps=(4, 3), switch=(0.8,)),
-        3: Preset(steps=(3, 3, 3), switch=(0.87, 0.72)),
+        2: Preset(
+            steps=(4, 3),
+            switch=(0.933,),
+            restart="same",
+            lift="haar",
+            noise="parent",
+            shift=(20.09, 3.16),
+        ),
+        3: Preset(steps=(2, 4, 3), switch=(0.98, 0.748), restart="same"),
     },
 }
 

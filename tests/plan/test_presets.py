@@ -58,13 +58,15 @@ def test_scales_double_up_to_the_picture(name: str, preset: str, stages: int) ->
 
 
 @pytest.mark.parametrize(("name", "preset", "stages"), POINTS)
-def test_every_stage_keeps_the_shift_of_the_full_resolution(
+def test_a_stage_keeps_the_shift_of_the_full_resolution_unless_it_has_its_own(
     name: str, preset: str, stages: int
 ) -> None:
     facts = model_facts(name)
     plan = make_plan(facts, stages=stages, preset=preset)
-    h = facts.shift_factor(plan.stages[-1].grid.tokens)
-    for stage in plan.stages:
+    own = facts.presets[preset][stages].shift
+    full = facts.shift_factor(plan.stages[-1].grid.tokens)
+    for index, stage in enumerate(plan.stages):
+        h = full if own is None else own[index]
         gaps = [a - b for a, b in pairwise(unshift_sigma(sigma, h) for sigma in stage.sigmas)]
         assert max(gaps) == pytest.approx(min(gaps), abs=1e-5)
 
