@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from fresco_trt.backends.base import (
     BackendFacts,
     BuildOptions,
-    Call,
     EngineFile,
     EngineFiles,
     EngineRunner,
@@ -34,18 +30,10 @@ from fresco_trt.backends.base import (
     unavailable,
     writing,
 )
-from fresco_trt.backends.tensorrt_build import listening, plan_from_onnx
-from fresco_trt.errors import (
-    EngineFailed,
-    EnvironmentMismatch,
-    IncompatibleOptions,
-    OutOfDeviceMemory,
-)
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from fresco_trt.plan.signature import GraphSignature, TensorSpec
+from fresco_trt.backends.tensorrt_build import plan_from_onnx
+from fresco_trt.backends.tensorrt_device import CudaDevice, Device
+from fresco_trt.backends.tensorrt_run import Engines
+from fresco_trt.errors import EnvironmentMismatch, IncompatibleOptions
 
 ANY = "any"  # in a plan's name: built for every GPU that the library can target
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
@@ -55,7 +43,6 @@ REST = "bf16"
 PRODUCTS = ".products.json"
 """Ending of the file that counts a network's matrix products by the type they multiply."""
 
-_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|cannot allocate", re.IGNORECASE)
 _HEADER_BYTES = 28
 _VERSION_AT = 24
 
@@ -88,75 +75,29 @@ ENTERPRISE = Flavour(
 _FLAVOURS = {flavour.name: flavour for flavour in (RTX, ENTERPRISE)}
 
 
-class Device(Protocol):
-    """The GPU, as far as runners need it."""
-
-    def capability(self) -> str | None:
-        """Like "sm89"; None where there is no usable GPU."""
-        ...
-
-    def empty(self, spec: TensorSpec) -> Tensor:
-        """An uninitialised tensor on the device."""
-        ...
-
-    def stream(self) -> AbstractContextManager[int]:
-        """A stream's handle; work queued inside starts after what the caller had queued, and what
-        the caller queues afterwards starts after it. No host synchronisation.
-        """
-        ...
-
-
-class CudaDevice:
-    """The current CUDA device, through torch."""
-
-    def __init__(self) -> None:
-        self._stream: Any = None
-
-    def capability(self) -> str | None:
-        """As :class:`Device`."""
-        import torch
-
-        if not torch.cuda.is_available():
-            return None
-        return "sm{}{}".format(*torch.cuda.get_device_capability())
-
-    def empty(self, spec: TensorSpec) -> Tensor:
-        """As :class:`Device`."""
-        import torch
-
-        return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="cuda")
-
-    @contextmanager
-    def stream(self) -> Iterator[int]:
-        """As :class:`Device`. TensorRT synchronises on the default stream, so it gets its own."""
-        import torch
-
-        untyped: Any = torch.cuda
-        self._stream = self._stream or untyped.Stream()
-        caller = torch.cuda.current_stream()
-        self._stream.wait_stream(caller)
-        with torch.cuda.stream(self._stream):
-            yield self._stream.cuda_stream
-        caller.wait_stream(self._stream)
-
-
 def create(name: str) -> TensorRTBackend:
     """The backend of that name on the current CUDA device."""
     return TensorRTBackend(_FLAVOURS[name])
 
 
 class TensorRTBackend:
-    """Builds and runs plans. ``library`` and ``device`` replace the installed module and the GPU
+    """Builds and runs plans. Runners of one backend share a stream and scratch memory, so they are
+    called from one thread. ``library`` and ``device`` replace the installed module and the GPU
     (tests script them).
     """
 
     def __init__(
-        self, flavour: Flavour, *, library: Any = None, device: Device | None = None
+        self,
+        flavour: Flavour,
+        *,
+        library: Any = None,
+        device: Device | None = None,
     ) -> None:
         self.name = flavour.name
         self._flavour = flavour
         self._injected = library
         self._device = device or CudaDevice()
+        self._engines = Engines(self._device)
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """One plan for all targets, ``<name>.<targets>.plan``, and a count of its products."""
@@ -178,7 +119,8 @@ class TensorRTBackend:
         path = find_engine(folder, record, ".plan")
         self._check_header(library, path)
         self._check_device(library, path)
-        return EngineRunner(record.signature, partial(self._open, path, record.signature))
+        signature = record.signature
+        return EngineRunner(signature, partial(self._engines.open, library, path, signature))
 
     def describe(self) -> BackendFacts:
         """The library's version and the GPUs it can build for."""
@@ -285,46 +227,6 @@ class TensorRTBackend:
             fix="run it on such a machine, or build for this one: --backend onnxruntime needs none",
         )
 
-    # --- running ------------------------------------------------------------------------------
-
-    @contextmanager
-    def _open(self, path: Path, signature: GraphSignature) -> Iterator[Call]:
-        """An execution context whose tensors have addresses that never change."""
-        library = self._require()
-        with listening(library) as (logger, errors):
-            runtime = library.Runtime(logger)
-            plan = path.read_bytes()
-            _check_validity(library, runtime, plan, path)
-            engine = runtime.deserialize_cuda_engine(plan)
-            context = None if engine is None else engine.create_execution_context()
-            if context is None:
-                raise _failed(f"{path.name} does not load", errors)
-            del plan  # the device has its own copy; a plan is as large as its weights
-            buffers = {
-                spec.name: self._device.empty(spec)
-                for spec in (*signature.inputs, *signature.outputs)
-            }
-            for name, buffer in buffers.items():
-                if not context.set_tensor_address(name, buffer.data_ptr()):
-                    raise _failed(f"{path.name} has no tensor {name}", errors)
-            yield partial(self._call, context, signature, buffers, errors)
-
-    def _call(
-        self,
-        context: Any,
-        signature: GraphSignature,
-        buffers: Mapping[str, Tensor],
-        errors: deque[str],
-        inputs: Mapping[str, Tensor],
-    ) -> Mapping[str, Tensor]:
-        errors.clear()
-        with self._device.stream() as stream:
-            for name, tensor in inputs.items():
-                buffers[name].copy_(tensor, non_blocking=True)
-            if not context.execute_async_v3(stream):
-                raise _failed("the engine did not start", errors)
-        return {spec.name: buffers[spec.name] for spec in signature.outputs}
-
 
 def _targets_of(library: Any) -> tuple[str, ...]:
     """GPUs that the library can build for from elsewhere, ascending; TensorRT itself has none."""
@@ -332,37 +234,6 @@ def _targets_of(library: Any) -> tuple[str, ...]:
     names = [] if capabilities is None else list(capabilities.__members__)
     numbers = sorted(int(name[2:]) for name in names if re.fullmatch(r"SM\d+", name))
     return tuple(f"sm{number}" for number in numbers)
-
-
-def _check_validity(library: Any, runtime: Any, plan: bytes, path: Path) -> None:
-    """TensorRT for RTX says itself whether a plan runs here, and why not."""
-    if not hasattr(runtime, "get_engine_validity"):
-        return
-    validity, diagnostics = runtime.get_engine_validity(plan)
-    if validity != library.EngineValidity.INVALID:
-        return
-    flags = library.EngineInvalidityDiagnostics.__members__.items()
-    reasons = [name.lower().replace("_", " ") for name, flag in flags if diagnostics & int(flag)]
-    raise EnvironmentMismatch(
-        f"{path.name} does not run here: {', '.join(reasons) or 'no reason given'}",
-        expected="the library, driver and GPU that it was built for",
-        fix="update the driver, or build the bundle again on this machine",
-    )
-
-
-def _failed(given: str, errors: deque[str]) -> EngineFailed | OutOfDeviceMemory:
-    text = f"{given}: {errors[-1]}" if errors else given
-    if any(_OUT_OF_MEMORY.search(error) for error in errors):
-        return OutOfDeviceMemory(
-            text,
-            expected="enough GPU memory for the weights and activations of every stage",
-            fix="use a smaller --size, or close other programs on the GPU",
-        )
-    return EngineFailed(
-        text,
-        expected="a plan that loads and runs",
-        fix="run 'fresco-trt verify', or build the bundle again",
-    )
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import math
 import random
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.backends.tensorrt import ENTERPRISE, RTX, Flavour, TensorRTBackend
 from fresco_trt.backends.tensorrt_build import Monitor, listening
+from fresco_trt.backends.tensorrt_device import CudaDevice
 from fresco_trt.errors import (
     BackendUnavailable,
     BuildError,
@@ -60,9 +62,12 @@ class Script:
     runs: bool = True
     run_message: str | None = None
     steps: int = 20
+    scratch: int = 24  # bytes that an engine built now will need
     asked: dict[str, Any] = field(default_factory=dict)
     streams: list[int] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    arenas: list[int] = field(default_factory=list)  # bytes of each that was made
 
 
 class Severity(IntEnum):
@@ -132,7 +137,7 @@ class Builder:
         if self._script.build_message is not None:
             self._logger.log(Severity.ERROR, self._script.build_message)
             return None
-        return plan_bytes(self._script.version)
+        return plan_bytes(self._script.version, scratch=self._script.scratch)
 
 
 class Parser:
@@ -152,25 +157,44 @@ class Parser:
 
 
 class Context:
-    def __init__(self, script: Script, logger: BaseLogger) -> None:
-        self._script, self._logger = script, logger
+    """Doubles x into y by way of its scratch memory."""
+
+    def __init__(self, script: Script, logger: BaseLogger, need: int) -> None:
+        self._script, self._logger, self._need = script, logger, need
         self._addresses: dict[str, int] = {}
+        self._scratch = (0, 0)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._script.addresses.append(name)
         self._addresses[name] = address
         return name in self._script.known_tensors
 
+    def set_device_memory(self, address: int, size: int) -> None:
+        self._scratch = (address, size)
+        self._script.calls.append("scratch")
+
     def execute_async_v3(self, stream: int) -> bool:
         self._script.streams.append(stream)
         if self._script.run_message is not None:
             self._logger.log(Severity.ERROR, self._script.run_message)
-        source, target = (
-            (ctypes.c_float * 6).from_address(self._addresses[name]) for name in ("x", "y")
-        )
-        for index in range(6):
-            target[index] = 2 * source[index]
+        address, size = self._scratch
+        if not address or size < self._need:
+            self._logger.log(Severity.ERROR, f"{size} bytes at {address} for {self._need}")
+            return False
+        places = (self._addresses["x"], address, self._addresses["y"])
+        self._script.calls.append("enqueue")
+        doubled(*places)
         return self._script.runs
+
+
+def doubled(source: int, scratch: int, target: int) -> None:
+    read, between, write = (
+        (ctypes.c_float * 6).from_address(at) for at in (source, scratch, target)
+    )
+    for index in range(6):
+        between[index] = read[index]
+    for index in range(6):
+        write[index] = 2 * between[index]
 
 
 class Runtime:
@@ -184,7 +208,13 @@ class Runtime:
         if self._script.load_message is not None:
             self._logger.log(Severity.ERROR, self._script.load_message)
             return None
-        return SimpleNamespace(create_execution_context=lambda: Context(self._script, self._logger))
+        need = int.from_bytes(plan[-8:], "little")
+
+        def create(strategy: str) -> Context:
+            self._script.asked["strategy"] = strategy
+            return Context(self._script, self._logger, need)
+
+        return SimpleNamespace(create_execution_context=create, device_memory_size_v2=need)
 
 
 class Library:
@@ -196,6 +226,7 @@ class Library:
     LayerType = SimpleNamespace(SHUFFLE=0, CAST=1, DEQUANTIZE=2, MATRIX_MULTIPLY=3)
     EngineValidity = SimpleNamespace(VALID=0, SUBOPTIMAL=1, INVALID=2)
     EngineInvalidityDiagnostics = Diagnostics
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
 
     def __init__(self, script: Script, *, typed_flag: bool = True, targets: bool = True) -> None:
         self.__version__ = script.version
@@ -210,15 +241,18 @@ class Library:
 
 
 class HostDevice:
-    """Host memory in the place of a GPU."""
+    """Host memory in the place of a GPU; ``script`` is that of the library that runs on it."""
 
-    def __init__(self, capability: str | None = "sm89") -> None:
-        self._capability = capability
+    def __init__(self, capability: str | None = "sm89", script: Script | None = None) -> None:
+        self._capability, self._script = capability, script or Script()
 
     def capability(self) -> str | None:
         return self._capability
 
     def empty(self, spec: TensorSpec) -> torch.Tensor:
+        if spec.dtype == "uint8":
+            self._script.arenas.append(math.prod(spec.shape))
+            return torch.full(spec.shape, 0xFF, dtype=torch.uint8)
         return torch.full(spec.shape, float("nan"))
 
     @contextmanager
@@ -226,10 +260,11 @@ class HostDevice:
         yield 77
 
 
-def plan_bytes(version: str = VERSION, magic: bytes = b"vtrt") -> bytes:
-    """A plan's header as the library writes it, and some weights."""
+def plan_bytes(version: str = VERSION, magic: bytes = b"vtrt", scratch: int = 24) -> bytes:
+    """A plan's header as the library writes it, some weights, and the scratch memory it needs."""
     head = magic + struct.pack("<5I", 0, 2, 0, 1000, 0)
-    return head + bytes(int(part) for part in version.split(".")) + b"weights" * 10
+    numbers = bytes(int(part) for part in version.split("."))
+    return head + numbers + b"weights" * 10 + scratch.to_bytes(8, "little")
 
 
 # --- fixtures ---------------------------------------------------------------------------------
@@ -254,9 +289,12 @@ def graph(tmp_path: Path) -> StageGraph:
     )
 
 
-def rtx(script: Script | None = None, capability: str | None = "sm89") -> TensorRTBackend:
-    library = Library(script or Script())
-    return TensorRTBackend(RTX, library=library, device=HostDevice(capability))
+def rtx(
+    script: Script | None = None, capability: str | None = "sm89", **options: Any
+) -> TensorRTBackend:
+    script = script or Script()
+    device = HostDevice(capability, script)
+    return TensorRTBackend(RTX, library=Library(script), device=device, **options)
 
 
 def built(folder: Path, graph: StageGraph, **options: Any) -> Record:
@@ -520,7 +558,8 @@ def test_a_plan_that_does_not_load_is_quoted(
 def test_a_failed_run_is_told_with_its_own_errors(folder: Path, graph: StageGraph) -> None:
     record = built(folder, graph)
     library = Library(script := Script())
-    backend = TensorRTBackend(RTX, library=library, device=HostDevice())
+    device = HostDevice(script=script)
+    backend = TensorRTBackend(RTX, library=library, device=device)
     inputs = {"x": torch.ones(2, 3)}
     with backend.load(folder, record) as runner:
         script.run_message = "recovered from out of memory"
@@ -537,6 +576,91 @@ def test_a_failed_run_is_told_with_its_own_errors(folder: Path, graph: StageGrap
             runner(inputs)
     with listening(library) as (logger, _):
         assert len(logger.listeners) == 1  # nobody listens beyond a scope
+
+
+# --- scratch memory ---------------------------------------------------------------------------
+
+
+def engines(folder: Path, graph: StageGraph, *needs: int) -> list[Record]:
+    """One engine for each number of bytes of scratch memory."""
+    records = []
+    for index, need in enumerate(needs):
+        one = replace(graph, name=f"stage{index + 1}.full")
+        files = rtx(Script(scratch=need)).build(one, BuildOptions(folder=folder))
+        records.append(Record(one.name, files))
+    return records
+
+
+def doubles(runner: Any, value: float) -> bool:
+    outputs = runner({"x": torch.full((2, 3), float(value))})
+    return bool((outputs["y"] == 2 * value).all())
+
+
+def test_engines_share_one_arena_of_the_largest_need(folder: Path, graph: StageGraph) -> None:
+    script = Script()
+    backend = rtx(script)
+    with ExitStack() as scope:
+        runners = [
+            scope.enter_context(backend.load(folder, record))
+            for record in engines(folder, graph, 24, 4096, 300)
+        ]
+        assert script.arenas == []  # nothing runs yet, and the largest may still be to come
+        for value, runner in enumerate(runners * 3):
+            assert doubles(runner, value)
+    assert script.arenas == [4096]
+    assert script.asked["strategy"] == "user managed"
+    assert script.calls.count("scratch") == len(runners)
+
+
+def test_an_engine_that_comes_later_moves_the_arena_for_all(
+    folder: Path, graph: StageGraph
+) -> None:
+    script = Script()
+    backend = rtx(script)
+    small, large = engines(folder, graph, 24, 1 << 20)
+    with backend.load(folder, small) as first:
+        assert all(doubles(first, value) for value in range(3))
+        with backend.load(folder, large) as second:
+            script.calls.clear()
+            assert all(doubles(first, value) for value in range(3))
+            assert script.calls == ["scratch", "enqueue", "enqueue", "enqueue"]
+            assert doubles(second, 5.0)
+        assert script.arenas == [24, 1 << 20]
+        assert doubles(first, 6.0)
+    with backend.load(folder, small) as again:
+        assert doubles(again, 7.0)
+    assert script.arenas == [24, 1 << 20, 24]  # freed with the last runner, and of its size again
+
+
+def test_an_engine_without_scratch_memory_runs(folder: Path, graph: StageGraph) -> None:
+    script = Script()
+    (record,) = engines(folder, graph, 0)
+    with rtx(script).load(folder, record) as runner:
+        runner({"x": torch.ones(2, 3)})
+    assert script.arenas == [1]
+
+
+def test_backends_share_nothing(folder: Path, graph: StageGraph) -> None:
+    script = Script()
+    (record,) = engines(folder, graph, 64)
+    with rtx(script).load(folder, record) as one, rtx(script).load(folder, record) as other:
+        assert doubles(one, 1.0)
+        assert doubles(other, 2.0)
+    assert script.arenas == [64, 64]
+
+
+# --- the CUDA device --------------------------------------------------------------------------
+
+
+def test_a_device_that_is_full_is_told_in_the_packages_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr("torch.empty", full)
+    with pytest.raises(OutOfDeviceMemory, match=r"latents float32\[2,3\].*tried to allocate 9 GiB"):
+        CudaDevice().empty(TensorSpec(name="latents", dtype="float32", shape=(2, 3)))
 
 
 # --- what is missing --------------------------------------------------------------------------

@@ -1,0 +1,177 @@
+"""A loaded TensorRT plan at work: fixed buffers, and scratch memory that engines share.
+
+The request-time half of ``tensorrt.py``; takes library and device as values, as
+``tensorrt_build.py`` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.backends.tensorrt_build import listening
+from fresco_trt.backends.tensorrt_device import Device, out_of_memory
+from fresco_trt.errors import EngineFailed, EnvironmentMismatch, OutOfDeviceMemory
+from fresco_trt.plan.signature import TensorSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fresco_trt.plan.signature import GraphSignature
+
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|cannot allocate", re.IGNORECASE)
+
+
+class Arena:
+    """Scratch memory for the engines in scope: one buffer, as large as the largest of them needs.
+
+    Engines that share it run on one stream, one after another, and keep nothing in it between two
+    calls. The buffer is made by the first call, when all engines of a bundle have said what they
+    need, made anew for a larger one that comes later, and freed with the last of them.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._needs: list[int] = []
+        self._buffer: Tensor | None = None
+
+    @contextmanager
+    def share(self, size: int) -> Iterator[Callable[[], Tensor]]:
+        """Within the scope: what gives the buffer, uint8, of at least ``size`` bytes.
+
+        Its address is the same until a larger engine comes. Raises OutOfDeviceMemory when called.
+        """
+        self._needs.append(size)
+        try:
+            yield self._memory
+        finally:
+            self._needs.remove(size)
+            if not self._needs:
+                self._buffer = None
+
+    def _memory(self) -> Tensor:
+        size = max(1, *self._needs)
+        if self._buffer is None or self._buffer.numel() < size:
+            self._buffer = None  # the old one is gone before there is a new one
+            self._buffer = self._device.empty(
+                TensorSpec(name="scratch", dtype="uint8", shape=(size,))
+            )
+        return self._buffer
+
+
+class Session:
+    """One execution context over buffers that never move; called with named tensors."""
+
+    def __init__(
+        self,
+        name: str,
+        context: Any,
+        signature: GraphSignature,
+        *,
+        device: Device,
+        scratch: Callable[[], Tensor],
+        errors: deque[str],
+    ) -> None:
+        self._name, self._context, self._signature = name, context, signature
+        self._device, self._scratch, self._errors = device, scratch, errors
+        self._scratch_at: int | None = None
+        self._buffers = {
+            spec.name: device.empty(spec) for spec in (*signature.inputs, *signature.outputs)
+        }
+        for tensor, buffer in self._buffers.items():
+            if not context.set_tensor_address(tensor, buffer.data_ptr()):
+                raise failed(f"{name} has no tensor {tensor}", errors)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The outputs, which the next call overwrites. Raises EngineFailed or OutOfDeviceMemory."""
+        self._errors.clear()
+        with self._device.stream() as stream:
+            for name, tensor in inputs.items():
+                self._buffers[name].copy_(tensor, non_blocking=True)
+            self._set_scratch()
+            if not self._context.execute_async_v3(stream):
+                raise failed("the engine did not start", self._errors)
+        return {spec.name: self._buffers[spec.name] for spec in self._signature.outputs}
+
+    def _set_scratch(self) -> None:
+        """Tell the context where the scratch memory is."""
+        memory = self._scratch()
+        if memory.data_ptr() == self._scratch_at:
+            return
+        self._context.set_device_memory(memory.data_ptr(), memory.numel())
+        self._scratch_at = memory.data_ptr()
+
+
+class Engines:
+    """Opens the plans of one backend, whose sessions share a stream and scratch memory."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._arena = Arena(device)
+
+    @contextmanager
+    def open(self, library: Any, path: Path, signature: GraphSignature) -> Iterator[Session]:
+        """A session of the plan at ``path``.
+
+        Raises EnvironmentMismatch, EngineFailed or OutOfDeviceMemory.
+        """
+        with listening(library) as (logger, errors):
+            engine = _deserialised(library, logger, path)
+            context = None if engine is None else _new_context(library, engine)
+            if context is None:
+                raise failed(f"{path.name} does not load", errors)
+            with self._arena.share(engine.device_memory_size_v2) as scratch:
+                yield Session(
+                    path.name,
+                    context,
+                    signature,
+                    device=self._device,
+                    scratch=scratch,
+                    errors=errors,
+                )
+
+
+def _deserialised(library: Any, logger: Any, path: Path) -> Any:
+    """The engine, or None. The plan, as large as its weights, leaves the host with this call."""
+    runtime = library.Runtime(logger)
+    plan = path.read_bytes()
+    _check_validity(library, runtime, plan, path)
+    return runtime.deserialize_cuda_engine(plan)
+
+
+def _check_validity(library: Any, runtime: Any, plan: bytes, path: Path) -> None:
+    """TensorRT for RTX says itself whether a plan runs here, and why not."""
+    if not hasattr(runtime, "get_engine_validity"):
+        return
+    validity, diagnostics = runtime.get_engine_validity(plan)
+    if validity != library.EngineValidity.INVALID:
+        return
+    flags = library.EngineInvalidityDiagnostics.__members__.items()
+    reasons = [name.lower().replace("_", " ") for name, flag in flags if diagnostics & int(flag)]
+    raise EnvironmentMismatch(
+        f"{path.name} does not run here: {', '.join(reasons) or 'no reason given'}",
+        expected="the library, driver and GPU that it was built for",
+        fix="update the driver, or build the bundle again on this machine",
+    )
+
+
+def _new_context(library: Any, engine: Any) -> Any:
+    """An execution context without scratch memory of its own, or None."""
+    return engine.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
+def failed(given: str, errors: deque[str]) -> EngineFailed | OutOfDeviceMemory:
+    """The error for what the library refused, with its own last words."""
+    text = f"{given}: {errors[-1]}" if errors else given
+    if any(_OUT_OF_MEMORY.search(error) for error in errors):
+        return out_of_memory(text)
+    return EngineFailed(
+        text,
+        expected="a plan that loads and runs",
+        fix="run 'fresco-trt verify', or build the bundle again",
+    )
