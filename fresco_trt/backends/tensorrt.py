@@ -81,15 +81,17 @@ def create(name: str) -> TensorRTBackend:
 
 
 class TensorRTBackend:
-    """Builds and runs plans. Runners of one backend share a stream and scratch memory, so they are
-    called from one thread. ``library`` and ``device`` replace the installed module and the GPU
-    (tests script them).
+    """Builds and runs plans. ``cuda_graphs`` False enqueues engines kernel by kernel every time.
+
+    Runners of one backend share a stream and scratch memory, so they are called from one thread.
+    ``library`` and ``device`` replace the installed module and the GPU (tests script them).
     """
 
     def __init__(
         self,
         flavour: Flavour,
         *,
+        cuda_graphs: bool = True,
         library: Any = None,
         device: Device | None = None,
     ) -> None:
@@ -97,7 +99,7 @@ class TensorRTBackend:
         self._flavour = flavour
         self._injected = library
         self._device = device or CudaDevice()
-        self._engines = Engines(self._device)
+        self._engines = Engines(self._device, cuda_graphs=cuda_graphs)
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """One plan for all targets, ``<name>.<targets>.plan``, and a count of its products."""

@@ -1,4 +1,4 @@
-"""The GPU as TensorRT's runners need it: memory and one stream.
+"""The GPU as TensorRT's runners need it: memory, one stream, and its capture into a CUDA graph.
 
 Under ``tensorrt_run.py``, which takes it as a value: a scripted stand-in on the host goes the same
 way.
@@ -6,16 +6,21 @@ way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fresco_trt.errors import OutOfDeviceMemory
+from fresco_trt.errors import OutOfDeviceMemory, RunError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.plan.signature import TensorSpec
+
+# torch's allocator goes on asking a graph whose capture broke which streams are its own, so one is
+# never freed.
+_BROKEN: list[Any] = []
 
 
 class Device(Protocol):
@@ -32,6 +37,15 @@ class Device(Protocol):
     def stream(self) -> AbstractContextManager[int]:
         """A stream's handle; work queued inside starts after what the caller had queued, and what
         the caller queues afterwards starts after it. No host synchronisation.
+        """
+        ...
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """Inside ``stream()``: what queues again all that ``launch`` queues, in one launch.
+
+        While it is captured, nothing runs. Raises RuntimeError where the stream cannot be captured
+        or ``launch`` raised a RunError, with the stream as it was; so does the result where it
+        cannot be queued. No host synchronisation.
         """
         ...
 
@@ -71,6 +85,31 @@ class CudaDevice:
         with torch.cuda.stream(self._stream):
             yield self._stream.cuda_stream
         caller.wait_stream(self._stream)
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """As :class:`Device`. Not ``torch.cuda.graph``, which waits for the whole device first."""
+        import torch
+
+        graph: Any = torch.cuda.CUDAGraph()
+        try:
+            with warnings.catch_warnings():
+                # What queued its work elsewhere would be replayed as nothing at all.
+                warnings.filterwarnings("error", message="The CUDA Graph is empty")
+                _capture_into(graph, launch)
+        except (RuntimeError, RunError, UserWarning) as error:
+            _BROKEN.append(graph)
+            raise RuntimeError(str(error)) from error
+        replay: Callable[[], None] = graph.replay
+        return replay
+
+
+def _capture_into(graph: Any, launch: Callable[[], None]) -> None:
+    # Other threads may allocate meanwhile: only this one's calls are held to what can be captured.
+    graph.capture_begin(capture_error_mode="thread_local")
+    try:
+        launch()
+    finally:
+        graph.capture_end()
 
 
 def out_of_memory(given: str) -> OutOfDeviceMemory:

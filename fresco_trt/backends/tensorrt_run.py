@@ -1,4 +1,4 @@
-"""A loaded TensorRT plan at work: fixed buffers, and scratch memory that engines share.
+"""A loaded TensorRT plan at work: fixed buffers, scratch memory that engines share, CUDA graphs.
 
 The request-time half of ``tensorrt.py``; takes library and device as values, as
 ``tensorrt_build.py`` does.
@@ -6,10 +6,12 @@ The request-time half of ``tensorrt.py``; takes library and device as values, as
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.tensorrt_build import listening
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.plan.signature import GraphSignature
 
+_LOG = logging.getLogger("fresco_trt.tensorrt")
 _OUT_OF_MEMORY = re.compile(r"out ?of ?memory|cannot allocate", re.IGNORECASE)
 
 
@@ -65,7 +68,12 @@ class Arena:
 
 
 class Session:
-    """One execution context over buffers that never move; called with named tensors."""
+    """One execution context over buffers that never move; called with named tensors.
+
+    The first call enqueues the engine, as TensorRT asks before a capture; the second captures it
+    into a CUDA graph, which it and all later calls replay. Where that fails the engine is enqueued
+    every time, and a warning says so, once.
+    """
 
     def __init__(
         self,
@@ -76,10 +84,14 @@ class Session:
         device: Device,
         scratch: Callable[[], Tensor],
         errors: deque[str],
+        captures: bool,
     ) -> None:
         self._name, self._context, self._signature = name, context, signature
         self._device, self._scratch, self._errors = device, scratch, errors
+        self._captures = captures
         self._scratch_at: int | None = None
+        self._warm = False
+        self._replay: Callable[[], None] | None = None
         self._buffers = {
             spec.name: device.empty(spec) for spec in (*signature.inputs, *signature.outputs)
         }
@@ -94,24 +106,54 @@ class Session:
             for name, tensor in inputs.items():
                 self._buffers[name].copy_(tensor, non_blocking=True)
             self._set_scratch()
-            if not self._context.execute_async_v3(stream):
-                raise failed("the engine did not start", self._errors)
+            if self._warm and self._captures and self._replay is None:
+                self._capture(stream)
+            if self._replay is None:
+                self._enqueue(stream)
+            else:
+                self._replay_graph(self._replay)
+        self._warm = True
         return {spec.name: self._buffers[spec.name] for spec in self._signature.outputs}
 
+    def close(self) -> None:
+        """Drop the CUDA graph, which must not outlive the context that it was captured from."""
+        self._replay = None
+
     def _set_scratch(self) -> None:
-        """Tell the context where the scratch memory is."""
+        """Tell the context where the scratch memory is; a graph knows only where it was."""
         memory = self._scratch()
         if memory.data_ptr() == self._scratch_at:
             return
+        self._replay, self._warm = None, False
         self._context.set_device_memory(memory.data_ptr(), memory.numel())
         self._scratch_at = memory.data_ptr()
+
+    def _capture(self, stream: int) -> None:
+        try:
+            _check_capturable(self._context, stream)
+            self._replay = self._device.capture(partial(self._enqueue, stream))
+        except RuntimeError as error:
+            self._captures = False
+            _LOG.warning("%s runs without a CUDA graph: %s", self._name, error)
+            self._errors.clear()  # they are in the message, and no fault of the call that follows
+
+    def _enqueue(self, stream: int) -> None:
+        if not self._context.execute_async_v3(stream):
+            raise failed("the engine did not start", self._errors)
+
+    def _replay_graph(self, replay: Callable[[], None]) -> None:
+        try:
+            replay()
+        except RuntimeError as error:
+            self._errors.append(str(error))
+            raise failed("the captured engine did not start", self._errors) from error
 
 
 class Engines:
     """Opens the plans of one backend, whose sessions share a stream and scratch memory."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, *, cuda_graphs: bool) -> None:
+        self._device, self._cuda_graphs = device, cuda_graphs
         self._arena = Arena(device)
 
     @contextmanager
@@ -126,14 +168,19 @@ class Engines:
             if context is None:
                 raise failed(f"{path.name} does not load", errors)
             with self._arena.share(engine.device_memory_size_v2) as scratch:
-                yield Session(
+                session = Session(
                     path.name,
                     context,
                     signature,
                     device=self._device,
                     scratch=scratch,
                     errors=errors,
+                    captures=self._cuda_graphs,
                 )
+                try:
+                    yield session
+                finally:
+                    session.close()
 
 
 def _deserialised(library: Any, logger: Any, path: Path) -> Any:
@@ -163,6 +210,12 @@ def _check_validity(library: Any, runtime: Any, plan: bytes, path: Path) -> None
 def _new_context(library: Any, engine: Any) -> Any:
     """An execution context without scratch memory of its own, or None."""
     return engine.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+
+def _check_capturable(context: Any, stream: int) -> None:
+    """TensorRT for RTX says beforehand whether it can be captured; TensorRT is to be tried."""
+    if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream):
+        raise RuntimeError("the library says that its work on this stream cannot be captured")
 
 
 def failed(given: str, errors: deque[str]) -> EngineFailed | OutOfDeviceMemory:

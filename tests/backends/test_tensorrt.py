@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import logging
 import math
 import random
 import struct
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -34,6 +36,7 @@ from fresco_trt.errors import (
     EnvironmentMismatch,
     IncompatibleOptions,
     OutOfDeviceMemory,
+    RunError,
     UnsupportedPrecision,
 )
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
@@ -61,6 +64,9 @@ class Script:
     known_tensors: tuple[str, ...] = ("x", "y")
     runs: bool = True
     run_message: str | None = None
+    capturable: bool | None = True  # None: the library has no such question
+    capture_error: str | None = None
+    replay_error: str | None = None
     steps: int = 20
     scratch: int = 24  # bytes that an engine built now will need
     asked: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +74,7 @@ class Script:
     addresses: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     arenas: list[int] = field(default_factory=list)  # bytes of each that was made
+    recording: list[Callable[[], None]] | None = None
 
 
 class Severity(IntEnum):
@@ -157,12 +164,17 @@ class Parser:
 
 
 class Context:
-    """Doubles x into y by way of its scratch memory."""
+    """Doubles x into y by way of its scratch memory, at the addresses of the moment it is told to.
+
+    While the device captures, it keeps what it would do for the replay, as CUDA does.
+    """
 
     def __init__(self, script: Script, logger: BaseLogger, need: int) -> None:
         self._script, self._logger, self._need = script, logger, need
         self._addresses: dict[str, int] = {}
         self._scratch = (0, 0)
+        if script.capturable is not None:
+            self.is_stream_capturable = lambda stream: stream == 77 and script.capturable
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._script.addresses.append(name)
@@ -182,6 +194,9 @@ class Context:
             self._logger.log(Severity.ERROR, f"{size} bytes at {address} for {self._need}")
             return False
         places = (self._addresses["x"], address, self._addresses["y"])
+        if self._script.recording is not None:
+            self._script.recording.append(lambda: doubled(*places))
+            return self._script.runs
         self._script.calls.append("enqueue")
         doubled(*places)
         return self._script.runs
@@ -258,6 +273,28 @@ class HostDevice:
     @contextmanager
     def stream(self) -> Iterator[int]:
         yield 77
+
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        script, recorded = self._script, list[Callable[[], None]]()
+        script.calls.append("capture")
+        script.recording = recorded
+        try:
+            launch()
+        except RunError as error:
+            raise RuntimeError(str(error)) from error
+        finally:
+            script.recording = None
+        if script.capture_error is not None:
+            raise RuntimeError(script.capture_error)
+
+        def replay() -> None:
+            script.calls.append("replay")
+            if script.replay_error is not None:
+                raise RuntimeError(script.replay_error)
+            for work in recorded:
+                work()
+
+        return replay
 
 
 def plan_bytes(version: str = VERSION, magic: bytes = b"vtrt", scratch: int = 24) -> bytes:
@@ -559,7 +596,7 @@ def test_a_failed_run_is_told_with_its_own_errors(folder: Path, graph: StageGrap
     record = built(folder, graph)
     library = Library(script := Script())
     device = HostDevice(script=script)
-    backend = TensorRTBackend(RTX, library=library, device=device)
+    backend = TensorRTBackend(RTX, cuda_graphs=False, library=library, device=device)
     inputs = {"x": torch.ones(2, 3)}
     with backend.load(folder, record) as runner:
         script.run_message = "recovered from out of memory"
@@ -623,7 +660,8 @@ def test_an_engine_that_comes_later_moves_the_arena_for_all(
         with backend.load(folder, large) as second:
             script.calls.clear()
             assert all(doubles(first, value) for value in range(3))
-            assert script.calls == ["scratch", "enqueue", "enqueue", "enqueue"]
+            # The graph knew the old address: told the new one, the engine warms up again.
+            assert script.calls == ["scratch", "enqueue", "capture", "replay", "replay"]
             assert doubles(second, 5.0)
         assert script.arenas == [24, 1 << 20]
         assert doubles(first, 6.0)
@@ -649,7 +687,173 @@ def test_backends_share_nothing(folder: Path, graph: StageGraph) -> None:
     assert script.arenas == [64, 64]
 
 
+# --- CUDA graphs ------------------------------------------------------------------------------
+
+
+def test_the_second_call_captures_and_later_ones_replay(folder: Path, graph: StageGraph) -> None:
+    script = Script()
+    with rtx(script).load(folder, built(folder, graph)) as runner:
+        for value in range(4):
+            assert doubles(runner, value)  # each replay reads the inputs of its own call
+    assert script.calls == ["scratch", "enqueue", "capture", "replay", "replay", "replay"]
+    assert script.addresses == ["x", "y"]
+    assert script.streams == [77, 77]
+
+
+def test_every_engine_has_a_graph_of_its_own(folder: Path, graph: StageGraph) -> None:
+    script = Script()
+    backend = rtx(script)
+    first, second = engines(folder, graph, 24, 24)
+    with backend.load(folder, first) as one, backend.load(folder, second) as other:
+        for value in range(3):
+            assert doubles(one, value)
+            assert doubles(other, -value)
+    assert (script.calls.count("capture"), script.calls.count("replay")) == (2, 4)
+
+
+def test_a_runner_entered_again_warms_up_again(folder: Path, graph: StageGraph) -> None:
+    script = Script()
+    runner = rtx(script).load(folder, built(folder, graph))
+    for _ in range(2):
+        script.calls.clear()
+        with runner:
+            assert doubles(runner, 1.0)
+            assert doubles(runner, 2.0)
+        assert script.calls == ["scratch", "enqueue", "capture", "replay"]
+
+
+def test_graphs_can_be_turned_off(folder: Path, graph: StageGraph) -> None:
+    script = Script()
+    backend = rtx(script, cuda_graphs=False)
+    with backend.load(folder, built(folder, graph)) as runner:
+        assert all(doubles(runner, value) for value in range(3))
+    assert script.calls == ["scratch", "enqueue", "enqueue", "enqueue"]
+
+
+@pytest.mark.parametrize(
+    ("script", "said", "tried"),
+    [
+        (Script(capture_error="operation not permitted when stream is capturing"), "not perm", 1),
+        (Script(capturable=False), "cannot be captured", 0),
+        (Script(capturable=None, capture_error="invalidated"), "invalidated", 1),
+    ],
+)
+def test_an_engine_that_cannot_be_captured_goes_on_and_says_so_once(
+    folder: Path,
+    graph: StageGraph,
+    caplog: pytest.LogCaptureFixture,
+    script: Script,
+    said: str,
+    tried: int,
+) -> None:
+    with caplog.at_level(logging.WARNING), rtx(script).load(folder, built(folder, graph)) as runner:
+        assert all(doubles(runner, value) for value in range(4))
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("stage1.full.any.plan runs without a CUDA graph: ")
+    assert said in warning
+    assert script.calls.count("capture") == tried
+    assert script.calls.count("enqueue") == 4
+
+
+def test_an_engine_that_fails_while_it_is_captured_is_enqueued_and_told_by_that(
+    folder: Path, graph: StageGraph, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = Script()
+    with rtx(script).load(folder, built(folder, graph)) as runner:
+        assert doubles(runner, 1.0)
+        script.runs, script.run_message = False, "illegal address"
+        with pytest.raises(EngineFailed) as caught:
+            runner({"x": torch.ones(2, 3)})
+        assert caught.value.given == "the engine did not start: illegal address"
+        assert "illegal address" in caplog.text
+        script.runs, script.run_message = True, None
+        assert doubles(runner, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("CUDA error: unspecified launch failure", EngineFailed),
+        ("out of memory", OutOfDeviceMemory),
+    ],
+)
+def test_a_graph_that_cannot_be_launched_is_an_error(
+    folder: Path, graph: StageGraph, message: str, kind: type[Exception]
+) -> None:
+    script = Script()
+    with rtx(script).load(folder, built(folder, graph)) as runner:
+        assert all(doubles(runner, value) for value in range(2))
+        script.replay_error = message
+        with pytest.raises(kind, match=f"captured engine did not start: {message}"):
+            runner({"x": torch.ones(2, 3)})
+        script.replay_error = None
+        assert doubles(runner, 3.0)
+
+
 # --- the CUDA device --------------------------------------------------------------------------
+
+
+class TorchGraph:
+    """torch.cuda.CUDAGraph, scripted: told what to raise, tells what was asked."""
+
+    raises: tuple[Exception | None, Exception | None] = (None, None)
+    asked: ClassVar[list[str]] = []
+
+    def capture_begin(self, *, capture_error_mode: str) -> None:
+        self.asked.append(f"begin {capture_error_mode}")
+        self._do(0)
+
+    def capture_end(self) -> None:
+        self.asked.append("end")
+        self._do(1)
+
+    def replay(self) -> None:
+        self.asked.append("replay")
+
+    def _do(self, index: int) -> None:
+        error = self.raises[index]
+        if isinstance(error, Warning):
+            warnings.warn(error, stacklevel=1)
+        elif error is not None:
+            raise error
+
+
+@pytest.fixture
+def torch_graph(monkeypatch: pytest.MonkeyPatch) -> type[TorchGraph]:
+    kind = type("Scripted", (TorchGraph,), {"asked": []})
+    monkeypatch.setattr("torch.cuda.CUDAGraph", kind)
+    return kind
+
+
+def test_a_capture_is_begun_and_ended_around_the_launch(torch_graph: type[TorchGraph]) -> None:
+    replay = CudaDevice().capture(lambda: torch_graph.asked.append("launch"))
+    replay()
+    assert torch_graph.asked == ["begin thread_local", "launch", "end", "replay"]
+
+
+def refuse() -> None:
+    raise EngineFailed("the engine did not start", expected="a start", fix="none")
+
+
+@pytest.mark.parametrize(
+    ("raises", "launch", "asked"),
+    [
+        ((RuntimeError("on the default stream"), None), int, 1),
+        ((None, RuntimeError("capture was invalidated")), int, 2),
+        ((None, UserWarning("The CUDA Graph is empty. On another stream?")), int, 2),
+        ((None, None), refuse, 2),
+    ],
+)
+def test_whatever_breaks_a_capture_is_one_error_and_ends_it(
+    torch_graph: type[TorchGraph],
+    raises: tuple[Exception | None, Exception | None],
+    launch: Callable[[], None],
+    asked: int,
+) -> None:
+    torch_graph.raises = raises
+    with pytest.raises(RuntimeError):
+        CudaDevice().capture(launch)
+    assert len(torch_graph.asked) == asked
 
 
 def test_a_device_that_is_full_is_told_in_the_packages_words(
