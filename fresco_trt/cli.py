@@ -28,6 +28,7 @@ from fresco_trt.options import (
     Backend,
     BaselineSteps,
     BasisPath,
+    BlockCounts,
     BundleFolder,
     Cache,
     Delta,
@@ -116,6 +117,7 @@ def build(
     steps: PlainSteps = None,
     delta: Delta = None,
     weights: Weights = None,
+    blocks: BlockCounts = None,
     backend: Backend = "onnxruntime",
     precision: Precision = "fp32",
     recipe: RecipeName = None,
@@ -136,6 +138,8 @@ def build(
 ) -> None:
     """Compile every stage of a plan to a static-shape engine and write the bundle."""
     from fresco_trt.lower import build as lower
+    from fresco_trt.models.flux_layers import parse_blocks
+    from fresco_trt.peak import peak_memory
 
     request = lower.BuildRequest(
         model=model,
@@ -144,6 +148,7 @@ def build(
         steps=steps,
         delta=delta,
         weights=weights,
+        blocks=None if blocks is None else parse_blocks(blocks),
         backend=backend,
         precision=precision,
         quant=lower.QuantChoice(recipe=recipe, keep=tuple(keep or ()), ranges=ranges, force=force),
@@ -160,7 +165,9 @@ def build(
         return
     with display.progress() as report:
         built = [lower.run(each, progress=report).to_json() for each in requests]
-    _print({"bundles": built}, as_json, display.built_table)
+    peak = peak_memory()
+    summary = {"bundles": built, "peak": None if peak is None else peak.to_json()}
+    _print(summary, as_json, display.built_table)
 
 
 @app.command()
@@ -338,6 +345,7 @@ def _generated(
         "steps": [asdict(step) for step in result.steps],
         "backend": pipe.bundle.manifest.backend.name,
         "model": pipe.bundle.manifest.model.name,
+        "blocks": pipe.bundle.manifest.built.options.get("blocks"),
     }
 
 

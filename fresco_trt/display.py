@@ -153,21 +153,78 @@ def _numbered(positions: str) -> str:
 
 
 def dry_run_table(summary: Mapping[str, Any]) -> None:
-    """What a build would do, engine by engine."""
+    """What a build would do, engine by engine, and what they take in each layout there is."""
     for draft in summary["builds"]:
-        rows = [(e["name"], e["tokens"], e["latents"]) for e in draft["engines"]]
         title = f"{draft['out']} ({draft['backend']}, {draft['precision']})"
-        table(title, ("engine", "tokens", "latents"), rows)
+        counts = ("engine", "tokens", "text", "latents", "built before")
+        table(title, counts, map(_shapes, draft["engines"]))
+        for bundle, seconds in _before(draft["engines"]).items():
+            say(f"built before: {bundle}, {seconds:.1f} s in all")
+        for layout in draft["layouts"]:
+            sizes = ("engine", "host memory to build", "disk", "resident")
+            table(f"estimates, layout {layout['name']}", sizes, _memory(layout))
+        if draft["estimates"]:
+            say(draft["estimates"])
+        for line in _depth_lines(draft["blocks"], draft["plan"]["model"]):
+            say(line)
         say(f"{draft['state']}\nreuse: {draft['reuse']}")
 
 
+def _shapes(engine: Mapping[str, Any]) -> tuple[object, ...]:
+    """An engine's name and counts, and the seconds of an earlier build."""
+    earlier = engine["earlier"]
+    seconds = "no earlier build" if earlier is None else f"{earlier['seconds']:.1f} s"
+    return (engine["name"], engine["tokens"], engine["text_tokens"], engine["latents"], seconds)
+
+
+def _before(engines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The bundles that equal engines were built in, and the seconds of the whole build."""
+    found = [each["earlier"] for each in engines if each["earlier"] is not None]
+    return {each["bundle"]: each["bundle_seconds"] for each in found}
+
+
+def _memory(layout: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """A row for each engine, one for weights that they share, one for all together."""
+    for engine in layout["engines"]:
+        yield (engine["name"], *_sizes(engine))
+    if layout["shared_bytes"]:
+        shared = _size(layout["shared_bytes"])
+        yield ("shared weights", "", shared, shared)
+    yield ("all", *_sizes(layout))
+
+
+def _sizes(memory: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(_size(memory[key]) for key in ("build_bytes", "disk_bytes", "resident_bytes"))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _depth_lines(blocks: str | None, model: str) -> Iterator[str]:
+    """That engines of fewer blocks are not the model, wherever they are shown."""
+    if blocks is not None:
+        double, _, single = str(blocks).partition(",")
+        yield (
+            f"depth-reduced: {double} double-stream and {single} single-stream blocks as wide as "
+            f"those of {model}; for latency and memory only, its pictures are noise"
+        )
+
+
 def built_table(summary: Mapping[str, Any]) -> None:
-    """The bundles that a build left."""
+    """The bundles that a build left, and what it took of the machine's memory."""
     for bundle in summary["bundles"]:
         say(
             f"{bundle['folder']}: {bundle['state']}, {len(bundle['engines'])} engines, "
             f"{bundle['bytes'] / 1e6:.1f} MB ({bundle['backend']}), {bundle['seconds']:.1f} s"
         )
+        for line in _depth_lines(bundle["blocks"], bundle["model"]):
+            say(line)
+    peak = summary["peak"]
+    if peak is not None:
+        children = peak["children_bytes"]
+        largest = f"; largest program it started {_size(children)}" if children else ""
+        say(f"peak host memory {_size(peak['own_bytes'])}{largest}")
 
 
 def generated_table(summary: Mapping[str, Any]) -> None:
@@ -183,6 +240,8 @@ def generated_table(summary: Mapping[str, Any]) -> None:
     host = seconds["denoise"] - seconds["engines"]
     share = 100 * host / seconds["denoise"]
     say(f"denoise {seconds['denoise']:.3f} s, {share:.2f}% outside engines")
+    for line in _depth_lines(summary["blocks"], summary["model"]):
+        say(line)
     for path in (*summary["previews"], summary["image"]):
         say(path)
 
@@ -216,6 +275,8 @@ def manifest_table(summary: Mapping[str, Any]) -> None:
         f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB, all digests right\n"
         f"weights {summary['model']['weights_sha256'][:16]}, key {summary['key'][:16]}"
     )
+    for line in _depth_lines(summary["built"]["options"].get("blocks"), summary["model"]["name"]):
+        say(line)
     for name, counts in summary["networks"].items():
         whole = sum(counts.values())
         shares = (f"{count} of {whole} in {kind}" for kind, count in counts.items())

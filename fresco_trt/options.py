@@ -83,6 +83,14 @@ Weights = Annotated[
 
 # --- of a build -------------------------------------------------------------------------------
 
+BlockCounts = Annotated[
+    str | None,
+    typer.Option(
+        "--blocks",
+        help="With --weights random, so many double-stream and single-stream blocks, e.g. 1,1.",
+        show_default="all of the model's",
+    ),
+]
 Backend = Annotated[
     str, typer.Option(help="eager, inductor, onnxruntime, tensorrt or tensorrt-rtx.")
 ]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Runner
     from fresco_trt.bundle import Bundle
     from fresco_trt.pipeline import FrescoPipeline
+    from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import Promotion
     from fresco_trt.run.selection import Window
 
@@ -145,13 +146,12 @@ def _reference(bundle: Bundle, weights: str | None) -> Module:
     from fresco_trt.lower.request import stored_dtype
     from fresco_trt.models.flux import load_transformer
     from fresco_trt.models.weights import weights_digest
-    from fresco_trt.models.zoo import model_facts
 
     manifest = bundle.manifest
     given = "random" if weights is None and _is_random(bundle) else weights
     about = backend(manifest.backend.name).describe()
     stored = getattr(torch, stored_dtype(manifest.precision, about))
-    transformer = load_transformer(given, model_facts(manifest.model.name), dtype=stored)
+    transformer = load_transformer(given, _facts(bundle), dtype=stored)
     digest = weights_digest(transformer)
     if digest != manifest.model.weights_sha256:
         raise IncompatibleOptions(
@@ -161,6 +161,16 @@ def _reference(bundle: Bundle, weights: str | None) -> Module:
         )
     # diffusers' own ``to`` warns about every cast; this is the plain one.
     return torch.nn.Module.to(transformer, torch.float32)
+
+
+def _facts(bundle: Bundle) -> ModelFacts:
+    """The model's, or those of as few of its blocks as the bundle was built with."""
+    from fresco_trt.models.flux_layers import parse_blocks, with_blocks
+    from fresco_trt.models.zoo import model_facts
+
+    facts = model_facts(bundle.manifest.model.name)
+    blocks = bundle.manifest.built.options.get("blocks")
+    return facts if blocks is None else with_blocks(facts, parse_blocks(str(blocks)))
 
 
 def _is_random(bundle: Bundle) -> bool:

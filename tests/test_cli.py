@@ -202,6 +202,56 @@ def test_a_dry_run_shows_every_size_and_writes_nothing(shell: Shell) -> None:
     assert shell.left() == []
 
 
+def test_a_dry_run_says_what_each_layout_takes(shell: Shell) -> None:
+    arguments = build_arguments(
+        model="flux", weights="random", size=None, stages=3, backend="onnxruntime"
+    )
+    table = shell(*arguments, "--dry-run")
+    assert table.code == 0
+    for words in ("estimates, layout shared", "4096", "512", "47.61 GB", "no earlier build"):
+        assert words in table.out
+    assert "parameters x bytes, exact" in table.out
+    found = shell(*arguments, "--dry-run", "--json").json["builds"][0]
+    (layout,) = found["layouts"]
+    assert layout["shared_bytes"] == 4 * model_facts("flux").parameters
+    assert [each["text_tokens"] for each in found["engines"]] == [512] * 3
+    assert shell.left() == []
+
+
+def test_a_dry_run_remembers_the_build_before(shell: Shell) -> None:
+    assert shell(*build_arguments(out="apple")).code == 0
+    table = shell(*build_arguments(out="pear"), "--dry-run")
+    assert "no earlier build" not in table.out
+    assert re.search(r"^built before: apple, \d+\.\d s in all$", table.out, re.MULTILINE)
+    other = shell(*build_arguments(out="pear", size="96x96"), "--dry-run")
+    assert other.out.count("no earlier build") == 2
+
+
+def test_fewer_blocks_are_called_so_by_every_command(shell: Shell) -> None:
+    words = (
+        "depth-reduced: 1 double-stream and 2 single-stream blocks as wide as those of flux-tiny"
+    )
+    arguments = build_arguments(weights="random", blocks="1,2", out="bundle")
+    assert words in shell(*arguments, "--dry-run").out
+    assert words in shell(*arguments).out
+    assert shell(*arguments, "--json").json["bundles"][0]["blocks"] == "1,2"
+    assert words in shell("inspect", "bundle").out
+    drawn = ("generate", "--engines", "bundle", "--prompt", PROMPT)
+    assert words in shell(*drawn).out
+    assert shell(*drawn, "--json").json["blocks"] == "1,2"
+    assert shell("verify", "--engines", "bundle", "--json").json["passed"] is True
+    assert "depth" not in shell(*build_arguments(out="whole")).out
+
+
+def test_a_build_says_what_it_took_of_the_memory(shell: Shell) -> None:
+    ran = shell(*build_arguments(out="bundle"))
+    assert re.search(r"^peak host memory \d+\.\d+ [GM]B", ran.out, re.MULTILINE)
+    peak = shell(*build_arguments(out="bundle"), "--json").json["peak"]
+    weights = 4 * model_facts("flux-tiny").parameters
+    assert peak["own_bytes"] > weights
+    assert peak.keys() == {"own_bytes", "children_bytes"}
+
+
 def test_build_places_its_switches_by_delta_as_plan_does(shell: Shell) -> None:
     arguments = (*build_arguments(delta=0.05, out="bundle"), "--dry-run", "--json")
     drawn_up = shell(*arguments).json["builds"][0]["plan"]
@@ -323,6 +373,10 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (build_arguments(size="64by64"), ["64by64"]),
     (build_arguments(steps=9), ["--steps 9 with 2 stages", "leave --steps out"]),
     (build_arguments(backend="abacus"), ["abacus", "onnxruntime"]),
+    (build_arguments(blocks="1,1"), ["--blocks 1,1 without", "--weights random"]),
+    (build_arguments(blocks="1,1", weights=TINY), ["--blocks 1,1 with weights", "random"]),
+    (build_arguments(blocks="1", weights="random"), ["--blocks 1;", "--blocks 1,1"]),
+    (build_arguments(blocks="3,1", weights="random"), ["--blocks 3,1 of flux-tiny", "to 2,4"]),
     (build_arguments(precision="fp8"), ["--precision fp8", "bf16"]),
     (build_arguments(recipe="int8"), ["--recipe int8 with --precision fp32"]),
     (build_arguments(keep="*"), ["--keep with --precision fp32", "--precision int8"]),

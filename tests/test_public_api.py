@@ -33,7 +33,8 @@ SIGNATURES = {
     "build": (
         "(model: 'str', *, stages: 'int' = 3, preset: 'str | None' = None, "
         "size: 'Size | None' = None, steps: 'int | None' = None, delta: 'float | None' = None, "
-        "weights: 'str | None' = None, backend: 'str' = 'onnxruntime', "
+        "weights: 'str | None' = None, blocks: 'Blocks | None' = None, "
+        "backend: 'str' = 'onnxruntime', "
         "precision: 'str' = 'fp32', recipe: 'str | None' = None, keep: 'Sequence[str]' = (), "
         "ranges: 'str | Path | None' = None, force: 'bool' = False, "
         "cache: 'str' = 'none', interval: 'int | None' = None, "

@@ -19,6 +19,7 @@ from fresco_trt.basis import BASIS_FILE, Basis
 from fresco_trt.bundle import BundleWriter, open_bundle
 from fresco_trt.doctor import missing_to_build
 from fresco_trt.errors import BundleError, BundleNotFound, error_context
+from fresco_trt.lower.dry_run import describe
 from fresco_trt.lower.gather import gather
 from fresco_trt.lower.principal import Reference, measure_basis
 from fresco_trt.lower.record import (
@@ -32,7 +33,6 @@ from fresco_trt.lower.record import (
 from fresco_trt.lower.request import (
     BuildRequest,
     QuantChoice,
-    describe,
     requests_of,
     resolve,
 )
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.bundle import Bundle
     from fresco_trt.lower.quantize import Quantizer
+    from fresco_trt.models.flux_layers import Blocks
     from fresco_trt.plan.sizes import Size
 
 REUSED = "reused (same key)"
@@ -74,6 +75,8 @@ class Built:
             "state": self.state,
             "key": manifest.key,
             "backend": manifest.backend.name,
+            "model": manifest.model.name,
+            "blocks": manifest.built.options.get("blocks"),
             "engines": [engine.name for engine in manifest.engines],
             "bytes": sum(file.bytes for file in manifest.files),
             "seconds": round(self.seconds, 3),
@@ -89,6 +92,7 @@ def build(
     steps: int | None = None,
     delta: float | None = None,
     weights: str | None = None,
+    blocks: Blocks | None = None,
     backend: str = "onnxruntime",
     precision: str = "fp32",
     recipe: str | None = None,
@@ -109,13 +113,14 @@ def build(
 
     `size` is (width, height) in pixels; `steps` only for one stage; `delta` places the switches by
     the spectrum of the model's latents; `weights` a diffusers folder, a .safetensors file,
-    "random", or None for the bundled or hub weights; `recipe`, `keep`, `ranges` and `force` belong
-    to the precisions "int8" and "fp8" (see :class:`QuantChoice`); `cache` and what belongs to it as
-    `fresco_trt.plan` has them; `basis` a file of `fresco-trt calibrate --measure basis` for the
-    cache "svd" (None: measured now, with the prompts in calibration/); `targets` GPU architectures
-    for TensorRT ("sm89"). A bundle with the same build key is reused. Raises PlanError or
-    LowerError leaves, QualityTooLow among them; whatever happens, `out` holds the old bundle or the
-    complete new one.
+    "random", or None for the bundled or hub weights; `blocks`, with random weights, how many
+    double-stream and single-stream blocks to build in place of all; `recipe`, `keep`, `ranges` and
+    `force` belong to the precisions "int8" and "fp8" (see :class:`QuantChoice`); `cache` and what
+    belongs to it as `fresco_trt.plan` has them; `basis` a file of `fresco-trt calibrate --measure
+    basis` for the cache "svd" (None: measured now, with the prompts in calibration/); `targets` GPU
+    architectures for TensorRT ("sm89"). A bundle with the same build key is reused. Raises
+    PlanError or LowerError leaves, QualityTooLow among them; whatever happens, `out` holds the old
+    bundle or the complete new one.
     """
     request = BuildRequest(
         model=model,
@@ -125,6 +130,7 @@ def build(
         steps=steps,
         delta=delta,
         weights=weights,
+        blocks=blocks,
         backend=backend,
         precision=precision,
         quant=QuantChoice(
@@ -195,7 +201,7 @@ def _written(made: Ingredients, began: float, progress: Progress) -> Bundle:
         calibration = None if basis is None else _stored(basis, writer.folder)
         quantised = quantisation(made, progress)
         quantizer = None if quantised is None else quantised.quantizer
-        engines = _engines(made, quantizer, writer.folder, progress)
+        engines, seconds = _engines(made, quantizer, writer.folder, progress)
         quantized = None
         if quantised is not None:
             directions = None if basis is None else basis.directions
@@ -211,7 +217,7 @@ def _written(made: Ingredients, began: float, progress: Progress) -> Bundle:
                 "backend": backend_record(resolved),
                 "engines": engines,
                 "pipeline": pipeline_record(made, writer.folder),
-                "built": built_record(made, perf_counter() - began),
+                "built": built_record(made, perf_counter() - began, seconds),
                 "key": made.key,
             }
         )
@@ -234,22 +240,21 @@ def _stored(basis: Basis, folder: Path) -> str:
 
 def _engines(
     made: Ingredients, quantizer: Quantizer | None, folder: Path, progress: Progress
-) -> tuple[EngineRecord, ...]:
+) -> tuple[tuple[EngineRecord, ...], dict[str, float]]:
+    """Every engine's record, and the wall seconds that the library took for it."""
     resolved = made.resolved
     options = BuildOptions(
         folder=folder, targets=resolved.targets, precision=resolved.precision, progress=progress
     )
+    records, seconds = [], {}
     # Inside the folder that is being written: what a killed build leaves, the next one removes.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work:
-        graphs = _stage_graphs(made, quantizer, Path(work), progress)
-        return tuple(
-            EngineRecord(
-                name=graph.name,
-                files=resolved.backend.build(graph, options),
-                signature=graph.signature,
-            )
-            for graph in graphs
-        )
+        for graph in _stage_graphs(made, quantizer, Path(work), progress):
+            began = perf_counter()
+            files = resolved.backend.build(graph, options)
+            seconds[graph.name] = round(perf_counter() - began, 3)
+            records.append(EngineRecord(name=graph.name, files=files, signature=graph.signature))
+    return tuple(records), seconds
 
 
 def _stage_graphs(

@@ -16,13 +16,17 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt import __version__
 from fresco_trt.backends.base import writing
 from fresco_trt.canonical import build_key
+from fresco_trt.lower.earlier import SECONDS
 from fresco_trt.lower.principal import principal_identity
 from fresco_trt.manifest import BackendRecord, BuiltRecord, ModelRecord, PipelineRecord
 from fresco_trt.models.flux import transformer_config
+from fresco_trt.models.flux_layers import format_blocks
 from fresco_trt.models.flux_parts import PIPELINE_PARTS
 from fresco_trt.plan.sizes import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch.nn import Module
 
     from fresco_trt.basis import Basis
@@ -173,8 +177,12 @@ def pipeline_record(made: Ingredients, folder: Path) -> PipelineRecord:
     return PipelineRecord(folder=PIPELINE_FOLDER, digest=made.pipeline_digest, parts=PIPELINE_PARTS)
 
 
-def built_record(made: Ingredients, seconds: float) -> BuiltRecord:
-    """Versions, seconds and the choices that were made; no path of this machine."""
+def built_record(
+    made: Ingredients, seconds: float, engine_seconds: Mapping[str, float]
+) -> BuiltRecord:
+    """Versions, seconds in all and of each engine, and the choices that were made; no path of this
+    machine.
+    """
     resolved = made.resolved
     given = resolved.weights not in (None, "random")
     options: dict[str, Any] = {
@@ -184,6 +192,7 @@ def built_record(made: Ingredients, seconds: float) -> BuiltRecord:
         "delta": resolved.delta,
         "size": format_size(resolved.plan.size),
         "weights": "a given path" if given else resolved.weights,
+        "blocks": None if resolved.blocks is None else format_blocks(resolved.blocks),
         "precision": resolved.precision,
         "quantisation": quantisation_identity(made),
         "cache": None if resolved.plan.cache is None else resolved.plan.cache.name,
@@ -191,6 +200,7 @@ def built_record(made: Ingredients, seconds: float) -> BuiltRecord:
         "backend": resolved.backend.name,
         "targets": list(resolved.targets),
         "packages": packages(),
+        SECONDS: dict(engine_seconds),
         **_machine("machine", resolved.backend.describe().machine),
     }
     return BuiltRecord(

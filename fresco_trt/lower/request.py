@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import check_precision
 from fresco_trt.canonical import MANIFEST_NAME
-from fresco_trt.doctor import in_words, missing_to_build, missing_to_run
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
 from fresco_trt.models.flux import stage_signature
+from fresco_trt.models.flux_layers import format_blocks, with_blocks
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.caching import NO_CACHE
-from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.recipes import find_recipe
 from fresco_trt.plan.sizes import format_size, parse_sizes
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fresco_trt.backends.base import Backend, BackendFacts
+    from fresco_trt.models.flux_layers import Blocks
     from fresco_trt.plan.caching import CacheChoice
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.recipes import Recipe
@@ -64,7 +64,11 @@ AS_RECIPE = QuantChoice()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
-    """Build choices as the caller stated them; None means the default. One knob, one place."""
+    """Build choices as the caller stated them; None means the default. One knob, one place.
+
+    ``blocks``, with random weights only, is how many double-stream and single-stream blocks of the
+    model's own width are built in place of all.
+    """
 
     model: str
     stages: int = 3
@@ -73,6 +77,7 @@ class BuildRequest:
     steps: int | None = None
     delta: float | None = None
     weights: str | None = None
+    blocks: Blocks | None = None
     backend: str = "onnxruntime"
     precision: str = "fp32"
     quant: QuantChoice = AS_RECIPE
@@ -87,6 +92,7 @@ class BuildRequest:
 class Resolved:
     """A request with nothing left open: what will be built, with what, for which GPUs, and where.
 
+    ``facts`` are those of the model or, where ``blocks`` were asked for, of so many of its blocks;
     ``delta`` is the tolerance that placed the plan's switches, if one did; ``basis`` the file of
     principal directions that was given, if one was; ``recipe`` what quantises, if anything does,
     and ``kept`` the patterns of layers that it leaves alone; ``graphs`` is where the ONNX graphs
@@ -94,6 +100,7 @@ class Resolved:
     """
 
     facts: ModelFacts
+    blocks: Blocks | None
     plan: StagePlan
     delta: float | None
     basis: Path | None
@@ -109,9 +116,14 @@ class Resolved:
     graphs: Path | None
 
     @property
+    def rest(self) -> str:
+        """The precision of what is not quantised."""
+        return rest_of(self.precision, self.backend.describe())
+
+    @property
     def dtype(self) -> str:
         """torch's name of the type that weights have where they are not quantised."""
-        return stored_dtype(self.precision, self.backend.describe())
+        return DTYPES[self.rest]
 
     def signature(self, stage: int, action: Action) -> GraphSignature:
         """Signature of an engine of the stage counted from 0."""
@@ -120,7 +132,12 @@ class Resolved:
 
 def stored_dtype(precision: str, about: BackendFacts) -> str:
     """torch's name of the type in which weights are stored that are not quantised."""
-    return DTYPES[precision if precision in DTYPES else about.rest]
+    return DTYPES[rest_of(precision, about)]
+
+
+def rest_of(precision: str, about: BackendFacts) -> str:
+    """The precision of weights that are not quantised."""
+    return precision if precision in DTYPES else about.rest
 
 
 def resolve(request: BuildRequest) -> Resolved:
@@ -129,7 +146,7 @@ def resolve(request: BuildRequest) -> Resolved:
     Raises PlanError leaves, IncompatibleOptions for options that would be ignored or contradict
     one another, and UnsupportedPrecision.
     """
-    facts = model_facts(request.model)
+    facts = _facts(request)
     plan = make_plan(
         facts,
         stages=request.stages,
@@ -147,9 +164,9 @@ def resolve(request: BuildRequest) -> Resolved:
     _check_quant(request, recipe)
     targets = _targets(request.targets, about)
     _check_targets(recipe, targets or about.targets)
-    name = f"{facts.name}-{format_size(plan.size)}-{len(plan.stages)}stage"
     return Resolved(
         facts=facts,
+        blocks=request.blocks,
         plan=plan,
         delta=request.delta,
         basis=request.basis,
@@ -161,7 +178,7 @@ def resolve(request: BuildRequest) -> Resolved:
         force=request.quant.force,
         targets=targets,
         weights=request.weights,
-        out=request.out or ENGINES / name,
+        out=request.out or ENGINES / _name(request, plan),
         graphs=request.graphs,
     )
 
@@ -182,55 +199,29 @@ def requests_of(request: BuildRequest, sizes: Sequence[str]) -> list[BuildReques
     return each
 
 
-def describe(request: BuildRequest) -> dict[str, Any]:
-    """What a build would do, without weights: the plan's summary and its engines."""
-    resolved = resolve(request)
-    return {
-        "out": str(resolved.out),
-        "backend": resolved.backend.name,
-        "precision": resolved.precision,
-        "targets": list(resolved.targets),
-        **_feasibility(resolved.backend),
-        "reuse": _reuse(resolved.out),
-        "plan": plan_summary(resolved.facts, resolved.plan, request.steps),
-        "engines": _engines(resolved),
-    }
-
-
-def _engines(resolved: Resolved) -> list[dict[str, Any]]:
-    from fresco_trt.run.sampler import engine_name
-
-    grids = [stage.grid for stage in resolved.plan.stages]
-    return [
-        {
-            "name": engine_name(index, action),
-            "tokens": resolved.plan.tokens[index],
-            "latents": f"{grids[index].width}x{grids[index].height}",
-            "signature": resolved.signature(index, action).to_json(),
-        }
-        for index, action in resolved.plan.graphs
-    ]
-
-
-def _feasibility(library: Backend) -> dict[str, Any]:
-    """Whether this machine can build, and what it lacks to build or, failing that, to run."""
-    to_build, to_run = missing_to_build(library), missing_to_run(library)
-    if to_build:
-        state = f"cannot be built here; missing: {in_words(to_build)}"
-    elif to_run:
-        state = f"ready to build; missing to run it here: {in_words(to_run)}"
-    else:
-        state = "ready to build"
-    return {"builds": not to_build, "runs": not to_run, "state": state}
-
-
-def _reuse(out: Path) -> str:
-    if not (out / MANIFEST_NAME).is_file():
-        return "nothing there to reuse"
-    return "a bundle is there; whether its key is the same is known once the weights are read"
-
-
 # --- options ----------------------------------------------------------------------------------
+
+
+def _facts(request: BuildRequest) -> ModelFacts:
+    """The model's, or with ``blocks`` those of a model of the same width that is nobody's."""
+    facts = model_facts(request.model)
+    if request.blocks is None:
+        return facts
+    if request.weights != "random":
+        given = "without --weights" if request.weights is None else "with weights of a model"
+        raise IncompatibleOptions(
+            f"--blocks {format_blocks(request.blocks)} {given}",
+            expected="--weights random: a model with fewer blocks draws noise, whatever they hold",
+            fix="leave --blocks out, or pass --weights random",
+        )
+    return with_blocks(facts, request.blocks)
+
+
+def _name(request: BuildRequest, plan: StagePlan) -> str:
+    """A folder of its own for fewer blocks: they must not take the place of the model's engines."""
+    double, single = request.blocks or (None, None)
+    depth = "" if double is None else f"-{double}+{single}blocks"
+    return f"{plan.model}{depth}-{format_size(plan.size)}-{len(plan.stages)}stage"
 
 
 def _in_parent(request: BuildRequest) -> BuildRequest:

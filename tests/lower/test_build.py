@@ -114,6 +114,29 @@ def test_random_weights_need_nothing_at_hand(
         assert pipe("any words at all").images[0].size == (64, 64)
 
 
+def test_fewer_blocks_are_recorded_wherever_one_looks(tmp_path: Path) -> None:
+    whole = run(request(tmp_path / "whole", weights="random")).bundle.manifest
+    fewer = run(request(tmp_path / "fewer", weights="random", blocks=(1, 2))).bundle
+    manifest = fewer.manifest
+    assert (whole.built.options["blocks"], manifest.built.options["blocks"]) == (None, "1,2")
+    assert [manifest.model.config[name] for name in ("num_layers", "num_single_layers")] == [1, 2]
+    assert manifest.model.config["num_attention_heads"] == FLUX_TINY.heads
+    assert manifest.model.weights_sha256 != whole.model.weights_sha256
+    assert run(request(tmp_path / "fewer", weights="random", blocks=(1, 2))).reused
+    again = run(request(tmp_path / "fewer", weights="random", blocks=(1, 1)))
+    assert again.state == "rebuilt: weights differ"
+    with fresco_trt.FrescoPipeline.from_bundle(fewer.folder) as pipe:
+        assert pipe("a cat").images[0].size == (64, 64)
+
+
+def test_every_engine_says_how_long_it_took(eager_two: Path) -> None:
+    built = open_bundle(eager_two).manifest.built
+    seconds: Any = built.options["engine_seconds"]
+    assert list(seconds) == ["stage1.full", "stage2.full"]
+    assert all(each >= 0 for each in seconds.values())
+    assert sum(seconds.values()) <= built.seconds
+
+
 def test_the_tolerance_is_recorded_and_is_part_of_the_key(tmp_path: Path) -> None:
     out, states = tmp_path / "bundle", []
     for delta in (None, 0.05, 0.05, 0.1):

@@ -20,6 +20,8 @@ AXES: dict[str, tuple[Any, ...]] = {
     "preset": (None, *FLUX_TINY.presets),
     "delta": (None, 0.05),
     "steps": (None, 6),
+    "weights": (None, "random"),
+    "blocks": (None, (1, 1), (2, 5)),
     "backend": backend_names(),
     "precision": ("fp32", "bf16", "fp16", "fp8", "int8"),
     "quant": (

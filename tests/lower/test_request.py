@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,9 @@ from fresco_trt.errors import (
     UnsupportedStages,
 )
 from fresco_trt.lower import request as lower
-from fresco_trt.lower.request import BuildRequest, describe, requests_of, resolve
+from fresco_trt.lower.request import BuildRequest, requests_of, resolve
 from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.caching import CacheChoice
-from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
 
@@ -82,6 +80,10 @@ REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
     (IncompatibleOptions, {"targets": ("sm89",)}),
     (IncompatibleOptions, {"targets": ("sm89",), "backend": "eager"}),
     (IncompatibleOptions, {"graphs": Path("graphs"), "backend": "eager"}),
+    (IncompatibleOptions, {"blocks": (1, 1)}),
+    (IncompatibleOptions, {"blocks": (1, 1), "weights": "folder"}),
+    (PlanError, {"blocks": (0, 1), "weights": "random"}),
+    (PlanError, {"blocks": (1, 5), "weights": "random"}),
 ]
 
 
@@ -142,9 +144,16 @@ def test_a_mixed_stages_engine_has_the_plans_token_count(monkeypatch: pytest.Mon
     names = [{spec.name for spec in aligned.signature(index, "full").inputs} for index in range(3)]
     assert names[0] == names[2] == {spec.name for spec in resolved.signature(1, "full").inputs}
     assert names[1] - names[0] == {"rope_cos_coarse", "rope_sin_coarse"}
-    engines = describe(TINY)["engines"]
-    assert [engine["tokens"] for engine in engines] == [64, 112, 256]
-    assert [engine["latents"] for engine in engines] == ["16x16", "32x32", "32x32"]
+
+
+def test_fewer_blocks_are_built_under_a_name_of_their_own() -> None:
+    whole = resolve(replace(TINY, weights="random"))
+    fewer = resolve(replace(TINY, weights="random", blocks=(1, 2)))
+    assert (whole.blocks, fewer.blocks) == (None, (1, 2))
+    assert (fewer.facts.double_blocks, fewer.facts.single_blocks) == (1, 2)
+    assert fewer.out == Path("engines/flux-tiny-1+2blocks-256x256-3stage")
+    assert fewer.plan == whole.plan
+    assert fewer.signature(0, "full") == whole.signature(0, "full")
 
 
 # --- targets ----------------------------------------------------------------------------------
@@ -194,55 +203,3 @@ def test_a_bundle_cannot_be_the_parent_of_others(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").touch()
     with pytest.raises(OutputNotWritable, match="a bundle itself"):
         requests_of(replace(TINY, out=tmp_path), ["64x64", "128x64"])
-
-
-# --- dry run ----------------------------------------------------------------------------------
-
-
-def test_a_description_is_json_of_the_plan_and_every_engine() -> None:
-    request = replace(TINY, size=(64, 64), preset="turbo")
-    draft = json.loads(json.dumps(describe(request)))
-    resolved = resolve(request)
-    assert draft["plan"] == json.loads(json.dumps(plan_summary(FLUX_TINY, resolved.plan)))
-    assert [engine["name"] for engine in draft["engines"]] == [
-        "stage1.full",
-        "stage2.full",
-        "stage3.full",
-    ]
-    assert [engine["tokens"] for engine in draft["engines"]] == list(resolved.plan.tokens)
-    assert [engine["latents"] for engine in draft["engines"]] == ["4x4", "8x8", "16x16"]
-    for index, engine in enumerate(draft["engines"]):
-        assert engine["signature"] == json.loads(
-            json.dumps(resolved.signature(index, "full").to_json())
-        )
-
-
-def test_reuse_is_said_to_depend_on_the_weights(tmp_path: Path) -> None:
-    request = replace(TINY, out=tmp_path)
-    assert describe(request)["reuse"] == "nothing there to reuse"
-    (tmp_path / "manifest.json").touch()
-    assert "once the weights are read" in describe(request)["reuse"]
-
-
-GPU = Missing(what="a GPU", fix="buy one")
-
-
-@pytest.mark.parametrize(
-    ("version", "missing", "builds", "runs", "words"),
-    [
-        ("1", (), True, True, "ready to build"),
-        ("1", (GPU,), True, False, "ready to build; missing to run it here: a GPU (buy one)"),
-        (None, (GPU,), False, False, "cannot be built here; missing: a GPU (buy one)"),
-    ],
-)
-def test_building_and_running_are_told_apart(
-    monkeypatch: pytest.MonkeyPatch,
-    version: str | None,
-    missing: tuple[Missing, ...],
-    builds: bool,
-    runs: bool,
-    words: str,
-) -> None:
-    monkeypatch.setattr(lower, "backend", lambda name: Library(version, missing))
-    draft = describe(TINY)
-    assert (draft["builds"], draft["runs"], draft["state"]) == (builds, runs, words)

@@ -1,0 +1,143 @@
+"""What a build would do, said without weights: engines, what they take, how long they took before.
+
+Beside the build: it stands on the same resolved request, so that the two refuse the same things.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.canonical import MANIFEST_NAME
+from fresco_trt.doctor import in_words, missing_to_build, missing_to_run
+from fresco_trt.lower.earlier import earlier_builds
+from fresco_trt.lower.request import resolve
+from fresco_trt.models.flux_layers import format_blocks, graph_parameters
+from fresco_trt.plan.cost import plan_summary
+from fresco_trt.plan.memory import LIBRARIES, graph_memory, held_to_build, layout_memory, reckoning
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fresco_trt.backends.base import Backend
+    from fresco_trt.lower.request import BuildRequest, Resolved
+    from fresco_trt.plan.memory import GraphMemory, Library, Parameters
+    from fresco_trt.plan.signature import GraphSignature
+    from fresco_trt.plan.stages import Action
+
+
+def describe(request: BuildRequest) -> dict[str, Any]:
+    """The plan's summary, its engines, and for each layout that the backend has what they take.
+
+    All bytes are those of :mod:`fresco_trt.plan.memory`; ``estimates`` says how they are reckoned.
+    Both are empty for a backend that nothing is known of. ``earlier`` of an engine is its last
+    build in a bundle beside this one, or None. Raises what :func:`resolve` raises.
+    """
+    resolved = resolve(request)
+    library = LIBRARIES.get(resolved.backend.name)
+    return {
+        "out": str(resolved.out),
+        "backend": resolved.backend.name,
+        "precision": resolved.precision,
+        "targets": list(resolved.targets),
+        "blocks": None if resolved.blocks is None else format_blocks(resolved.blocks),
+        **_feasibility(resolved.backend),
+        "reuse": _reuse(resolved.out),
+        "plan": plan_summary(resolved.facts, resolved.plan, request.steps),
+        "engines": _engines(resolved),
+        "layouts": [] if library is None else _layouts(resolved, library),
+        "estimates": "" if library is None else reckoning(library),
+    }
+
+
+def _engines(resolved: Resolved) -> list[dict[str, Any]]:
+    grids = [stage.grid for stage in resolved.plan.stages]
+    earlier, rest = earlier_builds(resolved), resolved.rest
+    described = []
+    for (index, action), (name, signature) in zip(
+        resolved.plan.graphs, _signatures(resolved).items(), strict=True
+    ):
+        before = earlier.get(signature)
+        described.append(
+            {
+                "name": name,
+                "tokens": resolved.plan.tokens[index],
+                "text_tokens": _text_tokens(signature),
+                "latents": f"{grids[index].width}x{grids[index].height}",
+                "weight_bytes": _parameters(resolved, action).bytes(rest),
+                "earlier": None if before is None else before.to_json(),
+                "signature": signature.to_json(),
+            }
+        )
+    return described
+
+
+def _signatures(resolved: Resolved) -> dict[str, GraphSignature]:
+    """Of every engine by its name, in the plan's order."""
+    from fresco_trt.run.sampler import engine_name
+
+    return {
+        engine_name(index, action): resolved.signature(index, action)
+        for index, action in resolved.plan.graphs
+    }
+
+
+def _text_tokens(signature: GraphSignature) -> int:
+    """How many text tokens an engine takes; a bypass at the end takes none."""
+    return next((spec.shape[1] for spec in signature.inputs if spec.name == "text"), 0)
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def _layouts(resolved: Resolved, library: Library) -> list[dict[str, Any]]:
+    held = held_to_build(_parameters(resolved, "full"), resolved.rest)
+    graphs = _graphs(resolved)
+    return [layout_memory(library, each, graphs, held).to_json() for each in library.layouts]
+
+
+def _graphs(resolved: Resolved) -> list[GraphMemory]:
+    rest = resolved.rest
+    named = zip(resolved.plan.graphs, _signatures(resolved).items(), strict=True)
+    return [
+        graph_memory(
+            resolved.facts,
+            name,
+            signature,
+            _parameters(resolved, action),
+            rest,
+            action=action,
+        )
+        for (_, action), (name, signature) in named
+    ]
+
+
+def _parameters(resolved: Resolved, action: Action) -> Parameters:
+    cache = resolved.plan.cache
+    return graph_parameters(
+        resolved.facts,
+        action,
+        "final" if cache is None else cache.site,
+        recipe=resolved.recipe,
+        kept=resolved.kept,
+    )
+
+
+# --- what is there ----------------------------------------------------------------------------
+
+
+def _feasibility(library: Backend) -> dict[str, Any]:
+    """Whether this machine can build, and what it lacks to build or, failing that, to run."""
+    to_build, to_run = missing_to_build(library), missing_to_run(library)
+    if to_build:
+        state = f"cannot be built here; missing: {in_words(to_build)}"
+    elif to_run:
+        state = f"ready to build; missing to run it here: {in_words(to_run)}"
+    else:
+        state = "ready to build"
+    return {"builds": not to_build, "runs": not to_run, "state": state}
+
+
+def _reuse(out: Path) -> str:
+    if not (out / MANIFEST_NAME).is_file():
+        return "nothing there to reuse"
+    return "a bundle is there; whether its key is the same is known once the weights are read"

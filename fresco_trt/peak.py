@@ -1,0 +1,48 @@
+"""The most memory that this process and the programs it started have held, as the system counts it.
+
+Beside the data path: a build says what it took of the machine, for the next one to be planned by.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PeakMemory:
+    """Peak resident bytes since this process began: its ``own``, and of the largest of its
+    ``children`` that have ended (0: none).
+    """
+
+    own: int
+    children: int
+
+    def to_json(self) -> dict[str, int]:
+        """``{own_bytes, children_bytes}``."""
+        return {"own_bytes": self.own, "children_bytes": self.children}
+
+
+def peak_memory(status: Path = Path("/proc/self/status")) -> PeakMemory | None:
+    """The peak so far; None on a system that does not count it.
+
+    Linux's own account of this program, ``status``, where there is one: getrusage counts in what
+    the process that started this one held at that moment.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    return PeakMemory(own=_high_water(status) or own, children=children)
+
+
+def _high_water(status: Path) -> int | None:
+    if not status.is_file():
+        return None
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+    marks = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return next(marks, None)
