@@ -52,10 +52,12 @@ def silent(phase: str, fraction: float) -> None:
 class StageGraph:
     """One graph of one stage, ready to be built.
 
-    ``name`` is the engine's ("stage1.full"). ``module`` is the eager callable: it takes the inputs
-    of ``signature`` in order and returns the outputs in order. ``onnx`` is set, and ``weights``
-    (the data file that all ONNX graphs of a bundle share), where the backend's graph format is
-    "onnx". ``source`` is the diffusers folder of the transformer: config.json and safetensors.
+    ``name`` is the engine's ("stage1.full"; "full" where stages share it). ``module`` is the eager
+    callable: it takes the inputs of ``signature`` in order and returns the outputs in order.
+    ``onnx`` is set, and ``weights`` (the data file that all ONNX graphs of a bundle share), where
+    the backend's graph format is "onnx". ``source`` is the diffusers folder of the transformer:
+    config.json and safetensors. ``profiles`` are the signatures that one engine is to serve, where
+    that is more than one, and ``signature`` is the last of them.
     """
 
     name: str
@@ -64,6 +66,7 @@ class StageGraph:
     onnx: Path | None
     weights: Path | None
     source: Path
+    profiles: tuple[GraphSignature, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +89,8 @@ class BackendFacts:
     ``device`` is where a runner's outputs live ("cpu" or "cuda"); ``rest`` the precision of what a
     quantised graph leaves as it is. ``simulated`` are precisions that are rounded to and then
     multiplied in ``rest``: right in their errors, no faster. ``machine`` identifies the kind of
-    machine that engines built here are for, where they run on no other.
+    machine that engines built here are for, where they run on no other. ``layouts`` has "profiles"
+    where one engine takes several shapes.
     """
 
     name: str
@@ -99,6 +103,7 @@ class BackendFacts:
     rest: str = "fp32"
     simulated: tuple[str, ...] = ()
     machine: str | None = None
+    layouts: tuple[str, ...] = ("static",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

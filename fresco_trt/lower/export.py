@@ -1,4 +1,6 @@
-"""Stage graphs as ONNX: static shapes, one data file for all of them, the same bytes every time.
+"""Stage graphs as ONNX: one data file for all of them, the same bytes every time.
+
+Shapes are static, but for a graph that is to serve several token counts (its profiles).
 
 From the model's module to the file an engine library builds from. Tracing gives a first graph; a
 named list of passes, each verified, turns it into the one that is written.
@@ -7,6 +9,7 @@ named list of passes, each verified, turns it into the one that is written.
 from __future__ import annotations
 
 import ast
+import inspect
 import logging
 import warnings
 from collections import Counter
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fresco_trt.backends.base import Progress, StageGraph, silent, writing
 from fresco_trt.errors import ExportError, error_context
+from fresco_trt.lower.profiles import Varying, counts, varying
 from fresco_trt.lower.weights import WeightFile, weight_file
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
@@ -32,6 +36,8 @@ OPSET = 20
 INLINE_BYTES = 1024  # smaller constants stay in the graph: shapes, axes, scales, short biases
 
 Pass: TypeAlias = "Callable[[ir.Model, WeightFile], None]"
+
+NOTHING: Varying = {}
 
 _ROOT = "transformer."
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -71,11 +77,12 @@ def export_stage(
     quantised = () if quantizer is None else (quantizer.quantise,)
     with error_context(f"export of {graph.name}"):
         model = _traced(graph)
-        verify(model, graph.signature, after="tracing")
+        varies = varying(graph.profiles)
+        verify(model, graph.signature, after="tracing", varies=varies)
         model.graph.name = graph.name
         for step in (first, *quantised, *others):
             step(model, weights)
-            verify(model, graph.signature, after=step.__name__)
+            verify(model, graph.signature, after=step.__name__, varies=varies)
         ending = "onnx" if quantizer is None else f"{quantizer.recipe.precision}.onnx"
         path = weights.path.parent / f"{graph.name}.{ending}"
         _write(model, path)
@@ -113,14 +120,33 @@ def _traced(graph: StageGraph) -> ir.Model:
 def program_of(graph: StageGraph) -> ExportedProgram:
     """torch's own program of a graph, for the signature's shapes on the module's device.
 
-    Raises whatever the traced code raises.
+    A graph with profiles is open in the dimensions that these vary. Raises whatever the traced
+    code raises.
     """
     import torch
 
     device = next((weight.device for weight in graph.module.parameters()), torch.device("cpu"))
     arguments = tuple(_example(spec, device) for spec in graph.signature.inputs)
     with torch.no_grad():
-        return torch.export.export(graph.module, arguments, strict=False)
+        return torch.export.export(
+            graph.module, arguments, dynamic_shapes=_open_dimensions(graph), strict=False
+        )
+
+
+def _open_dimensions(graph: StageGraph) -> dict[str, Any] | None:
+    """What torch takes: by argument, the symbol of each axis that varies; None for no profiles."""
+    from torch.export import Dim
+
+    varies = varying(graph.profiles)
+    if not varies:
+        return None
+    found = counts(graph.profiles, varies)
+    count: Any = Dim("count", min=min(found), max=max(found))
+    axes = (varies.get(spec.name, {}) for spec in graph.signature.inputs)
+    symbols = [
+        {axis: count + more if more else count for axis, more in each.items()} for each in axes
+    ]
+    return inspect.signature(graph.module.forward).bind(*symbols).arguments
 
 
 def _example(spec: TensorSpec, device: torch.device) -> Any:
@@ -222,35 +248,53 @@ def _name_weight(model: ir.Model, node: ir.Node, path: str) -> None:
 # --- verification -----------------------------------------------------------------------------
 
 
-def verify(model: ir.Model, signature: GraphSignature, *, after: str) -> None:
-    """Raise ExportError unless the graph has the signature, is static, and uses plain ONNX."""
-    problem = next(_problems(model, signature), None)
+def verify(
+    model: ir.Model, signature: GraphSignature, *, after: str, varies: Varying = NOTHING
+) -> None:
+    """Raise ExportError unless the graph has the signature, is static but for what ``varies``, and
+    uses plain ONNX.
+    """
+    problem = next(_problems(model, signature, varies), None)
     if problem is not None:
         raise _failed(f"after {after}, {problem}")
 
 
-def _problems(model: ir.Model, signature: GraphSignature) -> Iterator[str]:
+def _problems(model: ir.Model, signature: GraphSignature, varies: Varying) -> Iterator[str]:
     graph = model.graph
     for values, specs in ((graph.inputs, signature.inputs), (graph.outputs, signature.outputs)):
-        found = [_spec_text(value) for value in values]
-        if found != [str(spec) for spec in specs]:
-            yield f"the graph has {found} where the signature has {[str(spec) for spec in specs]}"
+        found, wanted = _texts(values), [_wanted(spec, varies) for spec in specs]
+        if found != wanted:
+            yield f"the graph has {found} where the signature has {wanted}"
     for node in graph:
         if node.domain:
             yield f"{node.name} is no plain ONNX operator: {node.domain}.{node.op_type}"
         for value in node.outputs:
-            if value.shape is None or not value.shape.is_static():
+            if value.shape is None or not (varies or value.shape.is_static()):
                 yield f"{value.name} of {node.name} has no static shape: {value.shape}"
     for name, value in graph.initializers.items():
         if value.name != name or value.const_value is None:
             yield f"the constant {name} has no value"
 
 
-def _spec_text(value: ir.Value) -> str:
-    dtype = value.dtype.name.lower() if value.dtype is not None else "untyped"
+def _wanted(spec: TensorSpec, varies: Varying) -> str:
+    """A tensor as :func:`_texts` writes it, with a star for an axis that varies."""
+    open_axes = varies.get(spec.name, {})
+    sizes = ["*" if axis in open_axes else str(size) for axis, size in enumerate(spec.shape)]
+    return f"{spec.name} {spec.dtype}[{','.join(sizes)}]"
+
+
+def _texts(values: Iterable[ir.Value]) -> list[str]:
     names = {"float": "float32"}
-    sizes = ",".join(str(size) for size in value.shape) if value.shape is not None else "?"
-    return f"{value.name} {names.get(dtype, dtype)}[{sizes}]"
+    texts = []
+    for value in values:
+        dtype = value.dtype.name.lower() if value.dtype is not None else "untyped"
+        sizes = ["?"] if value.shape is None else [_size_text(size) for size in value.shape]
+        texts.append(f"{value.name} {names.get(dtype, dtype)}[{','.join(sizes)}]")
+    return texts
+
+
+def _size_text(size: Any) -> str:
+    return str(size) if isinstance(size, int) else "*"
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -280,6 +324,6 @@ def _check_file(graph: StageGraph) -> None:
 def _failed(given: str) -> ExportError:
     return ExportError(
         given,
-        expected=f"a static ONNX graph (opset {OPSET}) with the signature's tensors",
+        expected=f"an ONNX graph (opset {OPSET}) with the signature's tensors and shapes",
         fix="report this model and the versions of torch and onnxscript, or pass --backend eager",
     )
