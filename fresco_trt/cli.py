@@ -39,6 +39,7 @@ from fresco_trt.options import (
     Interval,
     Json,
     Keep,
+    Layout,
     Model,
     PlainSteps,
     Precision,
@@ -131,6 +132,7 @@ def build(
     site: Site = None,
     basis: BasisPath = None,
     target: Target = None,
+    layout: Layout = "static",
     out: BundleFolder = None,
     graphs: GraphsFolder = None,
     dry_run: DryRun = False,
@@ -155,6 +157,7 @@ def build(
         cache=_cache(cache, interval, warmup, actions, site),
         basis=basis,
         targets=_targets(target),
+        layout=layout,
         out=out,
         graphs=graphs,
     )

@@ -131,6 +131,12 @@ BasisPath = Annotated[
 Target = Annotated[
     str | None, typer.Option(help="GPU architectures for TensorRT, e.g. sm89,sm120.")
 ]
+Layout = Annotated[
+    str,
+    typer.Option(
+        help="For TensorRT: static (a plan for each stage) or profiles (one, the weights once)."
+    ),
+]
 BundleFolder = Annotated[
     Path | None,
     typer.Option(

@@ -40,8 +40,8 @@ SIGNATURES = {
         "cache: 'str' = 'none', interval: 'int | None' = None, "
         "warmup: 'int | None' = None, actions: 'Sequence[str] | None' = None, "
         "site: 'str | None' = None, basis: 'str | Path | None' = None, "
-        "targets: 'tuple[str, ...]' = (), out: 'str | Path | None' = None, "
-        "progress: 'Progress' = silent) -> 'Path'"
+        "targets: 'tuple[str, ...]' = (), layout: 'str' = 'static', "
+        "out: 'str | Path | None' = None, progress: 'Progress' = silent) -> 'Path'"
     ),
     "enable": (
         "(pipe: 'Any', *, stages: 'int | None' = None, preset: 'str | None' = None, "

@@ -102,7 +102,9 @@ class TensorRTBackend:
         self._engines = Engines(self._device, cuda_graphs=cuda_graphs)
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
-        """One plan for all targets, ``<name>.<targets>.plan``, and a count of its products."""
+        """One plan for all targets and profiles, ``<name>.<targets>.plan``, and a count of its
+        products.
+        """
         library = self._require()
         check_precision(self.describe(), options.precision)
         exported(graph, options.precision, REST)
@@ -121,8 +123,8 @@ class TensorRTBackend:
         path = find_engine(folder, record, ".plan")
         self._check_header(library, path)
         self._check_device(library, path)
-        signature = record.signature
-        return EngineRunner(signature, partial(self._engines.open, library, path, signature))
+        open_session = partial(self._engines.open, library, path, record)
+        return EngineRunner(record.signature, open_session)
 
     def describe(self) -> BackendFacts:
         """The library's version and the GPUs it can build for."""
@@ -136,6 +138,7 @@ class TensorRTBackend:
             precisions=PRECISIONS,
             rest=REST,
             device="cuda",
+            layouts=("static", "profiles"),
         )
 
     def check(self) -> tuple[Missing, ...]:

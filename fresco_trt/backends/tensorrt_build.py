@@ -14,10 +14,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph
 from fresco_trt.errors import BuildError
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.signature import GraphSignature
 
 _LOG = logging.getLogger("fresco_trt.tensorrt")
 _Result = TypeVar("_Result")
@@ -36,7 +39,8 @@ class Plan:
 def plan_from_onnx(
     library: Any, graph: StageGraph, targets: tuple[str, ...], options: BuildOptions
 ) -> Plan:
-    """The plan of one graph for ``targets`` (empty: the library's default).
+    """The plan of one graph for ``targets`` (empty: the library's default), with an optimisation
+    profile of one shape for each of its profiles.
 
     Precision is the graph's own: the network is strongly typed, and float32 means float32, not
     TF32. Raises BuildError with the parser's or the builder's words; KeyboardInterrupt after a
@@ -54,6 +58,8 @@ def plan_from_onnx(
         config.clear_flag(library.BuilderFlag.TF32)
         config.progress_monitor = monitor_of(library, monitor)
         _set_targets(library, config, targets)
+        for signature in graph.profiles:
+            _add_profile(builder, config, graph.name, signature)
         plan = interruptible(
             lambda: builder.build_serialized_network(network, config), monitor.cancel
         )
@@ -148,6 +154,16 @@ def _set_targets(library: Any, config: Any, targets: tuple[str, ...]) -> None:
         capability = library.ComputeCapability.__members__[target.upper()]
         if not config.set_compute_capability(capability, index):
             raise _failed(f"the builder refuses the target {target}")
+
+
+def _add_profile(builder: Any, config: Any, name: str, signature: GraphSignature) -> None:
+    """Smallest, usual and largest shape are the same: kernels are chosen for this one alone."""
+    profile = builder.create_optimization_profile()
+    for spec in signature.inputs:
+        profile.set_shape(spec.name, spec.shape, spec.shape, spec.shape)
+    if config.add_optimization_profile(profile) < 0:
+        shapes = ", ".join(map(str, signature.inputs))
+        raise _failed(f"the builder refuses the profile {shapes} of {name}")
 
 
 def interruptible(work: Callable[[], _Result], cancel: threading.Event) -> _Result:

@@ -7,12 +7,14 @@ The request-time half of ``tensorrt.py``; takes library and device as values, as
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from fresco_trt.backends.tensorrt_build import listening
 from fresco_trt.backends.tensorrt_device import Device, out_of_memory
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from fresco_trt.backends.base import EngineFile
     from fresco_trt.plan.signature import GraphSignature
 
 _LOG = logging.getLogger("fresco_trt.tensorrt")
@@ -79,23 +82,22 @@ class Session:
         self,
         name: str,
         context: Any,
-        signature: GraphSignature,
+        buffers: Mapping[str, Tensor],
+        outputs: Sequence[str],
         *,
         device: Device,
         scratch: Callable[[], Tensor],
         errors: deque[str],
         captures: bool,
     ) -> None:
-        self._name, self._context, self._signature = name, context, signature
+        self._name, self._context = name, context
+        self._buffers, self._outputs = buffers, outputs
         self._device, self._scratch, self._errors = device, scratch, errors
         self._captures = captures
         self._scratch_at: int | None = None
         self._warm = False
         self._replay: Callable[[], None] | None = None
-        self._buffers = {
-            spec.name: device.empty(spec) for spec in (*signature.inputs, *signature.outputs)
-        }
-        for tensor, buffer in self._buffers.items():
+        for tensor, buffer in buffers.items():
             if not context.set_tensor_address(tensor, buffer.data_ptr()):
                 raise failed(f"{name} has no tensor {tensor}", errors)
 
@@ -113,7 +115,7 @@ class Session:
             else:
                 self._replay_graph(self._replay)
         self._warm = True
-        return {spec.name: self._buffers[spec.name] for spec in self._signature.outputs}
+        return {name: self._buffers[name] for name in self._outputs}
 
     def close(self) -> None:
         """Drop the CUDA graph, which must not outlive the context that it was captured from."""
@@ -150,28 +152,33 @@ class Session:
 
 
 class Engines:
-    """Opens the plans of one backend, whose sessions share a stream and scratch memory."""
+    """Opens the plans of one backend: each is on the device once, whatever runners use it, and all
+    their sessions share a stream and scratch memory.
+    """
 
     def __init__(self, device: Device, *, cuda_graphs: bool) -> None:
         self._device, self._cuda_graphs = device, cuda_graphs
         self._arena = Arena(device)
+        self._loaded: WeakValueDictionary[object, _Loaded] = WeakValueDictionary()
 
     @contextmanager
-    def open(self, library: Any, path: Path, signature: GraphSignature) -> Iterator[Session]:
-        """A session of the plan at ``path``.
+    def open(self, library: Any, path: Path, record: EngineFile) -> Iterator[Session]:
+        """A session of the plan at ``path``, with its profile for the signature of ``record``.
 
         Raises EnvironmentMismatch, EngineFailed or OutOfDeviceMemory.
         """
         with listening(library) as (logger, errors):
-            engine = _deserialised(library, logger, path)
-            context = None if engine is None else _new_context(library, engine)
+            loaded = self._load(library, logger, path, errors)
+            context = _new_context(library, loaded.engine)
             if context is None:
-                raise failed(f"{path.name} does not load", errors)
-            with self._arena.share(engine.device_memory_size_v2) as scratch:
+                raise failed(f"{path.name} gives no context", errors)
+            need = self._choose_profile(loaded.engine, context, path.name, record.signature, errors)
+            with self._arena.share(need) as scratch:
                 session = Session(
-                    path.name,
+                    record.name,
                     context,
-                    signature,
+                    self._buffers(library, loaded.engine, context, record.signature),
+                    [spec.name for spec in record.signature.outputs],
                     device=self._device,
                     scratch=scratch,
                     errors=errors,
@@ -182,13 +189,85 @@ class Engines:
                 finally:
                     session.close()
 
+    def _load(self, library: Any, logger: Any, path: Path, errors: deque[str]) -> _Loaded:
+        """The engine of a plan file, from the device if a runner in scope has it there."""
+        state = path.stat()
+        key = (path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
+        loaded = self._loaded.get(key)
+        if loaded is None:
+            loaded = _Loaded(library.Runtime(logger), library, path)
+            if loaded.engine is None:
+                raise failed(f"{path.name} does not load", errors)
+            self._loaded[key] = loaded
+        return loaded
 
-def _deserialised(library: Any, logger: Any, path: Path) -> Any:
-    """The engine, or None. The plan, as large as its weights, leaves the host with this call."""
-    runtime = library.Runtime(logger)
-    plan = path.read_bytes()
-    _check_validity(library, runtime, plan, path)
-    return runtime.deserialize_cuda_engine(plan)
+    def _choose_profile(
+        self, engine: Any, context: Any, name: str, signature: GraphSignature, errors: deque[str]
+    ) -> int:
+        """Give a new context the shapes of its inputs; bytes of scratch memory that it needs."""
+        varying = [spec for spec in signature.inputs if -1 in tuple(_shape(engine, spec.name))]
+        if not varying:
+            return int(engine.device_memory_size_v2)
+        shapes = ", ".join(map(str, varying))
+        index = _profile_of(engine, varying)
+        if index is None:
+            raise failed(f"{name} has no profile for {shapes}", errors)
+        with self._device.stream() as stream:
+            done = context.set_optimization_profile_async(index, stream)
+        if not done or not all(context.set_input_shape(spec.name, spec.shape) for spec in varying):
+            raise failed(f"{name} does not take {shapes}", errors)
+        return int(engine.get_device_memory_size_for_profile_v2(index))
+
+    def _buffers(
+        self, library: Any, engine: Any, context: Any, signature: GraphSignature
+    ) -> dict[str, Tensor]:
+        """One for each tensor, also for outputs that another stage has a use for and this has not.
+
+        An input that is none of the signature's is left without, and the engine refuses to start.
+        """
+        buffers = {
+            spec.name: self._device.empty(spec) for spec in (*signature.inputs, *signature.outputs)
+        }
+        for name in _outputs(library, engine) - buffers.keys():
+            size = (
+                math.prod(context.get_tensor_shape(name)) * engine.get_tensor_dtype(name).itemsize
+            )
+            buffers[name] = self._device.empty(TensorSpec(name=name, dtype="uint8", shape=(size,)))
+        return buffers
+
+
+class _Loaded:
+    """An engine on the device, None if it could not be put there; to be held weakly."""
+
+    def __init__(self, runtime: Any, library: Any, path: Path) -> None:
+        plan = path.read_bytes()  # as large as its weights: it leaves the host with this call
+        _check_validity(library, runtime, plan, path)
+        self.engine = runtime.deserialize_cuda_engine(plan)
+        self._runtime = runtime  # must outlive the engine
+
+
+def _shape(engine: Any, name: str) -> Any:
+    """Empty for a tensor that the engine does not have: it is refused when it is given a place."""
+    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+    return engine.get_tensor_shape(name) if name in names else ()
+
+
+def _outputs(library: Any, engine: Any) -> set[str]:
+    names = (str(engine.get_tensor_name(index)) for index in range(engine.num_io_tensors))
+    return {name for name in names if engine.get_tensor_mode(name) == library.TensorIOMode.OUTPUT}
+
+
+def _profile_of(engine: Any, specs: Sequence[TensorSpec]) -> int | None:
+    """The profile whose one shape is that of these inputs."""
+    for index in range(engine.num_optimization_profiles):
+        shapes = (engine.get_tensor_profile_shape(spec.name, index) for spec in specs)
+        if all(
+            tuple(size) == spec.shape
+            for spec, sizes in zip(specs, shapes, strict=True)
+            for size in sizes
+        ):
+            return index
+    return None
 
 
 def _check_validity(library: Any, runtime: Any, plan: bytes, path: Path) -> None:
@@ -209,7 +288,16 @@ def _check_validity(library: Any, runtime: Any, plan: bytes, path: Path) -> None
 
 def _new_context(library: Any, engine: Any) -> Any:
     """An execution context without scratch memory of its own, or None."""
-    return engine.create_execution_context(library.ExecutionContextAllocationStrategy.USER_MANAGED)
+    strategy = library.ExecutionContextAllocationStrategy.USER_MANAGED
+    kinds = getattr(library, "DynamicShapesKernelSpecializationStrategy", None)
+    if kinds is None:
+        return engine.create_execution_context(strategy)
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(strategy)
+    # By default TensorRT for RTX compiles the kernels of a profile behind the first calls, and a
+    # graph that was captured before they are done would keep the slow ones.
+    config.dynamic_shapes_kernel_specialization_strategy = kinds.EAGER
+    return engine.create_execution_context(config)
 
 
 def _check_capturable(context: Any, stream: int) -> None:

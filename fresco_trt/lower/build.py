@@ -21,6 +21,7 @@ from fresco_trt.doctor import missing_to_build
 from fresco_trt.errors import BundleError, BundleNotFound, error_context
 from fresco_trt.lower.dry_run import describe
 from fresco_trt.lower.gather import gather
+from fresco_trt.lower.layout import STATIC, graph_of, graph_signatures
 from fresco_trt.lower.principal import Reference, measure_basis
 from fresco_trt.lower.record import (
     Ingredients,
@@ -43,6 +44,7 @@ from fresco_trt.plan.caching import CacheChoice
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fresco_trt.backends.base import EngineFiles
     from fresco_trt.bundle import Bundle
     from fresco_trt.lower.quantize import Quantizer
     from fresco_trt.models.flux_layers import Blocks
@@ -106,6 +108,7 @@ def build(
     site: str | None = None,
     basis: str | Path | None = None,
     targets: tuple[str, ...] = (),
+    layout: str = STATIC,
     out: str | Path | None = None,
     progress: Progress = silent,
 ) -> Path:
@@ -118,9 +121,10 @@ def build(
     `force` belong to the precisions "int8" and "fp8" (see :class:`QuantChoice`); `cache` and what
     belongs to it as `fresco_trt.plan` has them; `basis` a file of `fresco-trt calibrate --measure
     basis` for the cache "svd" (None: measured now, with the prompts in calibration/); `targets` GPU
-    architectures for TensorRT ("sm89"). A bundle with the same build key is reused. Raises
-    PlanError or LowerError leaves, QualityTooLow among them; whatever happens, `out` holds the old
-    bundle or the complete new one.
+    architectures for TensorRT ("sm89"); `layout` "profiles" for one TensorRT plan that all stages
+    share, with the weights in it once, "static" for one of each stage. A bundle with the same build
+    key is reused. Raises PlanError or LowerError leaves, QualityTooLow among them; whatever
+    happens, `out` holds the old bundle or the complete new one.
     """
     request = BuildRequest(
         model=model,
@@ -148,6 +152,7 @@ def build(
         ),
         basis=None if basis is None else Path(basis),
         targets=targets,
+        layout=layout,
         out=None if out is None else Path(out),
     )
     return run(request, progress=progress).bundle.folder
@@ -241,20 +246,31 @@ def _stored(basis: Basis, folder: Path) -> str:
 def _engines(
     made: Ingredients, quantizer: Quantizer | None, folder: Path, progress: Progress
 ) -> tuple[tuple[EngineRecord, ...], dict[str, float]]:
-    """Every engine's record, and the wall seconds that the library took for it."""
+    """Every engine's record, and the wall seconds that the library took for each graph."""
+    from fresco_trt.run.sampler import engine_name
+
     resolved = made.resolved
     options = BuildOptions(
         folder=folder, targets=resolved.targets, precision=resolved.precision, progress=progress
     )
-    records, seconds = [], {}
+    files: dict[str, EngineFiles] = {}
+    seconds: dict[str, float] = {}
     # Inside the folder that is being written: what a killed build leaves, the next one removes.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".work-") as work:
         for graph in _stage_graphs(made, quantizer, Path(work), progress):
             began = perf_counter()
-            files = resolved.backend.build(graph, options)
+            files[graph.name] = resolved.backend.build(graph, options)
             seconds[graph.name] = round(perf_counter() - began, 3)
-            records.append(EngineRecord(name=graph.name, files=files, signature=graph.signature))
-    return tuple(records), seconds
+    records = tuple(
+        EngineRecord(
+            name=name,
+            files=files[graph_of(resolved.layout, name)],
+            signature=resolved.signature(index, action),
+        )
+        for index, action in resolved.plan.graphs
+        for name in (engine_name(index, action),)
+    )
+    return records, seconds
 
 
 def _stage_graphs(
@@ -263,20 +279,19 @@ def _stage_graphs(
     """Every graph of the plan in the form the backend builds from."""
     from fresco_trt.lower.export import export_stages
     from fresco_trt.lower.weights import write_source
-    from fresco_trt.run.sampler import engine_name
 
     resolved, source = made.resolved, work / "transformer"
     graphs = tuple(
         StageGraph(
-            name=engine_name(index, action),
-            signature=signature,
-            module=graph_from_signature(made.transformer, signature),
+            name=name,
+            signature=signatures[-1],
+            module=graph_from_signature(made.transformer, signatures[-1]),
             onnx=None,
             weights=None,
             source=source,
+            profiles=signatures if len(signatures) > 1 else (),
         )
-        for index, action in resolved.plan.graphs
-        for signature in (resolved.signature(index, action),)
+        for name, signatures in graph_signatures(resolved).items()
     )
     if resolved.backend.describe().graph_format == "onnx":
         folder = resolved.graphs or work

@@ -39,6 +39,7 @@ def describe(request: BuildRequest) -> dict[str, Any]:
         "backend": resolved.backend.name,
         "precision": resolved.precision,
         "targets": list(resolved.targets),
+        "layout": resolved.layout,
         "blocks": None if resolved.blocks is None else format_blocks(resolved.blocks),
         **_feasibility(resolved.backend),
         "reuse": _reuse(resolved.out),

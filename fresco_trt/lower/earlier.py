@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fresco_trt.canonical import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from fresco_trt.errors import BundleError
+from fresco_trt.lower.layout import STATIC, graph_of
 from fresco_trt.manifest import Manifest, parse_manifest
 from fresco_trt.models.flux_layers import format_blocks
 
@@ -21,13 +22,13 @@ if TYPE_CHECKING:
     from fresco_trt.plan.signature import GraphSignature
 
 SECONDS = "engine_seconds"
-"""Option of a manifest's ``built`` record: wall seconds that the library took, by engine name."""
+"""Option of a manifest's ``built`` record: wall seconds that the library took, by graph name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Earlier:
-    """An earlier build of an equal engine: its wall ``seconds`` without the export, its bundle's
-    name, and the seconds of that whole build.
+    """An earlier build of an equal engine: the wall ``seconds`` of what it was built from, which
+    other stages may share, without the export; its bundle's name; and that whole build's seconds.
     """
 
     seconds: float
@@ -41,7 +42,7 @@ class Earlier:
 
 def earlier_builds(resolved: Resolved) -> Mapping[GraphSignature, Earlier]:
     """The newest earlier build of each signature, of the same model and depth, by the same backend
-    in the same precision for the same targets.
+    in the same precision and layout for the same targets.
 
     Folders that cannot be read, hold no manifest or a broken one are no earlier builds. No file is
     hashed and nothing is written.
@@ -90,10 +91,15 @@ def _is_alike(manifest: Manifest, resolved: Resolved) -> bool:
     return (
         manifest.model.name == resolved.facts.name
         and manifest.built.options.get("blocks") == blocks
+        and _layout(manifest) == resolved.layout
         and manifest.backend.name == resolved.backend.name
         and manifest.backend.targets == resolved.targets
         and manifest.precision == resolved.precision
     )
+
+
+def _layout(manifest: Manifest) -> str:
+    return str(manifest.built.options.get("layout", STATIC))
 
 
 def _builds_of(folder: Path, manifest: Manifest) -> Iterator[tuple[GraphSignature, Earlier]]:
@@ -102,7 +108,7 @@ def _builds_of(folder: Path, manifest: Manifest) -> Iterator[tuple[GraphSignatur
     if not isinstance(told, dict):
         return
     for engine in manifest.engines:
-        seconds = told.get(engine.name)
+        seconds = told.get(graph_of(_layout(manifest), engine.name))
         if isinstance(seconds, (int, float)) and not isinstance(seconds, bool):
             yield (
                 engine.signature,

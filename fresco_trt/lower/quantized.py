@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from fresco_trt.doctor import missing_to_run
 from fresco_trt.errors import QualityTooLow
 from fresco_trt.lower.gate import engine_runners, judge, simulated_runners
+from fresco_trt.lower.layout import graph_of
 from fresco_trt.lower.quantize import Quantizer
 from fresco_trt.lower.ranges import measure_ranges
 from fresco_trt.lower.sensitivity import measure_sensitivity
@@ -57,13 +58,17 @@ class Quantisation:
         if verdict.ssim < THRESHOLD and not self.made.resolved.force:
             raise self._refused(verdict, progress)
         account, ranges = self.quantizer.account, self.quantizer.ranges
+        layout = self.made.resolved.layout
         return QuantRecord(
             recipe=self.quantizer.recipe.name,
             kept=ranges.record.kept,
             ranges_sha256=ranges.digest(),
             bytes=sum(account.stored.values()),
             float32_bytes=sum(account.float32.values()),
-            products={name: dict(kinds) for name, kinds in account.products.items()},
+            products={
+                engine.name: dict(account.products[graph_of(layout, engine.name)])
+                for engine in engines
+            },
             prompts=len(self.reference.prompts),
             ssim=round(verdict.ssim, 6),
             lowest=round(verdict.lowest, 6),

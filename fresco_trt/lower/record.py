@@ -17,6 +17,7 @@ from fresco_trt import __version__
 from fresco_trt.backends.base import writing
 from fresco_trt.canonical import build_key
 from fresco_trt.lower.earlier import SECONDS
+from fresco_trt.lower.layout import STATIC
 from fresco_trt.lower.principal import principal_identity
 from fresco_trt.manifest import BackendRecord, BuiltRecord, ModelRecord, PipelineRecord
 from fresco_trt.models.flux import transformer_config
@@ -85,6 +86,7 @@ def identity(made: Ingredients) -> dict[str, Any]:
         "quantisation": quantisation_identity(made),
         "backend": [about.name, about.library, about.version],
         "targets": list(resolved.targets),
+        "layout": resolved.layout,
         "prompt encoders or decoder": made.pipeline_digest,
         "package versions": packages(),
         **_machine("kind of machine", about.machine),
@@ -104,6 +106,7 @@ def differences(old: Manifest, made: Ingredients) -> tuple[str, ...]:
         "quantisation": old.built.options.get("quantisation"),
         "backend": [backend.name, backend.library, backend.library_version],
         "targets": list(backend.targets),
+        "layout": old.built.options.get("layout", STATIC),
         "prompt encoders or decoder": old.pipeline.digest,
         "package versions": old.built.options.get("packages"),
         "kind of machine": old.built.options.get("machine"),
@@ -199,6 +202,7 @@ def built_record(
         "principal": principal_identity(made.basis),
         "backend": resolved.backend.name,
         "targets": list(resolved.targets),
+        "layout": resolved.layout,
         "packages": packages(),
         SECONDS: dict(engine_seconds),
         **_machine("machine", resolved.backend.describe().machine),

@@ -14,6 +14,7 @@ from fresco_trt.backends import backend
 from fresco_trt.backends.base import check_precision
 from fresco_trt.canonical import MANIFEST_NAME
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
+from fresco_trt.lower.layout import STATIC, check_layout
 from fresco_trt.models.flux import stage_signature
 from fresco_trt.models.flux_layers import format_blocks, with_blocks
 from fresco_trt.models.zoo import model_facts
@@ -84,6 +85,7 @@ class BuildRequest:
     cache: CacheChoice = NO_CACHE
     basis: Path | None = None
     targets: tuple[str, ...] = ()
+    layout: str = STATIC
     out: Path | None = None
     graphs: Path | None = None
 
@@ -95,8 +97,9 @@ class Resolved:
     ``facts`` are those of the model or, where ``blocks`` were asked for, of so many of its blocks;
     ``delta`` is the tolerance that placed the plan's switches, if one did; ``basis`` the file of
     principal directions that was given, if one was; ``recipe`` what quantises, if anything does,
-    and ``kept`` the patterns of layers that it leaves alone; ``graphs`` is where the ONNX graphs
-    are kept, if they are.
+    and ``kept`` the patterns of layers that it leaves alone; ``layout`` one of
+    :data:`fresco_trt.lower.layout.LAYOUTS`; ``graphs`` is where the ONNX graphs are kept, if they
+    are.
     """
 
     facts: ModelFacts
@@ -111,6 +114,7 @@ class Resolved:
     ranges: Path | None
     force: bool
     targets: tuple[str, ...]
+    layout: str
     weights: str | None
     out: Path
     graphs: Path | None
@@ -164,6 +168,7 @@ def resolve(request: BuildRequest) -> Resolved:
     _check_quant(request, recipe)
     targets = _targets(request.targets, about)
     _check_targets(recipe, targets or about.targets)
+    check_layout(request.layout, plan, about)
     return Resolved(
         facts=facts,
         blocks=request.blocks,
@@ -177,6 +182,7 @@ def resolve(request: BuildRequest) -> Resolved:
         ranges=request.quant.ranges,
         force=request.quant.force,
         targets=targets,
+        layout=request.layout,
         weights=request.weights,
         out=request.out or ENGINES / _name(request, plan),
         graphs=request.graphs,

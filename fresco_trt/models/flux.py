@@ -203,17 +203,25 @@ def bypass_signature(
 
 
 def stage_signature(
-    facts: ModelFacts, plan: StagePlan, stage: int, text_tokens: int, action: Action = "full"
+    facts: ModelFacts,
+    plan: StagePlan,
+    stage: int,
+    text_tokens: int,
+    action: Action = "full",
+    *,
+    feature: bool | None = None,
 ) -> GraphSignature:
     """Signature of a graph of a plan's stage, counted from 0.
 
-    The full graph gives its feature where a later step of the stage is a bypass.
+    The full graph gives its feature if ``feature`` says so; None: where a later step of the stage
+    is a bypass.
     """
     tokens = plan.tokens[stage]
     site: CacheSite = "final" if plan.cache is None else plan.cache.site
     if action == "bypass":
         return bypass_signature(facts, tokens, text_tokens, site=site)
-    feature = "bypass" in plan.stages[stage].actions
+    if feature is None:
+        feature = "bypass" in plan.stages[stage].actions
     promoted = plan.aligned[stage]
     return full_signature(facts, tokens, text_tokens, promoted=promoted, feature=feature, site=site)
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import _thread
 import ctypes
+import json
 import logging
 import math
 import random
 import struct
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import pytest
 import torch
@@ -68,13 +70,20 @@ class Script:
     capture_error: str | None = None
     replay_error: str | None = None
     steps: int = 20
-    scratch: int = 24  # bytes that an engine built now will need
+    scratch: int = 24  # bytes that an engine built now will need, profiles aside
+    profiles: bool = True  # whether the library takes them
+    eager: bool = True  # whether the library has a choice of when kernels are compiled
+    unused: tuple[str, ...] = ()  # outputs of an engine built now that no signature has
     asked: dict[str, Any] = field(default_factory=dict)
     streams: list[int] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     arenas: list[int] = field(default_factory=list)  # bytes of each that was made
+    loads: int = 0
     recording: list[Callable[[], None]] | None = None
+
+
+Shape: TypeAlias = "tuple[int, int]"
 
 
 class Severity(IntEnum):
@@ -118,6 +127,18 @@ class Config:
         self._script.asked.setdefault("targets", {})[index] = capability.name
         return index < self.num_compute_capabilities
 
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self._script.asked.setdefault("profiles", []).append(profile.shapes)
+        return len(self._script.asked["profiles"]) - 1 if self._script.profiles else -1
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[Shape, Shape, Shape]] = {}
+
+    def set_shape(self, name: str, smallest: Shape, usual: Shape, largest: Shape) -> None:
+        self.shapes[name] = (smallest, usual, largest)
+
 
 class Builder:
     def __init__(self, script: Script, logger: BaseLogger) -> None:
@@ -127,6 +148,9 @@ class Builder:
     def create_network(self, flags: int) -> object:
         self._script.asked["flags"] = flags
         return SimpleNamespace(num_layers=0)
+
+    def create_optimization_profile(self) -> Profile:
+        return Profile()
 
     def create_builder_config(self) -> Config:
         return Config(self._script)
@@ -144,7 +168,9 @@ class Builder:
         if self._script.build_message is not None:
             self._logger.log(Severity.ERROR, self._script.build_message)
             return None
-        return plan_bytes(self._script.version, scratch=self._script.scratch)
+        asked, script = self._script.asked, self._script
+        rows = [shapes["x"][1][0] for shapes in asked.get("profiles", ())]
+        return plan_bytes(script.version, scratch=script.scratch, rows=rows, unused=script.unused)
 
 
 class Parser:
@@ -163,18 +189,86 @@ class Parser:
         )
 
 
+class Engine:
+    """What a scripted plan says of itself; x and y are [rows,3], or [2,3] without profiles."""
+
+    def __init__(self, script: Script, logger: BaseLogger, plan: Any) -> None:
+        self._script, self._logger = script, logger
+        self._base, self.rows = plan["scratch"], plan["rows"]
+        self.names = ["x", *plan["unused"], "y"]
+        self.num_io_tensors = len(self.names)
+        self.num_optimization_profiles = max(1, len(self.rows))
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        needs = map(self.get_device_memory_size_for_profile_v2, range(len(self.rows)))
+        return max(needs, default=self._base)
+
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return self._base + (12 * self.rows[profile] if self.rows else 0)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "in" if name == "x" else "out"
+
+    def get_tensor_dtype(self, name: str) -> object:
+        return SimpleNamespace(itemsize=4)
+
+    def get_tensor_shape(self, name: str) -> Shape:
+        assert name in self.names
+        return (-1, 3) if self.rows else (2, 3)
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[Shape]:
+        return [(self.rows[profile], 3)] * 3
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(self, given: RuntimeConfig | str) -> Context:
+        strategy, compiles = (given, None) if isinstance(given, str) else given.asked
+        self._script.asked |= {"strategy": strategy, "compiles": compiles}
+        return Context(self._script, self._logger, self)
+
+
+class RuntimeConfig:
+    dynamic_shapes_kernel_specialization_strategy = "lazy"
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self._strategy = strategy
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        return self._strategy, self.dynamic_shapes_kernel_specialization_strategy
+
+
 class Context:
     """Doubles x into y by way of its scratch memory, at the addresses of the moment it is told to.
 
     While the device captures, it keeps what it would do for the replay, as CUDA does.
     """
 
-    def __init__(self, script: Script, logger: BaseLogger, need: int) -> None:
-        self._script, self._logger, self._need = script, logger, need
+    def __init__(self, script: Script, logger: BaseLogger, engine: Engine) -> None:
+        self._script, self._logger, self._engine = script, logger, engine
         self._addresses: dict[str, int] = {}
         self._scratch = (0, 0)
+        self._profile = 0
+        self._rows = 0 if engine.rows else 2
         if script.capturable is not None:
             self.is_stream_capturable = lambda stream: stream == 77 and script.capturable
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        self._script.asked.setdefault("chosen", []).append((profile, stream))
+        self._profile = profile
+        return True
+
+    def set_input_shape(self, name: str, shape: Shape) -> bool:
+        self._rows = shape[0]
+        return shape == (self._engine.rows[self._profile], 3) and self._script.profiles
+
+    def get_tensor_shape(self, name: str) -> Shape:
+        return (self._rows, 3)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._script.addresses.append(name)
@@ -190,25 +284,26 @@ class Context:
         if self._script.run_message is not None:
             self._logger.log(Severity.ERROR, self._script.run_message)
         address, size = self._scratch
-        if not address or size < self._need:
-            self._logger.log(Severity.ERROR, f"{size} bytes at {address} for {self._need}")
+        need = self._engine.get_device_memory_size_for_profile_v2(self._profile)
+        if not address or size < need or self._addresses.keys() != set(self._engine.names):
+            self._logger.log(Severity.ERROR, f"{size} bytes at {address} for {need}")
             return False
         places = (self._addresses["x"], address, self._addresses["y"])
+        work = partial(doubled, 3 * self._rows, *places)
         if self._script.recording is not None:
-            self._script.recording.append(lambda: doubled(*places))
+            self._script.recording.append(work)
             return self._script.runs
         self._script.calls.append("enqueue")
-        doubled(*places)
+        work()
         return self._script.runs
 
 
-def doubled(source: int, scratch: int, target: int) -> None:
-    read, between, write = (
-        (ctypes.c_float * 6).from_address(at) for at in (source, scratch, target)
-    )
-    for index in range(6):
+def doubled(count: int, source: int, scratch: int, target: int) -> None:
+    places = (source, scratch, target)
+    read, between, write = ((ctypes.c_float * count).from_address(place) for place in places)
+    for index in range(count):
         between[index] = read[index]
-    for index in range(6):
+    for index in range(count):
         write[index] = 2 * between[index]
 
 
@@ -219,17 +314,12 @@ class Runtime:
     def get_engine_validity(self, plan: bytes) -> tuple[int, int]:
         return self._script.validity, self._script.diagnostics
 
-    def deserialize_cuda_engine(self, plan: bytes) -> object:
+    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+        self._script.loads += 1
         if self._script.load_message is not None:
             self._logger.log(Severity.ERROR, self._script.load_message)
             return None
-        need = int.from_bytes(plan[-8:], "little")
-
-        def create(strategy: str) -> Context:
-            self._script.asked["strategy"] = strategy
-            return Context(self._script, self._logger, need)
-
-        return SimpleNamespace(create_execution_context=create, device_memory_size_v2=need)
+        return Engine(self._script, self._logger, json.loads(plan[len(plan_head()) :]))
 
 
 class Library:
@@ -242,6 +332,7 @@ class Library:
     EngineValidity = SimpleNamespace(VALID=0, SUBOPTIMAL=1, INVALID=2)
     EngineInvalidityDiagnostics = Diagnostics
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    TensorIOMode = SimpleNamespace(INPUT="in", OUTPUT="out")
 
     def __init__(self, script: Script, *, typed_flag: bool = True, targets: bool = True) -> None:
         self.__version__ = script.version
@@ -250,6 +341,8 @@ class Library:
         )
         if targets:
             self.ComputeCapability = ComputeCapability
+        if script.eager:
+            self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
         self.Builder = lambda logger: Builder(script, logger)
         self.OnnxParser = lambda network, logger: Parser(script, network, logger)
         self.Runtime = lambda logger: Runtime(script, logger)
@@ -297,11 +390,23 @@ class HostDevice:
         return replay
 
 
-def plan_bytes(version: str = VERSION, magic: bytes = b"vtrt", scratch: int = 24) -> bytes:
-    """A plan's header as the library writes it, some weights, and the scratch memory it needs."""
+def plan_head(version: str = VERSION, magic: bytes = b"vtrt") -> bytes:
+    """A plan's header as the library writes it, and some weights."""
     head = magic + struct.pack("<5I", 0, 2, 0, 1000, 0)
-    numbers = bytes(int(part) for part in version.split("."))
-    return head + numbers + b"weights" * 10 + scratch.to_bytes(8, "little")
+    return head + bytes(int(part) for part in version.split(".")) + b"weights" * 10
+
+
+def plan_bytes(
+    version: str = VERSION,
+    magic: bytes = b"vtrt",
+    *,
+    scratch: int = 24,
+    rows: Sequence[int] = (),
+    unused: Sequence[str] = (),
+) -> bytes:
+    """A plan that says how much scratch memory it needs, and what rows its profiles are for."""
+    said = {"scratch": scratch, "rows": list(rows), "unused": list(unused)}
+    return plan_head(version, magic) + json.dumps(said).encode()
 
 
 # --- fixtures ---------------------------------------------------------------------------------
@@ -645,7 +750,7 @@ def test_engines_share_one_arena_of_the_largest_need(folder: Path, graph: StageG
         for value, runner in enumerate(runners * 3):
             assert doubles(runner, value)
     assert script.arenas == [4096]
-    assert script.asked["strategy"] == "user managed"
+    assert (script.asked["strategy"], script.asked["compiles"]) == ("user managed", "eager")
     assert script.calls.count("scratch") == len(runners)
 
 
@@ -685,6 +790,124 @@ def test_backends_share_nothing(folder: Path, graph: StageGraph) -> None:
         assert doubles(one, 1.0)
         assert doubles(other, 2.0)
     assert script.arenas == [64, 64]
+
+
+# --- profiles ---------------------------------------------------------------------------------
+
+
+def signature_of(rows: int) -> GraphSignature:
+    return GraphSignature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(rows, 3)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(rows, 3)),),
+    )
+
+
+ROWS = (2, 5, 9)
+
+
+def built_for_all(
+    folder: Path, graph: StageGraph, script: Script, rows: tuple[int, ...] = ROWS
+) -> list[Record]:
+    """One engine for several numbers of rows, as the record of each stage that uses it."""
+    signatures = tuple(signature_of(each) for each in rows)
+    of_all = replace(graph, name="full", signature=signatures[-1], profiles=signatures)
+    files = rtx(script).build(of_all, BuildOptions(folder=folder))
+    return [Record(f"stage{k + 1}.full", files, each) for k, each in enumerate(signatures)]
+
+
+def doubled_rows(runner: Any, value: float) -> bool:
+    rows = runner.signature.inputs[0].shape[0]
+    given = torch.arange(3.0 * rows).reshape(rows, 3) + value
+    return torch.equal(runner({"x": given})["y"], 2 * given)
+
+
+def test_a_plan_has_one_profile_of_one_shape_for_each_stage(
+    folder: Path, graph: StageGraph
+) -> None:
+    script = Script()
+    records = built_for_all(folder, graph, script)
+    assert {record.files for record in records} == {("full.any.plan", "full.any.products.json")}
+    assert script.asked["profiles"] == [{"x": ((rows, 3),) * 3} for rows in ROWS]
+
+
+def test_a_profile_that_the_builder_refuses_is_named(folder: Path, graph: StageGraph) -> None:
+    with pytest.raises(BuildError, match=r"refuses the profile x float32\[2,3\] of full"):
+        built_for_all(folder, graph, Script(profiles=False))
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_stages_of_one_plan_share_its_weights_and_have_their_own_context(
+    folder: Path, graph: StageGraph, eager: bool
+) -> None:
+    records = built_for_all(folder, graph, Script())
+    script = Script(eager=eager)
+    backend = rtx(script)
+    with ExitStack() as scope:
+        runners = [scope.enter_context(backend.load(folder, record)) for record in records]
+        for value in range(3):
+            assert all(doubled_rows(runner, float(value)) for runner in runners)
+    assert script.loads == 1
+    assert script.asked["chosen"] == [(0, 77), (1, 77), (2, 77)]
+    assert script.asked["compiles"] == ("eager" if eager else None)
+    assert script.arenas == [24 + 12 * max(ROWS)]
+    assert (script.calls.count("capture"), script.calls.count("replay")) == (3, 6)
+
+
+def test_a_stage_takes_the_scratch_memory_of_its_own_profile(
+    folder: Path, graph: StageGraph
+) -> None:
+    first, *_ = built_for_all(folder, graph, Script())
+    with rtx(script := Script()).load(folder, first) as runner:
+        assert doubled_rows(runner, 1.0)
+    assert script.arenas == [24 + 12 * ROWS[0]]
+
+
+def test_a_plan_leaves_the_device_with_its_last_runner(folder: Path, graph: StageGraph) -> None:
+    first, second, _ = built_for_all(folder, graph, Script())
+    backend = rtx(script := Script())
+    with backend.load(folder, first):
+        pass
+    with backend.load(folder, second) as runner:
+        assert doubled_rows(runner, 1.0)
+        with backend.load(folder, first) as other:
+            assert doubled_rows(other, 1.0)
+    assert script.loads == 2
+
+
+def test_a_plan_that_was_built_again_is_loaded_again(folder: Path, graph: StageGraph) -> None:
+    first, *_ = built_for_all(folder, graph, Script())
+    backend = rtx(script := Script())
+    with backend.load(folder, first) as old:
+        _, second = built_for_all(folder, graph, Script(), rows=(2, 7))
+        with backend.load(folder, second) as runner:
+            assert doubled_rows(runner, 1.0)
+        assert doubled_rows(old, 2.0)
+    assert script.loads == 2
+
+
+def test_a_size_without_a_profile_is_refused(folder: Path, graph: StageGraph) -> None:
+    first, *_ = built_for_all(folder, graph, Script())
+    stranger = replace(first, signature=signature_of(4))
+    runner = rtx().load(folder, stranger)
+    with pytest.raises(EngineFailed, match=r"has no profile for x float32\[4,3\]"), runner:
+        pass
+    runner = rtx(Script(profiles=False)).load(folder, first)
+    with pytest.raises(EngineFailed, match=r"does not take x float32\[2,3\]"), runner:
+        pass
+
+
+def test_an_output_that_only_other_stages_use_is_written_and_dropped(
+    folder: Path, graph: StageGraph
+) -> None:
+    known = ("x", "y", "feature")
+    records = built_for_all(folder, graph, Script(unused=("feature",)))
+    script = Script(known_tensors=known)
+    with rtx(script).load(folder, records[1]) as runner:
+        assert doubled_rows(runner, 1.0)
+        assert runner({"x": torch.ones(5, 3)}).keys() == {"y"}
+    assert sorted(script.addresses) == sorted(known)
+    assert 4 * 5 * 3 in script.arenas
 
 
 # --- CUDA graphs ------------------------------------------------------------------------------
@@ -749,7 +972,7 @@ def test_an_engine_that_cannot_be_captured_goes_on_and_says_so_once(
     with caplog.at_level(logging.WARNING), rtx(script).load(folder, built(folder, graph)) as runner:
         assert all(doubles(runner, value) for value in range(4))
     (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith("stage1.full.any.plan runs without a CUDA graph: ")
+    assert warning.startswith("stage1.full runs without a CUDA graph: ")
     assert said in warning
     assert script.calls.count("capture") == tried
     assert script.calls.count("enqueue") == 4

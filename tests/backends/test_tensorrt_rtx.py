@@ -15,8 +15,14 @@ import pytest
 import torch
 
 from fresco_trt.backends import backend
-from fresco_trt.backends.base import BuildOptions
+from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.errors import BuildError, EnvironmentMismatch
+from fresco_trt.lower.build import BuildRequest, run
+from fresco_trt.lower.export import export_stages
+from fresco_trt.models.flux import full_signature, stage_signature
+from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.plan.caching import CacheChoice
+from fresco_trt.run.sampler import engine_name
 
 if TYPE_CHECKING:
     from tests.backends.conftest import Stage
@@ -41,6 +47,60 @@ def test_a_flux_stage_builds_for_gpus_from_elsewhere(stages: Stages, folder: Pat
         assert plan[:4] == b"vtrt"
         assert ".".join(map(str, plan[24:28])) == library.__version__
         assert len(plan) > weights.stat().st_size  # the plan holds the external weights
+
+
+def graph_of_all(stages: Stages, folder: Path) -> StageGraph:
+    """The full graph of the first two stages, open in its token count."""
+    two = [stage.graph for stage in stages[:2]]
+    graph = replace(two[1], name="full", profiles=tuple(each.signature for each in two))
+    (exported,) = export_stages([graph], folder)
+    return exported
+
+
+def test_one_plan_takes_the_shapes_of_its_profiles(
+    stages: Stages, folder: Path, tmp_path: Path
+) -> None:
+    graph = graph_of_all(stages, tmp_path / "graphs")
+    options = BuildOptions(folder=folder, targets=("sm89",))
+    rtx = backend("tensorrt-rtx")
+    assert rtx.build(graph, options) == ("full.sm89.plan", "full.sm89.products.json")
+    products = json.loads((folder / "full.sm89.products.json").read_bytes())
+    nodes = onnx.load(str(stages[0].graph.onnx), load_external_data=False).graph.node
+    assert products == {"float": sum(node.op_type in ("MatMul", "Gemm") for node in nodes)}
+    # The real builder is told of them: without, or with others, it refuses the same graph.
+    with pytest.raises(BuildError, match="optimization profile"):
+        rtx.build(replace(graph, name="none", profiles=()), options)
+    stranger = full_signature(FLUX_TINY, 16, FLUX_TINY.text_tokens)
+    with pytest.raises(BuildError, match="profile"):
+        rtx.build(replace(graph, name="other", profiles=(stranger,)), options)
+
+
+@pytest.mark.slow
+def test_a_bundle_of_profiles_holds_the_weights_once(tmp_path: Path) -> None:
+    request = BuildRequest(
+        model="flux-tiny",
+        stages=2,
+        preset="fast",
+        size=(64, 64),
+        backend="tensorrt-rtx",
+        targets=("sm89",),
+        layout="profiles",
+        cache=CacheChoice(name="reuse", warmup=3),
+        out=tmp_path / "bundle",
+    )
+    bundle = run(request).bundle
+    engines = {engine.name: engine for engine in bundle.manifest.engines}
+    assert {engine.files[0] for engine in engines.values()} == {
+        "full.sm89.plan",
+        "bypass.sm89.plan",
+    }
+    sizes = {file.path: file.bytes for file in bundle.manifest.files}
+    weights = 4 * FLUX_TINY.parameters
+    assert weights < sizes["full.sm89.plan"] < 2 * weights  # kernels for both stages included
+    assert sizes["bypass.sm89.plan"] < 0.2 * weights
+    for index, action in bundle.plan.graphs:
+        wanted = stage_signature(FLUX_TINY, bundle.plan, index, FLUX_TINY.text_tokens, action)
+        assert engines[engine_name(index, action)].signature == wanted
 
 
 def test_progress_comes_from_the_real_builder(stages: Stages, folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from fresco_trt.backends import backend, backend_names
 from fresco_trt.errors import FrescoError
 from fresco_trt.lower.build import BuildRequest, QuantChoice
+from fresco_trt.lower.layout import LAYOUTS
 from fresco_trt.lower.request import resolve
 from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.caching import CACHES, SITES, CacheChoice
@@ -36,6 +37,7 @@ AXES: dict[str, tuple[Any, ...]] = {
         *(CacheChoice(name="reuse", site=site) for site in SITES),
     ),
     "targets": ((), ("sm75",), ("sm89", "sm120")),
+    "layout": LAYOUTS,
 }
 PAIRS = list(combinations(AXES, 2))
 

@@ -1,0 +1,66 @@
+"""How the graphs of a plan become engines: one for each stage, or one for all stages together.
+
+Between a resolved request and the export. In the layout "static" every engine is built from a graph
+of its own; in "profiles" the full graphs are one, open in its token count, and so are the bypass
+graphs: an engine library that takes several shapes then stores the weights once, with a profile of
+one static shape for each stage.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.models.flux import stage_signature
+
+if TYPE_CHECKING:
+    from fresco_trt.backends.base import BackendFacts
+    from fresco_trt.lower.request import Resolved
+    from fresco_trt.plan.signature import GraphSignature
+    from fresco_trt.plan.stages import Action, StagePlan
+
+STATIC, PROFILES = LAYOUTS = ("static", "profiles")
+
+
+def check_layout(layout: str, plan: StagePlan, about: BackendFacts) -> None:
+    """Raise IncompatibleOptions for a layout that the backend does not know, or the plan defies."""
+    if layout not in LAYOUTS:
+        raise _refused(f"--layout {layout}", f"one of {', '.join(LAYOUTS)}")
+    if layout not in about.layouts:
+        given = f"--layout {layout} with the backend {about.name}"
+        raise _refused(given, "tensorrt or tensorrt-rtx, whose engines take several shapes")
+    if layout == PROFILES and len(set(plan.tokens)) == 1:
+        given = f"--layout {layout} with one token count, {plan.tokens[0]}"
+        raise _refused(given, "two stages or more: one has nothing to share")
+    if layout == PROFILES and any(plan.aligned):
+        given = f"--layout {layout} with phase-aligned attention"
+        raise _refused(given, "stages that differ in their token count alone")
+
+
+def graph_of(layout: str, engine: str) -> str:
+    """Name of the graph that an engine is built from: its own, or the action that stages share."""
+    return engine if layout == STATIC else engine.rpartition(".")[2]
+
+
+def graph_signatures(resolved: Resolved) -> dict[str, tuple[GraphSignature, ...]]:
+    """By graph name, the signatures that each graph is to serve, none twice, in stage order."""
+    from fresco_trt.run.sampler import engine_name
+
+    found: dict[str, dict[GraphSignature, None]] = {}
+    for index, action in resolved.plan.graphs:
+        name = graph_of(resolved.layout, engine_name(index, action))
+        found.setdefault(name, {})[_signature(resolved, index, action)] = None
+    return {name: tuple(signatures) for name, signatures in found.items()}
+
+
+def _signature(resolved: Resolved, stage: int, action: Action) -> GraphSignature:
+    """As the graph has it: a shared one gives its feature at every stage, if any stage needs it."""
+    if resolved.layout == STATIC:
+        return resolved.signature(stage, action)
+    plan, text = resolved.plan, resolved.facts.text_tokens
+    feature = any(action == "bypass" for _, action in plan.graphs)
+    return stage_signature(resolved.facts, plan, stage, text, action, feature=feature)
+
+
+def _refused(given: str, expected: str) -> IncompatibleOptions:
+    return IncompatibleOptions(given, expected=expected, fix="leave --layout out")

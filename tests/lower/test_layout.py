@@ -1,0 +1,106 @@
+"""One engine for each stage, or one for all: which graphs that takes, and when it is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.lower import request as lower
+from fresco_trt.lower.layout import LAYOUTS, graph_of, graph_signatures
+from fresco_trt.lower.profiles import counts, varying
+from fresco_trt.lower.request import BuildRequest, describe, resolve
+from fresco_trt.models.flux import bypass_signature, full_signature
+from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.plan.caching import CacheChoice
+from fresco_trt.plan.making import plan_from_preset
+from fresco_trt.plan.presets import Preset
+from fresco_trt.run.request import engine_name
+
+TEXT = FLUX_TINY.text_tokens
+SHARED = BuildRequest(model="flux-tiny", backend="tensorrt-rtx", layout="profiles")
+
+
+def some_cached() -> BuildRequest:
+    """Three stages, of which the first has no step to skip."""
+    steps = resolve(replace(SHARED, preset="turbo")).plan.stages
+    words = ["F" * stage.steps for stage in steps]
+    words[1:] = ["FB" + "F" * (len(word) - 2) for word in words[1:]]
+    return replace(SHARED, preset="turbo", cache=CacheChoice(name="reuse", actions=tuple(words)))
+
+
+def test_a_static_layout_has_a_graph_for_each_engine() -> None:
+    resolved = resolve(replace(some_cached(), layout="static"))
+    found = graph_signatures(resolved)
+    assert list(found) == [engine_name(*each) for each in resolved.plan.graphs]
+    for index, action in resolved.plan.graphs:
+        assert found[engine_name(index, action)] == (resolved.signature(index, action),)
+
+
+def test_stages_share_one_full_and_one_bypass_graph() -> None:
+    """The shared graph gives its feature at every stage, also to one that skips no step."""
+    resolved = resolve(some_cached())
+    tokens = resolved.plan.tokens
+    assert graph_signatures(resolved) == {
+        "full": tuple(full_signature(FLUX_TINY, each, TEXT, feature=True) for each in tokens),
+        "bypass": tuple(bypass_signature(FLUX_TINY, each, TEXT) for each in tokens[1:]),
+    }
+    # What an engine is called with stays the stage's own.
+    assert resolved.signature(0, "full") == full_signature(FLUX_TINY, tokens[0], TEXT)
+    assert resolved.signature(1, "full") == full_signature(FLUX_TINY, tokens[1], TEXT, feature=True)
+
+
+def test_without_a_cache_no_graph_gives_a_feature() -> None:
+    resolved = resolve(SHARED)
+    (name,) = found = graph_signatures(resolved)
+    assert name == "full"
+    assert found[name] == tuple(
+        full_signature(FLUX_TINY, each, TEXT) for each in resolved.plan.tokens
+    )
+
+
+def with_mixed_stage(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    recipe = Preset(
+        steps=(2, 1, 1), switch=(0.8, 0.5), promote=((("even", 0.25),), ()), window=1, **changes
+    )
+    plan = plan_from_preset(FLUX_TINY, recipe, size=(128, 128))
+    monkeypatch.setattr(lower, "make_plan", lambda facts, **options: plan)
+
+
+def test_a_mixed_stage_is_one_more_token_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_mixed_stage(monkeypatch)
+    (signatures,) = graph_signatures(resolve(SHARED)).values()
+    assert counts(signatures, varying(signatures)) == [64, 112, 256]
+
+
+def test_every_engine_has_a_graph() -> None:
+    for layout in LAYOUTS:
+        resolved = resolve(replace(some_cached(), layout=layout))
+        engines = [engine_name(*each) for each in resolved.plan.graphs]
+        assert {graph_of(layout, name) for name in engines} == graph_signatures(resolved).keys()
+        assert describe(replace(some_cached(), layout=layout))["layout"] == layout
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layout": "profile"}, "--layout profile; expected one of static, profiles"),
+        ({"backend": "onnxruntime"}, "with the backend onnxruntime; expected tensorrt or"),
+        ({"backend": "eager"}, "with the backend eager"),
+        ({"stages": 1}, "with one token count, 1024; expected two stages or more"),
+    ],
+)
+def test_a_layout_that_would_change_nothing_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(IncompatibleOptions) as caught:
+        resolve(replace(SHARED, **change))
+    assert said in str(caught.value)
+
+
+def test_phase_aligned_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many of its tokens are coarse is built into such a graph."""
+    with_mixed_stage(monkeypatch, positions="aligned")
+    with pytest.raises(IncompatibleOptions, match="with phase-aligned attention"):
+        resolve(SHARED)
+    assert resolve(replace(SHARED, layout="static")).layout == "static"
