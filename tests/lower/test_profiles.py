@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fresco_trt.backends.base import StageGraph
+from fresco_trt.backends import backend
+from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.errors import ExportError
 from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.profiles import counts, varying
+from fresco_trt.lower.quantize import Quantizer
+from fresco_trt.lower.ranges import layers_of
 from fresco_trt.models.flux import (
     bypass_signature,
     full_signature,
@@ -23,7 +27,9 @@ from fresco_trt.models.flux import (
     random_transformer,
 )
 from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
+from fresco_trt.ranges import LayerRange, Ranges, RangesRecord
 
 SMALL = replace(
     FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=6, text_dim=32
@@ -39,11 +45,11 @@ FAMILIES = {
 }
 
 
-def graph_of(name: str, *signatures: GraphSignature) -> StageGraph:
+def graph_of(name: str, *signatures: GraphSignature, model: nn.Module = MODEL) -> StageGraph:
     return StageGraph(
         name=name,
         signature=signatures[-1],
-        module=graph_from_signature(MODEL, signatures[-1]),
+        module=graph_from_signature(model, signatures[-1]),
         onnx=None,
         weights=None,
         source=Path(),
@@ -171,3 +177,34 @@ def test_a_module_that_holds_for_one_count_only_is_refused(tmp_path: Path) -> No
     graph = replace(graph_of("full", *FAMILIES["full"]), module=Fixed())
     with pytest.raises(ExportError, match="export of full: the exporter stopped"):
         export_stages([replace(graph, signature=signatures[-1], profiles=signatures)], tmp_path)
+
+
+@pytest.mark.rtx
+def test_a_quantised_graph_of_all_counts_multiplies_codes(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    model = random_transformer(SMALL).to(torch.bfloat16)  # what is not quantised is bfloat16 there
+    paths = layers_of(model, SMALL.high_precision)
+    weights = {path: model.get_submodule(path).weight.detach().float() for path in paths}
+    record = RangesRecord(
+        model=SMALL.name,
+        weights_sha256="0" * 64,
+        recipe="int8",
+        kept=SMALL.high_precision,
+        prompts=1,
+        prompts_sha256="0" * 64,
+        seed=0,
+        plan_sha256="0" * 64,
+    )
+    layers = {
+        path: LayerRange(input=torch.ones(len(TOKENS)), weight=weight.abs().amax(dim=1))
+        for path, weight in weights.items()
+    }
+    quantizer = Quantizer(recipe=RECIPES["int8"], ranges=Ranges(layers=layers, record=record))
+    graph = graph_of("full", *FAMILIES["full"], model=model)
+    (exported,) = export_stages([graph], tmp_path, quantizer=quantizer)
+    assert quantizer.account.products["full"]["int8"] == len(layers) > 0
+    options = BuildOptions(folder=tmp_path, targets=("sm89",), precision="int8")
+    _, products = backend("tensorrt-rtx").build(exported, options)
+    counted = json.loads((tmp_path / products).read_bytes())
+    assert counted.pop("int8") == len(layers)
+    assert counted.keys() <= {"bf16", "float"}

@@ -386,24 +386,3 @@ def test_tensorrt_multiplies_the_codes(
     counted = json.loads((tmp_path / products).read_bytes())
     assert counted.pop(recipe.precision) == 44
     assert counted.keys() <= {"bf16", "float"}
-
-
-@pytest.mark.rtx
-def test_tensorrt_multiplies_the_codes_at_every_profile(
-    measured: dict[str, Ranges], tmp_path: Path
-) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    half = load_transformer(None, FLUX_TINY, dtype=torch.bfloat16)
-    quantizer = Quantizer(recipe=RECIPES["int8"], ranges=measured["int8"])
-    each = tuple(
-        stage_signature(FLUX_TINY, PLAN, stage, FLUX_TINY.text_tokens)
-        for stage in range(len(PLAN.stages))
-    )
-    graph = replace(stage_graph(len(each), half), name="full", profiles=each)
-    (exported,) = export_stages([graph], tmp_path, quantizer=quantizer)
-    assert quantizer.account.products["full"]["int8"] == 44
-    options = BuildOptions(folder=tmp_path, targets=("sm89",), precision="int8")
-    _, products = backend("tensorrt-rtx").build(exported, options)
-    counted = json.loads((tmp_path / products).read_bytes())
-    assert counted.pop("int8") == 44
-    assert counted.keys() <= {"bf16", "float"}
