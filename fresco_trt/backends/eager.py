@@ -51,12 +51,15 @@ def create(name: str) -> EagerBackend:
 
 
 class EagerBackend:
-    """Runs stage graphs with torch, on CUDA where there is a GPU."""
+    """Runs stage graphs with torch, on CUDA where there is a GPU.
+
+    ``transformers`` are shared with whoever else holds them; its runners' own by default.
+    """
 
     name = "eager"
 
-    def __init__(self) -> None:
-        self._transformers = SharedTransformers()
+    def __init__(self, transformers: SharedTransformers | None = None) -> None:
+        self._transformers = transformers or SharedTransformers()
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Copy the transformer's folder, once for all stages."""

@@ -15,7 +15,6 @@ import atexit
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -44,8 +43,10 @@ from fresco_trt.backends.base import (
 )
 from fresco_trt.backends.inductor_build import (
     compile_layer,
+    loads_folders,
     same_architecture,
     shapes_of,
+    torch_release,
     weights_of,
 )
 from fresco_trt.backends.inductor_host import check_host, this_host, write_host
@@ -71,8 +72,8 @@ if TYPE_CHECKING:
 BLOCKS = "blocks"
 HOST = "host.json"
 
-OLDEST = (2, 13)
-"""torch from here on loads unpacked packages and says what the processor is able to."""
+OLDEST = (2, 11)
+"""torch from here on says what the processor is able to."""
 
 
 class Part(Protocol):
@@ -94,12 +95,15 @@ def create(name: str) -> InductorBackend:
 
 
 class InductorBackend:
-    """Compiles and runs stage graphs part by part, on CUDA where there is a GPU."""
+    """Compiles and runs stage graphs part by part, on CUDA where there is a GPU.
+
+    ``transformers`` are shared with whoever else holds them; its runners' own by default.
+    """
 
     name = "inductor"
 
-    def __init__(self) -> None:
-        self._transformers = SharedTransformers()
+    def __init__(self, transformers: SharedTransformers | None = None) -> None:
+        self._transformers = transformers or SharedTransformers()
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Copy the weights, once, and compile what no earlier stage has compiled already."""
@@ -207,8 +211,8 @@ def _file_of(part: Part) -> str:
 
 
 def _too_old() -> Iterator[Missing]:
-    version = re.match(r"(\d+)\.(\d+)", torch_version() or "")
-    if version is not None and (int(version[1]), int(version[2])) < OLDEST:
+    version = torch_release()
+    if version is not None and version < OLDEST:
         wanted = ".".join(map(str, OLDEST))
         yield Missing(what=f"torch {wanted} or newer", fix=f'pip install "torch>={wanted}"')
 
@@ -285,7 +289,11 @@ _LIBRARIES: dict[object, Path] = {}
 
 
 def _library(path: Path) -> Path:
-    """The folder that a ``.pt2`` file is unpacked to, until the process ends."""
+    """What torch loads a ``.pt2`` file from: the folder that it is unpacked to, until the process
+    ends; or the file itself, which every layer then unpacks anew, where torch takes no folder.
+    """
+    if not loads_folders():
+        return path
     state = path.stat()
     key = (path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
     if key not in _LIBRARIES or not _LIBRARIES[key].is_dir():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import errno
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
 from fresco_trt.backends.base import writing
+from fresco_trt.backends.transformer import torch_version
 from fresco_trt.errors import BuildError, FrescoError, OutOfDeviceMemory
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 _SETTINGS = {
     # The weights stay in the transformer's file, where all layers and all stages find them.
     "aot_inductor.package_constants_in_so": False,
-    # Two thirds of a file would be tables of line numbers.
-    "aot_inductor.enable_line_tables": False,
     # Headers compiled once save 2 s a piece, but torch keeps them, hundreds of megabytes, in a
     # folder of its own beside the one that it is given.
     "aot_inductor.precompile_headers": False,
@@ -37,8 +37,23 @@ _SETTINGS = {
     "cpp.dynamic_threads": True,
 }
 
+# Two thirds of a file would be tables of line numbers; before torch 2.13 there is no such setting.
+_LINE_TABLES = "enable_line_tables"
+
 _LONGEST = 400
 """Characters of a compiler's message that are passed on."""
+
+
+def torch_release() -> tuple[int, int] | None:
+    """The installed torch's first two numbers, None without torch."""
+    version = re.match(r"(\d+)\.(\d+)", torch_version() or "")
+    return None if version is None else (int(version[1]), int(version[2]))
+
+
+def loads_folders() -> bool:
+    """Whether torch loads a package that is unpacked already, and asks for no names of sources."""
+    release = torch_release()
+    return release is not None and release >= (2, 13)
 
 
 def weights_of(layer: Module) -> dict[str, Tensor]:
@@ -76,9 +91,7 @@ def _compile(
     import torch
     from torch._inductor import aoti_compile_and_package
 
-    settings: dict[str, Any] = dict(_SETTINGS)
-    if threads is not None:
-        settings["compile_threads"] = threads
+    settings = _settings(threads)
     module = layer if device == "cpu" else copy.deepcopy(layer).to(device)
     examples = tuple(
         torch.ones(spec.shape, dtype=getattr(torch, spec.dtype), device=device)
@@ -87,6 +100,18 @@ def _compile(
     with torch.no_grad(), _quiet(), _work_in(path.parent / "caches", device):
         program = torch.export.export(module, examples, strict=False)
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+
+
+def _settings(threads: int | None) -> dict[str, Any]:
+    """Inductor's settings, of those that the installed torch has."""
+    from torch._inductor import config
+
+    settings: dict[str, Any] = dict(_SETTINGS)
+    if hasattr(config.aot_inductor, _LINE_TABLES):
+        settings[f"aot_inductor.{_LINE_TABLES}"] = False
+    if threads is not None:
+        settings["compile_threads"] = threads
+    return settings
 
 
 @contextmanager
@@ -142,11 +167,15 @@ def _check_constants(layer: Module, path: Path) -> None:
 
 
 def _pack(compiled: Path, packed: Path) -> None:
-    """Leave out the C++ sources: they name folders of this machine, and loading needs none."""
+    """Leave out the C++ sources: they name folders of this machine, and loading needs none.
+
+    Their names stay where torch finds a file's description by them, which is before torch 2.13.
+    """
     with ZipFile(compiled) as source, ZipFile(packed, "w") as target:
         for entry in source.infolist():
-            if not entry.filename.endswith(".cpp"):
-                target.writestr(entry, source.read(entry))
+            is_source = entry.filename.endswith(".cpp")
+            if not is_source or not loads_folders():
+                target.writestr(entry, b"" if is_source else source.read(entry))
 
 
 @contextmanager

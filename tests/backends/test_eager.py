@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from fresco_trt.backends.base import BuildOptions
 from fresco_trt.backends.eager import EagerBackend
-from fresco_trt.backends.transformer import FOLDER, WEIGHTS
+from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.errors import BuildError, EngineFailed, FileMissing, UnsupportedPrecision
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models import flux
@@ -48,6 +48,19 @@ def test_all_stages_hold_the_weights_once_on_disk(stages: Stages, folder: Path) 
     }
     found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert found == sorted(records[0].files)
+
+
+def test_a_backend_shares_the_transformer_with_whoever_holds_it(
+    stages: Stages, folder: Path
+) -> None:
+    record = build_all(stages, folder)[0]
+    shared = SharedTransformers()
+    held: Any = shared.of(flux, folder / FOLDER)
+    inputs = stages[0].inputs
+    with EagerBackend(shared).load(folder, record) as runner:
+        before = runner(inputs)["velocity"].clone()
+        held.proj_out.bias.add_(1.0)
+        assert torch.allclose(runner(inputs)["velocity"], before + 1.0, atol=1e-5)
 
 
 def test_runners_in_scope_share_one_transformer(

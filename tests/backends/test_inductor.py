@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import fresco_trt
-from fresco_trt.backends import inductor_build
+from fresco_trt.backends import inductor, inductor_build
 from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.backends.inductor import BLOCKS, HOST, InductorBackend
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
@@ -342,6 +342,17 @@ def test_a_file_is_unpacked_once_for_the_life_of_the_process(
         shutil.rmtree(path)
     with InductorBackend().load(copied, built.engines["bypass"]) as runner:
         engine = built.engines["bypass"]
+        assert worst(runner(engine.inputs()), engine.expected()) < 1e-5
+
+
+def test_where_torch_takes_no_unpacked_file_every_layer_reads_the_file_itself(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = built.engines["feature"]
+    monkeypatch.setattr(inductor, "loads_folders", lambda: False)
+    monkeypatch.setattr(inductor, "_unpacked", None)
+    monkeypatch.setattr(inductor, "_LIBRARIES", {})
+    with InductorBackend().load(built.folder, engine) as runner:
         assert worst(runner(engine.inputs()), engine.expected()) < 1e-5
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
-from fresco_trt.backends import inductor
+from fresco_trt.backends import inductor, inductor_build
 from fresco_trt.backends.base import BuildOptions
 from fresco_trt.backends.inductor import HOST, InductorBackend
 from fresco_trt.backends.inductor_host import check_host, this_host, write_host
@@ -34,10 +35,29 @@ def test_the_kind_of_machine_is_part_of_what_it_says() -> None:
 
 
 def test_an_older_torch_is_said_to_be_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inductor, "torch_version", lambda: "2.12.1+cu130")
+    monkeypatch.setattr(inductor_build, "torch_version", lambda: "2.10.1+cu130")
     (missing,) = InductorBackend().check()
-    assert (missing.what, missing.only_to_build) == ("torch 2.13 or newer", False)
+    assert (missing.what, missing.only_to_build) == ("torch 2.11 or newer", False)
     assert InductorBackend().describe().machine is None
+
+
+@pytest.mark.parametrize(
+    ("torch", "kept"),
+    [
+        ("2.11.0", {"a/model.so": b"code", "a/wrapper.cpp": b""}),
+        ("2.13.0", {"a/model.so": b"code"}),
+    ],
+)
+def test_no_source_is_packed_and_its_name_only_where_torch_looks_for_it(
+    torch: str, kept: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor_build, "torch_version", lambda: torch)
+    with ZipFile(tmp_path / "compiled", "w") as package:
+        package.writestr("a/model.so", b"code")
+        package.writestr("a/wrapper.cpp", b"// a folder of this machine")
+    inductor_build._pack(tmp_path / "compiled", tmp_path / "packed")
+    with ZipFile(tmp_path / "packed") as package:
+        assert {name: package.read(name) for name in package.namelist()} == kept
 
 
 def test_layers_that_differ_in_shape_share_no_code(tmp_path: Path) -> None:
