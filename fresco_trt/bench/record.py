@@ -49,7 +49,10 @@ def _processor() -> str:
 def _commit() -> str | None:
     command = ["git", "rev-parse", "--short", "HEAD"]
     folder = Path(__file__).parent
-    answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    except OSError:  # no git on this machine
+        return None
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 

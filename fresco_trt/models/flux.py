@@ -341,15 +341,19 @@ def random_transformer(
     dtype: torch.dtype | None = None,
     layers: tuple[int, int] | None = None,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Module:
-    """Seeded random weights at the real dimensions: for latency work, not for pictures."""
+    """Seeded random weights at the real dimensions: for latency work, not for pictures.
+
+    Made on ``device``; of one seed each kind of device makes its own.
+    """
     import torch
 
     from fresco_trt.models.flux_graph import initialise
 
     model = _empty(transformer_config(facts, layers=layers))
     # diffusers' own ``to`` warns about every cast; this is the plain one.
-    model = torch.nn.Module.to(model, dtype or torch.float32).to_empty(device="cpu")
+    model = torch.nn.Module.to(model, dtype or torch.float32).to_empty(device=device)
     initialise(model, seed=seed)
     return model.eval().requires_grad_(False)
 

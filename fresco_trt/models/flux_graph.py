@@ -159,7 +159,8 @@ def initialise(module: nn.Module, *, seed: int) -> None:
     uniform within 0.02 of zero and the scales of norms within 0.02 of one: no two alike and none
     neutral, or constant folding would make a cheaper graph than real weights give.
     """
-    generator = torch.Generator().manual_seed(seed)
+    device = next(module.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             vector = parameter.ndim == 1

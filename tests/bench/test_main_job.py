@@ -74,6 +74,11 @@ def test_a_record_says_where_it_comes_from_and_is_written_whole(tmp_path: Path) 
     assert [p.name for p in path.parent.iterdir()] == ["figures.json"]
 
 
+def test_a_machine_without_git_has_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert circumstances()["commit"] is None
+
+
 def test_the_sheet_pairs_pictures_and_breaks_into_bands() -> None:
     from PIL import Image
 
