@@ -1,0 +1,116 @@
+"""Speed on a GPU: the plain pipeline, compiled or not, beside our plans on engines of torch's own.
+
+    python -m fresco_trt.bench.gpu                 FLUX.1-dev's dimensions, random weights, bf16
+    python -m fresco_trt.bench.gpu --tiny          the same code at tiny dimensions, on any machine
+
+One command, within --minutes: weights are made on the device and written once, engines are built
+over them, and what there is time for is measured side by side, in rounds, the most important
+first. Random weights draw no pictures: this measures time and memory, and no quality.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fresco_trt.bench.gpu_engines import LIBRARIES, subject_of
+from fresco_trt.bench.gpu_job import MINUTES, measure
+from fresco_trt.bench.gpu_report import show
+from fresco_trt.bench.gpu_rounds import MOST_ROUNDS
+from fresco_trt.errors import BackendUnavailable, FrescoError, IncompatibleOptions
+
+if TYPE_CHECKING:
+    from fresco_trt.bench.gpu_engines import Subject
+
+RESULTS = Path("bench/results/gpu.json"), Path("bench-out/gpu-tiny.json")
+"""Where results go, and where those of a dry run."""
+
+
+def main(
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="A dry run at tiny dimensions, on any machine.")
+    ] = False,
+    minutes: Annotated[float, typer.Option(help="Time for the whole run.")] = MINUTES,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds at most.")] = MOST_ROUNDS,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Depth as DOUBLE,SINGLE blocks, for a card too small for all of them."),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help=f"Engine library of our plans: {' or '.join(LIBRARIES)}.")
+    ] = "inductor",
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps weights and engines for another run."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File.", show_default=f"{RESULTS[0]}; {RESULTS[1]} with --tiny"),
+    ] = None,
+) -> None:
+    """Measure time and memory on this machine's GPU and store the figures."""
+    try:
+        subject = subject_of(_device(tiny), tiny=tiny, layers=_layers(layers))
+        with tempfile.TemporaryDirectory(prefix="fresco-trt-gpu-") as temporary:
+            document = measure(
+                subject,
+                library=backend,
+                work=_folder(work, subject, Path(temporary)),
+                out=out or RESULTS[tiny],
+                dry_run=tiny,
+                minutes=minutes,
+                rounds=rounds,
+            )
+    except FrescoError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from error
+    show(document)
+    print(f"stored {out or RESULTS[tiny]}")
+    if document["failed"]:
+        raise typer.Exit(1)
+
+
+def _device(tiny: bool) -> str:
+    from fresco_trt.backends.transformer import torch_device
+
+    device = torch_device()
+    if device == "cpu" and not tiny:
+        raise BackendUnavailable(
+            "no NVIDIA GPU that torch finds",
+            expected="one, with its driver and a CUDA build of torch",
+            fix="use a machine with one, or pass --tiny to try the benchmark out",
+        )
+    return device
+
+
+def _layers(asked: str | None) -> tuple[int, int] | None:
+    if asked is None:
+        return None
+    try:
+        double, single = (int(part) for part in asked.split(","))
+    except ValueError:
+        raise IncompatibleOptions(
+            f"--layers {asked}",
+            expected="two whole numbers, double-stream and single-stream blocks",
+            fix="pass for example --layers 4,8",
+        ) from None
+    return double, single
+
+
+def _folder(work: Path | None, subject: Subject, temporary: Path) -> Path:
+    """Where weights and engines go: below ``work`` each subject has its own folder."""
+    if work is None:
+        return temporary
+    facts = subject.facts
+    depth = f"{facts.double_blocks}-{facts.single_blocks}"
+    folder = work / f"{facts.name}-{depth}-{subject.precision}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,294 @@
+"""One run of the GPU benchmark, part by part, each within what is left of the time.
+
+Libraries, weights, engines, the plain pipeline, rounds: a part that fails leaves the others what it
+had, and what was measured before it is stored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.bench.engines import kinds_of
+from fresco_trt.bench.gpu_device import Matmul, device_facts, memory_in_use, peak_of_tensors
+from fresco_trt.bench.gpu_engines import (
+    Workshop,
+    check_fits,
+    engines_of,
+    examine,
+    place_weights,
+    twin,
+)
+from fresco_trt.bench.gpu_libraries import OTHERS, examine_library
+from fresco_trt.bench.gpu_methods import (
+    PlainPipeline,
+    compiled_blocks,
+    conditioning,
+    expected_seconds,
+    points_of,
+    staged_method,
+)
+from fresco_trt.bench.gpu_report import DRY_RUN, rows_of
+from fresco_trt.bench.gpu_rounds import MOST_ROUNDS, Budget, Record, fitting, take_rounds
+from fresco_trt.bench.journal import sources_digest
+from fresco_trt.bench.record import circumstances
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fresco_trt.bench.engines import Kind
+    from fresco_trt.bench.gpu_device import Product
+    from fresco_trt.bench.gpu_engines import Subject
+    from fresco_trt.bench.gpu_methods import Method, Point
+    from fresco_trt.plan.signature import GraphSignature
+
+MINUTES = 9.0
+BUILDING = 0.6
+"""Share of the time after which no more engines are built, so that what there is gets measured."""
+
+WARM_STEPS = 2
+SQUARE = 8192
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """One run: what is measured, with what, into what, within which time; and what it has so far:
+    seconds of a call of each engine, and of a plain step by whether it is compiled.
+    """
+
+    subject: Subject
+    workshop: Workshop
+    record: Record
+    budget: Budget
+    rounds: int
+    points: tuple[Point, ...]
+    engines: Mapping[Kind, GraphSignature]
+    call_seconds: dict[Kind, float] = field(default_factory=dict)
+    step_seconds: dict[bool, float] = field(default_factory=dict)
+    plain: dict[bool, PlainPipeline] = field(default_factory=dict)
+
+
+def measure(
+    subject: Subject,
+    *,
+    library: str,
+    work: Path,
+    out: Path,
+    dry_run: bool,
+    minutes: float = MINUTES,
+    rounds: int = MOST_ROUNDS,
+) -> dict[str, Any]:
+    """Measure within ``minutes``, in ``rounds`` at most, and store under ``out`` what was measured;
+    until the end it is beside it, as "NAME-unfinished.json", as it is measured.
+
+    Weights and engines stay in ``work``; what is there of an earlier run is not built again.
+    Raises IncompatibleOptions for another library, OutOfDeviceMemory for a card that is too small;
+    any later error is kept in the document, in words, and ends one part of the run only.
+    """
+    budget = Budget(seconds=60 * minutes, began=perf_counter())
+    facts = device_facts(subject.device)
+    if facts["bytes"] is not None:
+        check_fits(subject, facts["bytes"])
+    workshop = Workshop(subject, library, work)
+    points = points_of(subject.facts, subject.size)
+    job = Job(
+        subject=subject,
+        workshop=workshop,
+        record=Record(out, _head(subject, facts, library, minutes, dry_run)),
+        budget=budget,
+        rounds=rounds,
+        points=points,
+        engines=engines_of(subject.facts, [point.plan for point in points if point.plan]),
+    )
+    _say(job, f"storing what is measured in {job.record.unfinished}")
+    with closing(workshop):
+        _run(job)
+    job.record.finish()
+    return job.record.document
+
+
+def _head(
+    subject: Subject, device: Mapping[str, Any], library: str, minutes: float, dry_run: bool
+) -> dict[str, Any]:
+    facts = subject.facts
+    return {
+        "dry_run": dry_run,
+        "note": DRY_RUN if dry_run else None,
+        **circumstances(),
+        "sources": sources_digest(),
+        "device": dict(device),
+        "model": facts.name,
+        "layers": [facts.double_blocks, facts.single_blocks],
+        "size": list(subject.size),
+        "precision": subject.precision,
+        "backend": library,
+        "minutes": minutes,
+    }
+
+
+# --- the parts of a run -----------------------------------------------------------------------
+
+
+def _run(job: Job) -> None:
+    """Every part in turn; one that fails leaves the others what it had."""
+    record, subject = job.record, job.subject
+    with record.phase("libraries"):
+        capability = record.document["device"].get("capability")
+        for name in OTHERS:
+            record.add("libraries", examine_library(name, capability))
+        record.add("libraries", _own_library(job))
+    with record.phase("weights"):
+        record.keep("weights", place_weights(subject, job.workshop.folder))
+    transformer: Any = None
+    with record.phase("loading"):
+        record.keep("memory_before", memory_in_use(subject.device))
+        transformer = job.workshop.transformer()
+        record.keep("memory_of_weights", memory_in_use(subject.device))
+    if transformer is not None:
+        with record.phase("building"):
+            _build(job, transformer)
+        with record.phase("opening"):
+            _open(job, transformer)
+        with record.phase("preparing the plain pipeline"):
+            _prepare_plain(job, transformer)
+        with record.phase("rounds"):
+            _measure(job)
+    record.keep("device_after", device_facts(subject.device))
+
+
+def _own_library(job: Job) -> dict[str, Any]:
+    """What the engines' library offers here: its precisions, FP8 among them or not."""
+    library = job.workshop.library
+    about = library.describe()
+    if "fp8" not in about.precisions:
+        job.record.drop("fp8", f"the backend {about.name} has {', '.join(about.precisions)} only")
+    missing = [{"what": each.what, "fix": each.fix} for each in library.check()]
+    return {"name": about.name, "version": about.version, "missing": missing}
+
+
+def _build(job: Job, transformer: Any) -> None:
+    """Engines of most tokens first, until the time for building is used up."""
+    for kind, signature in job.engines.items():
+        late = job.budget.spent > BUILDING * job.budget.seconds
+        if late and not job.workshop.has(kind):
+            job.record.drop(f"engine {kind.key}", "no time was left to build it")
+            continue
+        with job.record.attempt(f"engine {kind.key}"):
+            job.record.add("build", job.workshop.build(kind, signature, transformer))
+            _say(job, f"built {kind.key}")
+
+
+def _open(job: Job, transformer: Any) -> None:
+    """Open every engine, those of the full grid first; memory by stages, error, seconds a call."""
+    built = {kind: each for kind, each in job.engines.items() if job.workshop.has(kind)}
+    grids = sorted({kind.tokens for kind in built}, reverse=True)
+    for stages, tokens in enumerate(grids, 1):
+        own = {kind: each for kind, each in built.items() if kind.tokens == tokens}
+        for kind, signature in own.items():
+            with job.record.attempt(f"engine {kind.key}"):
+                runner = job.workshop.runner(kind, signature)
+                found = examine(runner, transformer, job.subject.device)
+                job.record.add("engines", {"engine": kind.key, "tokens": tokens, **found})
+                job.call_seconds[kind] = found["seconds"]
+        used = [kind for kind in built if kind.tokens in grids[:stages]]
+        job.record.add("memory", {"stages": stages, **memory_in_use(job.subject.device)})
+        job.record.add("disk", {"stages": stages, **job.workshop.bytes_of(used)})
+        _say(job, f"opened the engines of {tokens} tokens")
+
+
+def _prepare_plain(job: Job, transformer: Any) -> None:
+    """Both plain pipelines over the engines' weights, warmed up, and the seconds of a step."""
+    inputs = conditioning(job.subject)
+    for compiled in (False, True):
+        with job.record.attempt(f"plain pipeline, {'compiled' if compiled else 'eager'}"):
+            own = twin(transformer)
+            pipeline = PlainPipeline(compiled_blocks(own) if compiled else own, job.subject, inputs)
+            draw = pipeline.method(WARM_STEPS)
+            draw(0)
+            job.step_seconds[compiled] = draw(0).seconds / WARM_STEPS
+            job.plain[compiled] = pipeline
+            _say(job, "warmed up the plain pipeline" + (", compiled" if compiled else ""))
+
+
+def _measure(job: Job) -> None:
+    """What there is time for, warmed up, in rounds; then the rows."""
+    costs = {point.name: _cost(job, point) for point in job.points}
+    known = {name: cost for name, cost in costs.items() if cost is not None}
+    chosen = [point for point in _fitting(job, known) if point.name in known]
+    methods: dict[str, Method] = {}
+    for point in chosen:
+        with job.record.attempt(point.name):
+            methods[point.name] = _method(job, point)
+            if point.plan is not None:
+                _warm_up(job, point, methods[point.name])
+    _say(job, f"measuring {len(methods)} methods side by side")
+    products = _products(job)
+    matmul = Matmul(job.subject.device, job.subject.dtype, products)
+    take_rounds(methods, known, matmul.rates, job.budget, job.record, most=job.rounds)
+    job.record.keep(
+        "rows",
+        rows_of(
+            job.points,
+            job.record.document["rounds"],
+            job.subject.facts,
+            job.subject.tokens,
+            baseline_steps=job.subject.facts.default_steps,
+        ),
+    )
+
+
+def _cost(job: Job, point: Point) -> float | None:
+    return expected_seconds(point, job.call_seconds, job.step_seconds)
+
+
+def _fitting(job: Job, known: Mapping[str, float]) -> list[Point]:
+    """The points that there is time for; the others are recorded as dropped."""
+    groups = dict.fromkeys(point.group for point in job.points)
+    costs = [
+        (group, sum(known.get(point.name, 0.0) for point in job.points if point.group == group))
+        for group in groups
+    ]
+    kept = fitting(costs, job.budget.left)
+    for point in job.points:
+        if point.name not in known:
+            job.record.drop(point.name, "what it runs on was not built, or failed")
+        elif point.group not in kept:
+            job.record.drop(point.name, f"no time for the group {point.group!r}")
+    return [point for point in job.points if point.group in kept]
+
+
+def _method(job: Job, point: Point) -> Method:
+    if point.plan is None:
+        return job.plain[point.compiled].method(point.steps)
+    from fresco_trt.models.flux import FluxLayout
+    from fresco_trt.pipeline import HeldLayout
+
+    subject, plan = job.subject, point.plan
+    runners = {
+        name: job.workshop.runner(kind, job.engines[kind]) for name, kind in kinds_of(plan).items()
+    }
+    layout = FluxLayout(facts=subject.facts, text_tokens=subject.facts.text_tokens)
+    held = HeldLayout(layout, subject.device)
+    return staged_method(plan, subject, runners, held, conditioning(subject))
+
+
+def _warm_up(job: Job, point: Point, method: Method) -> None:
+    """One picture, which is not counted; the memory it takes at its highest is."""
+    peak = peak_of_tensors(job.subject.device, lambda: method(0))
+    job.record.add("peaks", {"method": point.name, "tensors": peak})
+
+
+def _products(job: Job) -> list[Product]:
+    """A large square product, and the widest one of a block at full resolution."""
+    facts = job.subject.facts
+    length = job.subject.tokens + facts.text_tokens
+    square = SQUARE if job.subject.device == "cuda" else 256
+    return [(square,) * 3, (length, facts.hidden, facts.mlp_ratio * facts.hidden)]
+
+
+def _say(job: Job, what: str) -> None:
+    print(f"{job.budget.spent:6.1f} s  {what}", file=sys.stderr, flush=True)
