@@ -25,6 +25,8 @@ from fresco_trt.bench.gpu_engines import (
 )
 from fresco_trt.bench.gpu_libraries import OTHERS, examine_library
 from fresco_trt.bench.gpu_methods import (
+    COMPILED,
+    EAGER,
     PlainPipeline,
     compiled_blocks,
     conditioning,
@@ -183,21 +185,29 @@ def _build(job: Job, transformer: Any) -> None:
 
 
 def _open(job: Job, transformer: Any) -> None:
-    """Open every engine, those of the full grid first; memory by stages, error, seconds a call."""
-    built = {kind: each for kind, each in job.engines.items() if job.workshop.has(kind)}
-    grids = sorted({kind.tokens for kind in built}, reverse=True)
-    for stages, tokens in enumerate(grids, 1):
-        own = {kind: each for kind, each in built.items() if kind.tokens == tokens}
-        for kind, signature in own.items():
-            with job.record.attempt(f"engine {kind.key}"):
-                runner = job.workshop.runner(kind, signature)
-                found = examine(runner, transformer, job.subject.device)
-                job.record.add("engines", {"engine": kind.key, "tokens": tokens, **found})
-                job.call_seconds[kind] = found["seconds"]
-        used = [kind for kind in built if kind.tokens in grids[:stages]]
+    """Open and examine every engine: those of whole steps first, the full grid's foremost, with
+    what they add to memory and disk stage by stage; then those that caching needs.
+    """
+    built = [kind for kind in job.engines if job.workshop.has(kind)]
+    whole = [kind for kind in built if kind.graph == "full"]
+    for stages, kind in enumerate(whole, 1):
+        _examine(job, kind, transformer)
         job.record.add("memory", {"stages": stages, **memory_in_use(job.subject.device)})
-        job.record.add("disk", {"stages": stages, **job.workshop.bytes_of(used)})
-        _say(job, f"opened the engines of {tokens} tokens")
+        job.record.add("disk", {"stages": stages, **job.workshop.bytes_of(whole[:stages])})
+    for kind in built:
+        if kind not in whole:
+            _examine(job, kind, transformer)
+    job.record.keep("memory_with_cache", memory_in_use(job.subject.device))
+    _say(job, f"opened {len(built)} engines")
+
+
+def _examine(job: Job, kind: Kind, transformer: Any) -> None:
+    """One engine's error and seconds a call."""
+    with job.record.attempt(f"engine {kind.key}"):
+        runner = job.workshop.runner(kind, job.engines[kind])
+        found = examine(runner, transformer, job.subject.device)
+        job.record.add("engines", {"engine": kind.key, "tokens": kind.tokens, **found})
+        job.call_seconds[kind] = found["seconds"]
 
 
 def _prepare_plain(job: Job, transformer: Any) -> None:
@@ -209,35 +219,45 @@ def _prepare_plain(job: Job, transformer: Any) -> None:
             pipeline = PlainPipeline(compiled_blocks(own) if compiled else own, job.subject, inputs)
             draw = pipeline.method(WARM_STEPS)
             draw(0)
+            _draw_at_peak(job, COMPILED if compiled else EAGER, draw)
             job.step_seconds[compiled] = draw(0).seconds / WARM_STEPS
             job.plain[compiled] = pipeline
             _say(job, "warmed up the plain pipeline" + (", compiled" if compiled else ""))
 
 
 def _measure(job: Job) -> None:
-    """What there is time for, warmed up, in rounds; then the rows."""
+    """What there is time for, warmed up, in rounds; the rows anew after each of them."""
     costs = {point.name: _cost(job, point) for point in job.points}
     known = {name: cost for name, cost in costs.items() if cost is not None}
     chosen = [point for point in _fitting(job, known) if point.name in known]
     methods: dict[str, Method] = {}
     for point in chosen:
         with job.record.attempt(point.name):
-            methods[point.name] = _method(job, point)
-            if point.plan is not None:
-                _warm_up(job, point, methods[point.name])
+            method = _method(job, point)
+            if point.plan is not None:  # the plain pipelines are warm
+                _draw_at_peak(job, point.name, method)
+            methods[point.name] = method
     _say(job, f"measuring {len(methods)} methods side by side")
-    products = _products(job)
-    matmul = Matmul(job.subject.device, job.subject.dtype, products)
-    take_rounds(methods, known, matmul.rates, job.budget, job.record, most=job.rounds)
-    job.record.keep(
-        "rows",
-        rows_of(
-            job.points,
-            job.record.document["rounds"],
-            job.subject.facts,
-            job.subject.tokens,
-            baseline_steps=job.subject.facts.default_steps,
-        ),
+    matmul = Matmul(job.subject.device, job.subject.dtype, _products(job))
+    take_rounds(
+        methods,
+        known,
+        matmul.rates,
+        job.budget,
+        job.record,
+        most=job.rounds,
+        after=lambda: job.record.keep("rows", _rows(job)),
+    )
+
+
+def _rows(job: Job) -> list[dict[str, Any]]:
+    facts = job.subject.facts
+    return rows_of(
+        job.points,
+        job.record.document["rounds"],
+        facts,
+        job.subject.tokens,
+        baseline_steps=facts.default_steps,
     )
 
 
@@ -276,10 +296,10 @@ def _method(job: Job, point: Point) -> Method:
     return staged_method(plan, subject, runners, held, conditioning(subject))
 
 
-def _warm_up(job: Job, point: Point, method: Method) -> None:
-    """One picture, which is not counted; the memory it takes at its highest is."""
+def _draw_at_peak(job: Job, name: str, method: Method) -> None:
+    """One picture, whose seconds are not counted; the memory that it takes at its highest is."""
     peak = peak_of_tensors(job.subject.device, lambda: method(0))
-    job.record.add("peaks", {"method": point.name, "tensors": peak})
+    job.record.add("peaks", {"method": name, "tensors": peak})
 
 
 def _products(job: Job) -> list[Product]:

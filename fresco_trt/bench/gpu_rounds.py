@@ -139,11 +139,13 @@ def take_rounds(
     record: Record,
     *,
     most: int = MOST_ROUNDS,
+    after: Callable[[], None] = lambda: None,
 ) -> None:
     """Up to ``most`` rounds into the record, as many as there is time for, and the first as far as
     there is.
 
-    ``costs`` are the seconds that each method should take; ``rates`` measures the matrix products.
+    ``costs`` are the seconds that each method should take; ``rates`` measures the matrix products;
+    ``after`` is called after each round.
     A method that fails, or that there is no time for any more, is named and takes no further part.
     """
     usable, cost = list(methods), sum(costs[name] for name in methods)
@@ -164,6 +166,7 @@ def take_rounds(
             record.keep("rounds", [*record.document["rounds"][:-1], found.to_json()])
         usable.sort(key=list(methods).index)
         cost = budget.spent - began
+        after()
 
 
 def _turned(names: list[str], number: int) -> list[str]:

@@ -28,9 +28,10 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine w
 
 
 @pytest.fixture
-def no_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other engine libraries are not tried: that takes seconds, and is tested above."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other libraries are not tried and nothing is compiled: that is slow, and tested above."""
     monkeypatch.setattr(gpu_job, "OTHERS", ())
+    monkeypatch.setattr(gpu_job, "compiled_blocks", lambda transformer: transformer)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,14 @@ def test_seconds_inside_the_network_are_part_of_those_on_the_wall(stored: dict[s
             assert 0.0 < timed["engine_seconds"] < timed["seconds"]
 
 
+def test_the_memory_of_every_method_is_asked_for(stored: dict[str, Any]) -> None:
+    names = [each["method"] for each in stored["document"]["peaks"]]
+    plain = [name for name in POINTS if name.startswith("diffusers")]
+    assert names == ["diffusers", "diffusers, torch.compile"] + [
+        name for name in POINTS if name not in plain
+    ]
+
+
 def test_the_document_says_where_it_comes_from(stored: dict[str, Any]) -> None:
     document = stored["document"]
     assert document["command"].startswith("python -m fresco_trt.bench.gpu --tiny")
@@ -126,7 +135,7 @@ def test_a_library_that_does_not_run_here_says_why(stored: dict[str, Any]) -> No
         assert each["missing"]
 
 
-@pytest.mark.usefixtures("no_libraries")
+@pytest.mark.usefixtures("quick")
 def test_a_run_whose_time_is_up_builds_nothing_more_and_says_so(tmp_path: Path) -> None:
     document = measure(
         SUBJECT,
@@ -142,7 +151,7 @@ def test_a_run_whose_time_is_up_builds_nothing_more_and_says_so(tmp_path: Path) 
     assert {"engine 64", "engine 4-bypass", *POINTS} <= dropped
 
 
-@pytest.mark.usefixtures("no_libraries")
+@pytest.mark.usefixtures("quick")
 def test_an_engine_that_fails_takes_along_only_the_plans_that_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -97,6 +97,19 @@ def test_a_method_that_does_not_fit_is_left_out_and_named_once(tmp_path: Path) -
     assert [each["what"] for each in document["dropped"]] == ["b"]
 
 
+def test_what_comes_of_a_round_is_worked_out_before_the_next_one(tmp_path: Path) -> None:
+    time, seen = Time(), list[int]()
+    budget = Budget(seconds=100.0, began=0.0, now=lambda: time.seconds)
+    record = Record(tmp_path / "out.json", {})
+    methods, costs = {"a": time.method("a", 1.0)}, {"a": 1.0}
+
+    def look() -> None:
+        seen.append(len(json.loads(record.unfinished.read_text())["rounds"]))
+
+    take_rounds(methods, costs, rates, budget, record, most=3, after=look)
+    assert seen == [1, 2, 3]
+
+
 def test_a_method_that_fails_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     calls: list[int] = []
 
