@@ -28,7 +28,7 @@ from fresco_trt.errors import (
     UnsupportedSize,
     UnsupportedStages,
 )
-from fresco_trt.models.flux import transformer_config
+from fresco_trt.models.flux_config import transformer_config
 from fresco_trt.models.weights import weights_digest
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.pipeline import guidance_of

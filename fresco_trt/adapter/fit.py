@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.flux import TRANSFORMER, transformer_config
+from fresco_trt.models.flux_config import TRANSFORMER, transformer_config
 from fresco_trt.models.zoo import model_facts, model_names
 
 if TYPE_CHECKING:

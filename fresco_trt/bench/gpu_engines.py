@@ -24,6 +24,7 @@ from fresco_trt.bench.gpu_device import clock_of
 from fresco_trt.comparing import output_error
 from fresco_trt.errors import DiskFull, IncompatibleOptions, OutOfDeviceMemory
 from fresco_trt.models import flux
+from fresco_trt.models.flux_config import transformer_config
 from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
 from fresco_trt.plan.sizes import stage_grids
@@ -103,9 +104,7 @@ def subject_of(device: str, *, tiny: bool, layers: tuple[int, int] | None) -> Su
 
 def parameters_of(facts: ModelFacts) -> int:
     """Parameters of the transformer at this depth; no memory is touched."""
-    return sum(
-        parameter.numel() for parameter in _shell(flux.transformer_config(facts)).parameters()
-    )
+    return sum(parameter.numel() for parameter in _shell(transformer_config(facts)).parameters())
 
 
 def _shell(config: Mapping[str, Any]) -> Any:

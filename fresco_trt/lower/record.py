@@ -20,7 +20,7 @@ from fresco_trt.lower.earlier import SECONDS
 from fresco_trt.lower.layout import STATIC
 from fresco_trt.lower.principal import principal_identity
 from fresco_trt.manifest import BackendRecord, BuiltRecord, ModelRecord, PipelineRecord
-from fresco_trt.models.flux import transformer_config
+from fresco_trt.models.flux_config import transformer_config
 from fresco_trt.models.flux_layers import format_blocks
 from fresco_trt.models.flux_parts import PIPELINE_PARTS
 from fresco_trt.plan.sizes import format_size

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions, InvalidPlan
+from fresco_trt.models.flux_config import REPOSITORIES, check_config, transformer_config
 from fresco_trt.models.weights import check_names, find_transformer, read_config, read_weights
 from fresco_trt.plan.caching import FEATURES, CacheSite
 from fresco_trt.plan.facts import ModelFacts
@@ -28,17 +29,10 @@ if TYPE_CHECKING:
     from fresco_trt.models.flux_graph import FullGraph
     from fresco_trt.plan.stages import Action, StagePlan
 
-TRANSFORMER = "FluxTransformer2DModel"
 THETA = 10_000.0
 
 COARSE_ROPE = ("rope_cos_coarse", "rope_sin_coarse")
 """Inputs that only the phase-aligned graphs have."""
-
-REPOSITORIES: Mapping[str, str] = {
-    "flux": "black-forest-labs/FLUX.1-dev",
-    "flux-schnell": "black-forest-labs/FLUX.1-schnell",
-    "flux-kontext": "black-forest-labs/FLUX.1-Kontext-dev",
-}
 
 
 # --- packing and positions --------------------------------------------------------------------
@@ -273,26 +267,6 @@ def cut(graph: Module, signature: GraphSignature) -> Cut:
 # --- weights ----------------------------------------------------------------------------------
 
 
-def transformer_config(
-    facts: ModelFacts, *, layers: tuple[int, int] | None = None
-) -> dict[str, Any]:
-    """diffusers' configuration of the transformer; ``layers`` replaces (double, single) depths."""
-    double, single = layers or (facts.double_blocks, facts.single_blocks)
-    return {
-        "patch_size": 1,
-        "in_channels": facts.in_channels,
-        "out_channels": None,
-        "num_layers": double,
-        "num_single_layers": single,
-        "attention_head_dim": facts.head_dim,
-        "num_attention_heads": facts.heads,
-        "joint_attention_dim": facts.text_dim,
-        "pooled_projection_dim": facts.pooled_dim,
-        "guidance_embeds": facts.guidance,
-        "axes_dims_rope": list(facts.rope_axes),
-    }
-
-
 def load_transformer(
     weights: str | Path | None,
     facts: ModelFacts,
@@ -321,7 +295,7 @@ def load_transformer(
     path = None if weights is None else Path(weights)
     source = find_transformer(path, model=facts.name, repository=REPOSITORIES.get(facts.name))
     if source.is_dir():
-        _check_config(source, facts)
+        check_config(source, facts)
     return _assembled(source, transformer_config(facts), dtype or torch.float32)
 
 
@@ -388,23 +362,3 @@ def _diffusers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     converted: dict[str, Tensor]
     converted = untyped.convert_flux_transformer_checkpoint_to_diffusers(tensors)
     return converted
-
-
-def _check_config(folder: Path, facts: ModelFacts) -> None:
-    """Name every dimension in which a stored configuration differs from the model's facts."""
-    stored = read_config(folder)
-    wanted = transformer_config(facts)
-    differs = [
-        f"{key} {stored[key]} (the model has {value})"
-        for key, value in wanted.items()
-        if key in stored and key != "out_channels" and stored[key] != value
-    ]
-    kind = stored.get("_class_name", TRANSFORMER)
-    if kind != TRANSFORMER:
-        differs.insert(0, f"class {kind}")
-    if differs:
-        raise IncompatibleOptions(
-            f"the weights at {folder} have {', '.join(differs)}",
-            expected=f"a {TRANSFORMER} with the dimensions of {facts.name}",
-            fix="pass the weights that belong to --model, or the --model they belong to",
-        )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import PlanError, WeightsNotFound
-from fresco_trt.models.flux import REPOSITORIES
+from fresco_trt.models.flux_config import REPOSITORIES
 from fresco_trt.models.weights import BUNDLED, weights_digest
 
 if TYPE_CHECKING:

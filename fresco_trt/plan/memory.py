@@ -65,13 +65,13 @@ class GraphMemory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Who has weights of its own: every ``engine``, every ``kind`` of graph, or the ``bundle``;
-    and whether engines share the memory of their live tensors (then the largest counts).
+    """Who has weights of its own: every ``engine``, every ``kind`` of graph, or the ``bundle``.
+
+    In every layout engines share the memory of their live tensors, of which the largest counts.
     """
 
     name: str
     weights: Owner
-    one_scratch: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,13 +133,13 @@ class LayoutMemory:
 
 # --- what libraries add -----------------------------------------------------------------------
 
-STATIC = Layout(name="static", weights="engine", one_scratch=False)
-"""One plan for every stage, each with its own weights and its own scratch memory."""
+STATIC = Layout(name="static", weights="engine")
+"""One plan for every stage, each with its own weights."""
 
-PROFILES = Layout(name="profiles", weights="kind", one_scratch=True)
-"""One plan for all graphs of a kind, with a profile for every stage; one runs at a time."""
+PROFILES = Layout(name="profiles", weights="kind")
+"""One plan for all graphs of a kind, with a profile for every stage."""
 
-SHARED = Layout(name="shared", weights="bundle", one_scratch=True)
+SHARED = Layout(name="shared", weights="bundle")
 """Engines without weights over one file of them."""
 
 _MB = 10**6
@@ -264,7 +264,7 @@ def layout_memory(
     shared = _shared(layout, graphs)
     engines = tuple(_engine(library, layout, graph, shared, held) for graph in graphs)
     scratch = [_scratch(library, graph) for graph in graphs]
-    spared = sum(scratch) - max(scratch) if layout.one_scratch else 0
+    spared = sum(scratch) - max(scratch)  # one engine runs at a time, and they share it
     return LayoutMemory(
         name=layout.name,
         engines=engines,

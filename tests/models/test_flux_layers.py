@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fresco_trt.errors import PlanError
-from fresco_trt.models.flux import transformer_config
+from fresco_trt.models.flux_config import transformer_config
 from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_FACTS, FLUX_SCHNELL, FLUX_TINY
 from fresco_trt.models.flux_layers import (
     format_blocks,

@@ -154,12 +154,12 @@ def test_quantising_also_holds_what_it_is_judged_by() -> None:
 # --- layouts ----------------------------------------------------------------------------------
 
 
-def test_static_plans_each_have_all() -> None:
+def test_static_plans_each_have_all_but_their_scratch() -> None:
     found = layout_memory(LIBRARY, STATIC, THREE, NOTHING)
     assert [each.disk for each in found.engines] == [512, 512, 512]
     assert [each.resident for each in found.engines] == [512 + 10 * n for n in (1, 4, 16)]
     assert (found.shared, found.disk) == (0, 3 * 512)
-    assert found.resident == 3 * 512 + 10 * (1 + 4 + 16)
+    assert found.resident == 3 * 512 + 3 * (1 + 4 + 16) + 7 * 16
     assert found.build == 1000 + 2 * 500
 
 
@@ -190,7 +190,7 @@ def test_small_shared_weights_are_relaid_for_each_engine() -> None:
 def test_what_a_library_reserves_is_resident_only() -> None:
     lean = layout_memory(LIBRARY, STATIC, THREE, NOTHING)
     found = layout_memory(replace(LIBRARY, scratch=2.0, scores=4), STATIC, THREE, NOTHING)
-    assert found.resident - lean.resident == (7 + 4 * 3) * (1 + 4 + 16)
+    assert found.resident - lean.resident == (7 + 4 * 3) * 16
     assert (found.disk, found.build) == (lean.disk, lean.build)
 
 
