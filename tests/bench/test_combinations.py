@@ -76,7 +76,10 @@ def test_a_run_quantises_what_it_says_and_compares_it_with_its_twin(
     assert cli.main(request) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["compare"] == "combinations"
-    assert document["skipped"] == []
+    # The plot needs the bench extra; every point has a row.
+    assert {each["what"] for each in document["skipped"]} <= {
+        "flux-tiny-combinations-quick-pareto.png"
+    }
     codes = [row for row in document["rows"] if row["precision"] == "int8"]
     assert codes
     for row in codes:

@@ -9,9 +9,10 @@ import pytest
 
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.lower import request as lower
+from fresco_trt.lower.dry_run import describe
 from fresco_trt.lower.layout import LAYOUTS, graph_of, graph_signatures
 from fresco_trt.lower.profiles import counts, varying
-from fresco_trt.lower.request import BuildRequest, describe, resolve
+from fresco_trt.lower.request import BuildRequest, resolve
 from fresco_trt.models.flux import bypass_signature, full_signature
 from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.caching import CacheChoice
