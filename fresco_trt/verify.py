@@ -35,7 +35,7 @@ PROMPT = "a red apple on a plain blue background"
 TOLERANCES = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 3e-2, "int8": 0.4, "fp8": 0.5}
 """Largest allowed error of an output, relative to its largest value, by the engines' precision.
 
-Sound engines of flux-tiny stay at 1e-6, 1.2e-3, 8e-3, 0.2 and 0.25.
+Sound engines of flux-tiny stay at 1e-6, 1.2e-3, 8e-3 and 0.2; those of fp8 were not measured.
 """
 
 PIXEL_TOLERANCES = {"fp32": 2, "fp16": 16, "bf16": 64, "int8": 255, "fp8": 255}
