@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 import typer
 
@@ -22,6 +23,8 @@ INSTRUMENTS: tuple[InstrumentName, ...] = get_args(InstrumentName)
 
 Comparison = Literal["methods", "combinations"]
 COMPARISONS: tuple[Comparison, ...] = get_args(Comparison)
+
+Name = TypeVar("Name", bound=str)
 
 SCENES, QUICK_SCENES = 64, 12
 OUT = Path("bench-out")
@@ -134,14 +137,7 @@ def _scenes(asked: int | None, quick: bool) -> int:
 
 
 def _instrument(name: str) -> InstrumentName:
-    for known in INSTRUMENTS:
-        if name == known:
-            return known
-    raise IncompatibleOptions(
-        f"--instrument {name}",
-        expected=f"one of {', '.join(INSTRUMENTS)}",
-        fix="leave --instrument out to measure the model itself",
-    )
+    return _one_of(INSTRUMENTS, "--instrument", name, "measure the model itself")
 
 
 def _comparison(name: str, instrument: str) -> Comparison:
@@ -151,11 +147,16 @@ def _comparison(name: str, instrument: str) -> Comparison:
             expected="--instrument model: an exact flow has no weights to quantise",
             fix="leave one of the two out",
         )
-    for known in COMPARISONS:
-        if name == known:
-            return known
+    return _one_of(COMPARISONS, "--compare", name, "put our methods beside others'")
+
+
+def _one_of(known: Sequence[Name], option: str, given: str, default: str) -> Name:
+    """``given`` as one of the ``known`` names; ``default`` says what happens without the option."""
+    for name in known:
+        if name == given:
+            return name
     raise IncompatibleOptions(
-        f"--compare {name}",
-        expected=f"one of {', '.join(COMPARISONS)}",
-        fix="leave --compare out to put our methods beside others'",
+        f"{option} {given}",
+        expected=f"one of {', '.join(known)}",
+        fix=f"leave {option} out to {default}",
     )

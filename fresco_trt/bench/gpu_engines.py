@@ -199,7 +199,7 @@ class Workshop:
             )
         self._subject, self.folder = subject, folder
         self._shared = SharedTransformers()
-        self.library = LIBRARIES[library](self._shared)
+        self.backend = LIBRARIES[library](self._shared)
         self._scope = ExitStack()
         self._runners: dict[Kind, Runner] = {}
 
@@ -221,7 +221,7 @@ class Workshop:
         )
         before, began = len(self._code()), perf_counter()
         options = BuildOptions(folder=self.folder, precision=self._subject.precision)
-        files = self.library.build(graph, options)
+        files = self.backend.build(graph, options)
         seconds = perf_counter() - began
         self._list({**self._files(), kind.key: list(files)})
         compiled = len(self._code()) - before
@@ -241,7 +241,7 @@ class Workshop:
         if kind not in self._runners:
             files = tuple(self._files()[kind.key])
             engine = Engine(name=kind.key, files=files, signature=signature)
-            runner = self.library.load(self.folder, engine)
+            runner = self.backend.load(self.folder, engine)
             self._runners[kind] = self._scope.enter_context(runner)
         return self._runners[kind]
 

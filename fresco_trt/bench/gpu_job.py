@@ -164,11 +164,11 @@ def _run(job: Job) -> None:
 
 def _own_library(job: Job) -> dict[str, Any]:
     """What the engines' library offers here: its precisions, FP8 among them or not."""
-    library = job.workshop.library
-    about = library.describe()
+    backend = job.workshop.backend
+    about = backend.describe()
     if "fp8" not in about.precisions:
         job.record.drop("fp8", f"the backend {about.name} has {', '.join(about.precisions)} only")
-    missing = [{"what": each.what, "fix": each.fix} for each in library.check()]
+    missing = [{"what": each.what, "fix": each.fix} for each in backend.check()]
     return {"name": about.name, "version": about.version, "missing": missing}
 
 

@@ -131,8 +131,8 @@ FRESH_PROCESS = """
 import sys
 from fresco_trt.cli import main
 code = main(sys.argv[1:])
-from fresco_trt.bench.memory import own_peak_kibibytes
-print(own_peak_kibibytes(), file=sys.stderr)
+from fresco_trt.peak import peak_memory
+print(peak_memory().own, file=sys.stderr)
 sys.exit(code)
 """
 
@@ -146,7 +146,7 @@ def cold_start(bundle: Path) -> dict[str, float]:
         [sys.executable, "-c", FRESH_PROCESS, *request], check=True, capture_output=True, text=True
     )
     seconds = perf_counter() - before
-    peak = int(done.stderr.splitlines()[-1]) / 1024
+    peak = int(done.stderr.splitlines()[-1]) / 2**20
     return {"seconds": round(seconds, 3), "peak_mib": round(peak, 1)}
 
 

@@ -9,7 +9,6 @@ same things share one measurement, see :func:`kind_of`.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from fresco_trt.bench.combinations import combined_points
 from fresco_trt.bench.engines import kinds_of
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.points import CacheDit, FirstBlock, points_of
+from fresco_trt.peak import peak_memory
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.sizes import format_size, parse_size
@@ -56,7 +56,8 @@ def kind_of(point: Point, facts: ModelFacts, size: Size) -> str:
 def peak_mb(setting: Setting, point: Point) -> float | None:
     """Peak resident megabytes (10^6 bytes) of a process that draws one picture with ``point``.
 
-    None where that process failed, as for lack of memory, or came to no end.
+    None where that process failed, as for lack of memory, or came to no end, and on a system that
+    does not count it.
     """
     width, height = setting.size
     command = [
@@ -69,7 +70,7 @@ def peak_mb(setting: Setting, point: Point) -> float | None:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE)
     except subprocess.SubprocessError:
         return None
-    found: float = json.loads(done.stdout.splitlines()[-1])["peak_mb"]
+    found: float | None = json.loads(done.stdout.splitlines()[-1])["peak_mb"]
     return found
 
 
@@ -104,20 +105,8 @@ def main(
         if skipped:
             raise SystemExit(skipped[0].reason)
         methods[point](studio.encode(studio.warm_up), studio.warm_up.seed)
-    print(json.dumps({"peak_mb": round(own_peak_kibibytes() * 1024 / 1e6, 1)}))
-
-
-def own_peak_kibibytes() -> int:
-    """Peak resident set of this process.
-
-    From the kernel's account of this program: getrusage would count in what the process that
-    started this one held at that moment.
-    """
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    peak = peak_memory()
+    print(json.dumps({"peak_mb": None if peak is None else round(peak.own / 1e6, 1)}))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from fresco_trt.plan.making import find_preset, plan_from_preset, spectral_switc
 from fresco_trt.plan.matching import MatchedShifts, ralu_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.promotion import DEFAULT_WINDOW, VARIANCE_RULES
+from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.stages import LIFTS, NOISES, POSITIONS, SELECTIONS, SOLVERS
 
 if TYPE_CHECKING:
@@ -102,6 +103,11 @@ class Point:
     def twin(self) -> str | None:
         """The name of the same point unquantised, None for one that is."""
         return None if self.quant is None else replace(self, quant=None).name
+
+    @property
+    def precision(self) -> str:
+        """What its engines' linear layers are multiplied in."""
+        return "fp32" if self.quant is None else RECIPES[self.quant].precision
 
     @property
     def nfe(self) -> int:

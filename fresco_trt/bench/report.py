@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.points import PEERS, Point
 from fresco_trt.bench.quality import DECIBELS, distance_interval, mean_interval, median_interval
-from fresco_trt.plan.recipes import RECIPES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,20 +49,19 @@ def rows_of(
     rows = []
     for point in points:
         marks = [scene[point.name] for scene in scenes]
-        precision = "fp32" if point.quant is None else RECIPES[point.quant].precision
-        clocked = timed and precision not in simulated
+        clocked = timed and point.precision not in simulated
         row = {
             "method": point.method,
             "preset": point.preset,
             "ablation": point.ablation,
             "variant": point.variant,
-            "precision": precision,
+            "precision": point.precision,
             "nfe": point.nfe,
             **(_times(marks, reference, shared_seconds) if clocked else dict.fromkeys(_TIMES)),
             "flops_ratio": _sum(reference, "flops") / _sum(marks, "flops"),
             **_score(marks),
             **_closeness(marks),
-            "twin_ssim": _twin_ssim(point, marks),
+            "twin_ssim": _twin_ssim(marks),
             **_distance(marks, real),
             "peak_mb": peaks.get(point.name),
             "point": point.name,
@@ -113,11 +111,11 @@ def _closeness(marks: Sequence[Marks]) -> Row:
     return found
 
 
-def _twin_ssim(point: Point, marks: Sequence[Marks]) -> float | None:
-    """Mean SSIM to the pictures of the same point unquantised; None for one that is."""
-    if point.twin is None:
-        return None
-    return statistics.fmean(each["twin_ssim"] for each in marks)
+def _twin_ssim(marks: Sequence[Marks]) -> float | None:
+    """Mean SSIM to the pictures of the same point unquantised; None for one that is, and where
+    that one was not drawn."""
+    found = [each["twin_ssim"] for each in marks if "twin_ssim" in each]
+    return statistics.fmean(found) if found else None
 
 
 def _distance(marks: Sequence[Marks], real: Tensor | None) -> Row:

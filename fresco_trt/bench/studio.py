@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.backends.base import Progress, silent
+from fresco_trt.backends.base import Progress, check_precision, silent
 from fresco_trt.bench.engines import EnginePool, kinds_of, plan_method
 from fresco_trt.bench.eye import Eye
 from fresco_trt.bench.instrument import Case, Skipped, said
@@ -103,9 +103,9 @@ class Studio:
         """What draws, by the point's name. Raises what building engines raises."""
         plans, skipped = self._plans(points)
         drawers = _Drawers(self._setting, scope)
-        for quant in dict.fromkeys(point.quant for point in points):
-            named = [point.name for point in points if point.quant == quant]
-            drawers.require([plans[name] for name in named if name in plans], quant)
+        planned = [point for point in points if point.name in plans]
+        for quant in dict.fromkeys(point.quant for point in planned):
+            drawers.require([plans[each.name] for each in planned if each.quant == quant], quant)
         self._twins = {point.name: point.twin for point in points if point.twin is not None}
         found: dict[str, Draw] = {}
         for point in points:
@@ -118,13 +118,15 @@ class Studio:
         return found, skipped
 
     def _plans(self, points: Sequence[Point]) -> tuple[dict[str, StagePlan], list[Skipped]]:
-        """The plans of the points that run on engines; those that the size refuses are skipped."""
+        """The plans of the points that run on engines; skipped are those that the size refuses, or
+        whose precision the backend lacks."""
         plans: dict[str, StagePlan] = {}
         skipped: list[Skipped] = []
         for point in points:
             if not isinstance(point.recipe, Preset):
                 continue
             try:
+                check_precision(self._setting.backend.describe(), point.precision)
                 plans[point.name] = plan_from_preset(
                     self._setting.facts, point.recipe, size=self._setting.size, name=point.preset
                 )

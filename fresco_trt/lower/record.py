@@ -183,7 +183,7 @@ def pipeline_record(made: Ingredients, folder: Path) -> PipelineRecord:
 def built_record(
     made: Ingredients, seconds: float, engine_seconds: Mapping[str, float]
 ) -> BuiltRecord:
-    """Versions, seconds in all and of each engine, and the choices that were made; no path of this
+    """Versions, seconds in all and of each graph, and the choices that were made; no path of this
     machine.
     """
     resolved = made.resolved

@@ -89,3 +89,22 @@ def test_a_run_quantises_what_it_says_and_compares_it_with_its_twin(
     table = (tmp_path / "flux-tiny-combinations-quick.md").read_text()
     assert table == f"{combinations_table(document)}\n"
     assert "| balanced | no cache | int8 |" in table
+
+
+@pytest.mark.slow
+def test_a_precision_that_the_backend_lacks_is_left_out_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "QUICK_RENDERS", 20)
+    monkeypatch.setattr(job, "peak_mb", lambda setting, point: 123.0)
+    request = ["bench", "--model", "flux-tiny", "--size", "64x64", "--quick", "--scenes", "1"]
+    request += ["--compare", "combinations", "--backend", "eager", "--out", str(tmp_path), "--json"]
+    assert cli.main(request) == 0
+    document = json.loads(capsys.readouterr().out)
+    quick = chosen(POINTS, None, quick=True)
+    left = {row["point"] for row in document["rows"]}
+    assert left == {point.name for point in quick if point.quant is None}
+    reasons = {each["what"]: each["reason"] for each in document["skipped"]}
+    for point in quick:
+        if point.quant is not None:
+            assert "--precision int8 with the backend eager" in reasons[point.name]

@@ -78,8 +78,10 @@ def test_a_precision_that_is_only_simulated_has_no_seconds() -> None:
     assert [row["precision"] for row in found] == ["fp32", "fp32", "fp8"]
     assert (found[1]["speedup"], found[2]["speedup"], found[2]["flops_ratio"]) == (5, None, 5)
     assert [row["twin_ssim"] for row in found] == [None, None, pytest.approx(0.94)]
+    del scenes[0][codes.name]["twin_ssim"], scenes[1][codes.name]["twin_ssim"]  # no twin was drawn
     run_there = rows_of(points, scenes, real, {}, timed=True, shared_seconds=0.5)
     assert run_there[2]["speedup"] == 5
+    assert run_there[2]["twin_ssim"] is None
 
 
 def test_scores_are_fractions_with_their_interval() -> None:
