@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fresco_trt.bench.methods import Method, Point
 from fresco_trt.bench.plain import Plain
-from fresco_trt.bench.points import Method, Point
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.caching import NO_CACHE, CacheChoice
 from fresco_trt.plan.making import find_preset, plan_from_preset

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
@@ -55,11 +55,21 @@ class Options:
     @property
     def command(self) -> str:
         """The command line that asks for this, whatever was typed."""
+        return self._line({"--scenes": self.scenes})
+
+    @property
+    def request(self) -> str:
+        """The command but for what may change between a killed run and the one that goes on from
+        it: a model's scenes come one after another, however many are asked for. The oracle's
+        captions depend on how many there are."""
+        return self._line({"--scenes": self.scenes} if self.instrument == "oracle" else {})
+
+    def _line(self, scenes: Mapping[str, int]) -> str:
         given = {
             "--model": self.model,
             "--compare": None if self.compare == "methods" else self.compare,
             "--instrument": self.instrument,
-            "--scenes": self.scenes,
+            **scenes,
             "--methods": None if self.methods is None else ",".join(self.methods),
             "--size": self.size,
             "--weights": self.weights,

@@ -19,7 +19,7 @@ import typer
 
 from fresco_trt.backends.base import writing
 from fresco_trt.bench.contact_sheet import sheet
-from fresco_trt.bench.points import METHODS
+from fresco_trt.bench.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from fresco_trt.bench.points import Point
+    from fresco_trt.bench.methods import Point
 
     Pixels = npt.NDArray[np.uint8]
 

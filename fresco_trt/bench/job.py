@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress
     from fresco_trt.bench.command import Options
     from fresco_trt.bench.instrument import Instrument
-    from fresco_trt.bench.points import Point
+    from fresco_trt.bench.methods import Point
 
 RENDERS, QUICK_RENDERS = 1000, 300
 """True pictures that the Frechet distance is taken to."""
@@ -81,7 +81,11 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
             points,
             scope,
             journal=files.journal,
-            header={**where, **inputs_digest(setting.pipeline)},
+            header={
+                **where,
+                "command": options.request,
+                **inputs_digest(setting.pipeline),
+            },
             tiles=files.tiles,
             progress=progress,
             say=lambda text: print(text, file=sys.stderr, flush=True),
@@ -168,7 +172,7 @@ def _instrument(options: Options, setting: Setting) -> Instrument:
 def _document(
     options: Options, setting: Setting, instrument: Instrument, measured: Measured
 ) -> dict[str, Any]:
-    scenes = [scene for _, scene in sorted(measured.journal.scenes.items())]
+    scenes = [measured.journal.scenes[case.number] for case in instrument.cases]
     shared = _shared_seconds(scenes, measured.points[0].name) if instrument.timed else {}
     rows = rows_of(
         measured.points,

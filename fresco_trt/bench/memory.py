@@ -19,15 +19,16 @@ import typer
 
 from fresco_trt.bench.combinations import combined_points
 from fresco_trt.bench.engines import kinds_of
+from fresco_trt.bench.methods import CacheDit, FirstBlock
 from fresco_trt.bench.plain import Plain
-from fresco_trt.bench.points import CacheDit, FirstBlock, points_of
+from fresco_trt.bench.points import points_of
 from fresco_trt.peak import peak_memory
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
-    from fresco_trt.bench.points import Point
+    from fresco_trt.bench.methods import Point
     from fresco_trt.bench.studio import Setting
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.bench.instrument import Draw, Drawn, Marks, Pixels
-    from fresco_trt.bench.points import Point
+    from fresco_trt.bench.methods import Point
     from fresco_trt.bench.studio import Setting
     from fresco_trt.demo.scenes import Scene
 

@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.bench.instrument import Draw, Drawn
+from fresco_trt.bench.methods import CacheDit, FirstBlock, TaylorSeer
 from fresco_trt.bench.plain import Plain, denoise, load_pipeline
-from fresco_trt.bench.points import CacheDit, FirstBlock, TaylorSeer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,7 @@ class DiffusersMethods:
         """
         pipe = self._pipe(apart=isinstance(recipe, CacheDit))
         cache = cache_of(recipe)
-        point = Plain(steps=recipe.steps, mu=recipe.mu if isinstance(recipe, Plain) else None)
+        point = Plain(steps=recipe.steps, mu=recipe.mu)
         width, height = self._size
         cell = self._facts.vae_scale * self._facts.patch
         length = width // cell * (height // cell) + self._facts.text_tokens

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from fresco_trt.bench.methods import PEERS, Point
 from fresco_trt.bench.plain import Plain
-from fresco_trt.bench.points import PEERS, Point
 from fresco_trt.bench.quality import DECIBELS, distance_interval, mean_interval, median_interval
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-SPEEDS = (3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0)
+SPEEDS = (3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 25.0, 30.0, 40.0)
 """Speed-ups at which the best of each kind are put side by side."""
 
 QUALITIES = ("score", "ssim")

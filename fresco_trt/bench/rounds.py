@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.bench.instrument import Case, Draw, Drawn, Instrument, Pixels
-    from fresco_trt.bench.points import Point
+    from fresco_trt.bench.methods import Point
 
 TILES, TILE = 8, 128
 """Scenes whose pictures are kept for the contact sheet, and the side they are kept at."""

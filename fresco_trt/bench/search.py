@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fresco_trt.bench.methods import Point
 from fresco_trt.bench.plain import MODEL
-from fresco_trt.bench.points import Point
 from fresco_trt.errors import FrescoError
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.caching import NO_CACHE, NONE, CacheChoice

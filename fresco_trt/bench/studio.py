@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Backend
     from fresco_trt.basis import Basis
     from fresco_trt.bench.instrument import Draw, Drawn, Marks, Pixels
-    from fresco_trt.bench.points import Point
+    from fresco_trt.bench.methods import Point
     from fresco_trt.demo.scenes import Scene
     from fresco_trt.lower.principal import Reference
     from fresco_trt.lower.quantize import Quantizer

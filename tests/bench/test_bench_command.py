@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,24 @@ def test_the_command_is_the_request_whatever_was_typed() -> None:
     assert options.stem == "flux-tiny-oracle-quick"
 
 
+def test_more_scenes_of_a_model_are_the_same_request_and_more_captions_of_the_oracle_not() -> None:
+    few = Options(
+        model="flux-tiny",
+        out=Path("out"),
+        scenes=3,
+        methods=None,
+        quick=False,
+        instrument="model",
+        size=None,
+        weights=None,
+        backend="onnxruntime",
+    )
+    assert few.request == replace(few, scenes=64).request
+    assert few.request != replace(few, backend="eager").request
+    oracle = replace(few, instrument="oracle")
+    assert oracle.request != replace(oracle, scenes=64).request
+
+
 # --- whole runs -------------------------------------------------------------------------------
 
 
@@ -107,15 +126,16 @@ def test_a_run_leaves_its_files_and_a_killed_one_its_measurements(
     monkeypatch: pytest.MonkeyPatch,
     quick_parts: None,
 ) -> None:
-    request = ("--scenes", 2, "--methods", "fresco,ralu,taylorseer", "--out", tmp_path, "--json")
+    request = ("--methods", "fresco,ralu,taylorseer", "--out", tmp_path, "--json")
     with killed_before_writing(monkeypatch):
-        assert bench(*request) == cli.INTERRUPTED
+        assert bench("--scenes", 3, *request) == cli.INTERRUPTED
     assert not (tmp_path / "flux-tiny-quick.json").exists()
     capsys.readouterr()
-    assert bench(*request) == 0
+    assert bench("--scenes", 2, *request) == 0
     said = capsys.readouterr()
     assert "going on" in said.err
     document = json.loads(said.out)
+    assert document["scenes"] == 2
     _check(document, tmp_path, {"plain", "fresco", "ralu", "taylorseer"})
     assert all(row["peak_mb"] == 123.0 for row in document["rows"])
     assert all(row["distance_low"] < row["distance_high"] for row in document["rows"])

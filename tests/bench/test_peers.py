@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fresco_trt.bench.methods import CacheDit, FirstBlock, TaylorSeer
 from fresco_trt.bench.peers import DiffusersMethods
 from fresco_trt.bench.plain import Plain
-from fresco_trt.bench.points import CacheDit, FirstBlock, TaylorSeer
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.cost import flops_of_step

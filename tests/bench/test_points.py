@@ -6,14 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from fresco_trt.bench.points import (
-    METHODS,
-    Plain,
-    Point,
-    ablations,
-    chosen,
-    points_of,
-)
+from fresco_trt.bench.ablations import ablations
+from fresco_trt.bench.methods import METHODS, Point
+from fresco_trt.bench.plain import Plain
+from fresco_trt.bench.points import SHIFTS, TUNED, chosen, points_of
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.models.zoo import model_facts, model_names
 from fresco_trt.plan.caching import CACHES, NO_CACHE
@@ -72,7 +68,7 @@ def test_few_steps_are_tried_with_both_carriers_and_tuned_on_the_faster() -> Non
         if point.method == "few-step" and point.nfe < TINY.default_steps:
             who, shift = str(point.variant).split(", ")
             found[who].add((point.nfe, shift))
-    shifts = {"default shift", "mu 1.6", "mu 2.2", "mu 3"}
+    shifts = {"default shift", "mu 1.6", "mu 2.2"}
     assert {shift for _, shift in found["diffusers"]} == {"default shift"}
     assert {steps for steps, _ in found["diffusers"] & found["engine"]} == {10, 5}
     steps = {steps for steps, _ in found["engine"]}
@@ -152,6 +148,25 @@ def test_every_cache_is_measured_alone_and_on_presets() -> None:
     cached = [p for p in points if isinstance(p.recipe, Preset) and p.recipe.cache != NO_CACHE]
     for name in CACHES:
         own = [p for p in cached if isinstance(p.recipe, Preset) and p.recipe.cache.name == name]
-        alone = [p for p in own if p.method == "cache"]
+        alone = [p for p in own if p.method == "cache" and p.nfe == TINY.default_steps]
         assert [plan_from_preset(TINY, p.recipe).full_steps for p in alone] == [18, 12, 9]  # type: ignore[arg-type]
         assert {p.preset for p in own if p.method == "fresco"} == {"balanced", "fast"}
+
+
+def test_caches_on_fewer_steps_take_the_shift_that_the_peers_and_the_control_take() -> None:
+    points = points_of(TINY)
+    ours = [p for p in points if p.method == "cache" and p.nfe < TINY.default_steps]
+    assert {"taylor", "hicache", "reuse"} <= {p.name.split(", ")[3] for p in ours}
+    shifts = {p.recipe.shift for p in ours if isinstance(p.recipe, Preset)}
+    control = next(p for p in points if p.name == "few-step, 10 steps, engine, mu 2.2")
+    assert isinstance(control.recipe, Preset)
+    assert shifts == {control.recipe.shift}
+    peers = [p for p in points if p.method in ("taylorseer", "first-block", "cache-dit")]
+    fewer = {getattr(p.recipe, "mu", None) for p in peers if p.nfe < TINY.default_steps}
+    assert fewer == {TUNED}
+    assert TUNED in SHIFTS
+
+
+def test_a_run_too_short_to_skip_a_step_has_no_cache_on_it() -> None:
+    names = [p.name for p in points_of(model_facts("flux-schnell")) if p.method == "cache"]
+    assert not any(name.startswith("cache, 1 steps") for name in names)

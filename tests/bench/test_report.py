@@ -11,8 +11,8 @@ import torch
 
 from fresco_trt.bench.eye import decode, encode
 from fresco_trt.bench.instrument import Marks
+from fresco_trt.bench.methods import Point
 from fresco_trt.bench.plain import Plain
-from fresco_trt.bench.points import Point
 from fresco_trt.bench.report import document_of, frontier, rows_of, tuned
 from fresco_trt.plan.presets import Preset
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fresco_trt.backends.base import silent
 from fresco_trt.bench.instrument import Case, Draw, Drawn, Marks, Skipped
+from fresco_trt.bench.methods import Method, Point
 from fresco_trt.bench.plain import Plain
-from fresco_trt.bench.points import Method, Point
 from fresco_trt.bench.rounds import Measured, measure
 from fresco_trt.errors import EngineFailed
 

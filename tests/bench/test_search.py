@@ -16,7 +16,7 @@ from torch import Tensor
 from fresco_trt.bench import search
 from fresco_trt.bench.instrument import Case, Draw, Drawn, Marks, Skipped
 from fresco_trt.bench.journal import Journal
-from fresco_trt.bench.points import Point
+from fresco_trt.bench.methods import Point
 from fresco_trt.bench.search import BUDGETS, SLACK, Candidate, candidates, found_preset, halve
 from fresco_trt.bench.table import RESULTS, stored
 from fresco_trt.models.zoo import model_facts
