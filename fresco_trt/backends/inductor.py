@@ -108,9 +108,10 @@ class InductorBackend:
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Copy the weights, once, and compile what no earlier stage has compiled already."""
         self._require(to_build=True)
-        check_precision(self.describe(), options.precision)
+        about = self.describe()
+        check_precision(about, options.precision)
         no_targets(self.name, options, "are for the kind of machine that they are built on")
-        weights = store_transformer(graph.source, options.folder, options.precision)
+        weights = store_transformer(graph.source, options.folder, options.precision, about.rest)
         parts = family_of(graph.source).cut(graph.module, graph.signature).parts
         self._write_host(options.folder)
         for index, part in enumerate(parts):
@@ -138,8 +139,10 @@ class InductorBackend:
             version=torch_version(),
             graph_format="module",
             targets=(),
-            precisions=tuple(STORED) if device == "cuda" else ("fp32",),
+            precisions=_precisions(device),
             device=device,
+            rest="bf16" if device == "cuda" else "fp32",
+            simulated=() if device == "cuda" else ("fp8",),
             machine=str(this_host(device)) if usable else None,
         )
 
@@ -196,7 +199,7 @@ def _compile_once(part: Part, options: BuildOptions) -> None:
         raise BuildError(
             f"the layers of {part.name} are of different shapes",
             expected="layers that differ in nothing but the values of their weights",
-            fix="report this model, or pass another --backend",
+            fix="pass --keep with patterns that fit every block or none, or another --backend",
         )
     compile_layer(part.layers[0], part.signature, path, torch_device(), options.threads)
 
@@ -208,6 +211,15 @@ def _file_of(part: Part) -> str:
     relied_on = [part.name, part.signature.to_json(), shapes_of(part.layers[0])]
     digest = hashlib.sha256(json.dumps(relied_on, sort_keys=True).encode()).hexdigest()
     return f"{BLOCKS}/{part.name}-{digest[:12]}.pt2"
+
+
+def _precisions(device: str) -> tuple[str, ...]:
+    """FP8 products came with Ada; a CPU has none and multiplies what the codes stand for."""
+    if device == "cpu":
+        return ("fp32", "fp8")
+    import torch
+
+    return (*STORED, *(("fp8",) if torch.cuda.get_device_capability() >= (8, 9) else ()))
 
 
 def _too_old() -> Iterator[Missing]:

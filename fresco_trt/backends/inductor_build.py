@@ -33,6 +33,8 @@ _SETTINGS = {
     # Headers compiled once save 2 s a piece, but torch keeps them, hundreds of megabytes, in a
     # folder of its own beside the one that it is given.
     "aot_inductor.precompile_headers": False,
+    # A scale is a weight too, and as small as it is would become part of the code.
+    "always_keep_tensor_constants": True,
     # As many threads as the machine that runs it is told to use, not the one that builds it.
     "cpp.dynamic_threads": True,
 }

@@ -28,6 +28,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 STORED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """The type in which a precision's weights are stored, as safetensors names it."""
 
+CODES, SCALES = {"fp8": "F8_E4M3"}, "F32"
+"""Those of codes, and of their scales."""
+
 _CLASS_NAME = re.compile(r"([A-Z][A-Za-z]*)Transformer[23]DModel")
 
 
@@ -81,11 +84,15 @@ def torch_errors(doing: str) -> Iterator[None]:
 # --- the folder -------------------------------------------------------------------------------
 
 
-def store_transformer(source: Path, folder: Path, precision: str) -> EngineFiles:
+def store_transformer(
+    source: Path, folder: Path, precision: str, rest: str = "fp32"
+) -> EngineFiles:
     """Copy ``source``, whose weights must be stored in ``precision``, into the bundle at ``folder``
-    unless it is there; its files, relative. Raises BuildError, OutputNotWritable or DiskFull.
+    unless it is there; its files, relative. ``rest`` is what a quantised one leaves as it is.
+
+    Raises BuildError, OutputNotWritable or DiskFull.
     """
-    _check_source(source, precision)
+    _check_source(source, precision, rest)
     target = folder / FOLDER
     with writing(target):
         target.mkdir(parents=True, exist_ok=True)
@@ -128,7 +135,7 @@ class SharedTransformers:
         return module
 
 
-def _check_source(source: Path, precision: str) -> None:
+def _check_source(source: Path, precision: str, rest: str) -> None:
     """Weights are run as they are stored, so they must be stored in what was asked for."""
     from safetensors import safe_open
 
@@ -142,9 +149,13 @@ def _check_source(source: Path, precision: str) -> None:
     opened: Any = safe_open  # untyped
     with opened(path, framework="pt") as file:
         stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    if stored != {STORED[precision]}:
+    if precision in STORED:
+        wanted = {STORED[precision]}
+    else:
+        wanted = {CODES[precision], SCALES, STORED[rest]}
+    if stored != wanted:
         raise BuildError(
             f"the weights are stored as {', '.join(sorted(stored))}",
-            expected=f"{STORED[precision]} for --precision {precision}",
+            expected=f"{', '.join(sorted(wanted))} for --precision {precision}",
             fix="pass the precision that the weights are in",
         )

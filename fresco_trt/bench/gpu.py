@@ -1,6 +1,7 @@
 """Speed on a GPU: the plain pipeline, compiled or not, beside our plans on engines of torch's own.
 
     python -m fresco_trt.bench.gpu                 FLUX.1-dev's dimensions, random weights, bf16
+    python -m fresco_trt.bench.gpu --precision fp8 our engines in FP8, the plain pipeline in bf16
     python -m fresco_trt.bench.gpu --tiny          the same code at tiny dimensions, on any machine
 
 One command, within --minutes: weights are made on the device and written once, engines are built
@@ -26,7 +27,7 @@ from fresco_trt.errors import BackendUnavailable, FrescoError, IncompatibleOptio
 if TYPE_CHECKING:
     from fresco_trt.bench.gpu_engines import Subject
 
-RESULTS = Path("bench/results/gpu.json"), Path("bench-out/gpu-tiny.json")
+RESULTS = Path("bench/results"), Path("bench-out")
 """Where results go, and where those of a dry run."""
 
 
@@ -40,6 +41,10 @@ def main(
         str | None,
         typer.Option(help="Depth as DOUBLE,SINGLE blocks, for a card too small for all of them."),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Of our engines: fp8, or that of the plain pipeline, bf16 (CPU: fp32)."),
+    ] = None,
     backend: Annotated[
         str, typer.Option(help=f"Engine library of our plans: {' or '.join(LIBRARIES)}.")
     ] = "inductor",
@@ -49,18 +54,19 @@ def main(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="File.", show_default=f"{RESULTS[0]}; {RESULTS[1]} with --tiny"),
+        typer.Option(help="File.", show_default="gpu.json, gpu-fp8.json or gpu-tiny.json"),
     ] = None,
 ) -> None:
     """Measure time and memory on this machine's GPU and store the figures."""
     try:
-        subject = subject_of(_device(tiny), tiny=tiny, layers=_layers(layers))
+        subject = subject_of(_device(tiny), tiny=tiny, layers=_layers(layers), precision=precision)
+        out = out or _result(subject, tiny)
         with tempfile.TemporaryDirectory(prefix="fresco-trt-gpu-") as temporary:
             document = measure(
                 subject,
                 library=backend,
                 work=_folder(work, subject, Path(temporary)),
-                out=out or RESULTS[tiny],
+                out=out,
                 dry_run=tiny,
                 minutes=minutes,
                 rounds=rounds,
@@ -69,9 +75,14 @@ def main(
         print(error, file=sys.stderr)
         raise typer.Exit(error.exit_code) from error
     show(document)
-    print(f"stored {out or RESULTS[tiny]}")
+    print(f"stored {out}")
     if document["failed"]:
         raise typer.Exit(1)
+
+
+def _result(subject: Subject, tiny: bool) -> Path:
+    parts = ["gpu", *(["tiny"] if tiny else []), *([subject.precision] if subject.coded else [])]
+    return RESULTS[tiny] / f"{'-'.join(parts)}.json"
 
 
 def _device(tiny: bool) -> str:
@@ -107,7 +118,7 @@ def _folder(work: Path | None, subject: Subject, temporary: Path) -> Path:
         return temporary
     facts = subject.facts
     depth = f"{facts.double_blocks}-{facts.single_blocks}"
-    folder = work / f"{facts.name}-{depth}-{subject.precision}"
+    folder = work / f"{facts.name}-{depth}-{subject.rest}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

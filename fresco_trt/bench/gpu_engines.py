@@ -22,7 +22,12 @@ from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.bench.engines import Engine, Kind, kinds_of
 from fresco_trt.bench.gpu_device import clock_of
 from fresco_trt.comparing import output_error
-from fresco_trt.errors import DiskFull, IncompatibleOptions, OutOfDeviceMemory
+from fresco_trt.errors import (
+    DiskFull,
+    IncompatibleOptions,
+    OutOfDeviceMemory,
+    UnsupportedPrecision,
+)
 from fresco_trt.models import flux
 from fresco_trt.models.flux_config import transformer_config
 from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_TINY
@@ -47,6 +52,9 @@ LIBRARIES: Mapping[str, Callable[[SharedTransformers], Backend]] = {
 }
 """Engine libraries over torch, which share one transformer with the plain pipeline."""
 
+_PLAIN = {"cuda": "bf16", "cpu": "fp32"}
+"""What the plain pipeline is run in, and our engines unless they are asked for otherwise."""
+
 LIST = "engines.json"
 CALLS = 3
 """Calls of an engine that its time is taken from, after one that warms up."""
@@ -57,8 +65,9 @@ CALLS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is measured: a model's dimensions, the picture's (width, height), where, and the type
-    that weights and products are in ("bf16", or "fp32" on a CPU, where engines know no other).
+    """What is measured: a model's dimensions, the picture's (width, height), where, and the
+    precision of our engines: "bf16", on a CPU "fp32", or "fp8", codes of such weights. The plain
+    pipeline's is always that of :attr:`rest`.
     """
 
     facts: ModelFacts
@@ -67,11 +76,27 @@ class Subject:
     precision: str
 
     @property
+    def rest(self) -> str:
+        """The precision of what is not coded."""
+        return _PLAIN[self.device]
+
+    @property
+    def coded(self) -> bool:
+        """Whether the engines have codes in place of weights."""
+        return self.precision != self.rest
+
+    @property
     def dtype(self) -> torch.dtype:
-        """torch's type of the weights."""
+        """torch's type of the weights that are not coded."""
         import torch
 
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return torch.bfloat16 if self.rest == "bf16" else torch.float32
+
+    @property
+    def bytes_of_weights(self) -> int:
+        """Of the plain pipeline's, and of the engines' where they have others."""
+        precisions = {self.rest, self.precision}
+        return sum(self.facts.parameters * WEIGHT_BYTES[each] for each in precisions)
 
     @property
     def tokens(self) -> int:
@@ -79,12 +104,26 @@ class Subject:
         return stage_grids(self.facts, self.size, 1)[-1].tokens
 
 
-def subject_of(device: str, *, tiny: bool, layers: tuple[int, int] | None) -> Subject:
+def subject_of(
+    device: str,
+    *,
+    tiny: bool,
+    layers: tuple[int, int] | None,
+    precision: str | None = None,
+) -> Subject:
     """FLUX.1-dev at 1024x1024, or the demo model's dimensions at 64x64 and one block of each kind.
 
-    ``layers`` replaces the (double, single) depth, for a card that the whole does not fit on.
-    Raises IncompatibleOptions for a depth below one of each.
+    ``layers`` replaces the (double, single) depth, for a card that the whole does not fit on;
+    ``precision`` that of our engines (None: the plain pipeline's). Raises IncompatibleOptions for a
+    depth below one of each, UnsupportedPrecision for a precision that is neither that nor "fp8".
     """
+    known = (_PLAIN[device], "fp8")
+    if precision not in (None, *known):
+        raise UnsupportedPrecision(
+            f"--precision {precision} on {device}",
+            expected=f"one of {', '.join(known)}",
+            fix="pass one of these, or leave --precision out",
+        )
     facts, size = (FLUX_TINY, (64, 64)) if tiny else (FLUX_DEV, FLUX_DEV.default_size)
     depth = layers or ((1, 1) if tiny else (facts.double_blocks, facts.single_blocks))
     if min(depth) < 1:
@@ -98,7 +137,7 @@ def subject_of(device: str, *, tiny: bool, layers: tuple[int, int] | None) -> Su
         facts=replace(facts, parameters=parameters_of(facts)),
         size=size,
         device=device,
-        precision="bf16" if device == "cuda" else "fp32",
+        precision=precision or _PLAIN[device],
     )
 
 
@@ -119,9 +158,8 @@ def _shell(config: Mapping[str, Any]) -> Any:
 
 def check_fits(subject: Subject, bytes_free: int) -> None:
     """Raise OutOfDeviceMemory for a card that weights and activations do not fit on."""
-    facts = subject.facts
-    weights = facts.parameters * WEIGHT_BYTES[subject.precision]
-    needed = weights + activation_bytes(facts, subject.tokens, subject.precision)
+    activations = activation_bytes(subject.facts, subject.tokens, subject.rest)
+    needed = subject.bytes_of_weights + activations
     if needed > bytes_free:
         raise OutOfDeviceMemory(
             f"{needed / 1e9:.1f} GB of weights and activations, {bytes_free / 1e9:.1f} GB free",
@@ -165,7 +203,7 @@ def place_weights(subject: Subject, folder: Path) -> dict[str, Any]:
 
 
 def _check_room(subject: Subject, folder: Path) -> None:
-    needed = subject.facts.parameters * WEIGHT_BYTES[subject.precision]
+    needed = subject.bytes_of_weights
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DiskFull(
@@ -187,7 +225,8 @@ def twin(transformer: Any) -> Any:
 
 class Workshop:
     """The engines of one subject in one folder, over one transformer that the plain pipeline uses
-    too. Kept by its files: a folder of an earlier run has what that run built.
+    too; those with codes are in a folder of their own below it. Kept by its files: a folder of an
+    earlier run has what that run built.
     """
 
     def __init__(self, subject: Subject, library: str, folder: Path) -> None:
@@ -198,6 +237,7 @@ class Workshop:
                 fix="leave --backend out",
             )
         self._subject, self.folder = subject, folder
+        self.engines = folder / subject.precision if subject.coded else folder
         self._shared = SharedTransformers()
         self.backend = LIBRARIES[library](self._shared)
         self._scope = ExitStack()
@@ -207,20 +247,24 @@ class Workshop:
         """The transformer of the folder on the device, read once as long as anyone holds it."""
         return self._shared.of(flux, self.folder / FOLDER)
 
-    def build(self, kind: Kind, signature: GraphSignature, transformer: Module) -> dict[str, Any]:
+    def network(self) -> Module:
+        """What the engines are built from, which may have codes; else the transformer."""
+        return self._shared.of(flux, self.engines / FOLDER)
+
+    def build(self, kind: Kind, signature: GraphSignature, network: Module) -> dict[str, Any]:
         """Build one engine, unless it is there; seconds (None: it was) and new files."""
         if kind.key in self._files():
             return {"engine": kind.key, "tokens": kind.tokens, "seconds": None, "compiled": 0}
         graph = StageGraph(
             name=kind.key,
             signature=signature,
-            module=flux.graph_from_signature(transformer, signature),
+            module=flux.graph_from_signature(network, signature),
             onnx=None,
             weights=None,
-            source=self.folder / FOLDER,
+            source=self.engines / FOLDER,
         )
         before, began = len(self._code()), perf_counter()
-        options = BuildOptions(folder=self.folder, precision=self._subject.precision)
+        options = BuildOptions(folder=self.engines, precision=self._subject.precision)
         files = self.backend.build(graph, options)
         seconds = perf_counter() - began
         self._list({**self._files(), kind.key: list(files)})
@@ -241,7 +285,7 @@ class Workshop:
         if kind not in self._runners:
             files = tuple(self._files()[kind.key])
             engine = Engine(name=kind.key, files=files, signature=signature)
-            runner = self.backend.load(self.folder, engine)
+            runner = self.backend.load(self.engines, engine)
             self._runners[kind] = self._scope.enter_context(runner)
         return self._runners[kind]
 
@@ -249,7 +293,7 @@ class Workshop:
         """Bytes on disk of some engines: of the weights, and of everything beside them."""
         listed = self._files()
         names = {name for kind in kinds for name in listed[kind.key]}
-        sizes = {name: (self.folder / name).stat().st_size for name in names}
+        sizes = {name: (self.engines / name).stat().st_size for name in names}
         weights = sizes.pop(f"{FOLDER}/{WEIGHTS}")
         return {"weights": weights, "code": sum(sizes.values())}
 
@@ -259,15 +303,15 @@ class Workshop:
         self._scope.close()
 
     def _code(self) -> list[Path]:
-        return list(self.folder.rglob("*.pt2"))
+        return list(self.engines.rglob("*.pt2"))
 
     def _files(self) -> dict[str, Sequence[str]]:
-        path = self.folder / LIST
+        path = self.engines / LIST
         found: dict[str, Sequence[str]] = json.loads(path.read_text()) if path.is_file() else {}
         return found
 
     def _list(self, files: Mapping[str, Sequence[str]]) -> None:
-        path = self.folder / LIST
+        path = self.engines / LIST
         partial = path.with_name(f"{LIST}.partial")
         with writing(path):
             partial.write_text(json.dumps(files) + "\n", encoding="utf-8")
@@ -290,14 +334,14 @@ def engines_of(facts: ModelFacts, plans: Iterable[StagePlan]) -> dict[Kind, Grap
 # --- one engine -------------------------------------------------------------------------------
 
 
-def examine(runner: Runner, transformer: Module, device: str) -> dict[str, Any]:
+def examine(runner: Runner, network: Module, device: str) -> dict[str, Any]:
     """One engine against the eager graph on the same random inputs, and how long it takes.
 
     ``relative`` is the largest error of any output over that output's largest value (null if not
     finite), ``seconds`` the least of a few calls after the first.
     """
     signature = runner.signature
-    graph = flux.graph_from_signature(transformer, signature)
+    graph = flux.graph_from_signature(network, signature)
     inputs = example_inputs(signature, device)
     with module_runner(graph, signature, device=device) as eager:
         wanted = eager(inputs)

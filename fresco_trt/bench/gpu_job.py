@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from fresco_trt.backends.base import check_precision
 from fresco_trt.bench.engines import kinds_of
+from fresco_trt.bench.gpu_codes import place_codes
 from fresco_trt.bench.gpu_device import Matmul, device_facts, memory_in_use, peak_of_tensors
 from fresco_trt.bench.gpu_engines import (
     Workshop,
@@ -88,14 +90,16 @@ def measure(
     until the end it is beside it, as "NAME-unfinished.json", as it is measured.
 
     Weights and engines stay in ``work``; what is there of an earlier run is not built again.
-    Raises IncompatibleOptions for another library, OutOfDeviceMemory for a card that is too small;
-    any later error is kept in the document, in words, and ends one part of the run only.
+    Raises IncompatibleOptions for another library, UnsupportedPrecision for one that it lacks,
+    OutOfDeviceMemory for a card that is too small; any later error is kept in the document, in
+    words, and ends one part of the run only.
     """
     budget = Budget(seconds=60 * minutes, began=perf_counter())
     facts = device_facts(subject.device)
     if facts["bytes"] is not None:
         check_fits(subject, facts["bytes"])
     workshop = Workshop(subject, library, work)
+    check_precision(workshop.backend.describe(), subject.precision)
     points = points_of(subject.facts, subject.size)
     job = Job(
         subject=subject,
@@ -150,11 +154,13 @@ def _run(job: Job) -> None:
         record.keep("memory_before", memory_in_use(subject.device))
         transformer = job.workshop.transformer()
         record.keep("memory_of_weights", memory_in_use(subject.device))
-    if transformer is not None:
+    network = _network(job, transformer)
+    if network is not None:
         with record.phase("building"):
-            _build(job, transformer)
+            _build(job, network)
         with record.phase("opening"):
-            _open(job, transformer)
+            _open(job, network)
+    if transformer is not None:
         with record.phase("preparing the plain pipeline"):
             _prepare_plain(job, transformer)
         with record.phase("rounds"):
@@ -162,17 +168,27 @@ def _run(job: Job) -> None:
     record.keep("device_after", device_facts(subject.device))
 
 
+def _network(job: Job, transformer: Any) -> Any:
+    """What engines are built from, if anything: the transformer, or the codes made of it."""
+    if transformer is None or not job.subject.coded:
+        return transformer
+    network: Any = None
+    with job.record.phase("coding"):
+        codes = place_codes(job.subject, transformer, job.workshop.engines)
+        job.record.keep("codes", codes)
+        network = job.workshop.network()
+    return network
+
+
 def _own_library(job: Job) -> dict[str, Any]:
-    """What the engines' library offers here: its precisions, FP8 among them or not."""
+    """What the engines' library is here, and what it lacks."""
     backend = job.workshop.backend
     about = backend.describe()
-    if "fp8" not in about.precisions:
-        job.record.drop("fp8", f"the backend {about.name} has {', '.join(about.precisions)} only")
     missing = [{"what": each.what, "fix": each.fix} for each in backend.check()]
     return {"name": about.name, "version": about.version, "missing": missing}
 
 
-def _build(job: Job, transformer: Any) -> None:
+def _build(job: Job, network: Any) -> None:
     """Engines of most tokens first, until the time for building is used up."""
     for kind, signature in job.engines.items():
         late = job.budget.spent > BUILDING * job.budget.seconds
@@ -180,32 +196,32 @@ def _build(job: Job, transformer: Any) -> None:
             job.record.drop(f"engine {kind.key}", "no time was left to build it")
             continue
         with job.record.attempt(f"engine {kind.key}"):
-            job.record.add("build", job.workshop.build(kind, signature, transformer))
+            job.record.add("build", job.workshop.build(kind, signature, network))
             _say(job, f"built {kind.key}")
 
 
-def _open(job: Job, transformer: Any) -> None:
+def _open(job: Job, network: Any) -> None:
     """Open and examine every engine: those of whole steps first, the full grid's foremost, with
     what they add to memory and disk stage by stage; then those that caching needs.
     """
     built = [kind for kind in job.engines if job.workshop.has(kind)]
     whole = [kind for kind in built if kind.graph == "full"]
     for stages, kind in enumerate(whole, 1):
-        _examine(job, kind, transformer)
+        _examine(job, kind, network)
         job.record.add("memory", {"stages": stages, **memory_in_use(job.subject.device)})
         job.record.add("disk", {"stages": stages, **job.workshop.bytes_of(whole[:stages])})
     for kind in built:
         if kind not in whole:
-            _examine(job, kind, transformer)
+            _examine(job, kind, network)
     job.record.keep("memory_with_cache", memory_in_use(job.subject.device))
     _say(job, f"opened {len(built)} engines")
 
 
-def _examine(job: Job, kind: Kind, transformer: Any) -> None:
+def _examine(job: Job, kind: Kind, network: Any) -> None:
     """One engine's error and seconds a call."""
     with job.record.attempt(f"engine {kind.key}"):
         runner = job.workshop.runner(kind, job.engines[kind])
-        found = examine(runner, transformer, job.subject.device)
+        found = examine(runner, network, job.subject.device)
         job.record.add("engines", {"engine": kind.key, "tokens": kind.tokens, **found})
         job.call_seconds[kind] = found["seconds"]
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import onnx_ir as ir
+    from torch import Tensor
 
     from fresco_trt.lower.weights import WeightFile
     from fresco_trt.plan.recipes import Recipe
@@ -129,6 +130,11 @@ def input_scale(found: LayerRange, recipe: Recipe) -> float:
     return max(float(found.input.max()), _TINY) / recipe.top
 
 
+def weight_scale(found: LayerRange, recipe: Recipe) -> Tensor:
+    """Scales of the codes of a layer's weight: float32 [out], or [] for one of all."""
+    return found.weight.clamp(min=_TINY) / recipe.top
+
+
 def encode(weight: Array, found: LayerRange, recipe: Recipe) -> tuple[Array, Array]:
     """Codes [in,out] and scales [out] or [] of a weight [in,out], smoothed first if it is to be.
 
@@ -136,12 +142,12 @@ def encode(weight: Array, found: LayerRange, recipe: Recipe) -> tuple[Array, Arr
     """
     import numpy as np
 
-    top = np.maximum(found.weight.numpy(), _TINY)
-    scales = (top / recipe.top).astype(weight.dtype)
+    scales: Array = weight_scale(found, recipe).numpy().astype(weight.dtype)
     values = weight.astype(np.float32)
     if found.smooth is not None:
         values = values / found.smooth.numpy()[:, None]
-    return _codes(values / scales.astype(np.float32), recipe), scales
+    units = (values / scales.astype(np.float32)).astype(np.float32, copy=False)
+    return _codes(units, recipe), scales
 
 
 def _codes(values: npt.NDArray[np.float32], recipe: Recipe) -> Array:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fresco_trt.lower.quantize import encode, input_scale
+from fresco_trt.models.fp8 import exchange
 
 if TYPE_CHECKING:
     from fresco_trt.plan.recipes import Recipe
@@ -35,9 +36,7 @@ def simulate(
     copied = shallow(transformer)
     for name, found in ranges.layers.items():
         if layers is None or name in layers:
-            parent, _, child = name.rpartition(".")
-            rounded = RoundedLinear(copied.get_submodule(name), found, recipe)
-            setattr(copied.get_submodule(parent), child, rounded)
+            exchange(copied, name, RoundedLinear(copied.get_submodule(name), found, recipe))
     return copied
 
 

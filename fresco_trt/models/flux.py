@@ -346,6 +346,10 @@ def _empty(config: Mapping[str, Any]) -> Module:
 def _assembled(source: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Module:
     tensors = _diffusers_names(read_weights(source))
     model = _empty(config)
+    if dtype is None:  # as they are stored, which may be as codes
+        from fresco_trt.models.fp8 import make_room
+
+        make_room(model, tensors)
     check_names(model, tensors, what=f"the weights at {source}")
     cast = {name: value.to(dtype or value.dtype) for name, value in tensors.items()}
     model.load_state_dict(cast, strict=True, assign=True)

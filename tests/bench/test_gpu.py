@@ -14,11 +14,12 @@ import torch
 
 from fresco_trt import errors
 from fresco_trt.bench import gpu_job
-from fresco_trt.bench.gpu import RESULTS
+from fresco_trt.bench.gpu import _result
 from fresco_trt.bench.gpu_engines import subject_of
 from fresco_trt.bench.gpu_job import measure
 from fresco_trt.bench.gpu_methods import points_of
 from fresco_trt.bench.gpu_report import DRY_RUN, gpu_table, step_table
+from fresco_trt.errors import UnsupportedPrecision
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +57,7 @@ def _run(*options: str) -> subprocess.CompletedProcess[str]:
 def test_every_method_is_measured_in_every_round(stored: dict[str, Any]) -> None:
     document = stored["document"]
     assert document["failed"] == []
-    assert [each["what"] for each in document["dropped"]] == ["fp8"]
+    assert document["dropped"] == []
     assert [row["method"] for row in document["rows"]] == POINTS
     assert all(row["rounds"] == ROUNDS and row["finite"] for row in document["rows"])
     assert document["complete"]
@@ -192,6 +193,38 @@ def test_depths_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_does_not_land_among_the_results() -> None:
-    result, dry_run = RESULTS
-    assert result.parts[:2] == ("bench", "results")
-    assert dry_run.parts[0] == "bench-out"
+    coded = subject_of("cpu", tiny=True, layers=None, precision="fp8")
+    assert _result(SUBJECT, tiny=False) == Path("bench/results/gpu.json")
+    assert _result(coded, tiny=False) == Path("bench/results/gpu-fp8.json")
+    assert _result(coded, tiny=True) == Path("bench-out/gpu-tiny-fp8.json")
+
+
+@pytest.mark.usefixtures("quick")
+def test_fp8_engines_stand_beside_the_plain_pipeline_in_its_own_precision(tmp_path: Path) -> None:
+    subject = subject_of("cpu", tiny=True, layers=None, precision="fp8")
+    document = measure(
+        subject,
+        library="inductor",
+        work=tmp_path,
+        out=tmp_path / "out.json",
+        dry_run=True,
+        minutes=600.0,
+        rounds=1,
+    )
+    assert document["failed"] == []
+    assert document["precision"] == "fp8"
+    assert [row["method"] for row in document["rows"]] == POINTS
+    assert all(row["finite"] for row in document["rows"])
+    # The engines multiply codes, as the eager graph of the same codes does.
+    assert all(each["relative"] < 1e-2 for each in document["engines"])
+    assert document["codes"]["bytes"] < 0.6 * document["weights"]["bytes"]
+    assert {each["weights"] for each in document["disk"]} == {document["codes"]["bytes"]}
+
+
+def test_a_precision_that_is_not_to_be_had_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedPrecision, match="one of bf16, fp8"):
+        subject_of("cuda", tiny=False, layers=None, precision="int8")
+    coded = subject_of("cpu", tiny=True, layers=None, precision="fp8")
+    with pytest.raises(UnsupportedPrecision, match="backend eager"):
+        measure(coded, library="eager", work=tmp_path, out=tmp_path / "o.json", dry_run=True)
+    assert list(tmp_path.iterdir()) == []

@@ -21,6 +21,7 @@ from fresco_trt.backends import backend
 from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.errors import CalibrationError, ExportError
 from fresco_trt.lower import ranges as measuring
+from fresco_trt.lower.coded import coded, products_of
 from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.principal import Reference
 from fresco_trt.lower.quantize import Quantizer, encode, input_scale
@@ -28,9 +29,16 @@ from fresco_trt.lower.ranges import layers_of, measure_ranges
 from fresco_trt.lower.sensitivity import error_of, groups_of, measure_sensitivity
 from fresco_trt.lower.simulation import RoundedLinear, simulate
 from fresco_trt.lower.trajectories import conditions, drawn, full_runners, in_full
+from fresco_trt.lower.weights import write_source
 from fresco_trt.manifest import EngineRecord
-from fresco_trt.models.flux import graph_from_signature, load_transformer, stage_signature
+from fresco_trt.models.flux import (
+    graph_from_signature,
+    load_transformer,
+    stage_signature,
+    transformer_from_folder,
+)
 from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.fp8 import Fp8Linear
 from fresco_trt.models.weights import BUNDLED, weights_digest
 from fresco_trt.plan.recipes import RECIPES, Recipe
 from fresco_trt.ranges import LayerRange, Ranges
@@ -365,6 +373,57 @@ def test_one_group_alone_hurts_less_than_all(measured: dict[str, Ranges]) -> Non
 def test_the_scale_of_an_input_covers_all_stages() -> None:
     found = LayerRange(input=torch.tensor([1.0, 4.0]), weight=torch.tensor(1.0))
     assert input_scale(found, RECIPES["int8"]) == pytest.approx(4.0 / 127)
+
+
+# --- torch ------------------------------------------------------------------------------------
+
+
+def of_codes(measured: dict[str, Ranges]) -> tuple[nn.Module, Quantizer]:
+    quantizer = Quantizer(recipe=RECIPES["fp8"], ranges=measured["fp8"])
+    return coded(MODEL, quantizer), quantizer
+
+
+def test_torch_multiplies_the_codes_of_the_simulation(
+    measured: dict[str, Ranges], inputs: dict[str, Tensor]
+) -> None:
+    model, quantizer = of_codes(measured)
+    simulated = velocity(simulate(MODEL, measured["fp8"], RECIPES["fp8"]), inputs)
+    # Sums in another order may push an input over the edge between two codes.
+    assert apart(velocity(model, inputs), simulated) < 0.2 * apart(
+        simulated, velocity(MODEL, inputs)
+    )
+    assert quantizer.account.ratio < 0.26
+    assert products_of(stage_graph(2, model)) == {"fp8": 44, "float": 18}
+    assert not any(isinstance(each, Fp8Linear) for each in MODEL.modules())
+
+
+def test_codes_survive_their_file(
+    measured: dict[str, Ranges], inputs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    model, _ = of_codes(measured)
+    again = transformer_from_folder(write_source(model, tmp_path / "transformer"))
+    assert weights_digest(again) == weights_digest(model)
+    assert apart(velocity(again, inputs), velocity(model, inputs)) < 1e-2
+
+
+def test_the_codes_in_torch_are_those_in_the_graphs(measured: dict[str, Ranges]) -> None:
+    model, quantizer = of_codes(measured)
+    for name, found in measured["fp8"].layers.items():
+        linear, got = MODEL.get_submodule(name), model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        assert isinstance(got, Fp8Linear)
+        codes, scale = encode(linear.weight.detach().numpy().T, found, quantizer.recipe)
+        assert np.array_equal(got.weight.view(torch.uint8).numpy().T, codes.view("uint8"))
+        assert got.weight_scale.item() == scale
+        assert got.input_scale.item() == np.float32(input_scale(found, quantizer.recipe))
+
+
+def test_an_fp8_layer_saturates_and_keeps_the_dtype_of_its_inputs() -> None:
+    unit = torch.tensor(1.0)
+    linear = Fp8Linear(torch.eye(16).to(torch.float8_e4m3fn), unit, 3.0 / 448.0 * unit, None)
+    given = torch.tensor([1e6, -1e6, 0.0, 3.0]).repeat(2, 5, 4)
+    torch.testing.assert_close(linear(given), given.clamp(-3.0, 3.0))
+    assert linear(given.bfloat16()).dtype == torch.bfloat16
 
 
 # --- TensorRT ---------------------------------------------------------------------------------

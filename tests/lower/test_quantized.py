@@ -22,6 +22,7 @@ from fresco_trt.lower.build import BuildRequest, QuantChoice, run
 from fresco_trt.lower.gate import Verdict
 from fresco_trt.lower.principal import default_prompts
 from fresco_trt.lower.request import resolve
+from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.verify import verify_bundle
 
@@ -131,6 +132,22 @@ def test_what_is_kept_stays_in_float(tmp_path: Path) -> None:
     assert again.reused
     other = run(request(tmp_path / "b", quant=QuantChoice(force=True)))
     assert other.state == "rebuilt: quantisation differs"
+
+
+@pytest.mark.slow
+def test_torchs_engines_multiply_fp8_codes(tmp_path: Path) -> None:
+    options = {"backend": "inductor", "precision": "fp8", "preset": None, "stages": 1, "steps": 3}
+    built = run(request(tmp_path / "b", quant=QuantChoice(force=True), **options))
+    record = built.bundle.manifest.quantized
+    assert record is not None
+    assert record.products["stage1.full"]["fp8"] == 44
+    assert record.bytes <= 0.27 * record.float32_bytes
+    assert record.judged_by == "engines"
+    stored = {file.path: file.bytes for file in built.bundle.manifest.files}
+    weights = next(size for path, size in stored.items() if path.startswith("transformer/diff"))
+    kept = 4 * FLUX_TINY.parameters - record.float32_bytes
+    assert weights == pytest.approx(record.bytes + kept, rel=0.01)
+    verify_bundle(built.bundle.folder).require()
 
 
 def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""FP8 codes of random weights, for engines that multiply in them: made on the device, written once.
+
+Ranges are those of one call at the full grid: what is drawn is noise whatever they are, and codes
+take as long to multiply whatever they stand for.
+"""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.backends.base import writing
+from fresco_trt.backends.transformer import FOLDER, WEIGHTS
+from fresco_trt.bench.gpu_engines import example_inputs
+from fresco_trt.models import flux
+from fresco_trt.plan.recipes import RECIPES
+from fresco_trt.ranges import LayerRange, Ranges, RangesRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+    from torch.nn import Module
+
+    from fresco_trt.bench.gpu_engines import Subject
+
+
+def place_codes(subject: Subject, transformer: Module, folder: Path) -> dict[str, Any]:
+    """Write the transformer's weights as codes to ``folder`` unless they are there; what that took.
+
+    Raises DiskFull or OutputNotWritable.
+    """
+    from fresco_trt.lower.coded import coded
+    from fresco_trt.lower.quantize import Quantizer
+    from fresco_trt.lower.weights import write_source
+
+    target, partial = folder / FOLDER, folder / f"{FOLDER}.partial"
+    made = written = None
+    if not target.is_dir():
+        shutil.rmtree(partial, ignore_errors=True)
+        began = perf_counter()
+        recipe = RECIPES[subject.precision]
+        quantizer = Quantizer(recipe=recipe, ranges=_ranges(subject, transformer))
+        codes = coded(transformer, quantizer)
+        made = perf_counter() - began
+        write_source(codes, partial)
+        with writing(target):
+            partial.rename(target)
+        written = perf_counter() - began - made
+    bytes_of_codes = (target / WEIGHTS).stat().st_size
+    return {"bytes": bytes_of_codes, "made_seconds": made, "written_seconds": written}
+
+
+def _ranges(subject: Subject, transformer: Module) -> Ranges:
+    """Largest magnitudes of one call of the network: of each layer's inputs, and its weight's."""
+    import torch
+
+    from fresco_trt.lower.ranges import layers_of
+
+    facts = subject.facts
+    signature = flux.full_signature(facts, subject.tokens, facts.text_tokens)
+    inputs = example_inputs(signature, subject.device)
+    entered: dict[str, Tensor] = {}
+    layers = layers_of(transformer, facts.high_precision)
+    with ExitStack() as scope, torch.no_grad():
+        for name in layers:
+            hook = transformer.get_submodule(name).register_forward_pre_hook(_look(entered, name))
+            scope.callback(hook.remove)
+        flux.graph_from_signature(transformer, signature)(*inputs.values())
+    weights = {name: transformer.get_submodule(name).weight for name in layers}
+    return Ranges(
+        layers={name: _range(entered[name], weights[name]) for name in layers},
+        record=_record(subject),
+    )
+
+
+def _look(entered: dict[str, Tensor], name: str) -> Any:
+    def look(module: Module, inputs: tuple[Tensor, ...]) -> None:
+        entered[name] = inputs[0].detach().abs().amax().float().cpu().reshape(1)
+
+    return look
+
+
+def _range(entered: Tensor, weight: Any) -> LayerRange:
+    return LayerRange(input=entered, weight=weight.detach().abs().amax().float().cpu())
+
+
+def _record(subject: Subject) -> RangesRecord:
+    return RangesRecord(
+        model=subject.facts.name,
+        weights_sha256="",
+        recipe=RECIPES[subject.precision].name,
+        kept=subject.facts.high_precision,
+        prompts=0,
+        prompts_sha256="",
+        seed=0,
+        plan_sha256="",
+    )
