@@ -30,6 +30,7 @@ def plan(
     size: Size | None = None,
     steps: int | None = None,
     delta: float | None = None,
+    shift: float | None = None,
     cache: str = "none",
     interval: int | None = None,
     warmup: int | None = None,
@@ -42,7 +43,8 @@ def plan(
     the plain sampler, with ``steps`` steps if given, else as many as the preset has. With more
     stages the preset decides every step, and ``steps`` is checked but changes nothing: it is the
     baseline that ``fresco-trt plan`` compares the cost with. ``delta`` moves the preset's switches
-    to where SPEED's spectral criterion puts them at that tolerance (arXiv 2605.18736).
+    to where SPEED's spectral criterion puts them at that tolerance (arXiv 2605.18736). ``shift``
+    replaces the time shift's factor in every stage (e^mu; 3.16 is FLUX.1's own at 1024x1024).
 
     ``cache`` names what predicts the features of skipped steps: "none", "reuse", "taylor",
     "hicache", "svd" or "freqca". Of each stage ``warmup`` steps are full and then one in each
@@ -51,9 +53,9 @@ def plan(
     block, or "trunk", what all blocks after the first add: the first then runs at every step.
 
     Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong
-    ``steps``, ``delta`` or cache, and IncompatibleOptions for a ``delta`` with a model whose
-    spectrum is not known, a preset with mixed stages, or one stage, and for options of a cache that
-    would skip nothing or that nothing would read; all are FrescoErrors.
+    ``steps``, ``delta``, ``shift`` or cache, and IncompatibleOptions for a ``delta`` with a model
+    whose spectrum is not known, a preset with mixed stages, or one stage, and for options of a
+    cache that would skip nothing or that nothing would read; all are FrescoErrors.
     """
     words = None if actions is None else tuple(actions)
     return make_plan(
@@ -63,6 +65,7 @@ def plan(
         size=size,
         steps=steps,
         delta=delta,
+        shift=shift,
         cache=CacheChoice(name=cache, interval=interval, warmup=warmup, actions=words, site=site),
     )
 

@@ -34,6 +34,14 @@ Delta = Annotated[
         show_default="the preset's switches",
     ),
 ]
+Shift = Annotated[
+    float | None,
+    typer.Option(
+        "--shift",
+        help="Time shift factor of every stage: above 1, more steps where noise is high.",
+        show_default="the preset's or the model's",
+    ),
+]
 Cache = Annotated[
     str,
     typer.Option("--cache", help="Feature cache: none, reuse, taylor, hicache, svd or freqca."),
@@ -135,6 +143,13 @@ Layout = Annotated[
     str,
     typer.Option(
         help="For TensorRT: static (a plan for each stage) or profiles (one, the weights once)."
+    ),
+]
+StreamWeights = Annotated[
+    bool,
+    typer.Option(
+        "--stream-weights",
+        help="For TensorRT: keep on the host what weights the GPU has no room for.",
     ),
 ]
 BundleFolder = Annotated[

@@ -354,6 +354,8 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (["plan", "--model", "flux-tiny", "--size", "64"], ["'64'", "WIDTHxHEIGHT"]),
     (["plan", "--model", "flux-tiny", "--steps", "0"], ["0 steps"]),
     (["plan", "--model", "flux", "--delta", "1.5"], ["--delta 1.5", "between 0.01 and 0.2"]),
+    (["plan", "--model", "flux", "--shift", "0"], ["--shift 0", "3.16"]),
+    (["plan", "--model", "flux", "--shift", "nan"], ["--shift nan", "3.16"]),
     (["plan", "--model", "flux", "--delta", "nan"], ["--delta nan", "between 0.01 and 0.2"]),
     (["plan", "--model", "flux", "--stages", "1", "--delta", "0.1"], ["no switch", "--stages 2"]),
     (

@@ -32,8 +32,6 @@ from fresco_trt.compile import Counters, compile_graph, counters
 from fresco_trt.compile.captured import Captured, check_circumstances
 from fresco_trt.compile.engine import identity
 from fresco_trt.compile.options import (
-    CompileOptions,
-    cache_folder,
     chosen_library,
     library,
     library_names,
@@ -47,6 +45,7 @@ from fresco_trt.errors import (
     OutputNotWritable,
     UnsupportedGraph,
 )
+from fresco_trt.folders import cache_folder
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
 ROOT = Path(__file__).parents[1]
@@ -415,12 +414,12 @@ def test_the_cache_is_where_the_option_the_variable_or_the_user_says(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_folder(CompileOptions()) == tmp_path / ".cache" / "fresco-trt"
+    assert cache_folder() == tmp_path / ".cache" / "fresco-trt"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder(CompileOptions()) == tmp_path / "xdg" / "fresco-trt"
+    assert cache_folder() == tmp_path / "xdg" / "fresco-trt"
     monkeypatch.setenv("FRESCO_TRT_CACHE", "~/engines")
-    assert cache_folder(CompileOptions()) == tmp_path / "engines"
-    assert cache_folder(read_options({"cache": tmp_path / "given"})) == tmp_path / "given"
+    assert cache_folder() == tmp_path / "engines"
+    assert cache_folder(tmp_path / "given") == tmp_path / "given"
 
 
 # --- fallbacks ---------------------------------------------------------------------------------

@@ -26,26 +26,29 @@ ROOT = Path(__file__).parents[1]
 SIGNATURES = {
     "plan": (
         "(model: 'str', *, stages: 'int', preset: 'str' = 'balanced', size: 'Size | None' = None, "
-        "steps: 'int | None' = None, delta: 'float | None' = None, cache: 'str' = 'none', "
+        "steps: 'int | None' = None, delta: 'float | None' = None, "
+        "shift: 'float | None' = None, cache: 'str' = 'none', "
         "interval: 'int | None' = None, warmup: 'int | None' = None, "
         "actions: 'Sequence[str] | None' = None, site: 'str | None' = None) -> 'StagePlan'"
     ),
     "build": (
         "(model: 'str', *, stages: 'int' = 3, preset: 'str | None' = None, "
         "size: 'Size | None' = None, steps: 'int | None' = None, delta: 'float | None' = None, "
-        "weights: 'str | None' = None, blocks: 'Blocks | None' = None, "
-        "backend: 'str' = 'onnxruntime', "
+        "shift: 'float | None' = None, weights: 'str | None' = None, "
+        "blocks: 'Blocks | None' = None, backend: 'str' = 'onnxruntime', "
         "precision: 'str' = 'fp32', recipe: 'str | None' = None, keep: 'Sequence[str]' = (), "
         "ranges: 'str | Path | None' = None, force: 'bool' = False, "
         "cache: 'str' = 'none', interval: 'int | None' = None, "
         "warmup: 'int | None' = None, actions: 'Sequence[str] | None' = None, "
         "site: 'str | None' = None, basis: 'str | Path | None' = None, "
         "targets: 'tuple[str, ...]' = (), layout: 'str' = 'static', "
+        "stream_weights: 'bool' = False, "
         "out: 'str | Path | None' = None, progress: 'Progress' = silent) -> 'Path'"
     ),
     "enable": (
         "(pipe: 'Any', *, stages: 'int | None' = None, preset: 'str | None' = None, "
-        "delta: 'float | None' = None, cache: 'str | None' = None, "
+        "delta: 'float | None' = None, shift: 'float | None' = None, "
+        "cache: 'str | None' = None, "
         "interval: 'int | None' = None, warmup: 'int | None' = None, "
         "actions: 'Sequence[str] | None' = None, site: 'str | None' = None, "
         "basis: 'str | Path | None' = None, engines: 'str | Path | None' = None) -> 'None'"
@@ -153,6 +156,15 @@ def test_plan_makes_a_plan_of_so_many_stages(name: str, stages: int) -> None:
 
 def test_one_stage_takes_its_steps_from_the_caller() -> None:
     assert fresco_trt.plan("flux-tiny", stages=1, steps=9).nfe == 9
+
+
+def test_shift_is_that_of_every_stage() -> None:
+    plain, shifted = (fresco_trt.plan("flux-tiny", stages=1, shift=f) for f in (1.0, 9.0))
+    for sigma, moved in zip(plain.stages[0].sigmas, shifted.stages[0].sigmas, strict=True):
+        assert moved == pytest.approx(9.0 * sigma / (1.0 + 8.0 * sigma), abs=1e-6)
+    staged = fresco_trt.plan("flux-tiny", stages=2, preset="fast", shift=4.0)
+    assert staged.preset is None
+    assert staged != fresco_trt.plan("flux-tiny", stages=2, preset="fast")
 
 
 def test_delta_places_the_switches() -> None:

@@ -30,6 +30,7 @@ def enable(
     stages: int | None = None,
     preset: str | None = None,
     delta: float | None = None,
+    shift: float | None = None,
     cache: str | None = None,
     interval: int | None = None,
     warmup: int | None = None,
@@ -40,7 +41,7 @@ def enable(
 ) -> None:
     """Make a diffusers FluxPipeline draw with a stage plan, when it is called as ever.
 
-    ``stages`` (None: 3), ``preset``, ``delta`` and the cache's options are those of
+    ``stages`` (None: 3), ``preset``, ``delta``, ``shift`` and the cache's options are those of
     :func:`fresco_trt.plan`; the size comes with each call. One stage without a preset is the plain
     sampler with the call's ``num_inference_steps``; otherwise the preset decides the steps.
     ``basis`` is the file of ``fresco-trt calibrate --measure basis`` that the cache "svd" needs.
@@ -56,6 +57,7 @@ def enable(
         stages=stages,
         preset=preset,
         delta=delta,
+        shift=shift,
         cache=cache,
         interval=interval,
         warmup=warmup,

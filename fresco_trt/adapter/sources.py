@@ -43,6 +43,7 @@ class Choices:
     stages: int | None = None
     preset: str | None = None
     delta: float | None = None
+    shift: float | None = None
     cache: str | None = None
     interval: int | None = None
     warmup: int | None = None
@@ -81,6 +82,7 @@ class Choices:
             size=size,
             steps=steps,
             delta=self.delta,
+            shift=self.shift,
             cache=choice,
         )
 

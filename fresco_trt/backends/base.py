@@ -74,6 +74,8 @@ class BuildOptions:
     """How to build: ``folder`` is the bundle being written, ``targets`` the devices ("sm89"; empty
     means all that the library can target), ``progress`` is told (phase, fraction in 0..1) from
     any thread, ``threads`` bounds the CPU threads of the build (None: the library's choice).
+    ``stream_weights`` asks for an engine that runs with part of its weights on the host; in the
+    folder ``timings`` a library that times kernels keeps what it measured (None: nowhere).
     """
 
     folder: Path
@@ -81,6 +83,8 @@ class BuildOptions:
     precision: str = "fp32"
     progress: Progress = silent
     threads: int | None = None
+    stream_weights: bool = False
+    timings: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +94,8 @@ class BackendFacts:
     quantised graph leaves as it is. ``simulated`` are precisions that are rounded to and then
     multiplied in ``rest``: right in their errors, no faster. ``machine`` identifies the kind of
     machine that engines built here are for, where they run on no other. ``layouts`` has "profiles"
-    where one engine takes several shapes.
+    where one engine takes several shapes; ``streams`` says whether engines run with part of their
+    weights on the host.
     """
 
     name: str
@@ -104,6 +109,7 @@ class BackendFacts:
     simulated: tuple[str, ...] = ()
     machine: str | None = None
     layouts: tuple[str, ...] = ("static",)
+    streams: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

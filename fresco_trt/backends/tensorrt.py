@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -109,7 +109,7 @@ class TensorRTBackend:
         check_precision(self.describe(), options.precision)
         exported(graph, options.precision, REST)
         targets = self._targets(library, options.targets)
-        plan = plan_from_onnx(library, graph, targets, options)
+        plan = plan_from_onnx(library, graph, targets, self._with_timings(library, options))
         suffix = "-".join(targets) or (ANY if self._flavour.builds_anywhere else self._capability())
         stem = f"{graph.name}.{suffix}"
         counted = json.dumps(dict(plan.products), sort_keys=True) + "\n"
@@ -139,6 +139,7 @@ class TensorRTBackend:
             rest=REST,
             device="cuda",
             layouts=("static", "profiles"),
+            streams=True,
         )
 
     def check(self) -> tuple[Missing, ...]:
@@ -192,6 +193,15 @@ class TensorRTBackend:
             self._capability()
         return tuple(target for target in known if target in asked)
 
+    def _with_timings(self, library: Any, options: BuildOptions) -> BuildOptions:
+        """The options with the file of this library and GPU in the folder of timings; without any
+        for a library that builds elsewhere, and so times nothing.
+        """
+        if options.timings is None or self._flavour.builds_anywhere:
+            return replace(options, timings=None)
+        name = f"{self.name}-{library.__version__}-{self._capability()}.timings"
+        return replace(options, timings=options.timings / name)
+
     def _capability(self) -> str:
         """This machine's, where a GPU is needed to build."""
         found = self._device.capability()
@@ -241,7 +251,7 @@ def _targets_of(library: Any) -> tuple[str, ...]:
     return tuple(f"sm{number}" for number in numbers)
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, data: bytes | memoryview) -> None:
     partial_path = path.with_name(f"{path.name}.partial")
     with writing(path):
         partial_path.write_bytes(data)

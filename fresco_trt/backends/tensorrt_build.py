@@ -17,6 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph
+from fresco_trt.backends.tensorrt_timings import kept_timings
 from fresco_trt.errors import BuildError
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ _LISTEN_EVERY = 0.1  # seconds
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A serialized engine, and the matrix products of its network by the type they multiply."""
+    """A serialized engine, in the library's own memory, and the matrix products of its network by
+    the type they multiply.
+    """
 
-    data: bytes
+    data: memoryview
     products: Mapping[str, int]
 
 
@@ -40,7 +43,7 @@ def plan_from_onnx(
     library: Any, graph: StageGraph, targets: tuple[str, ...], options: BuildOptions
 ) -> Plan:
     """The plan of one graph for ``targets`` (empty: the library's default), with an optimisation
-    profile of one shape for each of its profiles.
+    profile of one shape for each of its profiles, and layers named for a profiler.
 
     Precision is the graph's own: the network is strongly typed, and float32 means float32, not
     TF32. Raises BuildError with the parser's or the builder's words; KeyboardInterrupt after a
@@ -56,19 +59,24 @@ def plan_from_onnx(
         _parse(parser, graph)
         config = builder.create_builder_config()
         config.clear_flag(library.BuilderFlag.TF32)
+        config.profiling_verbosity = library.ProfilingVerbosity.DETAILED
+        if options.stream_weights:
+            config.set_flag(library.BuilderFlag.WEIGHT_STREAMING)
         config.progress_monitor = monitor_of(library, monitor)
         _set_targets(library, config, targets)
         for signature in graph.profiles:
             _add_profile(builder, config, graph.name, signature)
-        plan = interruptible(
-            lambda: builder.build_serialized_network(network, config), monitor.cancel
-        )
-        if monitor.failure is not None:
-            raise monitor.failure
-        if plan is None:
-            raise _failed(f"{graph.name} does not build: {'; '.join(errors) or 'no reason given'}")
+        with kept_timings(config, options.timings):
+            plan = interruptible(
+                lambda: builder.build_serialized_network(network, config), monitor.cancel
+            )
+            if monitor.failure is not None:
+                raise monitor.failure
+            if plan is None:
+                reason = "; ".join(errors) or "no reason given"
+                raise _failed(f"{graph.name} does not build: {reason}")
         options.progress(f"build {graph.name}", 1.0)
-        return Plan(data=bytes(memoryview(plan)), products=products_of(library, network))
+        return Plan(data=memoryview(plan), products=products_of(library, network))
 
 
 def products_of(library: Any, network: Any) -> dict[str, int]:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -240,10 +241,26 @@ class _Loaded:
     """An engine on the device, None if it could not be put there; to be held weakly."""
 
     def __init__(self, runtime: Any, library: Any, path: Path) -> None:
-        plan = path.read_bytes()  # as large as its weights: it leaves the host with this call
-        _check_validity(library, runtime, plan, path)
-        self.engine = runtime.deserialize_cuda_engine(plan)
         self._runtime = runtime  # must outlive the engine
+        # As large as its weights: mapped, it takes no memory that the host cannot have back.
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as plan:
+            _check_validity(library, runtime, plan, path)
+            self.engine = runtime.deserialize_cuda_engine(plan)
+        if self.engine is not None:
+            _place_weights(self.engine, path.name)
+
+
+def _place_weights(engine: Any, name: str) -> None:
+    """Of a plan built to stream its weights, put on the device as many as the library finds room
+    for; before there is a context, as it asks.
+    """
+    size = int(engine.streamable_weights_size)
+    if size == 0:
+        return
+    budget = int(engine.get_weight_streaming_automatic_budget())
+    engine.weight_streaming_budget_v2 = budget
+    kept = min(budget, size)
+    _LOG.info("%s: %d of %d bytes of weights stay on the device", name, kept, size)
 
 
 def _shape(engine: Any, name: str) -> Any:
@@ -270,7 +287,7 @@ def _profile_of(engine: Any, specs: Sequence[TensorSpec]) -> int | None:
     return None
 
 
-def _check_validity(library: Any, runtime: Any, plan: bytes, path: Path) -> None:
+def _check_validity(library: Any, runtime: Any, plan: mmap, path: Path) -> None:
     """TensorRT for RTX says itself whether a plan runs here, and why not."""
     if not hasattr(runtime, "get_engine_validity"):
         return

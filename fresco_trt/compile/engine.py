@@ -28,7 +28,7 @@ from fresco_trt.compile.captured import (
     refuse,
 )
 from fresco_trt.compile.counting import COUNT
-from fresco_trt.compile.options import CompileOptions, cache_folder, chosen_library, library
+from fresco_trt.compile.options import CompileOptions, chosen_library, library
 from fresco_trt.compile.store import GRAPH, SCHEMA, EngineStore, Entry
 from fresco_trt.doctor import missing_to_build
 from fresco_trt.errors import (
@@ -41,6 +41,7 @@ from fresco_trt.errors import (
     UnsupportedGraph,
     UnsupportedPrecision,
 )
+from fresco_trt.folders import cache_folder
 from fresco_trt.lower.record import packages
 from fresco_trt.marks import Marks
 from fresco_trt.models.weights import tensors_digest
@@ -168,7 +169,7 @@ class _Making:
             bound=bound,
             signature=captured.signature(arguments, probe(bound, tensors)),
             backend=chosen,
-            store=EngineStore(cache_folder(options)),
+            store=EngineStore(cache_folder(options.cache)),
         )
 
     def found(self) -> Entry:

@@ -21,7 +21,6 @@ from fresco_trt.errors import IncompatibleOptions
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Backend
 
-CACHE_VARIABLE = "FRESCO_TRT_CACHE"
 TORCH_TENSORRT = "torch-tensorrt"
 
 
@@ -55,18 +54,6 @@ def read_options(given: Mapping[str, object] | None, mode: str | None = None) ->
         cache=_folder(found.get("cache")),
         strict=_truth(found.get("strict", False)),
     )
-
-
-def cache_folder(options: CompileOptions) -> Path:
-    """The option, else what FRESCO_TRT_CACHE names, else ``fresco-trt`` in the user's cache."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if options.cache is not None:
-        folder = options.cache
-    elif named:
-        folder = Path(named)
-    else:
-        folder = _user_cache() / "fresco-trt"
-    return folder.expanduser().absolute()
 
 
 # --- the engine library -----------------------------------------------------------------------
@@ -143,9 +130,3 @@ def _refused(given: str, expected: str, fix: str) -> IncompatibleOptions:
     return IncompatibleOptions(
         f"{given} of torch.compile(backend='fresco_trt')", expected=expected, fix=fix
     )
-
-
-def _user_cache() -> Path:
-    """The base of the XDG specification, which says to ignore a relative one."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return Path(named) if Path(named).is_absolute() else Path.home() / ".cache"

@@ -19,6 +19,7 @@ from fresco_trt.basis import BASIS_FILE, Basis
 from fresco_trt.bundle import BundleWriter, open_bundle
 from fresco_trt.doctor import missing_to_build
 from fresco_trt.errors import BundleError, BundleNotFound, error_context
+from fresco_trt.folders import cache_folder
 from fresco_trt.lower.dry_run import describe
 from fresco_trt.lower.gather import gather
 from fresco_trt.lower.layout import STATIC, graph_of, graph_signatures
@@ -93,6 +94,7 @@ def build(
     size: Size | None = None,
     steps: int | None = None,
     delta: float | None = None,
+    shift: float | None = None,
     weights: str | None = None,
     blocks: Blocks | None = None,
     backend: str = "onnxruntime",
@@ -109,22 +111,25 @@ def build(
     basis: str | Path | None = None,
     targets: tuple[str, ...] = (),
     layout: str = STATIC,
+    stream_weights: bool = False,
     out: str | Path | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Build the engine bundle of a plan and return its folder.
 
     `size` is (width, height) in pixels; `steps` only for one stage; `delta` places the switches by
-    the spectrum of the model's latents; `weights` a diffusers folder, a .safetensors file,
-    "random", or None for the bundled or hub weights; `blocks`, with random weights, how many
-    double-stream and single-stream blocks to build in place of all; `recipe`, `keep`, `ranges` and
-    `force` belong to the precisions "int8" and "fp8" (see :class:`QuantChoice`); `cache` and what
-    belongs to it as `fresco_trt.plan` has them; `basis` a file of `fresco-trt calibrate --measure
-    basis` for the cache "svd" (None: measured now, with the prompts in calibration/); `targets` GPU
-    architectures for TensorRT ("sm89"); `layout` "profiles" for one TensorRT plan that all stages
-    share, with the weights in it once, "static" for one of each stage. A bundle with the same build
-    key is reused. Raises PlanError or LowerError leaves, QualityTooLow among them; whatever
-    happens, `out` holds the old bundle or the complete new one.
+    the spectrum of the model's latents; `shift` is the time shift's factor in every stage;
+    `weights` a diffusers folder, a .safetensors file, "random", or None for the bundled or hub
+    weights; `blocks`, with random weights, how many double-stream and single-stream blocks to build
+    in place of all; `recipe`, `keep`, `ranges` and `force` belong to the precisions "int8" and
+    "fp8" (see :class:`QuantChoice`); `cache` and what belongs to it as `fresco_trt.plan` has them;
+    `basis` a file of `fresco-trt calibrate --measure basis` for the cache "svd" (None: measured
+    now, with the prompts in calibration/); `targets` GPU architectures for TensorRT ("sm89");
+    `layout` "profiles" for one TensorRT plan that all stages share, with the weights in it once,
+    "static" for one of each stage; `stream_weights` for a TensorRT plan that keeps on the host what
+    weights the GPU has no room for. A bundle with the same build key is reused. Raises PlanError or
+    LowerError leaves, QualityTooLow among them; whatever happens, `out` holds the old bundle or the
+    complete new one.
     """
     request = BuildRequest(
         model=model,
@@ -133,6 +138,7 @@ def build(
         size=size,
         steps=steps,
         delta=delta,
+        shift=shift,
         weights=weights,
         blocks=blocks,
         backend=backend,
@@ -153,6 +159,7 @@ def build(
         basis=None if basis is None else Path(basis),
         targets=targets,
         layout=layout,
+        stream_weights=stream_weights,
         out=None if out is None else Path(out),
     )
     return run(request, progress=progress).bundle.folder
@@ -251,7 +258,12 @@ def _engines(
 
     resolved = made.resolved
     options = BuildOptions(
-        folder=folder, targets=resolved.targets, precision=resolved.precision, progress=progress
+        folder=folder,
+        targets=resolved.targets,
+        precision=resolved.precision,
+        progress=progress,
+        stream_weights=resolved.stream_weights,
+        timings=cache_folder() / "timings",
     )
     files: dict[str, EngineFiles] = {}
     seconds: dict[str, float] = {}
@@ -281,11 +293,17 @@ def _stage_graphs(
     from fresco_trt.lower.weights import write_source
 
     resolved, source = made.resolved, work / "transformer"
+    onnx = resolved.backend.describe().graph_format == "onnx"
+    transformer = made.transformer
+    if quantizer is not None and not onnx:
+        from fresco_trt.lower.coded import coded
+
+        transformer = coded(transformer, quantizer)
     graphs = tuple(
         StageGraph(
             name=name,
             signature=signatures[-1],
-            module=graph_from_signature(made.transformer, signatures[-1]),
+            module=graph_from_signature(transformer, signatures[-1]),
             onnx=None,
             weights=None,
             source=source,
@@ -293,10 +311,14 @@ def _stage_graphs(
         )
         for name, signatures in graph_signatures(resolved).items()
     )
-    if resolved.backend.describe().graph_format == "onnx":
+    if onnx:
         folder = resolved.graphs or work
         return export_stages(graphs, folder, quantizer=quantizer, progress=progress)
-    write_source(made.transformer, source)
+    if quantizer is not None:
+        from fresco_trt.lower.coded import products_of
+
+        quantizer.account.products |= {graph.name: products_of(graph) for graph in graphs}
+    write_source(transformer, source)
     return graphs
 
 

@@ -40,6 +40,7 @@ def describe(request: BuildRequest) -> dict[str, Any]:
         "precision": resolved.precision,
         "targets": list(resolved.targets),
         "layout": resolved.layout,
+        "stream_weights": resolved.stream_weights,
         "blocks": None if resolved.blocks is None else format_blocks(resolved.blocks),
         **_feasibility(resolved.backend),
         "reuse": _reuse(resolved.out),

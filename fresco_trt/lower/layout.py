@@ -37,6 +37,24 @@ def check_layout(layout: str, plan: StagePlan, about: BackendFacts) -> None:
         raise _refused(given, "stages that differ in their token count alone")
 
 
+def check_streaming(layout: str, plan: StagePlan, about: BackendFacts) -> None:
+    """Raise IncompatibleOptions where weights cannot be streamed, or would be room in vain.
+
+    A streamed plan takes what memory the device has left: of several, each would take the next's.
+    """
+    if not about.streams:
+        given = f"--stream-weights with the backend {about.name}"
+        expected = "tensorrt or tensorrt-rtx, whose engines run with weights on the host"
+        fix = "leave --stream-weights out"
+    elif layout == STATIC and len(plan.stages) > 1:
+        given = f"--stream-weights with {len(plan.stages)} plans, one for each stage"
+        expected = "one plan: it takes all the memory there is for its weights"
+        fix = f"pass --layout {PROFILES}, or --stages 1"
+    else:
+        return
+    raise IncompatibleOptions(given, expected=expected, fix=fix)
+
+
 def graph_of(layout: str, engine: str) -> str:
     """Name of the graph that an engine is built from: its own, or the action that stages share."""
     return engine if layout == STATIC else engine.rpartition(".")[2]

@@ -14,7 +14,7 @@ from fresco_trt.backends import backend
 from fresco_trt.backends.base import check_precision
 from fresco_trt.canonical import MANIFEST_NAME
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
-from fresco_trt.lower.layout import STATIC, check_layout
+from fresco_trt.lower.layout import STATIC, check_layout, check_streaming
 from fresco_trt.models.flux import stage_signature
 from fresco_trt.models.flux_layers import format_blocks, with_blocks
 from fresco_trt.models.zoo import model_facts
@@ -77,6 +77,7 @@ class BuildRequest:
     preset: str | None = None
     steps: int | None = None
     delta: float | None = None
+    shift: float | None = None
     weights: str | None = None
     blocks: Blocks | None = None
     backend: str = "onnxruntime"
@@ -86,6 +87,7 @@ class BuildRequest:
     basis: Path | None = None
     targets: tuple[str, ...] = ()
     layout: str = STATIC
+    stream_weights: bool = False
     out: Path | None = None
     graphs: Path | None = None
 
@@ -95,10 +97,12 @@ class Resolved:
     """A request with nothing left open: what will be built, with what, for which GPUs, and where.
 
     ``facts`` are those of the model or, where ``blocks`` were asked for, of so many of its blocks;
-    ``delta`` is the tolerance that placed the plan's switches, if one did; ``basis`` the file of
+    ``delta`` is the tolerance that placed the plan's switches, and ``shift`` the factor that
+    replaced its own, if one did; ``basis`` the file of
     principal directions that was given, if one was; ``recipe`` what quantises, if anything does,
     and ``kept`` the patterns of layers that it leaves alone; ``layout`` one of
-    :data:`fresco_trt.lower.layout.LAYOUTS`; ``graphs`` is where the ONNX graphs are kept, if they
+    :data:`fresco_trt.lower.layout.LAYOUTS`; ``stream_weights`` whether engines are to run with part
+    of their weights on the host; ``graphs`` is where the ONNX graphs are kept, if they
     are.
     """
 
@@ -106,6 +110,7 @@ class Resolved:
     blocks: Blocks | None
     plan: StagePlan
     delta: float | None
+    shift: float | None
     basis: Path | None
     backend: Backend
     precision: str
@@ -115,6 +120,7 @@ class Resolved:
     force: bool
     targets: tuple[str, ...]
     layout: str
+    stream_weights: bool
     weights: str | None
     out: Path
     graphs: Path | None
@@ -158,6 +164,7 @@ def resolve(request: BuildRequest) -> Resolved:
         size=request.size,
         steps=request.steps,
         delta=request.delta,
+        shift=request.shift,
         cache=request.cache,
     )
     library = backend(request.backend)
@@ -169,11 +176,14 @@ def resolve(request: BuildRequest) -> Resolved:
     targets = _targets(request.targets, about)
     _check_targets(recipe, targets or about.targets)
     check_layout(request.layout, plan, about)
+    if request.stream_weights:
+        check_streaming(request.layout, plan, about)
     return Resolved(
         facts=facts,
         blocks=request.blocks,
         plan=plan,
         delta=request.delta,
+        shift=request.shift,
         basis=request.basis,
         backend=library,
         precision=request.precision,
@@ -183,6 +193,7 @@ def resolve(request: BuildRequest) -> Resolved:
         force=request.quant.force,
         targets=targets,
         layout=request.layout,
+        stream_weights=request.stream_weights,
         weights=request.weights,
         out=request.out or ENGINES / _name(request, plan),
         graphs=request.graphs,

@@ -22,6 +22,7 @@ from fresco_trt.plan.skipping import cached, check_read
 from fresco_trt.plan.stages import Action, Stage, StagePlan, Transition
 
 DEFAULT_PRESET = "balanced"
+MAX_SHIFT = 100
 MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
 
 
@@ -33,6 +34,7 @@ def make_plan(
     size: Size | None = None,
     steps: int | None = None,
     delta: float | None = None,
+    shift: float | None = None,
     cache: CacheChoice = NO_CACHE,
 ) -> StagePlan:
     """The plan of ``stages`` stages for a picture of ``size`` (default: the model's own).
@@ -42,12 +44,12 @@ def make_plan(
     more stages the preset (default "balanced") decides every step, and ``steps`` is only the
     length of the baseline that the cost is compared with; it is checked here all the same.
     ``delta`` replaces the preset's switches, and restarts that it gives as numbers, by those of
-    :func:`spectral_switches`; the plan then names no preset either. ``cache`` says which steps are
-    skipped, and what predicts them.
+    :func:`spectral_switches`, and ``shift`` the shift factor of every stage; the plan then names no
+    preset either. ``cache`` says which steps are skipped, and what predicts them.
 
-    Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps`` or
-    ``delta``, IncompatibleOptions for a ``delta`` that cannot place every switch, and what
-    :func:`fresco_trt.plan.skipping.cached` raises.
+    Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps``,
+    ``delta`` or ``shift``, IncompatibleOptions for a ``delta`` that cannot place every switch, and
+    what :func:`fresco_trt.plan.skipping.cached` raises.
     """
     name = preset or DEFAULT_PRESET
     recipe = find_preset(facts, name, stages)
@@ -56,6 +58,8 @@ def make_plan(
         recipe, name = Preset(steps=(baseline,)), ""
     if delta is not None:
         recipe, name = _placed(facts, recipe, size or facts.default_size, delta), ""
+    if shift is not None:
+        recipe, name = replace(recipe, shift=(_check_shift(shift),) * len(recipe.steps)), ""
     check_read(cache)
     if cache.name != NONE:
         recipe = replace(recipe, cache=cache)
@@ -151,6 +155,17 @@ def check_steps(steps: int) -> int:
             fix="pass --steps with such a number",
         )
     return steps
+
+
+def _check_shift(shift: float) -> float:
+    if not 0.0 < shift <= MAX_SHIFT:
+        raise PlanError(
+            f"--shift {shift:g}",
+            expected=f"a factor above 0, up to {MAX_SHIFT}: 1 spaces sigmas evenly, more stays "
+            "longer where noise is high",
+            fix="pass --shift with such a number, FLUX.1's own being 3.16 at 1024x1024",
+        )
+    return shift
 
 
 def _placed(facts: ModelFacts, preset: Preset, size: Size, delta: float) -> Preset:

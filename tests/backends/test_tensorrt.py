@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import partial
+from mmap import mmap
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, TypeAlias
@@ -74,6 +75,10 @@ class Script:
     profiles: bool = True  # whether the library takes them
     eager: bool = True  # whether the library has a choice of when kernels are compiled
     unused: tuple[str, ...] = ()  # outputs of an engine built now that no signature has
+    room: int = 0  # bytes of streamed weights that the device has room for
+    strange: bytes | None = None  # timings that the library does not take
+    measures: set[bytes] = field(default_factory=lambda: {b"kernel"})  # by a build now
+    magic: bytes = b"vtrt"
     asked: dict[str, Any] = field(default_factory=dict)
     streams: list[int] = field(default_factory=list)
     addresses: list[str] = field(default_factory=list)
@@ -123,6 +128,22 @@ class Config:
     def clear_flag(self, flag: str) -> None:
         self._script.asked["cleared"] = flag
 
+    def set_flag(self, flag: str) -> None:
+        self._script.asked.setdefault("set", []).append(flag)
+
+    def create_timing_cache(self, stored: bytes) -> Timings | None:
+        if stored and stored == self._script.strange:
+            return None
+        return Timings(set(stored.split()))
+
+    def set_timing_cache(self, cache: Timings, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self._timings = cache
+        return True
+
+    def get_timing_cache(self) -> Timings:
+        return self._timings
+
     def set_compute_capability(self, capability: ComputeCapability, index: int) -> bool:
         self._script.asked.setdefault("targets", {})[index] = capability.name
         return index < self.num_compute_capabilities
@@ -130,6 +151,21 @@ class Config:
     def add_optimization_profile(self, profile: Profile) -> int:
         self._script.asked.setdefault("profiles", []).append(profile.shapes)
         return len(self._script.asked["profiles"]) - 1 if self._script.profiles else -1
+
+
+class Timings:
+    """Measurements by name; a build adds those of its script."""
+
+    def __init__(self, names: set[bytes]) -> None:
+        self.names = names
+
+    def combine(self, other: Timings, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.names |= other.names
+        return True
+
+    def serialize(self) -> bytes:
+        return b" ".join(sorted(self.names))
 
 
 class Profile:
@@ -169,8 +205,20 @@ class Builder:
             self._logger.log(Severity.ERROR, self._script.build_message)
             return None
         asked, script = self._script.asked, self._script
+        asked["verbosity"] = config.profiling_verbosity
+        if hasattr(config, "_timings"):
+            asked["timings"] = sorted(config.get_timing_cache().names)
+            config.get_timing_cache().names.update(script.measures)
         rows = [shapes["x"][1][0] for shapes in asked.get("profiles", ())]
-        return plan_bytes(script.version, scratch=script.scratch, rows=rows, unused=script.unused)
+        streamed = 1000 if "WEIGHT_STREAMING" in asked.get("set", ()) else 0
+        return plan_bytes(
+            script.version,
+            script.magic,
+            scratch=script.scratch,
+            rows=rows,
+            unused=script.unused,
+            streamed=streamed,
+        )
 
 
 class Parser:
@@ -195,6 +243,7 @@ class Engine:
     def __init__(self, script: Script, logger: BaseLogger, plan: Any) -> None:
         self._script, self._logger = script, logger
         self._base, self.rows = plan["scratch"], plan["rows"]
+        self.streamable_weights_size, self._budget = plan["streamed"], 0
         self.names = ["x", *plan["unused"], "y"]
         self.num_io_tensors = len(self.names)
         self.num_optimization_profiles = max(1, len(self.rows))
@@ -206,6 +255,20 @@ class Engine:
 
     def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
         return self._base + (12 * self.rows[profile] if self.rows else 0)
+
+    def get_weight_streaming_automatic_budget(self) -> int:
+        return self._script.room
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        assert self.streamable_weights_size
+        self._budget = budget
+        self._base += self.streamable_weights_size - budget  # where they pass through
+        self._script.calls.append(f"budget {budget}")
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -229,6 +292,7 @@ class Engine:
     def create_execution_context(self, given: RuntimeConfig | str) -> Context:
         strategy, compiles = (given, None) if isinstance(given, str) else given.asked
         self._script.asked |= {"strategy": strategy, "compiles": compiles}
+        self._script.asked["budget"] = self.weight_streaming_budget_v2
         return Context(self._script, self._logger, self)
 
 
@@ -311,10 +375,10 @@ class Runtime:
     def __init__(self, script: Script, logger: BaseLogger) -> None:
         self._script, self._logger = script, logger
 
-    def get_engine_validity(self, plan: bytes) -> tuple[int, int]:
+    def get_engine_validity(self, plan: mmap) -> tuple[int, int]:
         return self._script.validity, self._script.diagnostics
 
-    def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+    def deserialize_cuda_engine(self, plan: mmap) -> Engine | None:
         self._script.loads += 1
         if self._script.load_message is not None:
             self._logger.log(Severity.ERROR, self._script.load_message)
@@ -327,7 +391,8 @@ class Library:
 
     ILogger = BaseLogger
     IProgressMonitor = object
-    BuilderFlag = SimpleNamespace(TF32="TF32")
+    BuilderFlag = SimpleNamespace(TF32="TF32", WEIGHT_STREAMING="WEIGHT_STREAMING")
+    ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
     LayerType = SimpleNamespace(SHUFFLE=0, CAST=1, DEQUANTIZE=2, MATRIX_MULTIPLY=3)
     EngineValidity = SimpleNamespace(VALID=0, SUBOPTIMAL=1, INVALID=2)
     EngineInvalidityDiagnostics = Diagnostics
@@ -403,9 +468,12 @@ def plan_bytes(
     scratch: int = 24,
     rows: Sequence[int] = (),
     unused: Sequence[str] = (),
+    streamed: int = 0,
 ) -> bytes:
-    """A plan that says how much scratch memory it needs, and what rows its profiles are for."""
-    said = {"scratch": scratch, "rows": list(rows), "unused": list(unused)}
+    """A plan that says how much scratch memory it needs, what rows its profiles are for, and how
+    many bytes of weights it can stream.
+    """
+    said = {"scratch": scratch, "rows": list(rows), "unused": list(unused), "streamed": streamed}
     return plan_head(version, magic) + json.dumps(said).encode()
 
 
@@ -497,6 +565,86 @@ def test_tensorrt_builds_for_its_own_gpu_only(folder: Path, graph: StageGraph) -
         enterprise("sm90").build(graph, replace(options, targets=("sm89",)))
     with pytest.raises(BackendUnavailable, match="to build and run engines"):
         enterprise(None).build(graph, options)
+
+
+def test_layers_are_named_for_a_profiler(folder: Path, graph: StageGraph) -> None:
+    script = Script()
+    rtx(script).build(graph, BuildOptions(folder=folder))
+    assert script.asked["verbosity"] == "detailed"
+    assert "set" not in script.asked
+
+
+# --- timings ----------------------------------------------------------------------------------
+
+
+def enterprise(script: Script) -> TensorRTBackend:
+    script.magic = ENTERPRISE.magic
+    library = Library(script, targets=False)
+    return TensorRTBackend(ENTERPRISE, library=library, device=HostDevice("sm90", script))
+
+
+def test_a_build_takes_what_earlier_ones_measured(
+    folder: Path, graph: StageGraph, tmp_path: Path
+) -> None:
+    timings = tmp_path / "cache" / "timings"
+    options = BuildOptions(folder=folder, timings=timings)
+    first, second = Script(measures={b"one"}), Script(measures={b"two"})
+    enterprise(first).build(graph, options)
+    enterprise(second).build(graph, options)
+    assert first.asked["timings"] == []
+    assert second.asked["timings"] == [b"one"]
+    stored = timings / f"tensorrt-{VERSION}-sm90.timings"
+    assert stored.read_bytes() == b"one two"
+
+
+def test_builds_at_the_same_time_keep_each_others_timings(
+    folder: Path, graph: StageGraph, tmp_path: Path
+) -> None:
+    stored = tmp_path / f"tensorrt-{VERSION}-sm90.timings"
+    written: list[float] = []
+
+    def meanwhile(phase: str, fraction: float) -> None:
+        if not written:
+            stored.write_bytes(b"other")
+        written.append(fraction)
+
+    options = BuildOptions(folder=folder, timings=tmp_path, progress=meanwhile)
+    enterprise(Script()).build(graph, options)
+    assert stored.read_bytes() == b"kernel other"
+
+
+def test_timings_that_the_library_refuses_are_measured_anew_and_it_is_said(
+    folder: Path, graph: StageGraph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = tmp_path / f"tensorrt-{VERSION}-sm90.timings"
+    stored.write_bytes(b"strange")
+    script = Script(strange=b"strange")
+    enterprise(script).build(graph, BuildOptions(folder=folder, timings=tmp_path))
+    assert script.asked["timings"] == []
+    assert stored.read_bytes() == b"kernel"
+    assert "no timings that this library takes" in caplog.text
+
+
+def test_an_engine_is_built_where_its_timings_cannot_be_kept(
+    folder: Path, graph: StageGraph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    options = BuildOptions(folder=folder, timings=tmp_path / "file" / "timings")
+    assert enterprise(Script()).build(graph, options)
+    assert "timings are not kept" in caplog.text
+
+
+def test_a_failed_build_and_a_library_that_times_nothing_keep_no_timings(
+    folder: Path, graph: StageGraph, tmp_path: Path
+) -> None:
+    timings = tmp_path / "timings"
+    options = BuildOptions(folder=folder, timings=timings)
+    with pytest.raises(BuildError):
+        enterprise(Script(build_message="no kernel")).build(graph, options)
+    script = Script()
+    rtx(script).build(graph, options)
+    assert "timings" not in script.asked
+    assert not timings.exists()
 
 
 def test_options_it_cannot_honour_are_refused(folder: Path, graph: StageGraph) -> None:
@@ -773,6 +921,38 @@ def test_an_engine_that_comes_later_moves_the_arena_for_all(
     with backend.load(folder, small) as again:
         assert doubles(again, 7.0)
     assert script.arenas == [24, 1 << 20, 24]  # freed with the last runner, and of its size again
+
+
+# --- weights that stay on the host ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [0, 400, 1000])
+def test_streamed_weights_get_the_room_there_is_before_there_is_a_context(
+    folder: Path, graph: StageGraph, room: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = Script(room=room)
+    backend = rtx(script)
+    files = backend.build(graph, BuildOptions(folder=folder, stream_weights=True))
+    assert script.asked["set"] == ["WEIGHT_STREAMING"]
+    with (
+        caplog.at_level(logging.INFO, logger="fresco_trt.tensorrt"),
+        backend.load(folder, Record(graph.name, files)) as runner,
+    ):
+        assert doubles(runner, 3.0)
+    assert script.asked["budget"] == room
+    assert f"{room} of 1000 bytes of weights stay on the device" in caplog.text
+    assert script.arenas == [24 + 1000 - room]  # what passes through needs scratch memory
+
+
+def test_weights_are_not_streamed_unless_the_plan_was_built_for_it(
+    folder: Path, graph: StageGraph
+) -> None:
+    script = Script(room=400)
+    backend = rtx(script)
+    files = backend.build(graph, BuildOptions(folder=folder))
+    with backend.load(folder, Record(graph.name, files)) as runner:
+        assert doubles(runner, 3.0)
+    assert not any(call.startswith("budget") for call in script.calls)
 
 
 def test_an_engine_without_scratch_memory_runs(folder: Path, graph: StageGraph) -> None:

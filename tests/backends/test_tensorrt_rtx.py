@@ -75,6 +75,14 @@ def test_one_plan_takes_the_shapes_of_its_profiles(
         rtx.build(replace(graph, name="other", profiles=(stranger,)), options)
 
 
+def test_a_plan_that_streams_its_weights_builds(stages: Stages, folder: Path) -> None:
+    weights = stages[0].graph.weights
+    assert weights is not None
+    options = BuildOptions(folder=folder, targets=("sm89",), stream_weights=True)
+    file, _ = backend("tensorrt-rtx").build(stages[0].graph, options)
+    assert (folder / file).stat().st_size > weights.stat().st_size
+
+
 @pytest.mark.slow
 def test_a_bundle_of_profiles_holds_the_weights_once(tmp_path: Path) -> None:
     request = BuildRequest(

@@ -105,3 +105,22 @@ def test_phase_aligned_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(IncompatibleOptions, match="with phase-aligned attention"):
         resolve(SHARED)
     assert resolve(replace(SHARED, layout="static")).layout == "static"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"backend": "onnxruntime", "layout": "static"}, "tensorrt-rtx, whose engines run with"),
+        ({"layout": "static"}, "pass --layout profiles, or --stages 1"),
+    ],
+)
+def test_weights_are_streamed_by_one_plan_of_a_library_that_can(
+    change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(IncompatibleOptions, match=said) as caught:
+        resolve(replace(SHARED, stream_weights=True, **change))
+    assert "--stream-weights" in str(caught.value)
+    for good in ({}, {"layout": "static", "stages": 1}):
+        request = replace(SHARED, stream_weights=True, **good)
+        assert resolve(request).stream_weights
+        assert describe(request)["stream_weights"]

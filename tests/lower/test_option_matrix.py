@@ -20,6 +20,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "stages": FLUX_TINY.stage_counts,
     "preset": (None, *FLUX_TINY.presets),
     "delta": (None, 0.05),
+    "shift": (None, 4.0),
     "steps": (None, 6),
     "weights": (None, "random"),
     "blocks": (None, (1, 1), (2, 5)),
@@ -38,6 +39,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     ),
     "targets": ((), ("sm75",), ("sm89", "sm120")),
     "layout": LAYOUTS,
+    "stream_weights": (False, True),
 }
 PAIRS = list(combinations(AXES, 2))
 
