@@ -147,7 +147,6 @@ def build(
     """Compile every stage of a plan to a static-shape engine and write the bundle."""
     from fresco_trt.lower import build as lower
     from fresco_trt.models.flux_layers import parse_blocks
-    from fresco_trt.peak import peak_memory
 
     request = lower.BuildRequest(
         model=model,
@@ -175,9 +174,7 @@ def build(
         _print({"builds": drafts}, as_json, display.dry_run_table)
         return
     with display.progress() as report:
-        built = [lower.run(each, progress=report).to_json() for each in requests]
-    peak = peak_memory()
-    summary = {"bundles": built, "peak": None if peak is None else peak.to_json()}
+        summary = lower.run_all(requests, progress=report)
     _print(summary, as_json, display.built_table)
 
 

@@ -49,8 +49,8 @@ take, the peers' and ours."""
 INTERVALS, FEWER_INTERVALS = (4, 6, 8), (2, 3, 4)
 BLOCK_THRESHOLDS = (0.2, 0.4)
 DIT_THRESHOLDS = (0.24, 0.48)
-"""Settings of the caching peers. Beyond these pictures fell apart on the demo: an interval of 12,
-thresholds of 0.8 (first block) and 0.96 (cache-dit) scored under half of what these do."""
+"""Settings of the caching peers. Wider ones lost score on the demo: an interval of 12, thresholds
+of 0.8 (first block) and 0.96 (cache-dit)."""
 
 FEWER = 0.28
 """Steps of the peers' short runs over the model's default: caching goes with fewer steps, too."""

@@ -40,6 +40,7 @@ from fresco_trt.lower.request import (
 )
 from fresco_trt.manifest import EngineRecord, ManifestDraft
 from fresco_trt.models.flux import graph_from_signature
+from fresco_trt.peak import peak_memory
 from fresco_trt.plan.caching import CacheChoice
 
 if TYPE_CHECKING:
@@ -177,6 +178,13 @@ def run(request: BuildRequest, *, progress: Progress = silent) -> Built:
         if bundle is None:
             bundle = _written(made, began, progress)
         return Built(bundle=bundle, state=state, seconds=perf_counter() - began)
+
+
+def run_all(requests: Sequence[BuildRequest], *, progress: Progress = silent) -> dict[str, Any]:
+    """Build one request after another: the bundles as JSON, and the most memory that it took."""
+    bundles = [run(each, progress=progress).to_json() for each in requests]
+    peak = peak_memory()
+    return {"bundles": bundles, "peak": None if peak is None else peak.to_json()}
 
 
 def _fate(made: Ingredients) -> tuple[Bundle | None, str]:
