@@ -50,44 +50,65 @@ def background_pixels(background: Background, width: int, height: int) -> Floats
     import numpy as np
 
     base = np.asarray(COLOURS[background.colour], np.float32) / 255
-    dark = base * (1 - background.contrast)
-    share = _dark_share(background, 2 * width, 2 * height)
-    share = share.reshape(height, 2, width, 2).mean(axis=(1, 3))[..., None]
-    mixed: Floats = base * (1 - share) + dark * share
+    share = _dark_share(
+        background.pattern, background.angle, background.period, background.phase, width, height
+    )
+    mixed: Floats = base * (1 - background.contrast * share)
     return mixed
 
 
-def _dark_share(background: Background, width: int, height: int) -> Floats:
+# Scenes draw their patterns from a few angles and phases, and training asks for each of them often.
+@functools.lru_cache(maxsize=512)
+def _dark_share(
+    pattern: str, angle: float, period: float, phase: float, width: int, height: int
+) -> Floats:
+    """Share of the darker tone in each pixel, [height, width, 1]."""
+    sharp = _sharp_share(pattern, angle, period, phase, 2 * width, 2 * height)
+    share: Floats = sharp.reshape(height, 2, width, 2).mean(axis=(1, 3))[..., None]
+    share.flags.writeable = False
+    return share
+
+
+def _sharp_share(
+    pattern: str, angle: float, period: float, phase: float, width: int, height: int
+) -> Floats:
     import numpy as np
 
     short = min(width, height)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     x, y = (x + 0.5) / short, (y + 0.5) / short
-    radians = np.deg2rad(background.angle)
+    radians = np.deg2rad(angle)
     along = x * np.cos(radians) + y * np.sin(radians)
     across = y * np.cos(radians) - x * np.sin(radians)
-    bands = np.floor(2 * along / background.period + 2 * background.phase)
-    crossing = np.floor(2 * across / background.period + background.phase)
+    bands = np.floor(2 * along / period + 2 * phase)
+    crossing = np.floor(2 * across / period + phase)
     shares = {
         "plain": np.zeros_like(x),
         "graded": (along - along.min()) / (along.max() - along.min()) * 1.6,
         "striped": np.mod(bands, 2),
         "checked": np.mod(bands + crossing, 2),
     }
-    chosen: Floats = shares[background.pattern].astype(np.float32)
+    chosen: Floats = shares[pattern].astype(np.float32)
     return chosen
 
 
 def _paste(canvas: Image, placement: Placement) -> None:
-    from PIL import Image
-
     side = max(1, round(placement.side * min(canvas.size)))
-    icon = _icon(placement.name, placement.flipped).resize(
-        (side, side), Image.Resampling.BOX if side * 3 < ICON_PIXELS else Image.Resampling.LANCZOS
-    )
+    colours, alpha = _sized_icon(placement.name, placement.flipped, side)
     left = round(placement.x * canvas.width - side / 2)
     top = round(placement.y * canvas.height - side / 2)
-    canvas.paste(icon.convert("RGB"), (left, top), icon.getchannel("A"))
+    canvas.paste(colours, (left, top), alpha)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sized_icon(name: str, flipped: bool, side: int) -> tuple[Image, Image]:
+    """An object's icon of ``side`` pixels, as RGB and alpha."""
+    from PIL import Image
+
+    icon = _icon(name, flipped).resize(
+        (side, side), Image.Resampling.BOX if side * 3 < ICON_PIXELS else Image.Resampling.LANCZOS
+    )
+    return icon.convert("RGB"), icon.getchannel("A")
 
 
 @functools.cache
