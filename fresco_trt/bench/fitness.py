@@ -81,6 +81,10 @@ def row(measured: dict[str, Any], real: torch.Tensor) -> dict[str, Any]:
 def main(
     scenes: Annotated[int, typer.Option(help="Scenes to draw at every operating point.")] = 200,
     batch: int = 8,
+    device: Annotated[str, typer.Option(help="cpu or cuda, where the pictures are drawn.")] = "cpu",
+    weights: Annotated[
+        Path | None, typer.Option(help="Pipeline folder.", show_default="the bundled one")
+    ] = None,
     out: Path = Path("bench/results/demo-fitness.json"),
 ) -> None:
     """Answer both questions and store the figures."""
@@ -89,7 +93,7 @@ def main(
     from fresco_trt.demo.batches import pictures_of
     from fresco_trt.demo.score import held_out_accuracy, load_judge
 
-    judge, pipe, chosen = load_judge(), load_pipeline(), judged_scenes(scenes)
+    judge, pipe, chosen = load_judge(), load_pipeline(weights, device), judged_scenes(scenes)
     fresh = judged_scenes(1000, seed=77)
     with torch.no_grad():
         parts = [judge.pooled(pictures_of(fresh[i : i + 50], 256)) for i in range(0, 1000, 50)]

@@ -67,7 +67,8 @@ def load_pipeline(folder: Path | None = None, device: str = "cpu") -> Any:
 def draw(
     pipe: Any, scenes: Sequence[Scene], seeds: Sequence[int], point: Plain
 ) -> tuple[torch.Tensor, float]:
-    """Pictures [B,3,H,W] in [-1,1] of the scenes' captions, and the seconds spent denoising.
+    """Pictures [B,3,H,W] in [-1,1] of the scenes' captions, on the CPU, and the seconds spent
+    denoising.
 
     Text encoding and decoding are left out of the seconds. The text length is the one engines are
     built for, so that both sides pay for the same tokens.
@@ -83,8 +84,9 @@ def draw(
         inputs = {"text": text, "pooled": pooled}
         latents, seconds = denoise(pipe, facts, facts.default_size, inputs, seeds, point)
         config = pipe.vae.config
-        pictures = pipe.vae.decode(latents / config.scaling_factor + config.shift_factor).sample
-    return pictures.clamp(-1, 1), seconds
+        scaled = latents.to(pipe.vae.device) / config.scaling_factor + config.shift_factor
+        pictures = pipe.vae.decode(scaled).sample
+    return pictures.clamp(-1, 1).cpu(), seconds
 
 
 def denoise(

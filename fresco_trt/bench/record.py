@@ -24,6 +24,7 @@ def circumstances() -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
             "processor": _processor(),
             "cores": os.cpu_count(),
+            **_gpu(),
             "python": platform.python_version(),
             **{package: metadata.version(package) for package in packages},
         },
@@ -44,6 +45,13 @@ def _processor() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def _gpu() -> dict[str, str]:
+    """The GPU, on a machine that has one."""
+    import torch
+
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
 
 
 def _commit() -> str | None:

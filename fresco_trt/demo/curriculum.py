@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections import deque
@@ -11,17 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fresco_trt.demo.batches import pictures_of
 from fresco_trt.demo.vae import latents_of
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.schedule import dynamic_mu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from diffusers import AutoencoderKL
 
-    from fresco_trt.demo.scenes import Scene
+    from fresco_trt.demo.batches import Renders
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +106,16 @@ class Batch:
 
 @dataclass(slots=True, kw_only=True)
 class Curriculum:
-    """Draws training batches from a stream of scenes; keeps encoded scenes to show them again."""
+    """Draws training batches from a stream of scenes; keeps encoded scenes to show them again.
+
+    ``scale`` is how many times larger than a shape says its batches are.
+    """
 
     recipe: Recipe
-    scenes: Iterator[Scene]
+    renders: Renders
     vae: AutoencoderKL
     rng: random.Random
+    scale: int = 1
     replayed: dict[Shape, deque[tuple[str, torch.Tensor]]] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -130,12 +130,13 @@ class Curriculum:
 
     def _latents(self, shape: Shape) -> list[tuple[str, torch.Tensor]]:
         pool = self.replayed.setdefault(shape, deque(maxlen=POOL))
-        fresh = shape.batch if len(pool) < 8 * shape.batch else math.ceil(FRESH * shape.batch)
-        scenes = list(itertools.islice(self.scenes, fresh))
+        count = self.scale * shape.batch
+        fresh = count if len(pool) < 8 * count else math.ceil(FRESH * count)
         device = next(self.vae.parameters()).device
-        encoded = latents_of(self.vae, pictures_of(scenes, shape.width, shape.height).to(device))
+        scenes, pictures = self.renders.take(fresh, shape.width, shape.height, device)
+        encoded = latents_of(self.vae, pictures)
         new = [(s.caption, latents) for s, latents in zip(scenes, encoded, strict=True)]
-        old = self.rng.sample(pool, shape.batch - fresh)
+        old = self.rng.sample(pool, count - fresh)
         pool.extend(new)
         return new + old
 

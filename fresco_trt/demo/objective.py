@@ -51,7 +51,8 @@ def guided_loss(model: DemoModel, batch: Batch, rng: random.Random) -> torch.Ten
     """
     scale = guidance_scales(batch.captions, rng).to(batch.sigma.device)
     with torch.no_grad():
-        empty = model.encode([""] * len(scale), batch.text_length)
+        pooled, words = model.encode([""], batch.text_length)
+        empty = pooled.expand(len(scale), -1), words.expand(len(scale), -1, -1)
         unguided = model(batch.noisy, batch.sigma, empty, torch.ones_like(scale)).float()
     text = model.encode(batch.captions, batch.text_length)
     guided = model(batch.noisy, batch.sigma, text, scale).float()

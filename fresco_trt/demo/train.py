@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +27,7 @@ import torch
 import typer
 
 from fresco_trt.demo.assemble import read_pipeline, store_pipeline
-from fresco_trt.demo.batches import scene_stream
+from fresco_trt.demo.batches import Renders, scene_stream
 from fresco_trt.demo.curriculum import BASE, GUIDED, LARGE, TURBO, Batch, Curriculum, Recipe
 from fresco_trt.demo.distil import distilled_loss
 from fresco_trt.demo.model import DemoModel
@@ -36,6 +38,9 @@ from fresco_trt.demo.score import train_judge
 from fresco_trt.demo.vae import train_vae
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
     from diffusers import AutoencoderKL
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -130,28 +135,50 @@ def _optimisers(model: DemoModel) -> tuple[torch.optim.Optimizer, torch.optim.Op
     return Muon(matrices, lr=1.0), adam
 
 
-def train(run: Run, vae: AutoencoderKL, seed: int) -> None:
-    """Train until the time budget is used."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Means:
+    """What a machine trains with: where, batches how many times the shapes' own, how many processes
+    render scenes, and whether blocks are compiled first, which takes a minute of no budget.
+    """
+
+    device: str = "cpu"
+    scale: int = 1
+    workers: int = 0
+    compiled: bool = False
+
+
+def train(run: Run, vae: AutoencoderKL, seed: int, means: Means) -> None:
+    """Train until the time budget is used; the next batch is drawn while a step runs."""
     rng = random.Random(f"{seed} {run.step}")
     torch.manual_seed(rng.randrange(2**31))
-    drawn = Curriculum(
-        recipe=run.recipe, scenes=scene_stream(rng.randrange(2**31)), vae=vae, rng=rng
-    )
-    device = run.model.device.type
-    if device == "cuda":  # on a CPU the compiler's own minutes cost more than its kernels win back
+    scenes = scene_stream(rng.randrange(2**31))
+    if means.compiled:
         _compile_blocks(run.model)
-    mean: float | None = None
-    saved, begun = time.monotonic(), time.monotonic()
+    with Renders(scenes, means.workers) as renders, ThreadPoolExecutor(1) as thread:
+        drawn = Curriculum(
+            recipe=run.recipe,
+            renders=renders,
+            vae=vae,
+            rng=random.Random(rng.randrange(2**31)),
+            scale=means.scale,
+        )
+        _steps(run, rng, lambda: thread.submit(drawn.draw, run.progress))
+
+
+def _steps(run: Run, rng: random.Random, draw: Callable[[], Future[Batch]]) -> None:
+    mean: torch.Tensor | None = None
+    coming, saved, begun = draw(), time.monotonic(), time.monotonic()
     while run.progress < 1:
-        batch = drawn.draw(run.progress)
-        with fast_precision(device):
+        batch = coming.result()
+        coming = draw()
+        with fast_precision(run.model.device.type):
             loss = run.loss(batch, rng)
         now = time.monotonic()
         run.update(loss, now - begun)
         begun = now
-        mean = loss.item() if mean is None else 0.98 * mean + 0.02 * loss.item()
-        if run.step % 50 == 0:
-            print(f"step {run.step} {run.progress:.3f} loss {mean:.4f}", flush=True)
+        mean = loss.detach() if mean is None else mean.lerp(loss.detach(), 0.02)
+        if run.step % 50 == 0:  # a GPU is waited for here only
+            print(f"step {run.step} {run.progress:.3f} loss {mean.item():.4f}", flush=True)
         if now - saved > 120 or run.progress >= 1:
             run.save()
             saved = now
@@ -190,6 +217,17 @@ def load_vae(folder: Path) -> AutoencoderKL:
 Work = Annotated[Path, typer.Option(help="Folder of checkpoints.")]
 Minutes = Annotated[float, typer.Option(help="Time budget, all resumed parts together.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Scale = Annotated[
+    int,
+    typer.Option(min=1, help="Batches this many times larger: 16 keeps a data-centre GPU busy."),
+]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Processes that render scenes; 0 renders between the steps.")
+]
+Compiled = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the blocks, which pays from about ten minutes on."),
+]
 
 
 @app.command()
@@ -199,10 +237,19 @@ def vae(work: Work, steps: int = 1300) -> None:
 
 
 @app.command()
-def base(work: Work, minutes: Minutes = 60, device: Device = "cpu", seed: int = 0) -> None:
+def base(
+    work: Work,
+    minutes: Minutes = 60,
+    device: Device = "cpu",
+    scale: Scale = 1,
+    workers: Workers = 0,
+    compiled: Compiled = False,
+    seed: int = 0,
+) -> None:
     """Train the base model from scratch, mostly at the smallest size."""
+    means = Means(device=device, scale=scale, workers=workers, compiled=compiled)
     model = DemoModel(guidance=False).to(device)
-    train(Run("base", model, BASE, work, minutes), load_vae(work).to(device), seed)
+    train(Run("base", model, BASE, work, minutes), load_vae(work).to(device), seed, means)
 
 
 @app.command()
@@ -210,6 +257,9 @@ def guided(
     work: Work,
     minutes: Minutes = 90,
     device: Device = "cpu",
+    scale: Scale = 1,
+    workers: Workers = 0,
+    compiled: Compiled = False,
     seed: int = 1,
     start: Annotated[
         Path | None, typer.Option(help="Pipeline folder to train on, instead of base.pt.")
@@ -217,13 +267,14 @@ def guided(
     large: Annotated[bool, typer.Option("--large", help="Mostly at the full size.")] = False,
 ) -> None:
     """Train the base model, or an exported one, at every size with the guidance as an input."""
+    means = Means(device=device, scale=scale, workers=workers, compiled=compiled)
     if start is not None:
         model = read_pipeline(start).to(device)
         load_vae(start).save_pretrained(work / "vae")  # latents are this codec's, so it comes along
     else:
         model = guided_from(averaged(work / "base.pt", DemoModel(guidance=False))).to(device)
     name, recipe = ("large", LARGE) if large else ("guided", GUIDED)
-    train(Run(name, model, recipe, work, minutes), load_vae(work).to(device), seed)
+    train(Run(name, model, recipe, work, minutes), load_vae(work).to(device), seed, means)
 
 
 @app.command()
@@ -232,15 +283,19 @@ def turbo(
     start: Annotated[Path, typer.Option(help="Pipeline folder of the teacher.")],
     minutes: Minutes = 60,
     device: Device = "cpu",
+    scale: Scale = 1,
+    workers: Workers = 0,
+    compiled: Compiled = False,
     seed: int = 2,
 ) -> None:
     """Distil an exported model into one of four steps, with the same encoders and codec."""
+    means = Means(device=device, scale=scale, workers=workers, compiled=compiled)
     teacher = read_pipeline(start).to(device).eval().requires_grad_(False)
     student = read_pipeline(start).to(device)
     for encoder in (student.text_encoder, student.text_encoder_2):
         encoder.requires_grad_(False)
     vae = load_vae(start).to(device)
-    train(Run("turbo", student, TURBO, work, minutes, teacher=teacher), vae, seed)
+    train(Run("turbo", student, TURBO, work, minutes, teacher=teacher), vae, seed, means)
 
 
 @app.command()

@@ -12,7 +12,7 @@ import torch
 from fresco_trt.demo import curriculum, objective
 from fresco_trt.demo import train as training
 from fresco_trt.demo.assemble import read_pipeline, store_pipeline
-from fresco_trt.demo.batches import scene_stream
+from fresco_trt.demo.batches import Renders, pictures_of, scene_stream
 from fresco_trt.demo.model import DemoModel
 from fresco_trt.demo.optim import orthogonal_from, warm_cosine
 from fresco_trt.demo.vae import codec_loss, new_vae
@@ -34,7 +34,7 @@ def draws(vae: object, seed: int = 0) -> curriculum.Curriculum:
     torch.manual_seed(seed)
     return curriculum.Curriculum(
         recipe=curriculum.BASE,
-        scenes=scene_stream(seed),
+        renders=Renders(scene_stream(seed)),
         vae=vae,  # type: ignore[arg-type]
         rng=rng,
     )
@@ -107,6 +107,20 @@ def test_a_replayed_scene_keeps_its_caption_and_gets_new_noise(vae: object) -> N
     assert len(pool) == 8 * shape.batch + 12 - 8 + fresh
 
 
+def test_a_larger_scale_makes_larger_batches(vae: object) -> None:
+    drawn = dataclasses.replace(draws(vae), scale=3)
+    assert len(drawn.draw(0.0).captions) == 3 * TINY[0].batch
+
+
+def test_scenes_rendered_ahead_are_those_of_the_stream_with_their_own_pictures() -> None:
+    with Renders(scene_stream(5), workers=1) as renders:
+        taken = [renders.take(3, 32, 32) for _ in range(2)]
+    stream = scene_stream(5)
+    for scenes, pictures in taken:
+        assert scenes == [next(stream) for _ in range(3)]
+        assert torch.equal(pictures, pictures_of(scenes, 32))
+
+
 def stirred(guidance: bool) -> DemoModel:
     model = DemoModel(guidance=guidance)
     for weight in model.transformer.proj_out.parameters():
@@ -131,13 +145,19 @@ def test_the_guided_loss_vanishes_at_the_guided_velocity(vae: object) -> None:
     unguided = torch.randn_like(batch.velocity)
 
     class Oracle:
-        def encode(self, captions: list[str], length: int) -> list[str]:
-            return captions
+        def encode(self, captions: list[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
+            named = torch.tensor([[float(bool(caption))] for caption in captions])
+            return named, named.view(-1, 1, 1).expand(-1, length, 1)
 
         def __call__(
-            self, noisy: torch.Tensor, sigma: torch.Tensor, text: list[str], scale: torch.Tensor
+            self,
+            noisy: torch.Tensor,
+            sigma: torch.Tensor,
+            text: tuple[torch.Tensor, torch.Tensor],
+            scale: torch.Tensor,
         ) -> torch.Tensor:
-            if not any(text):
+            assert {len(part) for part in text} == {len(noisy)}
+            if not text[0].any():
                 assert (scale == 1).all()
                 return unguided
             return unguided + scale.view(-1, 1, 1, 1) * (batch.velocity - unguided)
@@ -159,13 +179,22 @@ def test_a_stored_pipeline_is_read_back_for_more_training(vae: object, tmp_path:
     assert not [path for path in configs if "_name_or_path" in path.read_text(encoding="utf-8")]
 
 
+def test_a_run_ends_with_its_budget_and_a_checkpoint(vae: object, tmp_path: Path) -> None:
+    run = training.Run("base", DemoModel(guidance=False), curriculum.BASE, tmp_path, minutes=0.01)
+    before = run.model.transformer.proj_out.weight.clone()
+    training.train(run, vae, 0, training.Means(scale=2))  # type: ignore[arg-type]
+    assert run.progress == 1
+    assert not torch.equal(run.model.transformer.proj_out.weight, before)
+    assert torch.load(run.path, weights_only=True)["step"] == run.step
+
+
 def test_training_on_brings_the_codec_along(
     vae: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored, work = tmp_path / "stored", tmp_path / "work"
     store_pipeline(stirred(guidance=True), vae, stored)  # type: ignore[arg-type]
     begun: list[training.Run] = []
-    monkeypatch.setattr(training, "train", lambda run, vae, seed: begun.append(run))
+    monkeypatch.setattr(training, "train", lambda run, *_: begun.append(run))
     training.guided(work, start=stored)
     assert begun[0].model.transformer.config.guidance_embeds
     codec, known = training.load_vae(work), training.load_vae(stored)
