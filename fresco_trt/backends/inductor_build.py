@@ -93,7 +93,7 @@ def _compile(
     import torch
     from torch._inductor import aoti_compile_and_package
 
-    settings = _settings(threads)
+    settings = _settings(threads, device)
     module = layer if device == "cpu" else copy.deepcopy(layer).to(device)
     examples = tuple(
         torch.ones(spec.shape, dtype=getattr(torch, spec.dtype), device=device)
@@ -104,13 +104,16 @@ def _compile(
         aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
 
 
-def _settings(threads: int | None) -> dict[str, Any]:
+def _settings(threads: int | None, device: str) -> dict[str, Any]:
     """Inductor's settings, of those that the installed torch has."""
     from torch._inductor import config
 
     settings: dict[str, Any] = dict(_SETTINGS)
     if hasattr(config.aot_inductor, _LINE_TABLES):
         settings[f"aot_inductor.{_LINE_TABLES}"] = False
+    if device != "cpu":
+        # The host only launches kernels; which vectors it has is a minute of trial compilations.
+        settings["cpp.vec_isa_ok"] = False
     if threads is not None:
         settings["compile_threads"] = threads
     return settings

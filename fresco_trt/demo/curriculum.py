@@ -131,7 +131,7 @@ class Curriculum:
     def _latents(self, shape: Shape) -> list[tuple[str, torch.Tensor]]:
         pool = self.replayed.setdefault(shape, deque(maxlen=POOL))
         count = self.scale * shape.batch
-        fresh = count if len(pool) < 8 * count else math.ceil(FRESH * count)
+        fresh = count if len(pool) < min(8 * count, POOL) else math.ceil(FRESH * count)
         device = next(self.vae.parameters()).device
         scenes, pictures = self.renders.take(fresh, shape.width, shape.height, device)
         encoded = latents_of(self.vae, pictures)

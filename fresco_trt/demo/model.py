@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -52,14 +52,24 @@ class DemoModel(nn.Module):
         self.transformer = new_transformer(guidance=guidance)
         self.text_encoder, self.text_encoder_2 = new_encoders(seed)
         self.tokenizer, self.tokenizer_2 = new_tokenizers()
+        self._known: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
 
     def encode(self, captions: Sequence[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled [B,128] and sequence [B,length,128] text features, padded and unmasked as FLUX."""
-        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-        clip = self.tokenizer(list(captions), max_length=CLIP_TOKENS, **options).input_ids
-        words = self.tokenizer_2(list(captions), max_length=length, **options).input_ids
+        clip = self._ids(self.tokenizer, captions, CLIP_TOKENS)
+        words = self._ids(self.tokenizer_2, captions, length)
         pooled = self.text_encoder(clip.to(self.device)).pooler_output
         return pooled, self.text_encoder_2(words.to(self.device))[0]
+
+    def _ids(self, tokenizer: Any, captions: Sequence[str], length: int) -> torch.Tensor:
+        """Token ids [B,length], each caption asked of the tokenizer once."""
+        known = self._known.setdefault((id(tokenizer), length), {})
+        new = [caption for caption in dict.fromkeys(captions) if caption not in known]
+        if new:
+            options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+            ids = tokenizer(new, max_length=length, **options).input_ids
+            known.update(zip(new, ids.unbind(), strict=True))
+        return torch.stack([known[caption] for caption in captions])
 
     @property
     def device(self) -> torch.device:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,11 +67,19 @@ def guidance_scales(captions: list[str], rng: random.Random) -> torch.Tensor:
     return 1 / torch.tensor(inverse)
 
 
+_ATTENTION = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
 @contextlib.contextmanager
 def fast_precision(device: str) -> Iterator[None]:
     """Matrix products in bfloat16 where the processor has instructions for it.
 
-    On a CPU attention stays in float32: its bfloat16 backward pass is the slower one there.
+    On a CPU attention stays in float32: its bfloat16 backward pass is the slower one there. On a
+    GPU it is any but cuDNN's, torch 2.11's choice on Hopper, whose backward pass failed there.
     """
     if device == "cpu" and not torch.cpu._is_avx512_bf16_supported():
         yield
@@ -79,7 +88,8 @@ def fast_precision(device: str) -> Iterator[None]:
         # RMSNorm's float32 weight against a bfloat16 input: not its fused kernel, but right.
         warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
         if device != "cpu":
-            yield
+            with sdpa_kernel(_ATTENTION):
+                yield
             return
         attention = functional.scaled_dot_product_attention
         functional.scaled_dot_product_attention = _in_float32(attention)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -265,6 +265,10 @@ def guided(
         Path | None, typer.Option(help="Pipeline folder to train on, instead of base.pt.")
     ] = None,
     large: Annotated[bool, typer.Option("--large", help="Mostly at the full size.")] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Learning rate; large batches bear more than the recipe's."),
+    ] = None,
 ) -> None:
     """Train the base model, or an exported one, at every size with the guidance as an input."""
     means = Means(device=device, scale=scale, workers=workers, compiled=compiled)
@@ -274,6 +278,7 @@ def guided(
     else:
         model = guided_from(averaged(work / "base.pt", DemoModel(guidance=False))).to(device)
     name, recipe = ("large", LARGE) if large else ("guided", GUIDED)
+    recipe = replace(recipe, rate=rate or recipe.rate)
     train(Run(name, model, recipe, work, minutes), load_vae(work).to(device), seed, means)
 
 
