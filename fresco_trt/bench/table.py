@@ -303,6 +303,8 @@ def stored(name: str) -> dict[str, Any]:
 
 def readme_tables() -> Iterator[str]:
     """Every table that the README has to show, of the results that are stored."""
+    from fresco_trt.bench.gpu_report import gpu_table, step_table
+
     yield main_job_table(stored("main-job"))
     yield fitness_table(stored("demo-fitness"))
     yield presets_table([stored(f"flux-tiny-{stages}stage-presets") for stages in (2, 3)])
@@ -314,6 +316,9 @@ def readme_tables() -> Iterator[str]:
         yield caching_table(stored("flux-tiny"))
     if (RESULTS / "flux-tiny-combinations.json").is_file():
         yield combinations_table(stored("flux-tiny-combinations"))
+    if (RESULTS / "gpu.json").is_file():
+        yield gpu_table(stored("gpu"))
+        yield step_table(stored("gpu"))
 
 
 if __name__ == "__main__":
