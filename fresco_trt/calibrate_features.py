@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt import __version__
 from fresco_trt.calibrate import check_writable, store
 from fresco_trt.calibrate_options import CACHE, STAGES
+from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.plan.caching import FEATURE_CACHES
 
 if TYPE_CHECKING:
     from fresco_trt.calibrate_options import Options
@@ -53,6 +55,12 @@ def run_skips(options: Options, progress: Report) -> dict[str, Any]:
     from fresco_trt.plan.skipping import find_cache
 
     facts, cache = model_facts(options.model), find_cache(options.cache or CACHE)
+    if cache.name not in FEATURE_CACHES:
+        raise IncompatibleOptions(
+            f"--measure skips --cache {cache.name}, which predicts no feature",
+            expected=f"one of {', '.join(FEATURE_CACHES)}",
+            fix=f"pass --cache {CACHE}, or say with --actions which steps are sketched",
+        )
     plan = make_plan(facts, stages=options.stages or STAGES, preset=options.preset)
     tolerances = TOLERANCES if options.tolerance is None else (options.tolerance,)
     reference = reference_of(options, facts, progress)

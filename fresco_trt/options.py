@@ -44,7 +44,10 @@ Shift = Annotated[
 ]
 Cache = Annotated[
     str,
-    typer.Option("--cache", help="Feature cache: none, reuse, taylor, hicache, svd or freqca."),
+    typer.Option(
+        "--cache",
+        help="What answers skipped steps: none, reuse, taylor, hicache, svd, freqca or sketch.",
+    ),
 ]
 Interval = Annotated[
     int | None,
@@ -74,7 +77,7 @@ Site = Annotated[
     typer.Option(
         "--site",
         help="With a cache, what is predicted: final, or trunk (the first block always runs).",
-        show_default="final",
+        show_default="final; velocity for sketch",
     ),
 ]
 Engines = Annotated[Path, typer.Option("--engines", help="Folder that 'fresco-trt build' wrote.")]

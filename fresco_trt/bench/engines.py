@@ -66,7 +66,10 @@ def kinds_of(plan: StagePlan) -> dict[str, Kind]:
 
 def _kind(plan: StagePlan, index: int, action: Action) -> Kind:
     tokens, promoted = plan.tokens[index], plan.aligned[index]
-    if plan.cache is None or "bypass" not in plan.stages[index].actions:
+    if plan.sketch is not None and action == "bypass":
+        return Kind(plan.sketch.tokens)
+    has_feature = plan.cache is not None and plan.sketch is None
+    if plan.cache is None or not has_feature or "bypass" not in plan.stages[index].actions:
         return Kind(tokens, promoted)
     if action == "bypass":
         return Kind(tokens, graph="bypass", site=plan.cache.site)

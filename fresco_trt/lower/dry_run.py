@@ -52,7 +52,6 @@ def describe(request: BuildRequest) -> dict[str, Any]:
 
 
 def _engines(resolved: Resolved) -> list[dict[str, Any]]:
-    grids = [stage.grid for stage in resolved.plan.stages]
     earlier, rest = earlier_builds(resolved), resolved.rest
     described = []
     for (index, action), (name, signature) in zip(
@@ -62,9 +61,9 @@ def _engines(resolved: Resolved) -> list[dict[str, Any]]:
         described.append(
             {
                 "name": name,
-                "tokens": resolved.plan.tokens[index],
+                "tokens": signature.output("velocity").shape[1],
                 "text_tokens": _text_tokens(signature),
-                "latents": f"{grids[index].width}x{grids[index].height}",
+                "latents": _latents(resolved, index, action),
                 "weight_bytes": _parameters(resolved, action).bytes(rest),
                 "earlier": None if before is None else before.to_json(),
                 "signature": signature.to_json(),
@@ -81,6 +80,18 @@ def _signatures(resolved: Resolved) -> dict[str, GraphSignature]:
         engine_name(index, action): resolved.signature(index, action)
         for index, action in resolved.plan.graphs
     }
+
+
+def _latents(resolved: Resolved, index: int, action: Action) -> str:
+    """The grid that an engine runs on; a sketched step's is its own."""
+    sketch = resolved.plan.sketch if action == "bypass" else None
+    grid = sketch or resolved.plan.stages[index].grid
+    return f"{grid.width}x{grid.height}"
+
+
+def _run(resolved: Resolved, action: Action) -> Action:
+    """What of the network runs: all of it for a sketched step."""
+    return "full" if resolved.plan.sketch is not None else action
 
 
 def _text_tokens(signature: GraphSignature) -> int:
@@ -107,7 +118,7 @@ def _graphs(resolved: Resolved) -> list[GraphMemory]:
             signature,
             _parameters(resolved, action),
             rest,
-            action=action,
+            action=_run(resolved, action),
         )
         for (_, action), (name, signature) in named
     ]
@@ -117,7 +128,7 @@ def _parameters(resolved: Resolved, action: Action) -> Parameters:
     cache = resolved.plan.cache
     return graph_parameters(
         resolved.facts,
-        action,
+        _run(resolved, action),
         "final" if cache is None else cache.site,
         recipe=resolved.recipe,
         kept=resolved.kept,

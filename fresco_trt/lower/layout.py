@@ -76,7 +76,7 @@ def _signature(resolved: Resolved, stage: int, action: Action) -> GraphSignature
     if resolved.layout == STATIC:
         return resolved.signature(stage, action)
     plan, text = resolved.plan, resolved.facts.text_tokens
-    feature = any(action == "bypass" for _, action in plan.graphs)
+    feature = plan.sketch is None and any(action == "bypass" for _, action in plan.graphs)
     return stage_signature(resolved.facts, plan, stage, text, action, feature=feature)
 
 

@@ -208,13 +208,18 @@ def stage_signature(
     """Signature of a graph of a plan's stage, counted from 0.
 
     The full graph gives its feature if ``feature`` says so; None: where a later step of the stage
-    is a bypass.
+    is a bypass. Where bypass steps sketch, theirs is the full graph of the sketch grid, and no
+    graph has a feature.
     """
     tokens = plan.tokens[stage]
     site: CacheSite = "final" if plan.cache is None else plan.cache.site
+    if action == "bypass" and plan.sketch is not None:
+        return full_signature(facts, plan.sketch.tokens, text_tokens)
     if action == "bypass":
         return bypass_signature(facts, tokens, text_tokens, site=site)
-    if feature is None:
+    if plan.sketch is not None:
+        feature = False
+    elif feature is None:
         feature = "bypass" in plan.stages[stage].actions
     promoted = plan.aligned[stage]
     return full_signature(facts, tokens, text_tokens, promoted=promoted, feature=feature, site=site)

@@ -15,19 +15,24 @@ from fresco_trt.errors import InvalidPlan, PlanError
 from fresco_trt.plan.reading import REMAKE, choice, number, record, text, whole
 
 Action = Literal["full", "bypass"]
-CacheName = Literal["reuse", "taylor", "hicache", "svd", "freqca"]
+CacheName = Literal["reuse", "taylor", "hicache", "svd", "freqca", "sketch"]
 CacheAxis = Literal["step", "sigma"]
-CacheSite = Literal["final", "trunk"]
+CacheSite = Literal["final", "trunk", "velocity"]
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
 CACHES: tuple[CacheName, ...] = get_args(CacheName)
 AXES: tuple[CacheAxis, ...] = get_args(CacheAxis)
 SITES: tuple[CacheSite, ...] = get_args(CacheSite)
 
-FEATURES: Mapping[CacheSite, str] = {"final": "feature", "trunk": "residual"}
+FEATURES: Mapping[CacheSite, str] = {
+    "final": "feature",
+    "trunk": "residual",
+    "velocity": "velocity",
+}
 """What is cached, as the graphs call it. "final": the image tokens after the last block; a bypass
 runs the final norm and projection. "trunk": what all blocks after the first add to the image
-tokens; a bypass runs the first block too, as DBCache does, on this step's own latents."""
+tokens; a bypass runs the first block too, as DBCache does, on this step's own latents. "velocity":
+what the whole network gave; a bypass runs the whole network too, on the sketch grid."""
 
 VARIANTS: Mapping[CacheName, tuple[str, ...]] = {
     "reuse": ("",),
@@ -35,10 +40,13 @@ VARIANTS: Mapping[CacheName, tuple[str, ...]] = {
     "hicache": ("",),
     "svd": ("", "literal", "slope"),
     "freqca": ("",),
+    "sketch": ("",),
 }
 """Readings of a method that its paper leaves open; "" is the one that is used unless asked."""
 
 LARGEST_ORDER = 3
+
+SKETCH_SITE = "the site 'velocity' for the cache sketch, and for no other"
 
 _BY_STEP: tuple[CacheName, ...] = ("hicache", "freqca")
 
@@ -52,7 +60,8 @@ class CachePlan:
 
     ``order`` is that of the extrapolation (0: the last feature), ``scale`` the contraction of a
     Hermite basis, ``axis`` what differences are taken over, ``variant`` one of :data:`VARIANTS`,
-    and ``site`` one of :data:`FEATURES`. Raises InvalidPlan.
+    and ``site`` one of :data:`FEATURES`; that of a sketch, and of nothing else, is the velocity.
+    Raises InvalidPlan.
     """
 
     name: CacheName
@@ -69,6 +78,8 @@ class CachePlan:
                 raise _invalid(f"a cache by {value!r}", f"one of {', '.join(options)}")
         if (self.name, self.site) == ("svd", "trunk"):
             raise _invalid("the cache svd at the trunk", "the site 'final', where it is measured")
+        if (self.name == "sketch") != (self.site == "velocity"):
+            raise _invalid(f"the cache {self.name} at the site {self.site!r}", SKETCH_SITE)
         if self.variant not in VARIANTS[self.name]:
             names = ", ".join(repr(each) for each in VARIANTS[self.name])
             raise _invalid(f"the variant {self.variant!r} of {self.name}", f"one of {names}")
@@ -105,10 +116,15 @@ DEFAULTS: Mapping[CacheName, CachePlan] = {
     "hicache": CachePlan(name="hicache", order=2, scale=0.5),
     "svd": CachePlan(name="svd", order=2),
     "freqca": CachePlan(name="freqca", order=2, scale=0.71),
+    "sketch": CachePlan(name="sketch", order=0, site="velocity"),
 }
 """The settings of the papers: order 2, HiCache's contraction for FLUX.1-dev, FreqCa's for its high
-band (arXiv 2508.16984, 2510.08669)."""
+band (arXiv 2508.16984, 2510.08669). The sketch is this project's own (``run/sketch.py``)."""
 
+FEATURE_CACHES: tuple[CacheName, ...] = tuple(
+    name for name, settings in DEFAULTS.items() if settings.site != "velocity"
+)
+"""Those that predict a feature, by a predictor of ``run/cache/``; the other one sketches."""
 
 NONE = "none"
 

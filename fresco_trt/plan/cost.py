@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.caching import CacheSite, kept_features
@@ -98,25 +99,30 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
 
 
 def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
-    """FLOPs of each stage of ``plan``."""
+    """FLOPs of each stage of ``plan``. A full step before a sketched one is sketched as well."""
     costs: list[float] = []
     site = "final" if plan.cache is None else plan.cache.site
+    sketch = 0.0 if plan.sketch is None else flops_of_step(facts, plan.sketch.tokens)
     for stage, tokens, promoted in zip(plan.stages, plan.tokens, plan.aligned, strict=True):
         price = {
             "full": flops_of_step(facts, tokens, promoted=promoted),
-            "bypass": flops_of_bypass(facts, tokens, site),
+            "bypass": sketch or flops_of_bypass(facts, tokens, site),
         }
-        costs.append(sum(price[action] for action in stage.actions))
+        sketched = sum(pair == ("full", "bypass") for pair in pairwise(stage.actions))
+        costs.append(sum(price[action] for action in stage.actions) + sketch * sketched)
     return tuple(costs)
 
 
 def cache_bytes(facts: ModelFacts, plan: StagePlan) -> int:
-    """Most bytes that a request's cached features take: of one stage, being dropped with it.
+    """Most bytes that a request's cached features take: of one stage, being dropped with it; those
+    of a sketch are a velocity of each of its two grids.
 
     Float32, batch 1; 0 without a cache.
     """
     if plan.cache is None:
         return 0
+    if plan.sketch is not None:
+        return (plan.stages[-1].grid.tokens + plan.sketch.tokens) * facts.in_channels * 4
     return kept_features(plan.cache) * max(plan.tokens) * facts.hidden * 4
 
 

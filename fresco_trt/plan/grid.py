@@ -97,6 +97,28 @@ def is_doubling(coarse: Grid, fine: Grid) -> bool:
     return is_refinement(coarse, fine) and fine.scale == 2 * coarse.scale
 
 
+SKETCH_RATIO = 4
+"""How many times coarser along each side the grid is that sketches a whole one's steps."""
+
+
+def sketch_grid(grid: Grid) -> Grid:
+    """The grid that sketches steps on ``grid``: a quarter of each side, a sixteenth of the tokens.
+
+    Raises InvalidPlan for a grid whose sides have no such quarter.
+    """
+    if grid.height % (SKETCH_RATIO * grid.patch) or grid.width % (SKETCH_RATIO * grid.patch):
+        raise _invalid(
+            f"a sketch of a grid of {grid}",
+            f"sides divisible by {SKETCH_RATIO * grid.patch}, or another cache",
+        )
+    return Grid(
+        height=grid.height // SKETCH_RATIO,
+        width=grid.width // SKETCH_RATIO,
+        scale=grid.scale / SKETCH_RATIO,
+        patch=grid.patch,
+    )
+
+
 def child_indices(coarse: Grid, fine: Grid) -> tuple[tuple[int, int, int, int], ...]:
     """For each coarse token, the raster indices of its four fine ones.
 

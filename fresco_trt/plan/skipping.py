@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fresco_trt.errors import IncompatibleOptions, PlanError
+from fresco_trt.errors import IncompatibleOptions, InvalidPlan, PlanError
 from fresco_trt.plan.caching import (
     CACHES,
     DEFAULTS,
     NONE,
     SITES,
+    SKETCH_SITE,
     CacheChoice,
     CacheName,
     CacheSite,
@@ -24,6 +25,7 @@ from fresco_trt.plan.caching import (
     spelling_of,
     spelt_actions,
 )
+from fresco_trt.plan.grid import sketch_grid
 
 if TYPE_CHECKING:
     from fresco_trt.plan.caching import Action, CachePlan
@@ -35,6 +37,9 @@ PLAIN_RULE = (7, 3)
 
 STAGED_RULE = (2, 2)
 """The same for several stages, which have few steps each and start with an empty cache."""
+
+SKETCH_RULE = (2, 1)
+"""The same for a sketch, whatever the stages: every full step is followed by a sketched one."""
 
 
 def cached(plan: StagePlan, choice: CacheChoice) -> StagePlan:
@@ -48,10 +53,26 @@ def cached(plan: StagePlan, choice: CacheChoice) -> StagePlan:
     if choice.name == NONE:
         return plan
     chosen = _at_site(find_cache(choice.name), choice.site)
-    stages = _spelt(plan, choice.actions) if choice.actions else _ruled(plan, choice)
+    may = _skippable(plan, chosen)
+    stages = _spelt(plan, choice.actions, may) if choice.actions else _ruled(plan, choice, may)
     if not any("bypass" in stage.actions for stage in stages):
         raise _skips_nothing(plan, choice)
     return replace(plan, stages=stages, cache=chosen)
+
+
+def _skippable(plan: StagePlan, cache: CachePlan) -> frozenset[int]:
+    """The stages, counted from 0, whose steps ``cache`` may answer."""
+    if cache.site != "velocity":
+        return frozenset(range(len(plan.stages)))
+    try:
+        sketch_grid(plan.stages[-1].grid)
+    except InvalidPlan as error:
+        raise IncompatibleOptions(
+            f"--cache sketch on a grid of {plan.stages[-1].grid}",
+            expected=error.expected,
+            fix="pass a --size with such sides, or --cache hicache",
+        ) from error
+    return plan.finest
 
 
 def find_cache(name: str) -> CachePlan:
@@ -78,6 +99,10 @@ def _at_site(cache: CachePlan, site: str | None) -> CachePlan:
             expected=f"one of {', '.join(SITES)}",
             fix="leave --site out for the final one",
         )
+    if "velocity" in (cache.site, site) and cache.site != site:
+        raise IncompatibleOptions(
+            f"--site {site} with --cache {cache.name}", expected=SKETCH_SITE, fix="leave --site out"
+        )
     if (cache.name, site) == ("svd", "trunk"):
         raise IncompatibleOptions(
             "--site trunk with --cache svd",
@@ -87,17 +112,21 @@ def _at_site(cache: CachePlan, site: str | None) -> CachePlan:
     return replace(cache, site=known[site])
 
 
-def _ruled(plan: StagePlan, choice: CacheChoice) -> tuple[Stage, ...]:
+def _ruled(plan: StagePlan, choice: CacheChoice, may: frozenset[int]) -> tuple[Stage, ...]:
     interval, warmup = PLAIN_RULE if len(plan.stages) == 1 else STAGED_RULE
+    if choice.name == "sketch":
+        interval, warmup = SKETCH_RULE
     interval = interval if choice.interval is None else choice.interval
     warmup = warmup if choice.warmup is None else choice.warmup
     return tuple(
         replace(stage, actions=interval_actions(stage.steps, interval, warmup))
-        for stage in plan.stages
+        if index in may
+        else stage
+        for index, stage in enumerate(plan.stages)
     )
 
 
-def _spelt(plan: StagePlan, words: Sequence[str]) -> tuple[Stage, ...]:
+def _spelt(plan: StagePlan, words: Sequence[str], may: frozenset[int]) -> tuple[Stage, ...]:
     actions = [spelt_actions(word) for word in words]
     steps = [stage.steps for stage in plan.stages]
     if [len(each) for each in actions] != steps:
@@ -108,6 +137,13 @@ def _spelt(plan: StagePlan, words: Sequence[str]) -> tuple[Stage, ...]:
         )
     for word, each in zip(words, actions, strict=True):
         _check_first(word, each)
+    for index, each in enumerate(actions):
+        if "bypass" in each and index not in may:
+            raise IncompatibleOptions(
+                f"--actions {','.join(words)}, which sketch steps of stage {index + 1}",
+                expected="B on the whole grid of full resolution only",
+                fix=f"pass {'F' * len(each)} for that stage",
+            )
     return tuple(
         replace(stage, actions=each) for stage, each in zip(plan.stages, actions, strict=True)
     )

@@ -15,7 +15,7 @@ from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.caching import ACTIONS as ACTIONS
 from fresco_trt.plan.caching import Action as Action
 from fresco_trt.plan.caching import CachePlan as CachePlan
-from fresco_trt.plan.grid import is_doubling, is_refinement
+from fresco_trt.plan.grid import Grid, is_doubling, is_refinement, sketch_grid
 from fresco_trt.plan.promotion import SELECTIONS as SELECTIONS
 from fresco_trt.plan.promotion import Promotion as Promotion
 from fresco_trt.plan.promotion import Selection as Selection
@@ -122,6 +122,20 @@ class StagePlan:
         return tuple(counts)
 
     @property
+    def sketch(self) -> Grid | None:
+        """The grid that bypass steps run on, where they sketch; None for every other cache."""
+        is_sketch = self.cache is not None and self.cache.site == "velocity"
+        return sketch_grid(self.stages[-1].grid) if is_sketch else None
+
+    @property
+    def finest(self) -> frozenset[int]:
+        """The stages, counted from 0, on the whole grid of full resolution."""
+        rows = enumerate(zip(self.stages, self.promoted, strict=True))
+        return frozenset(
+            i for i, (stage, promoted) in rows if stage.grid.scale == 1 and not promoted
+        )
+
+    @property
     def aligned(self) -> tuple[int, ...]:
         """``promoted`` of the stages whose attention is phase-aligned, 0 for the others."""
         return self.promoted if self.positions == "aligned" else (0,) * len(self.stages)
@@ -217,8 +231,14 @@ def _check_cache(plan: StagePlan) -> None:
     if plan.cache is not None and plan.cache.site == "trunk" and plan.positions == "aligned":
         given = "a cache at the trunk of phase-aligned attention"
         raise _invalid(given, "the site 'final', or positions 'fine'")
+    if plan.sketch is not None and not plan.finest.issuperset(_skipping(plan)):
+        raise _invalid("a sketch of a coarse or mixed stage", "bypass steps on the full grid only")
     if plan.cache is not None and not skipped:
         raise _invalid(f"the cache {plan.cache.name} in a plan of full steps", "a bypass step")
+
+
+def _skipping(plan: StagePlan) -> list[int]:
+    return [index for index, stage in enumerate(plan.stages) if "bypass" in stage.actions]
 
 
 def _check_meeting(plan: StagePlan, index: int) -> None:

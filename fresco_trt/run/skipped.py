@@ -35,11 +35,14 @@ class StageCache:
 
     @classmethod
     def of(cls, plan: StagePlan, index: int, basis: Tensor | None) -> StageCache | None:
-        """An empty cache for the stage counted from 0; None where every step of it is full.
+        """An empty cache for the stage counted from 0; None where every step of it is full, or
+        sketched (:mod:`fresco_trt.run.sketch`).
 
         Raises IncompatibleOptions for a predictor that needs what there is not.
         """
-        if plan.cache is None or "bypass" not in plan.stages[index].actions:
+        if plan.cache is None or plan.sketch is not None:
+            return None
+        if "bypass" not in plan.stages[index].actions:
             return None
         return cls.over(plan, index, plan.cache, basis)
 

@@ -20,6 +20,7 @@ from fresco_trt.run.mixed import Mixed, cross_mixed
 from fresco_trt.run.positions import mixed_tables
 from fresco_trt.run.request import engine_name
 from fresco_trt.run.selection import Window
+from fresco_trt.run.sketch import Sketch
 from fresco_trt.run.skipped import StageCache
 from fresco_trt.run.solver import SOLVERS, StageSolver
 from fresco_trt.run.transition import apply_transition, estimate_x0
@@ -43,7 +44,8 @@ class StageState:
     """One stage's places, buffers and history; ``inputs`` holds tokens and timestep by name.
 
     ``mixed`` is None on a whole grid. ``window`` records only where a partial transition follows,
-    and has no room otherwise. ``cache``, empty on entry, is None where no step is a bypass.
+    and has no room otherwise. ``cache``, empty on entry, is None where no step is a bypass, and so
+    is ``sketch``, which answers them in its place.
     """
 
     index: int
@@ -54,6 +56,7 @@ class StageState:
     solver: StageSolver
     window: Window
     cache: StageCache | None
+    sketch: Sketch | None
 
     @classmethod
     def first(cls, request: Request) -> Self:
@@ -83,6 +86,7 @@ class StageState:
             solver=SOLVERS[request.plan.solver](tokens),
             window=_window(request, index, tokens, mixed),
             cache=StageCache.of(request.plan, index, request.basis),
+            sketch=_sketch(request, index, tokens),
         )
 
     def call(self, request: Request, action: str, step: int, sigma: float) -> Called:
@@ -91,6 +95,9 @@ class StageState:
         A full step leaves its feature in the cache, a bypass starts from what the cache predicts.
         Raises ``SignatureMismatch`` if the velocity does not match the latents.
         """
+        if action == "bypass" and self.sketch is not None:
+            velocity, seconds = self.sketch.predict(self.tokens, sigma)
+            return Called(velocity=velocity, engine_seconds=seconds)
         self.timestep.fill_(sigma)
         runner, inputs = request.runners[engine_name(self.index, action)], self.inputs
         if action == "bypass":
@@ -102,7 +109,13 @@ class StageState:
         velocity = self._velocity(outputs)
         if self.cache is not None and action == "full":
             self.cache.observe(outputs[self.cache.feature], step, sigma)
+        if self.sketch is not None and self._sketches_next(request, step):
+            seconds += self.sketch.observe(self.tokens, velocity, sigma)
         return Called(velocity=velocity, engine_seconds=seconds)
+
+    def _sketches_next(self, request: Request, step: int) -> bool:
+        actions = request.plan.stages[self.index].actions
+        return actions[step + 1 : step + 2] == ("bypass",)
 
     def _bypassed(self, runner: Runner, step: int, sigma: float) -> Mapping[str, Tensor]:
         """What a bypass graph takes: the predicted feature, and of the inputs what it asks for."""
@@ -191,6 +204,13 @@ def _tables(request: Request, index: int, mixed: Mixed | None) -> Mapping[str, T
     if mixed is None:
         return request.layout.tables(request.plan.stages[index].grid)
     return mixed_tables(request.layout, mixed, request.plan.positions)
+
+
+def _sketch(request: Request, index: int, tokens: Tensor) -> Sketch | None:
+    plan = request.plan
+    if plan.sketch is None or "bypass" not in plan.stages[index].actions:
+        return None
+    return Sketch.of(request, index, request.runners[engine_name(index, "bypass")], tokens)
 
 
 def _window(request: Request, index: int, tokens: Tensor, mixed: Mixed | None) -> Window:

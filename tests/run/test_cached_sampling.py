@@ -22,10 +22,9 @@ from fresco_trt.models.flux import (
 )
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.caching import (
-    CACHES,
     DEFAULTS,
+    FEATURE_CACHES,
     FEATURES,
-    SITES,
     CacheChoice,
     CacheName,
     kept_features,
@@ -105,7 +104,7 @@ def drawn(plan: StagePlan, seed: int = 0) -> tuple[list[Step], dict[str, Listeni
         return list(steps_of(plan, runners, seed)), runners
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", ["final", "trunk"])
 def test_a_bypass_from_the_true_feature_is_the_full_step(site: str) -> None:
     plan = plan_of(1, name="reuse", interval=2, warmup=1, site=site)
     feature = FEATURES["trunk" if site == "trunk" else "final"]
@@ -135,7 +134,7 @@ def replace_site(plan: StagePlan) -> StagePlan:
     return replace(plan, cache=replace(plan.cache, site="final"))
 
 
-@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize("name", FEATURE_CACHES)
 @pytest.mark.parametrize("stages", [1, 3])
 def test_every_cache_draws_with_every_number_of_stages(name: str, stages: int) -> None:
     plan = plan_of(stages, name=name, interval=2, warmup=1)
@@ -178,7 +177,7 @@ def test_the_bypass_is_told_its_own_noise_level() -> None:
     assert told == pytest.approx([plan.stages[0].sigmas[i] for i in (1, 3, 5)])
 
 
-@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize("name", FEATURE_CACHES)
 def test_interleaved_requests_share_nothing(name: str) -> None:
     plan = plan_of(3, name=name, interval=2, warmup=1)
     alone = [drawn(plan, seed)[0][-1].tokens for seed in (0, 1)]
@@ -201,7 +200,7 @@ def test_svd_without_a_basis_is_refused_before_any_engine_runs() -> None:
         assert not any(runner.calls for runner in runners.values())
 
 
-@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize("name", FEATURE_CACHES)
 def test_a_state_keeps_no_more_than_the_plan_says(name: CacheName) -> None:
     cache = DEFAULTS[name]
     found = predictor(cache, grid=(16, 16), basis=BASIS)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fresco_trt.plan.caching import CACHES
+from fresco_trt.plan.caching import FEATURE_CACHES
 from fresco_trt.run.cache import PREDICTORS, Predictor
 from fresco_trt.run.cache.freqca import FreqCaPredictor
 from fresco_trt.run.cache.hicache import HiCachePredictor
@@ -64,8 +64,8 @@ def bytes_of(state: Any) -> int:
 
 
 def test_every_cache_of_the_plan_is_here() -> None:
-    assert tuple(PREDICTORS) == CACHES
-    assert {name.split("-")[0] for name in EVERY} == set(CACHES)
+    assert tuple(PREDICTORS) == FEATURE_CACHES
+    assert {name.split("-")[0] for name in EVERY} == set(FEATURE_CACHES)
 
 
 @each
