@@ -41,6 +41,7 @@ from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.verify import verify_bundle
+from tests.backends.host_device import HostDevice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -194,6 +195,22 @@ def test_every_graph_equals_eager(built: Built, name: str) -> None:
             outputs = runner(tracked)
             assert worst(outputs, engine.expected()) < 1e-5
             assert not any(value.requires_grad for value in outputs.values())
+
+
+def test_a_replayed_graph_equals_eager(built: Built) -> None:
+    """Plain, captured and replayed, each with inputs of its own, on a device that is the host."""
+    engine, device = built.engines["feature"], HostDevice()
+    with InductorBackend(device=device).load(built.folder, engine) as runner:
+        for scale in (0.5, 2.0, 1.0):
+            inputs = engine.inputs()
+            outputs = runner(inputs | {"latents": inputs["latents"] * scale})
+        assert worst(outputs, engine.expected()) < 1e-5
+        assert runner.replays()
+    assert device.calls.count("replay") == 2
+    device.calls.clear()
+    with InductorBackend(cuda_graphs=False, device=device).load(built.folder, engine) as runner:
+        assert all(worst(runner(engine.inputs()), engine.expected()) < 1e-5 for _ in range(3))
+    assert device.calls == []
 
 
 def test_strided_inputs_change_nothing(built: Built) -> None:
