@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import fresco_trt
-from fresco_trt.backends import inductor, inductor_build
+from fresco_trt.backends import inductor, inductor_build, inductor_probe
 from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.backends.inductor import BLOCKS, HOST, InductorBackend
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
@@ -318,6 +318,18 @@ def test_all_stages_and_layers_read_the_weights_where_they_are(
             assert torch.allclose(new["velocity"], expected[0], atol=1e-4)
 
 
+def test_a_child_process_gives_the_names_of_the_weights(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor_probe, "_PROVEN", set())
+    (name,) = (name for name in built.engines["full"].files if "single-64" in name)
+    block = flux.transformer_from_folder(built.folder / FOLDER).single_transformer_blocks[0]
+    found = inductor_probe.constants_of(built.folder / name, "cuda")
+    assert {each.removeprefix("block.") for each in found} == {
+        n for n, _ in block.named_parameters()
+    }
+
+
 def test_weights_are_let_go_when_the_scope_ends(
     built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,7 +477,7 @@ def test_a_weight_that_became_code_fails_the_build(built: Built) -> None:
     path = built.folder / next(file for file in built.engines["full"].files if "leave" in file)
     other = torch.nn.ModuleDict({"proj_out": torch.nn.Linear(2, 2)})
     with pytest.raises(BuildError, match=r"norm_out\.linear\.bias.* folded in or added"):
-        inductor_build._check_constants(other, path)
+        inductor_build._check_constants(other, path, "cpu")
 
 
 def test_a_missing_compiler_keeps_it_from_building_alone(
