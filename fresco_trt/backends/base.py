@@ -197,12 +197,17 @@ class EngineRunner:
 
     ``open_session`` returns the context that acquires the library's resources and gives the call;
     scope and signature are enforced here, so a session sees only complete, well-shaped inputs.
+    ``replays`` says whether the next call replays a CUDA graph.
     """
 
     def __init__(
-        self, signature: GraphSignature, open_session: Callable[[], AbstractContextManager[Call]]
+        self,
+        signature: GraphSignature,
+        open_session: Callable[[], AbstractContextManager[Call]],
+        *,
+        replays: Callable[[], bool] = bool,
     ) -> None:
-        self.signature = signature
+        self.signature, self.replays = signature, replays
         self._open_session = open_session
         self._scope = ExitStack()
         self._call: Call | None = None
@@ -228,7 +233,7 @@ class EngineRunner:
             raise RuntimeError("a runner is called inside its scope only: 'with runner: ...'")
         check_inputs(self.signature, inputs)
         outputs = self._call(inputs)
-        _check_outputs(self.signature, outputs)
+        check_outputs(self.signature, outputs)
         return outputs
 
 
@@ -266,7 +271,8 @@ def check_inputs(signature: GraphSignature, inputs: Mapping[str, Tensor]) -> Non
         )
 
 
-def _check_outputs(signature: GraphSignature, outputs: Mapping[str, Tensor]) -> None:
+def check_outputs(signature: GraphSignature, outputs: Mapping[str, Tensor]) -> None:
+    """Raise EngineFailed unless ``outputs`` are exactly those of ``signature``."""
     wanted = {spec.name: spec for spec in signature.outputs}
     problem = next(_problems(wanted, outputs), None)
     if problem is not None:

@@ -26,6 +26,9 @@ from fresco_trt.backends.base import (
     no_targets,
     unavailable,
 )
+from fresco_trt.backends.cuda_device import CudaDevice, Device
+from fresco_trt.backends.cuda_graph import Graph
+from fresco_trt.backends.torch_graph import replayed
 from fresco_trt.backends.transformer import (
     STORED,
     WEIGHTS,
@@ -54,12 +57,22 @@ class EagerBackend:
     """Runs stage graphs with torch, on CUDA where there is a GPU.
 
     ``transformers`` are shared with whoever else holds them; its runners' own by default.
+    ``cuda_graphs`` False launches kernel by kernel at every call. On CUDA the runners of one
+    backend share a stream and the memory of their graphs, so they are called from one thread, and
+    weights are changed in place only. ``device`` replaces the GPU (tests script it).
     """
 
     name = "eager"
 
-    def __init__(self, transformers: SharedTransformers | None = None) -> None:
+    def __init__(
+        self,
+        transformers: SharedTransformers | None = None,
+        *,
+        cuda_graphs: bool = True,
+        device: Device | None = None,
+    ) -> None:
         self._transformers = transformers or SharedTransformers()
+        self._device, self._cuda_graphs = device or CudaDevice(), cuda_graphs
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Copy the transformer's folder, once for all stages."""
@@ -74,7 +87,9 @@ class EagerBackend:
         """A runner that shares the transformer with this backend's other runners in scope."""
         self._require()
         source = find_engine(folder, record, WEIGHTS).parent
-        return EngineRunner(record.signature, partial(self._open, source, record.signature))
+        graph = Graph(record.name, self._device, captures=self._cuda_graphs)
+        open_session = partial(self._open, source, record.signature, graph)
+        return EngineRunner(record.signature, open_session, replays=graph.is_captured)
 
     def describe(self) -> BackendFacts:
         """torch's version and device."""
@@ -97,7 +112,7 @@ class EagerBackend:
             raise unavailable(self.name, missing)
 
     @contextmanager
-    def _open(self, source: Path, signature: GraphSignature) -> Iterator[Call]:
+    def _open(self, source: Path, signature: GraphSignature, captured: Graph) -> Iterator[Call]:
         import torch
 
         family = family_of(source)
@@ -112,7 +127,8 @@ class EagerBackend:
                 ordered = [inputs[spec.name].to(device) for spec in signature.inputs]
                 return dict(zip(names, graph(*ordered), strict=True))
 
-        yield call
+        with replayed(call, signature, captured) as session:
+            yield session
 
 
 def module_runner(

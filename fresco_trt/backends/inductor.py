@@ -41,6 +41,8 @@ from fresco_trt.backends.base import (
     unavailable,
     writing,
 )
+from fresco_trt.backends.cuda_device import CudaDevice, Device
+from fresco_trt.backends.cuda_graph import Graph
 from fresco_trt.backends.inductor_build import (
     compile_layer,
     loads_folders,
@@ -50,6 +52,7 @@ from fresco_trt.backends.inductor_build import (
     weights_of,
 )
 from fresco_trt.backends.inductor_host import check_host, this_host, write_host
+from fresco_trt.backends.torch_graph import replayed
 from fresco_trt.backends.transformer import (
     STORED,
     WEIGHTS,
@@ -98,12 +101,22 @@ class InductorBackend:
     """Compiles and runs stage graphs part by part, on CUDA where there is a GPU.
 
     ``transformers`` are shared with whoever else holds them; its runners' own by default.
+    ``cuda_graphs`` False launches kernel by kernel at every call. On CUDA the runners of one
+    backend share a stream and the memory of their graphs, so they are called from one thread, and
+    weights are changed in place only. ``device`` replaces the GPU (tests script it).
     """
 
     name = "inductor"
 
-    def __init__(self, transformers: SharedTransformers | None = None) -> None:
+    def __init__(
+        self,
+        transformers: SharedTransformers | None = None,
+        *,
+        cuda_graphs: bool = True,
+        device: Device | None = None,
+    ) -> None:
         self._transformers = transformers or SharedTransformers()
+        self._device, self._cuda_graphs = device or CudaDevice(), cuda_graphs
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Copy the weights, once, and compile what no earlier stage has compiled already."""
@@ -127,7 +140,9 @@ class InductorBackend:
         """
         self._require()
         check_host(find_engine(folder, record, HOST), this_host(torch_device()))
-        return EngineRunner(record.signature, partial(self._open, folder, record))
+        graph = Graph(record.name, self._device, captures=self._cuda_graphs)
+        open_session = partial(self._open, folder, record, graph)
+        return EngineRunner(record.signature, open_session, replays=graph.is_captured)
 
     def describe(self) -> BackendFacts:
         """torch's version and device, and the kind of machine that this is."""
@@ -163,7 +178,7 @@ class InductorBackend:
             write_host(path, this_host(torch_device()))
 
     @contextmanager
-    def _open(self, folder: Path, record: EngineFile) -> Iterator[Call]:
+    def _open(self, folder: Path, record: EngineFile, captured: Graph) -> Iterator[Call]:
         import torch
 
         source = find_engine(folder, record, WEIGHTS).parent
@@ -185,7 +200,8 @@ class InductorBackend:
                     outputs: dict[str, Tensor] = cut.run(layers, held)
                     return outputs
 
-            yield call
+            # Entered last: a graph is gone before the weights that it reads.
+            yield scope.enter_context(replayed(call, record.signature, captured))
 
 
 # --- building ---------------------------------------------------------------------------------

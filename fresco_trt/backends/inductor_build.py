@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
 from fresco_trt.backends.base import writing
+from fresco_trt.backends.inductor_probe import constants_of
 from fresco_trt.backends.transformer import torch_version
 from fresco_trt.errors import BuildError, FrescoError, OutOfDeviceMemory
 
@@ -81,7 +82,7 @@ def compile_layer(
         compiled = Path(work) / path.name
         with _errors(path.stem):
             _compile(layer, signature, compiled, device, threads)
-            _check_constants(layer, compiled)
+            _check_constants(layer, compiled, device)
         packed = compiled.with_name(f"{path.name}.packed")
         _pack(compiled, packed)
         packed.replace(path)
@@ -157,11 +158,9 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _check_constants(layer: Module, path: Path) -> None:
+def _check_constants(layer: Module, path: Path, device: str) -> None:
     """A weight that became part of the code would be that of every layer."""
-    from torch._inductor import aoti_load_package
-
-    found = set(aoti_load_package(str(path)).get_constant_fqns())
+    found = constants_of(path, device)
     wanted = weights_of(layer).keys()
     if found != wanted:
         raise BuildError(

@@ -30,8 +30,9 @@ from fresco_trt.backends.base import (
     unavailable,
     writing,
 )
+from fresco_trt.backends.cuda_device import CudaDevice, Device
+from fresco_trt.backends.cuda_graph import Graph
 from fresco_trt.backends.tensorrt_build import plan_from_onnx
-from fresco_trt.backends.tensorrt_device import CudaDevice, Device
 from fresco_trt.backends.tensorrt_run import Engines
 from fresco_trt.errors import EnvironmentMismatch, IncompatibleOptions
 
@@ -99,7 +100,8 @@ class TensorRTBackend:
         self._flavour = flavour
         self._injected = library
         self._device = device or CudaDevice()
-        self._engines = Engines(self._device, cuda_graphs=cuda_graphs)
+        self._cuda_graphs = cuda_graphs
+        self._engines = Engines(self._device)
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """One plan for all targets and profiles, ``<name>.<targets>.plan``, and a count of its
@@ -123,8 +125,9 @@ class TensorRTBackend:
         path = find_engine(folder, record, ".plan")
         self._check_header(library, path)
         self._check_device(library, path)
-        open_session = partial(self._engines.open, library, path, record)
-        return EngineRunner(record.signature, open_session)
+        graph = Graph(record.name, self._device, captures=self._cuda_graphs)
+        open_session = partial(self._engines.open, library, path, record, graph)
+        return EngineRunner(record.signature, open_session, replays=graph.is_captured)
 
     def describe(self) -> BackendFacts:
         """The library's version and the GPUs it can build for."""

@@ -17,8 +17,8 @@ from mmap import ACCESS_READ, mmap
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from fresco_trt.backends.cuda_device import Device, out_of_memory
 from fresco_trt.backends.tensorrt_build import listening
-from fresco_trt.backends.tensorrt_device import Device, out_of_memory
 from fresco_trt.errors import EngineFailed, EnvironmentMismatch, OutOfDeviceMemory
 from fresco_trt.plan.signature import TensorSpec
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.backends.base import EngineFile
+    from fresco_trt.backends.cuda_graph import Graph
     from fresco_trt.plan.signature import GraphSignature
 
 _LOG = logging.getLogger("fresco_trt.tensorrt")
@@ -74,9 +75,8 @@ class Arena:
 class Session:
     """One execution context over buffers that never move; called with named tensors.
 
-    The first call enqueues the engine, as TensorRT asks before a capture; the second captures it
-    into a CUDA graph, which it and all later calls replay. Where that fails the engine is enqueued
-    every time, and a warning says so, once.
+    It is enqueued through ``graph``, whose first launch is plain, as TensorRT asks before a
+    capture.
     """
 
     def __init__(
@@ -86,18 +86,14 @@ class Session:
         buffers: Mapping[str, Tensor],
         outputs: Sequence[str],
         *,
-        device: Device,
+        graph: Graph,
         scratch: Callable[[], Tensor],
         errors: deque[str],
-        captures: bool,
     ) -> None:
-        self._name, self._context = name, context
+        self._context, self._graph = context, graph
         self._buffers, self._outputs = buffers, outputs
-        self._device, self._scratch, self._errors = device, scratch, errors
-        self._captures = captures
+        self._scratch, self._errors = scratch, errors
         self._scratch_at: int | None = None
-        self._warm = False
-        self._replay: Callable[[], None] | None = None
         for tensor, buffer in buffers.items():
             if not context.set_tensor_address(tensor, buffer.data_ptr()):
                 raise failed(f"{name} has no tensor {tensor}", errors)
@@ -105,51 +101,38 @@ class Session:
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The outputs, which the next call overwrites. Raises EngineFailed or OutOfDeviceMemory."""
         self._errors.clear()
-        with self._device.stream() as stream:
+        with self._graph.device.stream() as stream:
             for name, tensor in inputs.items():
                 self._buffers[name].copy_(tensor, non_blocking=True)
             self._set_scratch()
-            if self._warm and self._captures and self._replay is None:
-                self._capture(stream)
-            if self._replay is None:
-                self._enqueue(stream)
-            else:
-                self._replay_graph(self._replay)
-        self._warm = True
+            self._queue(stream)
         return {name: self._buffers[name] for name in self._outputs}
 
     def close(self) -> None:
         """Drop the CUDA graph, which must not outlive the context that it was captured from."""
-        self._replay = None
+        self._graph.forget()
 
     def _set_scratch(self) -> None:
         """Tell the context where the scratch memory is; a graph knows only where it was."""
         memory = self._scratch()
         if memory.data_ptr() == self._scratch_at:
             return
-        self._replay, self._warm = None, False
+        self._graph.forget()
         self._context.set_device_memory(memory.data_ptr(), memory.numel())
         self._scratch_at = memory.data_ptr()
 
-    def _capture(self, stream: int) -> None:
+    def _queue(self, stream: int) -> None:
+        check = partial(_check_capturable, self._context, stream)
         try:
-            _check_capturable(self._context, stream)
-            self._replay = self._device.capture(partial(self._enqueue, stream))
-        except RuntimeError as error:
-            self._captures = False
-            _LOG.warning("%s runs without a CUDA graph: %s", self._name, error)
-            self._errors.clear()  # they are in the message, and no fault of the call that follows
-
-    def _enqueue(self, stream: int) -> None:
-        if not self._context.execute_async_v3(stream):
-            raise failed("the engine did not start", self._errors)
-
-    def _replay_graph(self, replay: Callable[[], None]) -> None:
-        try:
-            replay()
+            self._graph.queue(partial(self._enqueue, stream), check)
         except RuntimeError as error:
             self._errors.append(str(error))
             raise failed("the captured engine did not start", self._errors) from error
+
+    def _enqueue(self, stream: int) -> None:
+        self._errors.clear()  # of a capture that broke: they are in its warning, no fault of this
+        if not self._context.execute_async_v3(stream):
+            raise failed("the engine did not start", self._errors)
 
 
 class Engines:
@@ -157,14 +140,15 @@ class Engines:
     their sessions share a stream and scratch memory.
     """
 
-    def __init__(self, device: Device, *, cuda_graphs: bool) -> None:
-        self._device, self._cuda_graphs = device, cuda_graphs
+    def __init__(self, device: Device) -> None:
+        self._device = device
         self._arena = Arena(device)
         self._loaded: WeakValueDictionary[object, _Loaded] = WeakValueDictionary()
 
     @contextmanager
-    def open(self, library: Any, path: Path, record: EngineFile) -> Iterator[Session]:
-        """A session of the plan at ``path``, with its profile for the signature of ``record``.
+    def open(self, library: Any, path: Path, record: EngineFile, graph: Graph) -> Iterator[Session]:
+        """A session of the plan at ``path``, with its profile for the signature of ``record``,
+        enqueued through ``graph``.
 
         Raises EnvironmentMismatch, EngineFailed or OutOfDeviceMemory.
         """
@@ -180,10 +164,9 @@ class Engines:
                     context,
                     self._buffers(library, loaded.engine, context, record.signature),
                     [spec.name for spec in record.signature.outputs],
-                    device=self._device,
+                    graph=graph,
                     scratch=scratch,
                     errors=errors,
-                    captures=self._cuda_graphs,
                 )
                 try:
                     yield session

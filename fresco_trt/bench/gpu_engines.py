@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from fresco_trt.backends.base import Backend, Runner
+    from fresco_trt.backends.base import EngineRunner
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan
 
-LIBRARIES: Mapping[str, Callable[[SharedTransformers], Backend]] = {
+LIBRARIES: Mapping[str, Callable[[SharedTransformers], InductorBackend | EagerBackend]] = {
     "inductor": InductorBackend,
     "eager": EagerBackend,
 }
@@ -56,8 +56,11 @@ _PLAIN = {"cuda": "bf16", "cpu": "fp32"}
 """What the plain pipeline is run in, and our engines unless they are asked for otherwise."""
 
 LIST = "engines.json"
+WARMING = 2
+"""Calls of an engine before it is measured: a plain one, and one that captures it."""
+
 CALLS = 3
-"""Calls of an engine that its time is taken from, after one that warms up."""
+"""Calls of an engine that its time is taken from, after those."""
 
 
 # --- the subject ------------------------------------------------------------------------------
@@ -241,7 +244,7 @@ class Workshop:
         self._shared = SharedTransformers()
         self.backend = LIBRARIES[library](self._shared)
         self._scope = ExitStack()
-        self._runners: dict[Kind, Runner] = {}
+        self._runners: dict[Kind, EngineRunner] = {}
 
     def transformer(self) -> Module:
         """The transformer of the folder on the device, read once as long as anyone holds it."""
@@ -280,7 +283,7 @@ class Workshop:
         """Whether the folder has this engine."""
         return kind.key in self._files()
 
-    def runner(self, kind: Kind, signature: GraphSignature) -> Runner:
+    def runner(self, kind: Kind, signature: GraphSignature) -> EngineRunner:
         """The entered runner of a built engine; opened at its first use, until :meth:`close`."""
         if kind not in self._runners:
             files = tuple(self._files()[kind.key])
@@ -334,15 +337,17 @@ def engines_of(facts: ModelFacts, plans: Iterable[StagePlan]) -> dict[Kind, Grap
 # --- one engine -------------------------------------------------------------------------------
 
 
-def examine(runner: Runner, network: Module, device: str) -> dict[str, Any]:
-    """One engine against the eager graph on the same random inputs, and how long it takes.
+def examine(runner: EngineRunner, network: Module, device: str) -> dict[str, Any]:
+    """One warm engine against the eager graph on the same random inputs, and how long it takes.
 
     ``relative`` is the largest error of any output over that output's largest value (null if not
-    finite), ``seconds`` the least of a few calls after the first.
+    finite), ``seconds`` the least of a few calls, ``cuda_graph`` whether those replayed a graph.
     """
     signature = runner.signature
     graph = flux.graph_from_signature(network, signature)
-    inputs = example_inputs(signature, device)
+    inputs, others = (example_inputs(signature, device, seed=seed) for seed in range(2))
+    for _ in range(WARMING):
+        runner(others)
     with module_runner(graph, signature, device=device) as eager:
         wanted = eager(inputs)
         got = runner(inputs)
@@ -356,14 +361,15 @@ def examine(runner: Runner, network: Module, device: str) -> dict[str, Any]:
     return {
         "relative": None if None in relative else max(relative),
         "seconds": min(seconds),
+        "cuda_graph": runner.replays(),
     }
 
 
-def example_inputs(signature: GraphSignature, device: str) -> dict[str, Tensor]:
+def example_inputs(signature: GraphSignature, device: str, *, seed: int = 0) -> dict[str, Tensor]:
     """Random inputs of a graph, on the device: normal, sigma and guidance of usual size."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     usual = {"timestep": 0.5, "guidance": 3.5}
     return {
         spec.name: torch.full(spec.shape, usual[spec.name], device=device)

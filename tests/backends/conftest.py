@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fresco_trt.backends.base import StageGraph
+from fresco_trt.backends.base import Runner, StageGraph
 from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models.flux import (
@@ -93,3 +93,15 @@ def folder(tmp_path: Path) -> Path:
     path = tmp_path / "bundle"
     path.mkdir()
     return path
+
+
+def agrees(runner: Runner, stage: Stage, call: int) -> bool:
+    """Whether one more call gives what the eager module gives for inputs of this call's own."""
+    inputs = stage.inputs | {"latents": stage.inputs["latents"] * (1.0 + call)}
+    with torch.no_grad():
+        wanted = stage.graph.module(*inputs.values())
+    found = runner(inputs)
+    pairs = zip(stage.graph.signature.outputs, wanted, strict=True)
+    return all(
+        torch.allclose(found[spec.name].cpu(), each, rtol=1e-3, atol=1e-4) for spec, each in pairs
+    )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import fresco_trt
-from fresco_trt.backends import inductor, inductor_build
+from fresco_trt.backends import inductor, inductor_build, inductor_probe
 from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.backends.inductor import BLOCKS, HOST, InductorBackend
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
@@ -41,6 +41,7 @@ from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.verify import verify_bundle
+from tests.backends.host_device import HostDevice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -196,6 +197,22 @@ def test_every_graph_equals_eager(built: Built, name: str) -> None:
             assert not any(value.requires_grad for value in outputs.values())
 
 
+def test_a_replayed_graph_equals_eager(built: Built) -> None:
+    """Plain, captured and replayed, each with inputs of its own, on a device that is the host."""
+    engine, device = built.engines["feature"], HostDevice()
+    with InductorBackend(device=device).load(built.folder, engine) as runner:
+        for scale in (0.5, 2.0, 1.0):
+            inputs = engine.inputs()
+            outputs = runner(inputs | {"latents": inputs["latents"] * scale})
+        assert worst(outputs, engine.expected()) < 1e-5
+        assert runner.replays()
+    assert device.calls.count("replay") == 2
+    device.calls.clear()
+    with InductorBackend(cuda_graphs=False, device=device).load(built.folder, engine) as runner:
+        assert all(worst(runner(engine.inputs()), engine.expected()) < 1e-5 for _ in range(3))
+    assert device.calls == []
+
+
 def test_strided_inputs_change_nothing(built: Built) -> None:
     engine = built.engines["feature"]
     strided = {n: value.repeat_interleave(2, -1)[..., ::2] for n, value in engine.inputs().items()}
@@ -299,6 +316,18 @@ def test_all_stages_and_layers_read_the_weights_where_they_are(
             with torch.no_grad():
                 expected = graph(*engine.inputs().values())
             assert torch.allclose(new["velocity"], expected[0], atol=1e-4)
+
+
+def test_a_child_process_gives_the_names_of_the_weights(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor_probe, "_PROVEN", set())
+    (name,) = (name for name in built.engines["full"].files if "single-64" in name)
+    block = flux.transformer_from_folder(built.folder / FOLDER).single_transformer_blocks[0]
+    found = inductor_probe.constants_of(built.folder / name, "cuda")
+    assert {each.removeprefix("block.") for each in found} == {
+        n for n, _ in block.named_parameters()
+    }
 
 
 def test_weights_are_let_go_when_the_scope_ends(
@@ -448,7 +477,7 @@ def test_a_weight_that_became_code_fails_the_build(built: Built) -> None:
     path = built.folder / next(file for file in built.engines["full"].files if "leave" in file)
     other = torch.nn.ModuleDict({"proj_out": torch.nn.Linear(2, 2)})
     with pytest.raises(BuildError, match=r"norm_out\.linear\.bias.* folded in or added"):
-        inductor_build._check_constants(other, path)
+        inductor_build._check_constants(other, path, "cpu")
 
 
 def test_a_missing_compiler_keeps_it_from_building_alone(

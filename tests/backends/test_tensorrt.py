@@ -14,7 +14,6 @@ import math
 import random
 import struct
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from functools import partial
 from mmap import mmap
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -31,7 +30,6 @@ import torch
 from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.backends.tensorrt import ENTERPRISE, RTX, Flavour, TensorRTBackend
 from fresco_trt.backends.tensorrt_build import Monitor, listening
-from fresco_trt.backends.tensorrt_device import CudaDevice
 from fresco_trt.errors import (
     BackendUnavailable,
     BuildError,
@@ -1191,83 +1189,6 @@ def test_a_graph_that_cannot_be_launched_is_an_error(
             runner({"x": torch.ones(2, 3)})
         script.replay_error = None
         assert doubles(runner, 3.0)
-
-
-# --- the CUDA device --------------------------------------------------------------------------
-
-
-class TorchGraph:
-    """torch.cuda.CUDAGraph, scripted: told what to raise, tells what was asked."""
-
-    raises: tuple[Exception | None, Exception | None] = (None, None)
-    asked: ClassVar[list[str]] = []
-
-    def capture_begin(self, *, capture_error_mode: str) -> None:
-        self.asked.append(f"begin {capture_error_mode}")
-        self._do(0)
-
-    def capture_end(self) -> None:
-        self.asked.append("end")
-        self._do(1)
-
-    def replay(self) -> None:
-        self.asked.append("replay")
-
-    def _do(self, index: int) -> None:
-        error = self.raises[index]
-        if isinstance(error, Warning):
-            warnings.warn(error, stacklevel=1)
-        elif error is not None:
-            raise error
-
-
-@pytest.fixture
-def torch_graph(monkeypatch: pytest.MonkeyPatch) -> type[TorchGraph]:
-    kind = type("Scripted", (TorchGraph,), {"asked": []})
-    monkeypatch.setattr("torch.cuda.CUDAGraph", kind)
-    return kind
-
-
-def test_a_capture_is_begun_and_ended_around_the_launch(torch_graph: type[TorchGraph]) -> None:
-    replay = CudaDevice().capture(lambda: torch_graph.asked.append("launch"))
-    replay()
-    assert torch_graph.asked == ["begin thread_local", "launch", "end", "replay"]
-
-
-def refuse() -> None:
-    raise EngineFailed("the engine did not start", expected="a start", fix="none")
-
-
-@pytest.mark.parametrize(
-    ("raises", "launch", "asked"),
-    [
-        ((RuntimeError("on the default stream"), None), int, 1),
-        ((None, RuntimeError("capture was invalidated")), int, 2),
-        ((None, UserWarning("The CUDA Graph is empty. On another stream?")), int, 2),
-        ((None, None), refuse, 2),
-    ],
-)
-def test_whatever_breaks_a_capture_is_one_error_and_ends_it(
-    torch_graph: type[TorchGraph],
-    raises: tuple[Exception | None, Exception | None],
-    launch: Callable[[], None],
-    asked: int,
-) -> None:
-    torch_graph.raises = raises
-    with pytest.raises(RuntimeError):
-        CudaDevice().capture(launch)
-    assert len(torch_graph.asked) == asked
-
-
-def test_a_device_that_is_full_is_told_in_the_packages_words(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
-
-    monkeypatch.setattr("torch.empty", full)
-    with pytest.raises(OutOfDeviceMemory, match=r"latents float32\[2,3\].*tried to allocate 9 GiB"):
-        CudaDevice().empty(TensorSpec(name="latents", dtype="float32", shape=(2, 3)))
 
 
 # --- what is missing --------------------------------------------------------------------------

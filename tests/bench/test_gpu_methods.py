@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 import torch
 
+from fresco_trt.backends.base import EngineRunner
+from fresco_trt.backends.cuda_graph import Graph
+from fresco_trt.backends.eager import module_runner
+from fresco_trt.backends.torch_graph import replayed
 from fresco_trt.bench.engines import Kind, kinds_of
 from fresco_trt.bench.gpu_device import Matmul, Stopwatch, clock_of, device_facts, memory_in_use
 from fresco_trt.bench.gpu_engines import (
+    CALLS,
     Workshop,
     check_fits,
     engines_of,
+    examine,
     place_weights,
     subject_of,
     twin,
@@ -30,10 +37,12 @@ from fresco_trt.bench.gpu_methods import (
     staged_method,
 )
 from fresco_trt.errors import DiskFull, IncompatibleOptions, OutOfDeviceMemory
+from fresco_trt.models import flux
 from fresco_trt.models.flux import FluxLayout
 from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.pipeline import HeldLayout
 from fresco_trt.plan.making import make_plan
+from tests.backends.host_device import HostDevice
 
 SUBJECT = subject_of("cpu", tiny=True, layers=None)
 STEPS = 3
@@ -45,6 +54,25 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     folder = tmp_path_factory.mktemp("workshop")
     place_weights(SUBJECT, folder)
     return Workshop(SUBJECT, "eager", folder)
+
+
+# --- one engine -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("captures", [True, False])
+def test_an_engine_is_timed_and_compared_once_it_is_captured(captures: bool) -> None:
+    device = HostDevice()
+    signature = flux.bypass_signature(FLUX_TINY, 4, FLUX_TINY.text_tokens)
+    transformer = flux.random_transformer(FLUX_TINY, layers=(1, 1))
+    with module_runner(flux.graph_from_signature(transformer, signature), signature) as inner:
+        graph = Graph("4-bypass", device, captures=captures)
+        open_session = partial(replayed, inner, signature, graph)
+        with EngineRunner(signature, open_session, replays=graph.is_captured) as runner:
+            found = examine(runner, transformer, "cpu")
+    assert found["relative"] == 0.0
+    assert found["seconds"] > 0.0
+    assert found["cuda_graph"] is captures
+    assert device.calls.count("replay") == (1 + 1 + CALLS if captures else 0)
 
 
 # --- points -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""The GPU as TensorRT's runners need it: memory, one stream, and its capture into a CUDA graph.
+"""The GPU as runners need it: memory, one stream, and its capture into a CUDA graph.
 
-Under ``tensorrt_run.py``, which takes it as a value: a scripted stand-in on the host goes the same
-way.
+Under ``cuda_graph.py`` and ``tensorrt_run.py``, which take it as a value: a scripted stand-in on
+the host goes the same way.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from fresco_trt.errors import OutOfDeviceMemory, RunError
 
@@ -43,18 +44,22 @@ class Device(Protocol):
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         """Inside ``stream()``: what queues again all that ``launch`` queues, in one launch.
 
-        While it is captured, nothing runs. Raises RuntimeError where the stream cannot be captured
-        or ``launch`` raised a RunError, with the stream as it was; so does the result where it
-        cannot be queued. No host synchronisation.
+        While it is captured, nothing runs. What ``launch`` allocates of torch is memory that other
+        captures of this device use too: it leaves nothing there that is read after it.
+
+        Raises RuntimeError where the stream cannot be captured or ``launch`` raised a RunError,
+        with the stream as it was; so does the result where it cannot be queued. No host
+        synchronisation.
         """
         ...
 
 
 class CudaDevice:
-    """The current CUDA device, through torch."""
+    """The current CUDA device, through torch. All its captures allocate from one pool."""
 
     def __init__(self) -> None:
         self._stream: Any = None
+        self._graphs: WeakSet[Any] = WeakSet()
 
     def capability(self) -> str | None:
         """As :class:`Device`."""
@@ -75,7 +80,9 @@ class CudaDevice:
 
     @contextmanager
     def stream(self) -> Iterator[int]:
-        """As :class:`Device`. TensorRT synchronises on the default stream, so it gets its own."""
+        """As :class:`Device`. TensorRT synchronises on the default stream, and torch captures any
+        other, so it is one of its own.
+        """
         import torch
 
         untyped: Any = torch.cuda
@@ -91,21 +98,26 @@ class CudaDevice:
         import torch
 
         graph: Any = torch.cuda.CUDAGraph()
+        # Safe, because the graphs run on one stream, one after another, and none reads what it did
+        # not write itself since it began. Of a live graph: torch refuses a pool that has none.
+        pool = next((each.pool() for each in self._graphs), None)
         try:
             with warnings.catch_warnings():
                 # What queued its work elsewhere would be replayed as nothing at all.
                 warnings.filterwarnings("error", message="The CUDA Graph is empty")
-                _capture_into(graph, launch)
+                _capture_into(graph, pool, launch)
         except (RuntimeError, RunError, UserWarning) as error:
             _BROKEN.append(graph)
+            self._graphs.clear()  # torch may take their pool for one in use, and refuse it
             raise RuntimeError(str(error)) from error
+        self._graphs.add(graph)
         replay: Callable[[], None] = graph.replay
         return replay
 
 
-def _capture_into(graph: Any, launch: Callable[[], None]) -> None:
+def _capture_into(graph: Any, pool: Any, launch: Callable[[], None]) -> None:
     # Other threads may allocate meanwhile: only this one's calls are held to what can be captured.
-    graph.capture_begin(capture_error_mode="thread_local")
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
         launch()
     finally:

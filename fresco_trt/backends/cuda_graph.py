@@ -1,0 +1,64 @@
+"""An engine as a CUDA graph: launched plainly, then captured, then replayed.
+
+Over ``cuda_device.py`` and under every library whose engines run on a GPU: what they launch, and
+over which memory, is theirs; when it is captured, and what happens where that fails, is said here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fresco_trt.backends.cuda_device import Device
+
+_LOG = logging.getLogger(__name__)
+
+
+def _willing() -> None:
+    """The check of a library that has to be tried."""
+
+
+class Graph:
+    """The launches of one engine on ``device``, which read and write the same memory every time.
+
+    The first is plain: it makes what is made only once, which a capture could not hold. The second
+    captures a CUDA graph, which it and all later ones replay. Where that fails the engine is
+    launched plainly every time, and a warning says so with the reason, once. With ``captures``
+    False it always is.
+    """
+
+    def __init__(self, name: str, device: Device, *, captures: bool) -> None:
+        self.device, self.captures = device, captures
+        self._name = name
+        self._warm = False
+        self._replay: Callable[[], None] | None = None
+
+    def is_captured(self) -> bool:
+        """Whether the next launch replays a graph."""
+        return self._replay is not None
+
+    def queue(self, launch: Callable[[], None], check: Callable[[], None] = _willing) -> None:
+        """Inside the device's ``stream()``: queue all that ``launch`` queues, in one launch if it
+        was captured. ``check`` raises RuntimeError where a capture is not to be tried.
+
+        Raises as ``launch``, and RuntimeError where a graph cannot be queued.
+        """
+        if self._warm and self.captures and self._replay is None:
+            self._capture(launch, check)
+        (self._replay or launch)()
+        self._warm = True
+
+    def forget(self) -> None:
+        """Drop the graph: what it reads or writes is elsewhere from now on, or nowhere."""
+        self._replay, self._warm = None, False
+
+    def _capture(self, launch: Callable[[], None], check: Callable[[], None]) -> None:
+        try:
+            check()
+            self._replay = self.device.capture(launch)
+        except RuntimeError as error:
+            self.captures = False
+            _LOG.warning("%s runs without a CUDA graph: %s", self._name, error)
