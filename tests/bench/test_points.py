@@ -155,7 +155,12 @@ def test_every_cache_is_measured_alone_and_on_presets() -> None:
 
 def test_caches_on_fewer_steps_take_the_shift_that_the_peers_and_the_control_take() -> None:
     points = points_of(TINY)
-    ours = [p for p in points if p.method == "cache" and p.nfe < TINY.default_steps]
+    fewer_steps = [p for p in points if p.method == "cache" and p.nfe < TINY.default_steps]
+    sketched = [p for p in fewer_steps if "sketch" in p.name]
+    assert {p.preset[p.preset.index("mu") :].split(",")[0] for p in sketched if p.preset} <= {
+        f"mu {mu:g}" for mu in SHIFTS
+    }
+    ours = [p for p in fewer_steps if p not in sketched]
     assert {"taylor", "hicache", "reuse"} <= {p.name.split(", ")[3] for p in ours}
     shifts = {p.recipe.shift for p in ours if isinstance(p.recipe, Preset)}
     control = next(p for p in points if p.name == "few-step, 10 steps, engine, mu 2.2")
