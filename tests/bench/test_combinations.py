@@ -19,6 +19,7 @@ from fresco_trt.bench import job, memory, studio
 from fresco_trt.bench.combinations import QUANTS, combined_points
 from fresco_trt.bench.command import Options
 from fresco_trt.bench.methods import Point
+from fresco_trt.bench.plain import is_judged
 from fresco_trt.bench.points import chosen
 from fresco_trt.bench.table import combinations_table
 from fresco_trt.models.flux import load_transformer
@@ -119,6 +120,14 @@ def test_a_sibling_is_measured_on_its_own_weights(tmp_path: Path) -> None:
     assert sibling.engines == tmp_path / TURBO.name
     own = load_transformer(None, TURBO)
     assert weights_digest(load_transformer(sibling.pipeline, TURBO)) == weights_digest(own)
+
+
+def test_a_student_is_benched_alone_from_its_package_or_its_folder() -> None:
+    student = BUNDLED / TURBO.name
+    found = job._pipeline(None, TURBO.name)
+    assert found == job._pipeline(str(student), TURBO.name) != student
+    assert is_judged(TURBO.name)  # by the classifier of the demo's scenes, which it draws
+    assert not is_judged("flux")
 
 
 def test_what_is_measured_from_a_path_has_no_siblings(tmp_path: Path) -> None:
