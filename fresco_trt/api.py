@@ -73,12 +73,17 @@ def plan(
 def pretrained(name: str) -> Path:
     """The folder of a model that ships with the package; diffusers' ``from_pretrained`` reads it.
 
+    A model that ships as a transformer over another's parts is put together, once, in the user's
+    cache folder or where FRESCO_TRT_CACHE says.
+
     Raises UnknownModel for a name that no model has, WeightsNotFound for a model whose weights are
-    not bundled.
+    not bundled, OutputNotWritable or DiskFull where the folder cannot be put together.
     """
     folder = BUNDLED / model_facts(name).name
     if folder.is_dir():
-        return folder
+        from fresco_trt.shipped import whole_folder
+
+        return whole_folder(folder)
     bundled = [each for each in model_names() if (BUNDLED / each).is_dir()]
     raise WeightsNotFound(
         f"the weights of {name} do not ship with the package (looked at {folder})",

@@ -25,6 +25,7 @@ from fresco_trt import __version__, display, display_measured
 from fresco_trt import calibrate_options as choices
 from fresco_trt.calibrate_options import DEMO, OUT, READS, SCENES, Measure, Options
 from fresco_trt.errors import CalibrationError, IncompatibleOptions, PlanError
+from fresco_trt.models.weights import bundled_parts
 from fresco_trt.options import Json, Model
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def _source(options: Options, facts: ModelFacts) -> Source:
 
 
 def _renders(facts: ModelFacts, count: int) -> Source:
-    if facts.name != DEMO:
+    if bundled_parts(facts.name).name != DEMO:
         raise CalibrationError(
             f"no pictures for {facts.name}",
             expected=f"a folder of them: only the scenes of {DEMO} can be drawn here",

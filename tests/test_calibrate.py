@@ -333,3 +333,9 @@ def test_the_table_has_every_doubling_and_the_law(capsys: pytest.CaptureFixture[
         assert (f"{ring['power']:.4g}" in shown) == doubled
     assert f"w^-{stored['beta']:g}" in shown
     assert "somewhere.json" in shown
+
+
+def test_a_model_over_the_demos_codec_is_measured_on_the_demos_scenes(place: Path) -> None:
+    own, demos = (run(Options(model=f"flux-tiny{end}", scenes=2), silent) for end in ("-turbo", ""))
+    assert (own.pop("model"), demos.pop("model")) == ("flux-tiny-turbo", "flux-tiny")
+    assert own == demos

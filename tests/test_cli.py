@@ -667,3 +667,23 @@ def test_an_interrupted_build_keeps_the_old_bundle_and_says_so(
     assert out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert (old / "manifest.json").read_bytes() == before
+
+
+# --- a model over another's parts -------------------------------------------------------------
+
+
+def test_a_student_goes_from_plan_to_verified_picture(shell: Shell) -> None:
+    asked = ("--model", "flux-tiny-turbo", "--stages", 2, "--preset", "balanced", "--size", "64x64")
+    planned = shell("plan", *asked, "--json").json
+    assert planned["flops_ratio"] > 1  # over the four steps that are its own
+    assert shell("build", *asked, "--backend", "onnxruntime", "--json").code == 0
+    bundle = "engines/flux-tiny-turbo-64x64-2stage"
+    drawn = shell("generate", "--engines", bundle, "--prompt", PROMPT, "--json").json
+    assert drawn["nfe"] == planned["nfe"]
+    assert shell("verify", "--engines", bundle, "--json").code == 0
+    shown = shell("inspect", bundle, "--json").json
+    assert shown["model"]["name"] == "flux-tiny-turbo"
+    other = shell("build", *("--model", "flux-tiny"), *asked[2:], "--out", "teacher", "--json")
+    weights = shell("inspect", "teacher", "--json").json["model"]["weights_sha256"]
+    assert other.code == 0
+    assert shown["model"]["weights_sha256"] != weights

@@ -24,6 +24,7 @@ from fresco_trt.errors import (
     FrescoError,
     IncompatibleOptions,
     PlanError,
+    UnknownModel,
     UnknownPreset,
     UnsupportedSize,
     UnsupportedStages,
@@ -395,6 +396,32 @@ def test_models_are_told_by_their_dimensions(name: str, schedule: dict[str, Any]
     pipe.scheduler = type(pipe.scheduler)(**other)
     with pytest.raises(IncompatibleOptions, match="a scheduler with use_dynamic_shifting"):
         facts_of(pipe)
+
+
+def test_of_models_of_the_same_dimensions_the_one_that_is_asked_for(pipe: Any) -> None:
+    assert facts_of(pipe).name == "flux-tiny"
+    student = model_facts("flux-tiny-turbo")
+    fresco_trt.enable(pipe, model=student.name, stages=2, preset="fast")
+    wanted = fresco_trt.plan(student.name, stages=2, preset="fast", size=(64, 64))
+    call(pipe, num_inference_steps=wanted.nfe)
+    with pytest.raises(IncompatibleOptions, match="num_inference_steps=50"):
+        call(pipe, num_inference_steps=50)
+    with pytest.raises(IncompatibleOptions, match=r"dimensions of one of flux[;.]"):
+        fresco_trt.enable(pipe, model="flux")
+    with pytest.raises(UnknownModel, match="did you mean flux-tiny"):
+        fresco_trt.enable(pipe, model="flux-tinny")
+
+
+def test_engines_say_whose_they_are(pipe: Any, tmp_path: Path) -> None:
+    options: Any = {"stages": 2, "preset": "turbo", "size": (64, 64), "backend": "eager"}
+    folder = fresco_trt.pretrained("flux-tiny")
+    bundle = fresco_trt.build(
+        "flux-tiny-turbo", weights=str(folder), out=tmp_path / "bundle", **options
+    )
+    fresco_trt.enable(pipe, engines=bundle)  # built from the pipeline's weights, under that name
+    call(pipe, max_sequence_length=..., num_inference_steps=2)
+    with pytest.raises(IncompatibleOptions, match="model with engines"):
+        fresco_trt.enable(pipe, engines=bundle, model="flux-tiny-turbo")
 
 
 def test_a_model_without_guidance_takes_none() -> None:

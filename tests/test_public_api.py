@@ -46,7 +46,8 @@ SIGNATURES = {
         "out: 'str | Path | None' = None, progress: 'Progress' = silent) -> 'Path'"
     ),
     "enable": (
-        "(pipe: 'Any', *, stages: 'int | None' = None, preset: 'str | None' = None, "
+        "(pipe: 'Any', *, model: 'str | None' = None, "
+        "stages: 'int | None' = None, preset: 'str | None' = None, "
         "delta: 'float | None' = None, shift: 'float | None' = None, "
         "cache: 'str | None' = None, "
         "interval: 'int | None' = None, warmup: 'int | None' = None, "

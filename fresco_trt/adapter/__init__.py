@@ -27,6 +27,7 @@ __all__ = ["disable", "enable"]
 def enable(
     pipe: Any,
     *,
+    model: str | None = None,
     stages: int | None = None,
     preset: str | None = None,
     delta: float | None = None,
@@ -41,6 +42,8 @@ def enable(
 ) -> None:
     """Make a diffusers FluxPipeline draw with a stage plan, when it is called as ever.
 
+    ``model`` is whose presets it draws by, where several models have the pipeline's dimensions
+    (None: the first of them, "flux-tiny" before "flux-tiny-turbo", "flux" before "flux-kontext").
     ``stages`` (None: 3), ``preset``, ``delta``, ``shift`` and the cache's options are those of
     :func:`fresco_trt.plan`; the size comes with each call. One stage without a preset is the plain
     sampler with the call's ``num_inference_steps``; otherwise the preset decides the steps.
@@ -48,12 +51,14 @@ def enable(
     The pipeline's own transformer runs, where it is. With ``engines``, a bundle built from the same
     weights, its engines run in its place, and its plan leaves nothing else to be asked for.
 
-    A pipeline that is enabled already is enabled anew. Raises PlanError leaves for a plan that
-    cannot be, IncompatibleOptions for a pipeline that would lose something, CalibrationError for a
-    wrong basis, BundleError leaves for a wrong bundle; the pipeline is then as it was. A call then
-    raises IncompatibleOptions for every argument that it cannot honour, and ignores none.
+    A pipeline that is enabled already is enabled anew. Raises UnknownModel, PlanError leaves for a
+    plan that cannot be, IncompatibleOptions for a pipeline that would lose something,
+    CalibrationError for a wrong basis, BundleError leaves for a wrong bundle; the pipeline is then
+    as it was. A call then raises IncompatibleOptions for every argument that it cannot honour, and
+    ignores none.
     """
     choices = Choices(
+        model=model,
         stages=stages,
         preset=preset,
         delta=delta,
@@ -115,7 +120,7 @@ def _enabled_class(kind: type, source: Source) -> type:
 
 
 def _source(pipe: Any, choices: Choices, engines: str | Path | None) -> Source:
-    facts = facts_of(pipe)
+    facts = facts_of(pipe, choices.model)
     if engines is None:
         return OwnTransformer.of(pipe, facts, choices)
     if choices.given:
@@ -124,4 +129,4 @@ def _source(pipe: Any, choices: Choices, engines: str | Path | None) -> Source:
             expected="engines alone: their plan was decided when they were built",
             fix=f"leave {', '.join(choices.given)} out, or leave engines out",
         )
-    return BundleEngines.of(pipe, facts, engines)
+    return BundleEngines.of(pipe, engines)

@@ -38,7 +38,7 @@ def draw(
 ) -> Any:
     """What ``function``, the pipeline's own call, would return, drawn with the source's plan."""
     call = read_call(function, pipe, args, given)
-    facts = facts_of(pipe)
+    facts = facts_of(pipe, source.model)
     plan = source.plan(pipe, facts, call)
     text_tokens = source.text_tokens(call)
     with torch.no_grad():

@@ -47,29 +47,33 @@ def check_kind(kind: type) -> None:
         )
 
 
-def facts_of(pipe: Any) -> ModelFacts:
-    """The facts of the model in a pipeline.
+def facts_of(pipe: Any, model: str | None = None) -> ModelFacts:
+    """The facts of the model in a pipeline: of ``model``, or of the first of its dimensions.
 
-    Raises IncompatibleOptions for a transformer of other dimensions, one that is wrapped, hooked,
-    compiled or in training, and for a scheduler or a decoder that the facts do not describe.
+    Raises UnknownModel, and IncompatibleOptions for a transformer of other dimensions, one that is
+    wrapped, hooked, compiled or in training, and for a scheduler or a decoder that the facts do not
+    describe.
     """
     _refuse(_transformer_problems(pipe.transformer), _AS_LOADED)
-    facts = _by_dimensions(pipe.transformer)
+    names = model_names() if model is None else (model,)
+    facts = _by_dimensions(pipe.transformer, names)
     _refuse(_surrounding_problems(pipe, facts), f"those of {facts.name}")
     return facts
 
 
-def _by_dimensions(transformer: Any) -> ModelFacts:
-    """The first model of these dimensions; those that share them share their schedule too."""
+def _by_dimensions(transformer: Any, names: tuple[str, ...]) -> ModelFacts:
+    """The first of ``names`` of these dimensions; those that share them have presets of their own
+    alone.
+    """
     stored = transformer.config
-    for name in model_names():
+    for name in names:
         wanted = transformer_config(model_facts(name))
         if all(key == "out_channels" or stored[key] == wanted[key] for key in wanted):
             return model_facts(name)
     depths = f"{stored['num_layers']}+{stored['num_single_layers']} blocks"
     raise IncompatibleOptions(
         f"a transformer of {depths} with {stored['num_attention_heads']} heads",
-        expected=f"the dimensions of one of {', '.join(model_names())}",
+        expected=f"the dimensions of one of {', '.join(names)}",
         fix="enable a pipeline of one of these models",
     )
 

@@ -40,6 +40,7 @@ Runners = Mapping[str, "Runner"]
 class Choices:
     """What was asked of ``enable``, as ``fresco_trt.plan`` means it; None for the default."""
 
+    model: str | None = None
     stages: int | None = None
     preset: str | None = None
     delta: float | None = None
@@ -88,7 +89,12 @@ class Choices:
 
 
 class Source(Protocol):
-    """Plan, runners and principal directions of the calls of one pipeline."""
+    """Plan, runners and principal directions of the calls of one pipeline; ``model`` is whose, None
+    for the first one of its dimensions.
+    """
+
+    @property
+    def model(self) -> str | None: ...
 
     def plan(self, pipe: Any, facts: ModelFacts, call: Call) -> StagePlan:
         """The plan of a call. Raises PlanError leaves for what contradicts it."""
@@ -120,6 +126,11 @@ class OwnTransformer:
 
     choices: Choices
     directions: Directions | None
+
+    @property
+    def model(self) -> str | None:
+        """As :class:`Source`: the one that was asked for."""
+        return self.choices.model
 
     @classmethod
     def of(cls, pipe: Any, facts: ModelFacts, choices: Choices) -> OwnTransformer:
@@ -225,8 +236,13 @@ class BundleEngines:
     weights: Marks
     scope: ExitStack = field(default_factory=ExitStack)
 
+    @property
+    def model(self) -> str:
+        """As :class:`Source`: the one that was built."""
+        return self.bundle.manifest.model.name
+
     @classmethod
-    def of(cls, pipe: Any, facts: ModelFacts, path: str | os.PathLike[str]) -> BundleEngines:
+    def of(cls, pipe: Any, path: str | os.PathLike[str]) -> BundleEngines:
         """Opened, checked and loaded. Raises BundleError leaves, DigestMismatch for other weights
         among them, and BackendUnavailable.
         """
@@ -236,7 +252,7 @@ class BundleEngines:
         from fresco_trt.pipeline import basis_of, load_runners
 
         bundle = open_bundle(path, environment=check_environment)
-        _check_weights(pipe, facts, bundle)
+        _check_weights(pipe, bundle)
         library = backend(bundle.manifest.backend.name)
         device = library.describe().device
         with ExitStack() as scope:
@@ -282,7 +298,7 @@ class BundleEngines:
     ) -> Iterator[tuple[Runners, Tensor | None, str]]:
         """As :class:`Source`."""
         if not self.weights.hold(weights_of(pipe)):
-            _check_weights(pipe, facts, self.bundle)
+            _check_weights(pipe, self.bundle)
             self.weights = weight_marks(pipe)
         yield self.loaded, self.basis, self.device
 
@@ -314,15 +330,15 @@ def weight_marks(pipe: Any) -> Marks:
     return Marks.of(weights_of(pipe))
 
 
-def _check_weights(pipe: Any, facts: ModelFacts, bundle: Bundle) -> None:
+def _check_weights(pipe: Any, bundle: Bundle) -> None:
     from fresco_trt.models.weights import weights_digest
 
     built = bundle.manifest.model
     digest = weights_digest(pipe.transformer)
-    if (built.name, built.weights_sha256) != (facts.name, digest):
+    if built.weights_sha256 != digest:
         raise DigestMismatch(
             f"engines of {built.name} with weights {built.weights_sha256[:12]}...",
-            expected=f"{facts.name} with the pipeline's weights, {digest[:12]}...",
+            expected=f"those of the pipeline's weights, {digest[:12]}...",
             fix="build engines from the pipeline's own weights and precision",
         )
 

@@ -1,4 +1,4 @@
-"""Every combination of stages, feature caches and precisions, as the bench's points.
+"""Every combination of stages, feature caches, precisions and distilling, as the bench's points.
 
 Beside the methods' table (:mod:`fresco_trt.bench.points`): there each is compared with what others
 offer, here with one another, to see whether what each saves multiplies and what each costs adds up.
@@ -6,7 +6,7 @@ offer, here with one another, to see whether what each saves multiplies and what
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,20 +26,29 @@ QUANTS = (None, "int8", "fp8")
 ALONE, STAGED = (5, 3), (3, 1)
 """Interval and warm-up of a cache on the plain steps, and on the few of a stage."""
 
+FEW = (2, 1)
+"""The same on a stage of a distilled model, which has even fewer."""
+
 _CACHES = ("hicache", "svd")
 _QUICK = ("balanced", "hicache", "int8")
 
 
-def combined_points(facts: ModelFacts) -> tuple[Point, ...]:
+def combined_points(facts: ModelFacts, siblings: Sequence[ModelFacts] = ()) -> tuple[Point, ...]:
     """The plain pipeline, then every combination; those without quantisation before those with.
 
-    A preset whose stages are too short for a cache's interval has no point with that cache.
+    Distilled ``siblings`` come after the model itself, and with them its own plain steps, as few as
+    theirs, for what the distilling is worth. A preset whose stages are too short for a cache's
+    interval has no point with that cache.
     """
     plain = Point(method="plain", recipe=Plain(steps=facts.default_steps), quick=True)
-    bare = [
-        replace(point, quant=quant) for quant in QUANTS for point in _bare(facts) if point != plain
-    ]
-    return (plain, *(replace(point, quick=_is_quick(point)) for point in bare))
+    bare = [*_bare(facts, ALONE, STAGED)]
+    for steps in dict.fromkeys(each.default_steps for each in siblings):
+        if steps != facts.default_steps:
+            bare.append(_steps(steps))
+    for each in siblings:
+        bare += [replace(point, model=each.name) for point in _bare(each, ALONE, FEW)]
+    points = (replace(point, quant=quant) for quant in QUANTS for point in bare)
+    return (plain, *(replace(point, quick=_is_quick(point)) for point in points))
 
 
 def _is_quick(point: Point) -> bool:
@@ -47,29 +56,37 @@ def _is_quick(point: Point) -> bool:
     return base == _QUICK[0] and cache in ("no cache", _QUICK[1]) and point.quant in (None, "int8")
 
 
-def _bare(facts: ModelFacts) -> Iterator[Point]:
+def _steps(steps: int) -> Point:
+    """The plain steps on one engine."""
+    recipe = Preset(steps=(steps,))
+    return Point(method="few-step", recipe=recipe, preset=f"{steps} steps", variant="no cache")
+
+
+def _bare(facts: ModelFacts, alone: tuple[int, int], staged: tuple[int, int]) -> Iterator[Point]:
     """Every preset, and the plain steps on one engine, with every cache, unquantised."""
     stages = max(facts.stage_counts)
-    engine = f"{facts.default_steps} steps"
-    yield from _cached(facts, "cache", engine, Preset(steps=(facts.default_steps,)), ALONE)
+    yield from _cached(facts, "cache", _steps(facts.default_steps), alone)
     for name in facts.presets:
         if stages in facts.presets[name]:
-            base = replace(find_preset(facts, name, stages), cache=NO_CACHE)
-            yield from _cached(facts, "fresco", name, base, STAGED)
+            recipe = replace(find_preset(facts, name, stages), cache=NO_CACHE)
+            base = Point(method="fresco", recipe=recipe, preset=name, variant="no cache")
+            yield from _cached(facts, "fresco", base, staged)
 
 
 def _cached(
-    facts: ModelFacts, method: Method, name: str, base: Preset, pace: tuple[int, int]
+    facts: ModelFacts, method: Method, base: Point, pace: tuple[int, int]
 ) -> Iterator[Point]:
-    own: Method = "few-step" if method == "cache" else method
-    yield Point(method=own, recipe=base, preset=name, variant="no cache")
+    """``base``, whose recipe is a preset, and by ``method`` the same with each cache that skips."""
+    yield base
+    if not isinstance(base.recipe, Preset):
+        return
     interval, warmup = pace
     for cache in _CACHES:
         choice = CacheChoice(name=cache, interval=interval, warmup=warmup)
-        recipe = replace(base, cache=choice)
+        recipe = replace(base.recipe, cache=choice)
         try:
             plan_from_preset(facts, recipe)
         except IncompatibleOptions:  # every step of stages so short is a full one
             continue
         variant = f"{cache}, interval {interval}"
-        yield Point(method=method, recipe=recipe, preset=name, variant=variant)
+        yield replace(base, method=method, recipe=recipe, variant=variant)

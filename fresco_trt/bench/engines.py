@@ -122,7 +122,7 @@ class EnginePool:
         if have:
             given = ", ".join(kind.key for kind in wanted)
             raise ValueError(f"engines for {given} tokens in a folder with some for {list(have)}")
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         files = self._built(wanted, transformer, progress, quantizer)
         stored = {kind.key: list(names) for kind, names in zip(wanted, files, strict=True)}
         with writing(self._folder):

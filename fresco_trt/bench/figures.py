@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +39,7 @@ _COLOURS = (
     "#d55e00",
 )
 _MARKS = ("*", "o", "s", "D", "v", "^", "P", "h", "X")
+_TICKS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 60)
 
 AXES = {"speedup": "speed-up, measured", "flops_ratio": "times fewer FLOPs"}
 QUALITIES = {"score": "score", "ssim": "SSIM to the reference"}
@@ -48,8 +48,9 @@ QUALITIES = {"score": "score", "ssim": "SSIM to the reference"}
 def pareto(document: Mapping[str, Any], path: Path) -> None:
     """Draw quality over speed-up and over FLOPs as a PNG: score above, SSIM below.
 
-    Ablations are small and hollow; a line joins each method's points that no other of it beats in
-    both. An axis without figures is left out. Raises ImportError without matplotlib.
+    Ablations are small and hollow, and so are a sibling's marks; a line joins each method's points
+    that no other of it beats in both, for each model. An axis without figures is left out. Raises
+    ImportError without matplotlib.
     """
     figures: Any = import_module("matplotlib.figure")
     rows = document["rows"]
@@ -73,13 +74,17 @@ def _panel(panel: Any, rows: Sequence[Row], axis: str, quality: str) -> None:
     for method, colour, mark in zip(METHODS, _COLOURS, _MARKS, strict=True):
         own = [row for row in rows if row["method"] == method and row[axis] is not None]
         own = [row for row in own if row[quality] is not None]
-        whole = [row for row in own if not row["ablation"]]
         changed = [row for row in own if row["ablation"]]
         if not own:
             continue
-        front = undominated([(row[axis], row[quality]) for row in whole])
-        panel.plot(*zip(*front, strict=True), color=colour, linewidth=1.0, alpha=0.6)
-        _scatter(panel, whole, axis, quality, colour=colour, mark=mark, label=method)
+        for model, whole in _by_model([row for row in own if not row["ablation"]]).items():
+            front = undominated([(row[axis], row[quality]) for row in whole])
+            panel.plot(*zip(*front, strict=True), color=colour, linewidth=1.0, alpha=0.6)
+            sibling = None if model == rows[0].get("model") else model
+            label = method if sibling is None else f"{method}, {sibling}"
+            marks = _scatter(panel, whole, axis, quality, colour=colour, mark=mark, label=label)
+            if sibling is not None:
+                marks.set_markerfacecolor("none")
         panel.scatter(
             [row[axis] for row in changed],
             [row[quality] for row in changed],
@@ -89,7 +94,8 @@ def _panel(panel: Any, rows: Sequence[Row], axis: str, quality: str) -> None:
             linewidths=0.7,
         )
     panel.set_xscale("log")
-    ticks = [1, 2, 3, 4, 5, 7, 10, 15, 20]
+    most = max(row[axis] for row in rows if row[axis] is not None)
+    ticks = [tick for tick in _TICKS if tick <= max(most, 20)]
     panel.set_xticks(ticks, [str(tick) for tick in ticks])
     panel.minorticks_off()
     panel.set_xlabel(AXES[axis])
@@ -97,24 +103,33 @@ def _panel(panel: Any, rows: Sequence[Row], axis: str, quality: str) -> None:
     panel.grid(alpha=0.25)
 
 
+def _by_model(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
+    """Rows by what drew them; None for those of a file that does not say it for each row."""
+    found: dict[str | None, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.get("model"), []).append(row)
+    return found
+
+
 def _scatter(
     panel: Any, rows: Sequence[Row], axis: str, quality: str, *, colour: str, mark: str, label: str
-) -> None:
-    """Points with their 95% intervals, thin."""
+) -> Any:
+    """Points with their 95% intervals, thin; the marks."""
     values = [row[quality] for row in rows]
     ends = [
         [abs(row[quality] - row[f"{quality}_{side}"]) for row in rows] for side in ("low", "high")
     ]
-    panel.errorbar(
+    drawn = panel.errorbar(
         [row[axis] for row in rows],
         values,
         yerr=ends,
         fmt=mark,
         color=colour,
-        markersize=9 if label == "fresco" else 5.5,
+        markersize=9 if label.startswith("fresco") else 5.5,
         elinewidth=0.5,
         label=label,
     )
+    return drawn.lines[0]
 
 
 def undominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -144,24 +159,30 @@ def contact_sheet(
 
 
 def representatives(rows: Sequence[Row], axis: str, speed: float = 5.0) -> list[Row]:
-    """The rows to show: the plain one, of each method the closest to it (by SSIM) of those at least
-    ``speed`` times faster, or its fastest, and every preset of ours.
+    """The rows to show: the plain one, of each method and model the closest to it (by SSIM) of
+    those at least ``speed`` times faster, or its fastest, and every preset of ours.
     """
     shown = [row for row in rows if row["method"] == "plain"]
     for method in METHODS[1:]:
-        own = [row for row in rows if row["method"] == method and not row["ablation"]]
+        drawn = [row for row in rows if row["method"] == method and not row["ablation"]]
         if method == "fresco":
-            shown += own
-        elif own:
-            fast = [row for row in own if row[axis] >= speed]
-            key = "ssim" if fast else axis
-            shown.append(max(fast or own, key=itemgetter(key)))
+            shown += drawn
+            continue
+        for own in _by_model(drawn).values():
+            fast = [row for row in own if (row[axis] or 0.0) >= speed]
+            shown.append(max(fast or own, key=lambda row: row["ssim" if fast else axis] or 0.0))
     return shown
 
 
-def label_of(row: Row, axis: str) -> str:
-    """A row in the margin of the sheet: its method, setting and how many times faster."""
-    parts = (row["method"], row["preset"], row["variant"], f"{row[axis]:.1f}x")
+def label_of(row: Row, axis: str, model: str | None = None) -> str:
+    """A row in the margin of the sheet: its method, setting and how many times faster, by its
+    FLOPs where there are no seconds; and what drew it, where that is not ``model``.
+    """
+    who = row.get("model", model)
+    sibling = None if who == model else who
+    by_flops = f"{row['flops_ratio']:.1f}x by FLOPs"
+    speed = by_flops if row[axis] is None else f"{row[axis]:.1f}x"
+    parts = (row["method"], sibling, row["preset"], row["variant"], speed)
     return ", ".join(part for part in parts if part)
 
 

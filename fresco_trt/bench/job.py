@@ -24,7 +24,7 @@ from fresco_trt.bench.instrument import Skipped
 from fresco_trt.bench.journal import inputs_digest
 from fresco_trt.bench.memory import kind_of, peak_mb
 from fresco_trt.bench.oracle_studio import OracleStudio
-from fresco_trt.bench.plain import MODEL
+from fresco_trt.bench.plain import MODEL, is_judged
 from fresco_trt.bench.points import chosen, points_of
 from fresco_trt.bench.record import circumstances, store, store_text
 from fresco_trt.bench.report import document_of, rows_of
@@ -36,6 +36,7 @@ from fresco_trt.models.flux_parts import PIPELINE_PARTS
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.sizes import check_size, parse_size
+from fresco_trt.shipped import siblings, whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,6 +75,7 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
     with ExitStack() as scope:
         setting = _setting(options, scope, progress)
         points = chosen(_points(options, setting), options.methods, options.quick)
+        drawing = dict.fromkeys(point.model for point in points)
         instrument = _instrument(options, setting)
         where = circumstances() | {"command": options.command}
         measured = measure(
@@ -84,7 +86,7 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
             header={
                 **where,
                 "command": options.request,
-                **inputs_digest(setting.pipeline),
+                **inputs_digest(*(setting.of(model).pipeline for model in drawing)),
             },
             tiles=files.tiles,
             progress=progress,
@@ -101,7 +103,9 @@ def run(options: Options, progress: Progress) -> dict[str, Any]:
 
 def _points(options: Options, setting: Setting) -> tuple[Point, ...]:
     if options.compare == "combinations":
-        return combined_points(setting.facts)
+        # Siblings are distilled from the packaged weights, not from those of some path.
+        names = siblings(setting.facts.name) if options.weights is None else ()
+        return combined_points(setting.facts, [model_facts(name) for name in names])
     return points_of(setting.facts, setting.size)
 
 
@@ -137,7 +141,8 @@ def _setting(options: Options, scope: ExitStack, progress: Progress) -> Setting:
 
 def _pipeline(weights: str | None, model: str) -> Path:
     """The folder that is measured: the one given or the bundled one, never a substitute."""
-    folder = BUNDLED / model if weights is None else Path(weights).expanduser()
+    given = BUNDLED / model if weights is None else Path(weights).expanduser()
+    folder = whole_folder(given)
     absent = [part for part in (*PIPELINE_PARTS, "transformer") if not (folder / part).exists()]
     if absent:
         raise WeightsNotFound(
@@ -149,7 +154,7 @@ def _pipeline(weights: str | None, model: str) -> Path:
 
 
 def _instrument(options: Options, setting: Setting) -> Instrument:
-    if setting.facts.name == MODEL and find_spec("resvg_py") is None:
+    if is_judged(setting.facts.name) and find_spec("resvg_py") is None:
         raise PlanError(
             "a bench of the demo without resvg-py",
             expected="what draws the true pictures that drawings are judged by",
@@ -179,6 +184,7 @@ def _document(
         [scene["marks"] for scene in scenes],
         instrument.real_features(),
         _peaks(setting, measured) if instrument.timed else {},
+        model=setting.facts.name,
         timed=instrument.timed,
         shared_seconds=sum(shared.values()),
         simulated=setting.backend.describe().simulated,
@@ -229,7 +235,7 @@ def _draw(document: dict[str, Any], measured: Measured, files: Files) -> list[Sk
     order = [point.name for point in measured.points]
     scenes = measured.journal.scenes
     figures.contact_sheet(
-        [figures.label_of(row, axis) for row in shown],
+        [figures.label_of(row, axis, document["model"]) for row in shown],
         [order.index(row["point"]) for row in shown],
         [scenes[number]["caption"] for number in sorted(scenes)[:TILES]],
         files.tiles,

@@ -114,9 +114,10 @@ def sources_digest() -> str:
     return digest.hexdigest()
 
 
-def inputs_digest(pipeline: Path) -> dict[str, str]:
-    """What a request is measured on, for a header: the package's code and a folder's weights."""
-    return {"sources": sources_digest(), "weights": _weights_digest(pipeline)}
+def inputs_digest(*pipelines: Path) -> dict[str, str]:
+    """What a request is measured on, for a header: the package's code and its folders' weights."""
+    weights = " ".join(_weights_digest(pipeline) for pipeline in pipelines)
+    return {"sources": sources_digest(), "weights": weights}
 
 
 def _weights_digest(pipeline: Path) -> str:

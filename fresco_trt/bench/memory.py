@@ -22,10 +22,12 @@ from fresco_trt.bench.engines import kinds_of
 from fresco_trt.bench.methods import CacheDit, FirstBlock
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.points import points_of
+from fresco_trt.models.zoo import model_facts
 from fresco_trt.peak import peak_memory
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.sizes import format_size, parse_size
+from fresco_trt.shipped import siblings
 
 if TYPE_CHECKING:
     from fresco_trt.bench.methods import Point
@@ -37,7 +39,10 @@ PATIENCE = 600  # seconds, against a hang; nothing is timed
 
 
 def kind_of(point: Point, facts: ModelFacts, size: Size) -> str:
-    """What a point keeps in memory, in words: its engines, or the cache on diffusers' pipeline."""
+    """What a point keeps in memory, in words: its engines, or the cache on diffusers' pipeline.
+
+    A sibling's engines are as large as the model's own on the same grids.
+    """
     recipe = point.recipe
     if isinstance(recipe, Preset):
         plan = plan_from_preset(facts, recipe, size=size)
@@ -86,7 +91,6 @@ def main(
     """Draw one picture with one point and print this process's peak memory."""
     from fresco_trt.backends import backend as library_of
     from fresco_trt.bench.studio import Setting, Studio
-    from fresco_trt.models.zoo import model_facts
 
     facts, asked = model_facts(model), parse_size(size)
     studio = Studio(
@@ -99,7 +103,8 @@ def main(
             scenes=1,
         )
     )
-    every = (*points_of(facts, asked), *combined_points(facts))
+    others = [model_facts(name) for name in siblings(model)]
+    every = (*points_of(facts, asked), *combined_points(facts, others))
     only = next(each for each in every if each.name == point)
     with ExitStack() as scope:
         methods, skipped = studio.methods([only], scope)

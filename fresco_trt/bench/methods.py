@@ -66,13 +66,15 @@ Recipe = Plain | TaylorSeer | FirstBlock | CacheDit | Preset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One operating point. ``preset`` names the setting, ``ablation`` what was changed in it,
-    ``variant`` who carries it out, and ``quant`` the recipe that its engines are quantised by;
-    ``quick`` points are measured in the short version too.
+    """One operating point. ``model`` is what draws, None for the model that is measured;
+    ``preset`` names the setting, ``ablation`` what was changed in it, ``variant`` who carries it
+    out, and ``quant`` the recipe that its engines are quantised by; ``quick`` points are measured
+    in the short version too.
     """
 
     method: Method
     recipe: Recipe
+    model: str | None = None
     preset: str | None = None
     ablation: str | None = None
     variant: str | None = None
@@ -82,7 +84,7 @@ class Point:
     @property
     def name(self) -> str:
         """All that tells a point from the others, for people and for files."""
-        parts = (self.method, self.preset, self.ablation, self.variant, self.quant)
+        parts = (self.method, self.model, self.preset, self.ablation, self.variant, self.quant)
         return ", ".join(part for part in parts if part is not None)
 
     @property

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.demo.scenes import Scene, random_scene
+from fresco_trt.models.weights import bundled_parts
 from fresco_trt.models.zoo import model_facts
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ MODEL = "flux-tiny"
 
 SCENES_SEED = 2026
 """Where the scenes of every stored figure come from."""
+
+
+def is_judged(model: str) -> bool:
+    """Whether a model draws the scenes that the classifier knows: the demo, or one over its parts.
+
+    Raises what :func:`~fresco_trt.models.weights.bundled_parts` does.
+    """
+    return bundled_parts(model).name == MODEL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,7 @@ def rows_of(
     real: Tensor | None,
     peaks: Mapping[str, float],
     *,
+    model: str,
     timed: bool,
     shared_seconds: float,
     simulated: Collection[str] = (),
@@ -41,9 +42,10 @@ def rows_of(
     """One row a point, the plain pipeline's first.
 
     ``scenes`` are the marks of each scene by point; ``real`` features of true pictures; ``peaks``
-    the memory of a process by point; ``shared_seconds`` what every picture takes beside its
-    denoising. Where not ``timed``, and for points quantised to a precision that is ``simulated``,
-    everything that comes from a clock is None.
+    the memory of a process by point; ``model`` what draws where a point does not say;
+    ``shared_seconds`` what every picture takes beside its denoising. Where not ``timed``, and for
+    points quantised to a precision that is ``simulated``, everything that comes from a clock is
+    None.
     """
     reference = [scene[points[0].name] for scene in scenes]
     rows = []
@@ -52,6 +54,7 @@ def rows_of(
         clocked = timed and point.precision not in simulated
         row = {
             "method": point.method,
+            "model": point.model or model,
             "preset": point.preset,
             "ablation": point.ablation,
             "variant": point.variant,
@@ -229,12 +232,16 @@ def _highest(rows: Iterable[Row], quality: str) -> Row | None:
 def document_of(
     points: Sequence[Point], rows: Sequence[Row], skipped: Iterable[Skipped], *, timed: bool
 ) -> dict[str, Any]:
-    """``rows``, ``tuning``, ``frontier`` and ``skipped`` of the stored document."""
+    """``rows``, ``tuning``, ``frontier`` and ``skipped`` of the stored document.
+
+    The frontier is that of the model itself: a sibling is another one.
+    """
     shown, tried = tuned(points, rows)
+    own = [row for row in shown if row["model"] == rows[0]["model"]]
     axes = ("speedup", "flops_ratio") if timed else ("flops_ratio",)
     return {
         "rows": shown,
         "tuning": tried,
-        "frontier": {axis: frontier(shown, axis) for axis in axes},
+        "frontier": {axis: frontier(own, axis) for axis in axes},
         "skipped": [asdict(each) for each in skipped],
     }

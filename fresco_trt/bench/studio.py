@@ -7,7 +7,7 @@ there is none, and only the closeness to the reference is judged.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,14 @@ from fresco_trt.bench.engines import EnginePool, kinds_of, plan_method
 from fresco_trt.bench.eye import Eye
 from fresco_trt.bench.instrument import Case, Skipped, said
 from fresco_trt.bench.peers import DiffusersMethods
-from fresco_trt.bench.plain import MODEL, SCENES_SEED, judged_scenes
+from fresco_trt.bench.plain import SCENES_SEED, is_judged, judged_scenes
 from fresco_trt.errors import FrescoError
+from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.making import find_preset, plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.recipes import RECIPES
+from fresco_trt.shipped import whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,9 +72,22 @@ class Setting:
     renders: int = 1000
     progress: Progress = silent
 
+    def of(self, model: str | None) -> Setting:
+        """The same for a packaged sibling of the model, with engines in a folder of their own; for
+        None itself.
+        """
+        if model is None:
+            return self
+        folder = whole_folder(BUNDLED / model)
+        engines = self.engines / model
+        return replace(self, facts=model_facts(model), pipeline=folder, engines=engines)
+
 
 class Studio:
-    """Draws a model's pictures; an :class:`~fresco_trt.bench.instrument.Instrument`."""
+    """Draws a model's pictures; an :class:`~fresco_trt.bench.instrument.Instrument`.
+
+    Its siblings' too: prompt encoders, decoder and guidance are theirs as well.
+    """
 
     timed = True
 
@@ -80,7 +96,7 @@ class Studio:
 
         self._setting = setting
         self._prompt = FluxPrompt(setting.pipeline, setting.facts.text_tokens)
-        self._eye = Eye(setting.pipeline, judged=setting.facts.name == MODEL)
+        self._eye = Eye(setting.pipeline, judged=is_judged(setting.facts.name))
         self._scenes = judged_scenes(setting.scenes, setting.scenes_seed)
         self._twins: dict[str, str] = {}
 
@@ -102,17 +118,21 @@ class Studio:
     ) -> tuple[dict[str, Draw], list[Skipped]]:
         """What draws, by the point's name. Raises what building engines raises."""
         plans, skipped = self._plans(points)
-        drawers = _Drawers(self._setting, scope)
-        planned = [point for point in points if point.name in plans]
-        for quant in dict.fromkeys(point.quant for point in planned):
-            drawers.require([plans[each.name] for each in planned if each.quant == quant], quant)
+        models = dict.fromkeys(point.model for point in points)
+        drawers = {model: _Drawers(self._setting.of(model), scope) for model in models}
+        engines: dict[tuple[str | None, str | None], list[StagePlan]] = {}
+        for point in points:
+            if point.name in plans:
+                engines.setdefault((point.model, point.quant), []).append(plans[point.name])
+        for (model, quant), each in engines.items():
+            drawers[model].require(each, quant)
         self._twins = {point.name: point.twin for point in points if point.twin is not None}
         found: dict[str, Draw] = {}
         for point in points:
             if any(point.name == each.what for each in skipped):
                 continue
             try:
-                found[point.name] = drawers.method(point, plans.get(point.name))
+                found[point.name] = drawers[point.model].method(point, plans.get(point.name))
             except Exception as error:  # a peer's import raises whatever it likes
                 skipped.append(Skipped(what=point.name, reason=said(error)))
         return found, skipped
@@ -127,8 +147,9 @@ class Studio:
                 continue
             try:
                 check_precision(self._setting.backend.describe(), point.precision)
+                facts = self._setting.of(point.model).facts
                 plans[point.name] = plan_from_preset(
-                    self._setting.facts, point.recipe, size=self._setting.size, name=point.preset
+                    facts, point.recipe, size=self._setting.size, name=point.preset
                 )
             except FrescoError as error:
                 skipped.append(Skipped(what=point.name, reason=said(error)))

@@ -108,17 +108,17 @@ def tables(document: dict[str, Any]) -> str:
 
 
 def combinations_table(document: dict[str, Any]) -> str:
-    """One row a combination of stages, cache and precision, and a line on how it was run.
+    """One row a combination of model, stages, cache and precision, and a line on how it was run.
 
     Where a machine only simulates a precision there are no seconds: the speed-up is then that of
     the FLOPs alone, and says so.
     """
     rows = [row for row in document["rows"] if row["method"] != "plain"]
-    heads = ("steps", "cache", "precision", "speed-up", "fewer FLOPs", "score", "SSIM")
+    heads = ("model", "steps", "cache", "precision", "speed-up", "fewer FLOPs", "score", "SSIM")
     return "\n".join(
         [
             f"| {' | '.join((*heads, 'SSIM to the same unquantised'))} |",
-            f"|---|---|---|{'--:|' * 5}",
+            f"|---|---|---|---|{'--:|' * 5}",
             *(_combination_row(row) for row in rows),
             "",
             _how(document),
@@ -129,6 +129,7 @@ def combinations_table(document: dict[str, Any]) -> str:
 def _combination_row(row: dict[str, Any]) -> str:
     speedup = interval(row, "speedup", 2) or f"{row['flops_ratio']:.2f} by FLOPs"
     cells = (
+        row["model"],
         row["preset"],
         row["variant"],
         row["precision"],

@@ -45,15 +45,16 @@ def show(document: Mapping[str, Any]) -> None:
         f"{document['model']} {width}x{height}, {document['instrument']}, "
         f"{document['scenes']} scenes"
     )
-    _print(console, title, _COLUMNS, [_cells(row) for row in document["rows"]])
+    _print(console, title, _COLUMNS, [_cells(row, document["model"]) for row in document["rows"]])
     for axis, entries in document["frontier"].items():
         _frontier(console, axis, entries)
     for each in document["skipped"]:
         console.print(escape(f"not measured: {each['what']}: {each['reason']}"), soft_wrap=True)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    parts = (row["method"], row["preset"], row["ablation"], row["variant"])
+def _cells(row: Row, model: str) -> tuple[str, ...]:
+    sibling = None if row["model"] == model else row["model"]
+    parts = (row["method"], sibling, row["preset"], row["ablation"], row["variant"])
     return (
         ", ".join(part for part in parts if part),
         str(row["nfe"]),

@@ -1,4 +1,7 @@
-"""A trained demo model as the folder that diffusers' FluxPipeline loads, and back."""
+"""A trained demo model as the folder that diffusers' FluxPipeline loads, and back.
+
+A student of a packaged model is stored as its transformer alone, with the name of that model.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fresco_trt.models.weights import WEIGHTS_NAME
+from fresco_trt.models.weights import BUNDLED, SHARES_NAME, WEIGHTS_NAME
 from fresco_trt.models.zoo import model_facts
 
 if TYPE_CHECKING:
@@ -44,6 +47,29 @@ def store_pipeline(model: DemoModel, vae: AutoencoderKL, out: Path) -> None:
         transformer=model.transformer.to(torch.float16),
     )
     pipeline.save_pretrained(out)
+    _finish(out)
+
+
+def store_student(model: DemoModel, out: Path, teacher: str = "flux-tiny") -> None:
+    """Write the transformer in float16, and that its other parts are those of ``teacher``, which
+    must ship whole with the package.
+
+    Raises ValueError for a model whose text encoders are not ``teacher``'s: it would be told
+    another text than it learnt from.
+    """
+    known = read_pipeline(BUNDLED / teacher)
+    for part in _ENCODERS:
+        own, theirs = (dict(getattr(each, part).state_dict()) for each in (model, known))
+        others = [name for name in own if not torch.allclose(own[name], theirs[name], atol=1e-5)]
+        if others:
+            raise ValueError(f"{part} of the student is not that of {teacher}: {others[0]} differs")
+    model.transformer.to(torch.float16).save_pretrained(out / _TRANSFORMER)
+    shares = json.dumps({"parts_of": teacher}, indent=2)
+    (out / SHARES_NAME).write_text(f"{shares}\n", encoding="utf-8")
+    _finish(out)
+
+
+def _finish(out: Path) -> None:
     for config in out.glob("*/config.json"):
         _drop_origin(config)
     for file in out.rglob("*"):
@@ -53,26 +79,35 @@ def store_pipeline(model: DemoModel, vae: AutoencoderKL, out: Path) -> None:
 
 def read_pipeline(folder: Path) -> DemoModel:
     """The demo model of a folder that :func:`store_pipeline` wrote, in float32, to train it on."""
-    from safetensors.torch import load_file
-
     from fresco_trt.demo.model import DemoModel
 
     model = DemoModel(guidance=True)
-    parts = {
-        "transformer": WEIGHTS_NAME,
-        "text_encoder": "model.safetensors",
-        "text_encoder_2": "model.safetensors",
-    }
-    for part, file in parts.items():
-        stored = {name: value.float() for name, value in load_file(folder / part / file).items()}
-        missing = getattr(model, part).load_state_dict(stored, strict=False).missing_keys
-        if set(missing) - _TIED:
-            raise ValueError(f"{folder / part} lacks {', '.join(missing)}")
+    for part in (_TRANSFORMER, *_ENCODERS):
+        _read_part(model, folder, part)
     return model
 
 
+def read_student(folder: Path, teacher: Path) -> DemoModel:
+    """The student of a folder that :func:`store_student` wrote, within its teacher's encoders."""
+    model = read_pipeline(teacher)
+    _read_part(model, folder, _TRANSFORMER)
+    return model
+
+
+_TRANSFORMER, _ENCODERS = "transformer", ("text_encoder", "text_encoder_2")
+
 _TIED = {"encoder.embed_tokens.weight"}
 """Weights that are another name for a stored one."""
+
+
+def _read_part(model: DemoModel, folder: Path, part: str) -> None:
+    from safetensors.torch import load_file
+
+    file = folder / part / (WEIGHTS_NAME if part == _TRANSFORMER else "model.safetensors")
+    stored = {name: value.float() for name, value in load_file(file).items()}
+    missing = getattr(model, part).load_state_dict(stored, strict=False).missing_keys
+    if set(missing) - _TIED:
+        raise ValueError(f"{folder / part} lacks {', '.join(missing)}")
 
 
 def _drop_origin(config: Path) -> None:

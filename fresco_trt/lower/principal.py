@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from fresco_trt.backends.base import Progress, silent
 from fresco_trt.basis import Basis, BasisRecord
 from fresco_trt.errors import CalibrationError
+from fresco_trt.models.weights import bundled_parts
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -67,9 +68,12 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 
 def default_prompts(model: str) -> Path:
-    """Where the prompt set of a model is: here, else the one that came with the package."""
-    name = f"{model}-prompts.txt"
-    places = [folder / name for folder in (PROMPTS, *_SHIPPED)]
+    """Where the prompt set of a model is: here, else the one that came with the package.
+
+    A model over another's prompt encoders takes its prompts too, unless it has some of its own.
+    """
+    names = dict.fromkeys((model, bundled_parts(model).name))
+    places = [folder / f"{name}-prompts.txt" for name in names for folder in (PROMPTS, *_SHIPPED)]
     return next((path for path in places if path.is_file()), places[0])
 
 

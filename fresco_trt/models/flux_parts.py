@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import PlanError, WeightsNotFound
 from fresco_trt.models.flux_config import REPOSITORIES
-from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.models.weights import BUNDLED, bundled_parts, parts_folder, weights_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,11 +46,12 @@ def find_pipeline(weights: str | None, model: str) -> Path:
     """The diffusers pipeline folder with the prompt encoders and decoder of `model`.
 
     Looks at `weights` (a pipeline folder, or the transformer folder in one), then at what ships
-    with the package, then at the hub. Raises WeightsNotFound, which lists the places looked at,
-    and for a pipeline folder that lacks a part: another model's would not fit its transformer.
+    with the package, then at the hub; where a folder says that it shares another model's parts, at
+    those. Raises WeightsNotFound, which lists the places looked at, and for a pipeline folder that
+    lacks a part: another model's would not fit its transformer.
     """
     given = [] if weights in (None, "random") else _around(Path(str(weights)).expanduser())
-    looked = [*given, BUNDLED / model]
+    looked = [parts_folder(folder) for folder in (*given, BUNDLED / model)]
     for folder in looked:
         absent = [part for part in PIPELINE_PARTS if not (folder / part).exists()]
         if not absent:
@@ -68,11 +69,13 @@ def find_codec(weights: str | None, model: str) -> Path:
     """The pipeline folder whose `vae` is that of `model`: around `weights`, or the bundled one.
 
     Raises WeightsNotFound, which lists the places looked at. No substitute is taken for a path that
-    was given, and nothing is fetched: what is measured of a VAE must be known to be that VAE's.
+    was given, unless its folder says whose parts it shares, and nothing is fetched: what is
+    measured of a VAE must be known to be that VAE's.
     """
-    given = BUNDLED / model if weights is None else Path(weights).expanduser()
+    given = bundled_parts(model) if weights is None else Path(weights).expanduser()
     # Around a path that is not there would be where the command was started.
     looked = _around(given) if weights is not None and given.exists() else [given]
+    looked = [parts_folder(folder) for folder in looked]
     for folder in looked:
         if (folder / "vae" / "config.json").is_file():
             return folder

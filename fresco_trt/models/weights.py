@@ -2,6 +2,10 @@
 
 Left of the export in the data path; shared by every family. Looks at the path that was given,
 then at the weights that ship with the package, then at the hub; never invents weights.
+
+A model may ship with its transformer alone. A file ``shares.json`` in its folder then names the
+packaged model whose prompt encoders, tokenizers, scheduler and decoder are its own, too:
+``{"parts_of": "flux-tiny"}``.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
 
 BUNDLED = Path(__file__).parents[1] / "demo" / "weights"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+SHARES_NAME = "shares.json"
 
 _LAYOUTS = (
     "a diffusers pipeline folder (with transformer/config.json), a transformer folder "
@@ -41,6 +46,21 @@ def find_transformer(weights: Path | None, *, model: str, repository: str | None
     if repository is None:
         raise _not_found(f"no weights for {model} (looked at {bundled})")
     return _from_hub(repository, model, bundled)
+
+
+def parts_folder(folder: Path) -> Path:
+    """Where the prompt encoders, tokenizers, scheduler and decoder of a model's ``folder`` are.
+
+    In the folder itself, or in that of the packaged model which its ``shares.json`` names. Whether
+    they are there is not looked at. Raises WeightsNotFound for a file that names no such model.
+    """
+    path = folder / SHARES_NAME
+    return BUNDLED / _shared_model(path) if path.is_file() else folder
+
+
+def bundled_parts(model: str) -> Path:
+    """:func:`parts_folder` of a model that may ship with the package; raises as that does."""
+    return parts_folder(BUNDLED / model)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -106,6 +126,30 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
         array: Any = flat.numpy()
         digest.update(memoryview(array))
     return digest.hexdigest()
+
+
+def _shared_model(path: Path) -> str:
+    """The packaged model that a ``shares.json`` names, one that has its parts to itself."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _wrong_shares(f"{path} cannot be read ({error})") from error
+    if not isinstance(stored, dict) or stored.keys() != {"parts_of"}:
+        raise _wrong_shares(f"{path} holds something else")
+    name = stored["parts_of"]
+    whole = [each.parent.name for each in sorted(BUNDLED.glob("*/model_index.json"))]
+    if name not in whole:
+        have = ", ".join(whole) or "none"
+        raise _wrong_shares(f"{path} names {name!r}, and the packaged models are {have}")
+    return str(name)
+
+
+def _wrong_shares(given: str) -> WeightsNotFound:
+    return WeightsNotFound(
+        given,
+        expected='{"parts_of": NAME}, NAME being a model that ships whole with the package',
+        fix="correct the file, or install the package again if it came with it",
+    )
 
 
 def _differences(

@@ -24,6 +24,7 @@ def row(method: str, **changes: Any) -> dict[str, Any]:
     }
     return {
         "method": method,
+        "model": "flux-tiny",
         "preset": None,
         "ablation": None,
         "variant": None,
@@ -108,9 +109,11 @@ def test_a_combination_without_seconds_is_counted_in_flops_and_says_so() -> None
             row("plain", psnr=None),
             row("fresco", **both, precision="fp32", twin_ssim=None),
             row("fresco", **both, precision="fp8", twin_ssim=0.97, speedup=None),
+            row("fresco", **both, precision="fp32", twin_ssim=None, model="flux-tiny-turbo"),
         )
     )
-    first, second = (line for line in table.splitlines() if line.startswith("| fast |"))
+    first, second = (line for line in table.splitlines() if line.startswith("| flux-tiny |"))
+    assert "| flux-tiny-turbo | fast | no cache | fp32 |" in table
     assert "| 2.00 (1.50 to 2.50) | 3.00 |" in first
     assert "| fp8 | 3.00 by FLOPs | 3.00 |" in second
     assert second.endswith("| 0.970 |")

@@ -1,32 +1,72 @@
-"""Every combination of stages, caches and precisions: complete, named apart, really quantised."""
+"""Every combination of models, stages, caches and precisions: complete, named apart, really drawn.
+
+"Really": quantised engines are quantised, and a distilled model's are its own.
+"""
 
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fresco_trt import cli
+from fresco_trt.backends import backend
+from fresco_trt.backends.base import silent
 from fresco_trt.bench import job, memory, studio
 from fresco_trt.bench.combinations import QUANTS, combined_points
+from fresco_trt.bench.command import Options
+from fresco_trt.bench.methods import Point
+from fresco_trt.bench.plain import is_judged
 from fresco_trt.bench.points import chosen
 from fresco_trt.bench.table import combinations_table
+from fresco_trt.models.flux import load_transformer
+from fresco_trt.models.weights import BUNDLED, weights_digest
 from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 
 TINY = model_facts("flux-tiny")
-POINTS = combined_points(TINY)
+TURBO = model_facts("flux-tiny-turbo")
+POINTS = combined_points(TINY, [TURBO])
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Siblings are put together in a folder of the tests' own."""
+    monkeypatch.setenv("FRESCO_TRT_CACHE", str(tmp_path_factory.getbasetemp() / "kept"))
+
+
+def facts_of(point: Point) -> ModelFacts:
+    """Of what draws a point."""
+    return TINY if point.model is None else model_facts(point.model)
 
 
 def test_every_base_has_every_precision_and_a_name_of_its_own() -> None:
     assert len({point.name for point in POINTS}) == len(POINTS)
-    ours = {(point.preset, point.variant, point.quant) for point in POINTS[1:]}
-    bare = {(preset, variant) for preset, variant, quant in ours if quant is None}
+    ours = {(point.model, point.preset, point.variant, point.quant) for point in POINTS[1:]}
+    bare = {base for *base, quant in map(list, ours) for base in [tuple(base)] if quant is None}
     assert ours == {(*base, quant) for base in bare for quant in QUANTS}
-    assert {preset for preset, _ in bare} == {"50 steps", *TINY.presets}
-    assert {(preset, "no cache") for preset, _ in bare} <= bare
+    plain = {preset for model, preset, _ in bare if model is None}
+    distilled = {preset for model, preset, _ in bare if model == TURBO.name}
+    assert plain == {"50 steps", "4 steps", *TINY.presets}
+    assert distilled == {"4 steps", *TURBO.presets}
+    assert {(model, preset, "no cache") for model, preset, _ in bare} <= bare
+
+
+def test_without_siblings_there_is_the_model_alone() -> None:
+    alone = combined_points(TINY)
+    assert {point.model for point in alone} == {None}
+    assert set(alone) == {p for p in POINTS if p.model is None and p.preset != "4 steps"}
+
+
+def test_a_distilled_models_every_preset_has_a_point_with_a_cache_or_none_would_skip() -> None:
+    for name, schedules in TURBO.presets.items():
+        cached = {p.variant for p in POINTS if (p.model, p.preset) == (TURBO.name, name)}
+        assert (len(cached) == 1) == (max(schedules[3].steps) == 1)
 
 
 def test_a_twin_is_the_same_plan_unquantised() -> None:
@@ -42,7 +82,7 @@ def test_what_is_called_cached_skips_steps_and_nothing_else_does() -> None:
     for point in POINTS:
         if not isinstance(point.recipe, Preset):
             continue
-        plan = plan_from_preset(TINY, point.recipe)
+        plan = plan_from_preset(facts_of(point), point.recipe)
         skips = any("bypass" in stage.actions for stage in plan.stages)
         assert skips == (point.variant != "no cache")
 
@@ -59,9 +99,55 @@ def test_quantised_engines_are_measured_apart() -> None:
     kinds = {
         point.quant: memory.kind_of(point, TINY, TINY.default_size)
         for point in POINTS
-        if (point.preset, point.variant) == ("balanced", "no cache")
+        if (point.model, point.preset, point.variant) == (None, "balanced", "no cache")
     }
     assert len(set(kinds.values())) == len(QUANTS)
+
+
+def test_a_sibling_is_measured_on_its_own_weights(tmp_path: Path) -> None:
+    folder = BUNDLED / TINY.name
+    setting = studio.Setting(
+        facts=TINY,
+        size=(64, 64),
+        pipeline=folder,
+        backend=backend("eager"),
+        engines=tmp_path,
+        scenes=1,
+    )
+    assert setting.of(None) is setting
+    sibling = setting.of(TURBO.name)
+    assert (sibling.facts, sibling.size, sibling.scenes) == (TURBO, (64, 64), 1)
+    assert sibling.engines == tmp_path / TURBO.name
+    own = load_transformer(None, TURBO)
+    assert weights_digest(load_transformer(sibling.pipeline, TURBO)) == weights_digest(own)
+
+
+def test_a_student_is_benched_alone_from_its_package_or_its_folder() -> None:
+    student = BUNDLED / TURBO.name
+    found = job._pipeline(None, TURBO.name)
+    assert found == job._pipeline(str(student), TURBO.name) != student
+    assert is_judged(TURBO.name)  # by the classifier of the demo's scenes, which it draws
+    assert not is_judged("flux")
+
+
+def test_what_is_measured_from_a_path_has_no_siblings(tmp_path: Path) -> None:
+    options = Options(
+        model=TINY.name,
+        out=tmp_path,
+        scenes=1,
+        methods=None,
+        quick=True,
+        instrument="model",
+        size=None,
+        weights=None,
+        backend="eager",
+        compare="combinations",
+    )
+    with ExitStack() as scope:
+        setting = job._setting(options, scope, silent)
+        assert job._points(options, setting) == POINTS
+        given = replace(options, weights=str(BUNDLED / TINY.name))
+        assert job._points(given, setting) == combined_points(TINY)
 
 
 @pytest.mark.slow
@@ -82,13 +168,20 @@ def test_a_run_quantises_what_it_says_and_compares_it_with_its_twin(
     }
     codes = [row for row in document["rows"] if row["precision"] == "int8"]
     assert codes
+    assert {row["model"] for row in document["rows"]} == {TINY.name, TURBO.name}
+    own, sibling = (
+        next(row["ssim"] for row in document["rows"] if (row["model"], row["preset"]) == each)
+        for each in ((TINY.name, "balanced"), (TURBO.name, "balanced"))
+    )
+    assert own != sibling
     for row in codes:
         assert 0.5 < row["twin_ssim"] < 1.0  # rounded, and still that picture
         assert row["speedup"] > 0
     assert all(row["twin_ssim"] is None for row in document["rows"] if row not in codes)
     table = (tmp_path / "flux-tiny-combinations-quick.md").read_text()
     assert table == f"{combinations_table(document)}\n"
-    assert "| balanced | no cache | int8 |" in table
+    assert "| flux-tiny | balanced | no cache | int8 |" in table
+    assert "| flux-tiny-turbo | balanced | no cache | int8 |" in table
 
 
 @pytest.mark.slow

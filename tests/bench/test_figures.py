@@ -61,6 +61,28 @@ def test_the_sheet_shows_each_method_at_one_speed_and_all_of_ours() -> None:
     ]
 
 
+def test_the_sheet_shows_a_sibling_apart_and_says_which() -> None:
+    rows = [
+        row("plain", 1.0, model="m"),
+        row("few-step", 12.0, model="m", ssim=0.9),
+        row("few-step", 12.0, model="turbo", ssim=0.7),
+        row("few-step", 11.0, model="turbo", ssim=0.6),
+        row("fresco", 5.0, model="turbo") | {"speedup": None},
+    ]
+    shown = representatives(rows, "speedup")
+    assert [label_of(each, "speedup", "m") for each in shown] == [
+        "plain, 1.0x",
+        "few-step, 12.0x",
+        "few-step, turbo, 12.0x",
+        "fresco, turbo, 5.0x by FLOPs",  # on a machine that only simulates its precision
+    ]
+
+
+def test_the_fastest_is_shown_though_some_have_no_seconds() -> None:
+    rows = [row("plain", 1.0), row("cache", 4.0), row("cache", 3.0) | {"speedup": None}]
+    assert representatives(rows, "speedup")[1]["speedup"] == 4.0
+
+
 def test_the_sheet_is_drawn_from_the_kept_tiles(tmp_path: Path) -> None:
     colours = ["red", "lime", "blue"]
     for scene in (0, 1):
@@ -80,6 +102,7 @@ def test_the_sheet_is_drawn_from_the_kept_tiles(tmp_path: Path) -> None:
 def test_the_plot_is_a_whole_png(tmp_path: Path, timed: bool) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib comes with the extra 'bench'")
     rows = [row("plain", 1.0), row("fresco", 5.0), row("fresco", 4.8, ablation="noise fresh")]
+    rows.append(row("fresco", 45.0, model="turbo"))
     if not timed:
         rows = [each | {"speedup": None} for each in rows]
     document = {"rows": rows, "model": "m", "instrument": "model", "scenes": 2, "score": "share"}

@@ -43,7 +43,7 @@ def marks(seconds: float, **changes: Any) -> Marks:
 def rows(scenes: list[dict[str, Marks]], *points: Point, timed: bool = True) -> list[Any]:
     real = torch.randn(50, 4)
     peaks = {points[-1].name: 321.0}
-    return rows_of(points, scenes, real, peaks, timed=timed, shared_seconds=0.5)
+    return rows_of(points, scenes, real, peaks, model="flux-tiny", timed=timed, shared_seconds=0.5)
 
 
 def test_a_row_has_the_keys_that_readers_rely_on() -> None:
@@ -74,12 +74,21 @@ def test_a_precision_that_is_only_simulated_has_no_seconds() -> None:
     ]
     real = torch.randn(50, 4)
     points = (PLAIN, OURS, codes)
-    found = rows_of(points, scenes, real, {}, timed=True, shared_seconds=0.5, simulated=("fp8",))
+    found = rows_of(
+        points,
+        scenes,
+        real,
+        {},
+        model="flux-tiny",
+        timed=True,
+        shared_seconds=0.5,
+        simulated=("fp8",),
+    )
     assert [row["precision"] for row in found] == ["fp32", "fp32", "fp8"]
     assert (found[1]["speedup"], found[2]["speedup"], found[2]["flops_ratio"]) == (5, None, 5)
     assert [row["twin_ssim"] for row in found] == [None, None, pytest.approx(0.94)]
     del scenes[0][codes.name]["twin_ssim"], scenes[1][codes.name]["twin_ssim"]  # no twin was drawn
-    run_there = rows_of(points, scenes, real, {}, timed=True, shared_seconds=0.5)
+    run_there = rows_of(points, scenes, real, {}, model="flux-tiny", timed=True, shared_seconds=0.5)
     assert run_there[2]["speedup"] == 5
     assert run_there[2]["twin_ssim"] is None
 
@@ -110,7 +119,7 @@ def test_an_instrument_without_a_clock_gives_no_times() -> None:
 
 def test_without_a_classifier_there_is_closeness_alone() -> None:
     scenes = [{"plain": marks(1.0, right=None, features=None)} for _ in range(2)]
-    row = rows_of([PLAIN], scenes, None, {}, timed=True, shared_seconds=0.0)[0]
+    row = rows_of([PLAIN], scenes, None, {}, model="flux-tiny", timed=True, shared_seconds=0.0)[0]
     assert row["score"] is None
     assert row["distance"] is None
     assert row["ssim"] == 0.9
@@ -136,7 +145,7 @@ def few(steps: int, mu: float | None, **qualities: float) -> tuple[Point, dict[s
 
 
 def row(method: str, speed: float, **changes: Any) -> dict[str, Any]:
-    common = {"method": method, "preset": None, "ablation": None, "variant": None}
+    common = {"method": method, "model": "m", "preset": None, "ablation": None, "variant": None}
     speeds = {"speedup": speed, "flops_ratio": speed}
     return common | speeds | {"score": 0.5, "ssim": 0.5, "point": method} | changes
 
@@ -170,7 +179,22 @@ def test_every_row_is_either_shown_or_kept_as_tried() -> None:
     assert set(document_of(points, found, [], timed=False)["frontier"]) == {"flops_ratio"}
 
 
+def test_a_row_says_what_drew_it() -> None:
+    sibling = replace(OURS, model="flux-tiny-turbo")
+    scenes = [{name: marks(1.0) for name in ("plain", OURS.name, sibling.name)}]
+    found = rows(scenes, PLAIN, OURS, sibling)
+    assert [row["model"] for row in found] == ["flux-tiny", "flux-tiny", "flux-tiny-turbo"]
+
+
 # --- the frontier -----------------------------------------------------------------------------
+
+
+def test_a_sibling_is_not_at_the_models_own_frontier() -> None:
+    table = [row("plain", 1.0), row("fresco", 5.0), row("fresco", 9.0, model="turbo", point="t")]
+    points = [PLAIN, OURS, replace(OURS, model="turbo")]
+    best = document_of(points, table, [], timed=True)["frontier"]["speedup"]
+    assert best[0]["fresco"]["score"]["point"] == "fresco"
+    assert all(entry["fresco"]["score"] is None for entry in best if entry["speedup"] > 5)
 
 
 def test_the_best_at_a_speed_may_be_faster_but_not_slower() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from fresco_trt.demo.curriculum import Batch
 from fresco_trt.demo.distil import GUIDANCE, STEPS, distilled_loss, strides
 from fresco_trt.models.zoo import model_facts
+from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.schedule import plain_sigmas
 
 TOKENS = 64
@@ -58,6 +60,16 @@ def test_strides_are_the_plain_samplers_four_steps_and_what_lies_between() -> No
     assert 0.5 < near.float().mean() < 0.9
     ends = sigmas[-1][near]
     assert bool(((ends[:, None] - steps[None]).abs().amin(dim=1) < 1e-6).all())
+
+
+def test_the_shipped_students_steps_are_the_strides_that_it_learnt() -> None:
+    plan = make_plan(model_facts("flux-tiny-turbo"), stages=1, size=(64, 64))
+    tokens = plan.stages[0].grid.tokens
+    sigmas = strides(400, tokens, random.Random(0))
+    for before, after in pairwise(plan.stages[0].sigmas):
+        here = (sigmas[0] - before).abs() < 1e-6
+        assert int(here.sum()) > 20
+        assert bool(((sigmas[-1][here] - after).abs() < 1e-6).all())
 
 
 def test_a_constant_field_is_its_own_student() -> None:

@@ -11,11 +11,12 @@ import torch
 
 from fresco_trt.demo import curriculum, objective
 from fresco_trt.demo import train as training
-from fresco_trt.demo.assemble import read_pipeline, store_pipeline
+from fresco_trt.demo.assemble import read_pipeline, read_student, store_pipeline, store_student
 from fresco_trt.demo.batches import Renders, pictures_of, scene_stream
 from fresco_trt.demo.model import DemoModel
 from fresco_trt.demo.optim import orthogonal_from, warm_cosine
 from fresco_trt.demo.vae import codec_loss, new_vae
+from fresco_trt.models.weights import BUNDLED, parts_folder
 
 pytest.importorskip("resvg_py", reason="resvg-py, of the train extra, draws the icons")
 
@@ -201,6 +202,61 @@ def test_training_on_brings_the_codec_along(
     for name, weight in known.state_dict().items():
         torch.testing.assert_close(codec.state_dict()[name], weight, msg=name)
     assert {p.dtype for p in codec.parameters()} == {torch.float32}
+
+
+TEACHER = BUNDLED / "flux-tiny"
+
+
+def test_a_student_is_stored_as_its_transformer_and_read_back(tmp_path: Path) -> None:
+    student = read_pipeline(TEACHER)
+    torch.nn.init.normal_(student.transformer.proj_out.weight, std=0.1)
+    told = {name: value.clone() for name, value in student.transformer.state_dict().items()}
+    out = tmp_path / "student"
+    store_student(student, out)
+    shipped = BUNDLED / "flux-tiny-turbo"
+    stored, kept = (
+        {str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (out, shipped)
+    )
+    assert stored == kept
+    assert parts_folder(out) == TEACHER
+    again = read_student(out, TEACHER)
+    for name, value in again.transformer.state_dict().items():
+        torch.testing.assert_close(value, told[name], msg=name, rtol=1e-3, atol=1e-3)
+    known = read_pipeline(TEACHER).text_encoder.state_dict()
+    for name, value in again.text_encoder.state_dict().items():
+        assert torch.equal(value, known[name])
+
+
+def test_a_student_that_learnt_from_another_text_is_not_stored(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"text_encoder of the student is not that of flux-tiny"):
+        store_student(stirred(guidance=True), tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_checkpoint_of_distilling_is_exported_as_a_student(tmp_path: Path) -> None:
+    model = read_pipeline(TEACHER)
+    torch.save({"average": model.state_dict()}, tmp_path / "turbo.pt")
+    training.export(tmp_path, tmp_path / "out", checkpoint="turbo")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"transformer", "shares.json"}
+
+
+@pytest.mark.parametrize("folder", [None, BUNDLED / "flux-tiny-turbo"], ids=["teacher", "student"])
+def test_distilling_starts_from_the_teacher_or_goes_on_from_a_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path | None
+) -> None:
+    begun: list[training.Run] = []
+    monkeypatch.setattr(training, "train", lambda run, *_: begun.append(run))
+    training.turbo(tmp_path, start=TEACHER, student=folder)
+    model, teacher = begun[0].model, begun[0].teacher
+    assert teacher is not None
+    wanted = read_student(folder or TEACHER, TEACHER)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, wanted.state_dict()[name]), name
+    same = torch.equal(model.transformer.proj_out.weight, teacher.transformer.proj_out.weight)
+    assert same == (folder is None)
+    assert {part.split(".")[0] for part, p in model.named_parameters() if p.requires_grad} == {
+        "transformer"
+    }
 
 
 def test_empty_captions_are_trained_at_scale_one() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fresco_trt.backends import backend, backend_names
-from fresco_trt.errors import FrescoError
+from fresco_trt.errors import FrescoError, IncompatibleOptions
 from fresco_trt.lower.build import BuildRequest, QuantChoice
 from fresco_trt.lower.layout import LAYOUTS
 from fresco_trt.lower.request import resolve
@@ -16,7 +16,10 @@ from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.caching import CACHES, SITES, CacheChoice
 from fresco_trt.plan.recipes import RECIPES
 
+MODELS = ("flux-tiny", "flux-tiny-turbo")
+
 AXES: dict[str, tuple[Any, ...]] = {
+    "model": MODELS,
     "stages": FLUX_TINY.stage_counts,
     "preset": (None, *FLUX_TINY.presets),
     "delta": (None, 0.05),
@@ -47,10 +50,11 @@ PAIRS = list(combinations(AXES, 2))
 def outcome(options: dict[str, Any]) -> FrescoError | None:
     """What refuses a build of the demo with these options, if anything does."""
     try:
-        resolved = resolve(BuildRequest(model="flux-tiny", **options))
+        resolved = resolve(BuildRequest(**{"model": "flux-tiny", **options}))
     except FrescoError as error:
         return error
     about = resolved.backend.describe()
+    assert resolved.facts.name == options.get("model", "flux-tiny")
     assert resolved.precision in about.precisions
     assert (resolved.recipe is None) == (resolved.precision in ("fp32", "bf16", "fp16"))
     assert (resolved.plan.cache is None) == (options.get("cache", AXES["cache"][0]).name == "none")
@@ -74,17 +78,20 @@ def test_a_pair_of_options_is_built_or_refused_by_name(first: str, second: str) 
     assert refused < len(choices)
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("stages", FLUX_TINY.stage_counts)
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_quantising_caching_and_refining_go_together(
-    precision: str, stages: int, cache: str
+def test_quantising_caching_refining_and_distilling_go_together(
+    precision: str, stages: int, cache: str, model: str
 ) -> None:
-    choice: Any = CacheChoice(name=cache)  # type: ignore[arg-type]
+    # On the few steps of a student the default rule skips none; asked for, some are.
+    rule = {"interval": 2, "warmup": 1} if model == "flux-tiny-turbo" else {}
+    choice: Any = CacheChoice(name=cache, **rule)  # type: ignore[arg-type]
     for name in ("onnxruntime", "tensorrt-rtx"):
         targets = ("sm89",) if backend(name).describe().targets else ()
         request = BuildRequest(
-            model="flux-tiny",
+            model=model,
             stages=stages,
             backend=name,
             precision=precision,
@@ -95,3 +102,11 @@ def test_quantising_caching_and_refining_go_together(
         assert resolved.recipe is not None
         assert resolved.plan.cache is not None
         assert any(action == "bypass" for _, action in resolved.plan.graphs)
+
+
+@pytest.mark.parametrize("stages", FLUX_TINY.stage_counts[1:])
+def test_a_cache_that_would_skip_no_step_of_a_student_is_refused(stages: int) -> None:
+    choice = CacheChoice(name="hicache")
+    error = outcome({"model": "flux-tiny-turbo", "stages": stages, "cache": choice})
+    assert isinstance(error, IncompatibleOptions)
+    assert "skips none" in error.given

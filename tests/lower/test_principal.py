@@ -155,3 +155,14 @@ def test_prompts_come_with_the_package_unless_there_are_some_here(
     (tmp_path / "calibration" / shipped.name).write_text("a cat\n")
     assert read_prompts(principal.default_prompts("flux-tiny")) == ("a cat",)
     assert principal.default_prompts("flux") == Path("calibration/flux-prompts.txt")
+
+
+def test_a_model_over_anothers_encoders_has_its_prompts_until_it_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    student = "flux-tiny-turbo"
+    assert principal.default_prompts(student) == principal.default_prompts("flux-tiny")
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration" / f"{student}-prompts.txt").write_text("a cat\n")
+    assert read_prompts(principal.default_prompts(student)) == ("a cat",)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_FACTS, FLUX_KONTEXT, FLUX_SCHNELL
+from fresco_trt.models.flux_facts import (
+    FLUX_DEV,
+    FLUX_FACTS,
+    FLUX_KONTEXT,
+    FLUX_SCHNELL,
+    FLUX_TINY,
+    FLUX_TINY_TURBO,
+)
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.sizes import check_size
 
@@ -51,3 +59,10 @@ def test_schnell_is_unguided_and_unshifted() -> None:
     assert (FLUX_SCHNELL.guidance, FLUX_SCHNELL.guidance_default) == (False, None)
     assert FLUX_SCHNELL.shift_factor(4096) == 1.0
     assert FLUX_SCHNELL.default_steps == 4
+
+
+def test_the_student_is_its_teacher_but_for_steps_and_presets() -> None:
+    own = {"name": "flux-tiny-turbo", "default_steps": 4, "presets": FLUX_TINY_TURBO.presets}
+    assert replace(FLUX_TINY, **own) == FLUX_TINY_TURBO
+    steps = {name: schedules[1].steps for name, schedules in FLUX_TINY_TURBO.presets.items()}
+    assert steps == {"quality": (4,), "balanced": (3,), "fast": (2,), "turbo": (1,)}

@@ -25,7 +25,7 @@ from fresco_trt.models.flux_parts import (
     find_pipeline,
     no_bar,
 )
-from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.weights import BUNDLED, SHARES_NAME, parts_folder
 
 TINY = BUNDLED / "flux-tiny"
 PROMPT = "a red apple on a plain blue background"
@@ -334,3 +334,47 @@ def test_an_interrupt_while_loading_is_not_turned_into_an_error() -> None:
         raise KeyboardInterrupt
     with pytest.raises(FrescoError), flux_parts._loading(TINY):
         raise RuntimeError
+
+
+# --- parts that are shared --------------------------------------------------------------------
+
+
+STUDENT = BUNDLED / "flux-tiny-turbo"
+
+
+@pytest.mark.parametrize(
+    "weights", [None, "random", str(STUDENT), str(STUDENT / "transformer")], ids=str
+)
+def test_a_student_draws_with_the_parts_it_says_it_shares(weights: str | None) -> None:
+    assert find_pipeline(weights, "flux-tiny-turbo") == TINY
+    if weights != "random":
+        assert find_codec(weights, "flux-tiny-turbo") == TINY
+
+
+def test_a_folder_says_for_itself_whose_parts_it_shares(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    assert parts_folder(own) == own
+    (own / SHARES_NAME).write_text('{"parts_of": "flux-tiny"}')
+    assert parts_folder(own) == TINY
+    assert find_codec(str(own), "flux") == TINY  # what the folder says, whatever the model is
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "something else"),
+        ('{"parts_of": "flux-tiny", "more": 1}', "something else"),
+        ('{"parts_of": "../flux-tiny"}', "'../flux-tiny'"),
+        ('{"parts_of": "flux-tiny-turbo"}', "packaged models are flux-tiny$"),
+        ('{"parts_of": 7}', "names 7"),
+        ('{"parts_of": ["flux-tiny"]}', "names"),
+    ],
+)
+def test_a_file_that_names_no_whole_model_is_refused(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / SHARES_NAME).write_text(text)
+    with pytest.raises(WeightsNotFound) as caught:
+        parts_folder(tmp_path)
+    assert re.search(told, caught.value.given)
+    assert caught.value.fix

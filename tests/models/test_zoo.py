@@ -15,7 +15,13 @@ def test_a_name_has_its_own_facts(name: str) -> None:
 
 
 def test_the_supported_names() -> None:
-    assert set(model_names()) == {"flux-tiny", "flux", "flux-schnell", "flux-kontext"}
+    assert set(model_names()) == {
+        "flux-tiny",
+        "flux-tiny-turbo",
+        "flux",
+        "flux-schnell",
+        "flux-kontext",
+    }
 
 
 @pytest.mark.parametrize("name", ["hunyuan-video", "qwen-image-edit"])
@@ -44,7 +50,7 @@ def test_a_misspelt_name_is_told_the_nearest(name: str, nearest: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "sdxl", "0"])
 def test_a_strange_name_is_told_the_names_only(name: str) -> None:
-    with pytest.raises(UnknownModel, match="flux-tiny, flux, ") as raised:
+    with pytest.raises(UnknownModel, match="flux-tiny, flux-tiny-turbo, flux, ") as raised:
         model_facts(name)
     assert "did you mean" not in str(raised.value)
 
