@@ -136,7 +136,11 @@ Tolerance = Annotated[
 Precision = Annotated[str | None, typer.Option(help="Of ranges: int8 or fp8.", show_default="int8")]
 RecipeName = Annotated[
     str | None,
-    typer.Option("--recipe", help="Of ranges: int8, int8-smooth or fp8.", show_default="its own"),
+    typer.Option(
+        "--recipe",
+        help="Of ranges: int8, int8-smooth, fp8 or fp8-attention.",
+        show_default="its own",
+    ),
 ]
 Keep = Annotated[
     list[str] | None,

@@ -87,11 +87,13 @@ def _worst_skip(each: Mapping[str, Any]) -> str:
 
 
 def ranges_table(summary: Mapping[str, Any]) -> None:
-    """The largest input of each layer in each stage, the widest first."""
-    widest = sorted(summary["inputs"].items(), key=lambda each: -max(each[1]))
+    """The largest input of each layer in each stage, and those of attention, the widest first."""
+    layers, operands = summary["inputs"], summary["attention"]
+    widest = sorted((layers | operands).items(), key=lambda each: -max(each[1]))
+    more = f", {len(operands)} operands of attention" if operands else ""
     stages = len(widest[0][1])
     table(
-        f"{summary['model']}, {summary['recipe']}: {len(widest)} layers",
+        f"{summary['model']}, {summary['recipe']}: {len(layers)} layers{more}",
         ("layer", *(f"stage {number}" for number in range(1, stages + 1))),
         [(layer, *(f"{value:.4g}" for value in values)) for layer, values in widest[:SHOWN]],
     )

@@ -1,4 +1,4 @@
-"""Activation and weight ranges of a model's linear layers, as a file: what quantising needs.
+"""Ranges of a model's linear layers and of its attention, as a file: what quantising needs.
 
 Written by ``lower/ranges.py`` and read by a build. Data only: a safetensors file whose header says
 of which weights, on which plan, by which prompts and for which recipe.
@@ -7,8 +7,8 @@ of which weights, on which plan, by which prompts and for which recipe.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _KINDS = ("input", "weight", "smooth")
+_OPERANDS = ("query", "key", "value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +57,40 @@ class LayerRange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionRange:
+    """Largest magnitudes of what one attention multiplies, float32 [K] on the CPU: in each of K
+    stages, after the rotary embedding and before any scale of attention.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ranges:
-    """The ranges of every quantised layer, by its path in the transformer."""
+    """The ranges of every quantised layer, by its path in the transformer, and for a recipe with
+    attention those of every attention whose products are quantised.
+    """
 
     layers: Mapping[str, LayerRange]
     record: RangesRecord
+    attention: Mapping[str, AttentionRange] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Its record, and the largest input magnitude of each layer in each stage."""
-        inputs = {name: _digits(layer.input) for name, layer in self.layers.items()}
-        return {**asdict(self.record), "kept": list(self.record.kept), "inputs": inputs}
+        """Its record, and the largest input magnitude of each layer in each stage; those of
+        attention are named after what they are of, as in "transformer_blocks.0.attn.query".
+        """
+        entering = {name: layer.input for name, layer in self.layers.items()}
+        operands = {
+            f"{path}.{kind}": tensor for path, kind, tensor in self.named() if kind in _OPERANDS
+        }
+        return {
+            **asdict(self.record),
+            "kept": list(self.record.kept),
+            "inputs": {name: _digits(tensor) for name, tensor in entering.items()},
+            "attention": {name: _digits(tensor) for name, tensor in operands.items()},
+        }
 
     def digest(self) -> str:
         """SHA-256 of the record and all tensors."""
@@ -78,33 +103,49 @@ class Ranges:
         """Write the file whole or not at all. Raises OutputNotWritable or DiskFull."""
         store_measured(path, SCHEMA, self.record, self._tensors())
 
+    def named(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Path, kind ("input", "query") and tensor of every range that there is."""
+        parts = ((self.layers, _KINDS), (self.attention, _OPERANDS))
+        for ranges, kinds in parts:
+            for path, each in ranges.items():
+                for kind in kinds:
+                    tensor = getattr(each, kind)
+                    if tensor is not None:
+                        yield path, kind, tensor
+
     def _tensors(self) -> dict[str, Tensor]:
-        named = (
-            (f"{name}.{kind}", getattr(layer, kind))
-            for name, layer in self.layers.items()
-            for kind in _KINDS
-        )
-        return {name: tensor.contiguous() for name, tensor in named if tensor is not None}
+        return {f"{path}.{kind}": tensor.contiguous() for path, kind, tensor in self.named()}
 
 
 def read_ranges(path: Path) -> Ranges:
     """Stored ranges. Raises CalibrationError for a file that is none, or a damaged one."""
     record, tensors = read_measured(path, SCHEMA, RangesRecord, _COMMAND)
-    layers = sorted({name.rpartition(".")[0] for name in tensors})
-    ranges = Ranges(layers={name: _layer(name, tensors, path) for name in layers}, record=record)
+    parts = [name.rpartition(".")[::2] for name in tensors]
+    layers = sorted({each for each, kind in parts if kind not in _OPERANDS})
+    attention = sorted({each for each, kind in parts if kind in _OPERANDS})
+    ranges = Ranges(
+        layers={
+            name: LayerRange(
+                **_required(name, ("input", "weight"), tensors, path),
+                smooth=tensors.get(f"{name}.smooth"),
+            )
+            for name in layers
+        },
+        attention={
+            name: AttentionRange(**_required(name, _OPERANDS, tensors, path)) for name in attention
+        },
+        record=record,
+    )
     check_finite(ranges)
     return ranges
 
 
 def check_finite(ranges: Ranges) -> None:
     """Raise CalibrationError unless every range is a positive number, zero for a dead channel."""
-    for name, layer in ranges.layers.items():
-        for kind in _KINDS:
-            tensor = getattr(layer, kind)
-            if tensor is None or (tensor.isfinite().all() and (tensor >= 0).all()):
-                continue
+    for path, kind, tensor in ranges.named():
+        if not (tensor.isfinite().all() and (tensor >= 0).all()):
             raise CalibrationError(
-                f"the {kind} range of {name} is {_digits(tensor.flatten()[:4])}",
+                f"the {kind} range of {path} is {_digits(tensor.flatten()[:4])}",
                 expected="finite numbers from 0 up",
                 fix="check the weights and the prompts: this is what they gave when measured",
             )
@@ -113,7 +154,9 @@ def check_finite(ranges: Ranges) -> None:
 def check_ranges(
     ranges: Ranges, *, model: str, weights_sha256: str, recipe: Recipe, plan_sha256: str
 ) -> None:
-    """Raise CalibrationError unless ranges are of exactly these weights, recipe and plan."""
+    """Raise CalibrationError unless ranges are of exactly these weights, recipe and plan, and of
+    attention where the recipe quantises it.
+    """
     record = ranges.record
     pairs = {
         "model": (record.model, model),
@@ -124,25 +167,43 @@ def check_ranges(
     wrong = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if wrong:
         raise CalibrationError(
-            "ranges of " + ", ".join(f"{name} {found[:12]}" for name, (found, _) in wrong.items()),
-            expected=", ".join(f"{name} {asked[:12]}" for name, (_, asked) in wrong.items()),
-            fix=f"measure them for this build with '{_COMMAND}', or leave --ranges out to have the "
-            "build do so",
+            "ranges of "
+            + ", ".join(f"{name} {_short(found)}" for name, (found, _) in wrong.items()),
+            expected=", ".join(f"{name} {_short(asked)}" for name, (_, asked) in wrong.items()),
+            fix=_MEASURE,
+        )
+    if recipe.attention and not ranges.attention:
+        raise CalibrationError(
+            f"ranges of {len(ranges.layers)} layers and of no attention",
+            expected=f"those of query, key and value too, for --recipe {recipe.name}",
+            fix=_MEASURE,
         )
 
 
+def _short(text: str) -> str:
+    """A name as it is, of a digest the beginning."""
+    return text[:12] if len(text) == _DIGEST else text
+
+
+_DIGEST = 64
 _COMMAND = "fresco-trt calibrate --measure ranges"
+_MEASURE = (
+    f"measure them for this build with '{_COMMAND}', or leave --ranges out to have the build do so"
+)
 
 
-def _layer(name: str, tensors: Mapping[str, Tensor], path: Path) -> LayerRange:
-    parts = {kind: tensors.get(f"{name}.{kind}") for kind in _KINDS}
-    if parts["input"] is None or parts["weight"] is None:
+def _required(
+    name: str, kinds: Iterable[str], tensors: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """The ranges that a layer or an attention cannot do without, by their kind."""
+    try:
+        return {kind: tensors[f"{name}.{kind}"] for kind in kinds}
+    except KeyError as error:
         raise CalibrationError(
             f"{path.name} lacks a range of {name or 'a layer'}",
             expected=f"a file that '{_COMMAND}' wrote",
             fix="measure it again with that command",
-        )
-    return LayerRange(input=parts["input"], weight=parts["weight"], smooth=parts["smooth"])
+        ) from error
 
 
 def _digits(tensor: Tensor) -> list[float]:

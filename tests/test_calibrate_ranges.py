@@ -40,6 +40,7 @@ def test_a_build_takes_the_ranges_that_were_measured(
     assert found["kept"][-1] == "*.ff.net.2"
     assert found["inputs"].keys() == ranges.layers.keys()
     assert all(len(stages) == 2 for stages in found["inputs"].values())
+    assert found["attention"] == {}
     assert not any(name.endswith("ff.net.2") for name in ranges.layers)
     given = ["--precision", "int8", "--ranges", found["file"], "--force", "--out", "b"]
     shown(capsys, "build", *ASKED, *given)
@@ -52,10 +53,26 @@ def test_a_build_takes_the_ranges_that_were_measured(
     assert f"{record['ssim']:.3f}" in table
 
 
+def test_ranges_of_attention_are_measured_and_shown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["calibrate", "--measure", "ranges", *ASKED]
+    asked += ["--precision", "fp8", "--recipe", "fp8-attention", "--keep", "single*.attn"]
+    found = shown(capsys, *asked)
+    assert read_ranges(folder / found["file"]).attention.keys() == {
+        f"transformer_blocks.{index}.attn" for index in (0, 1)
+    }
+    assert len(found["attention"]) == 6
+    assert all(len(stages) == 2 for stages in found["attention"].values())
+    assert cli.main(asked) == 0
+    assert "44 layers, 6 operands of attention" in " ".join(capsys.readouterr().out.split())
+
+
 def test_sensitivity_names_every_group_and_its_pattern(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["calibrate", "--measure", "sensitivity", *ASKED, "--precision", "fp8"]
+    arguments = ["calibrate", "--measure", "sensitivity", *ASKED]
+    arguments += ["--precision", "fp8", "--recipe", "fp8-attention"]
     found = shown(capsys, *arguments)
     assert json.loads((folder / found["file"]).read_text()) == {
         name: value for name, value in found.items() if name != "file"
@@ -65,6 +82,9 @@ def test_sensitivity_names_every_group_and_its_pattern(
     assert 0 < errors[-1] < errors[0] < found["together"]
     blocks = [each for each in found["groups"] if each["group"].startswith("block ")]
     assert len(blocks) == 6
+    patterns = {each["group"]: each["pattern"] for each in found["groups"]}
+    for stack in ("transformer_blocks", "single_transformer_blocks"):
+        assert patterns[f"kind {stack}.attn"] == f"{stack}.*.attn"
     assert cli.main(arguments) == 0
     assert f"--keep '{found['groups'][0]['pattern']}'" in capsys.readouterr().out
 

@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 def coded(transformer: nn.Module, quantizer: Quantizer) -> nn.Module:
     """A copy of ``transformer`` with codes in every layer that has ranges; all else is shared.
 
-    The quantiser's account is given the bytes of each. Its recipe must be one of FP8 codes.
+    The quantiser's account is given the bytes of each. Its recipe must be one of FP8 codes. Raises
+    ValueError for one with attention, which torch runs as a single function.
     """
+    if quantizer.recipe.attention:
+        raise ValueError(f"{quantizer.recipe.name} quantises attention; torch multiplies no codes")
     copied, account = shallow(transformer), quantizer.account
     for name, found in quantizer.ranges.layers.items():
         layer = _coded(transformer.get_submodule(name), found, quantizer.recipe)

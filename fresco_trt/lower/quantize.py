@@ -5,7 +5,8 @@ all stages, like any other constant. Around a layer's matrix product it puts
 ``x -> QuantizeLinear -> DequantizeLinear`` and, in place of the weight, ``codes ->
 DequantizeLinear``; engine libraries fuse the three into one product of that precision. The nodes
 are placed here because the exporter of nvidia-modelopt traces with TorchScript, which has no RMS
-norm; every number in them is modelopt's.
+norm; every number in them is modelopt's. Attention's products, where they have ranges, are left to
+``attention.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import ExportError
+from fresco_trt.lower.attention import quantise_attention
+from fresco_trt.lower.nodes import DEQUANTIZE, TINY, Site
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,13 +61,16 @@ class Quantizer:
     account: Account = field(default_factory=Account)
 
     def quantise(self, model: ir.Model, weights: WeightFile) -> None:
-        """Quantise in place. Raises ExportError for a layer whose product is not found."""
+        """Quantise in place. Raises ExportError for a layer or an attention whose products are not
+        found.
+        """
         done: dict[tuple[str, bytes], ir.Value] = {}
         for node in list(model.graph):
             product = self._product(model.graph, node)
             if product is not None:
                 self._exchange(product, done)
         self._check(model.graph)
+        quantise_attention(model.graph, self.ranges.attention, self.recipe)
         self.account.products[str(model.graph.name)] = self._products(model.graph)
 
     def _product(self, graph: ir.Graph, node: ir.Node) -> _Product | None:
@@ -115,24 +121,19 @@ class Quantizer:
         for node in graph:
             if node.op_type in ("MatMul", "Gemm"):
                 makers = [value.producer() for value in node.inputs[:2] if value is not None]
-                codes = all(maker is not None and maker.op_type == _DQ for maker in makers)
+                codes = all(maker is not None and maker.op_type == DEQUANTIZE for maker in makers)
                 kinds[self.recipe.precision if codes else "float"] += 1
         return kinds
 
 
-_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
-_TINY = 1e-12
-"""Stands in for the range of what is always zero: any scale will do, but none may be zero."""
-
-
 def input_scale(found: LayerRange, recipe: Recipe) -> float:
     """Scale of the codes of a layer's input: one for all stages, so that they share the rest."""
-    return max(float(found.input.max()), _TINY) / recipe.top
+    return max(float(found.input.max()), TINY) / recipe.top
 
 
 def weight_scale(found: LayerRange, recipe: Recipe) -> Tensor:
     """Scales of the codes of a layer's weight: float32 [out], or [] for one of all."""
-    return found.weight.clamp(min=_TINY) / recipe.top
+    return found.weight.clamp(min=TINY) / recipe.top
 
 
 def encode(weight: Array, found: LayerRange, recipe: Recipe) -> tuple[Array, Array]:
@@ -191,72 +192,31 @@ class _Product:
 
     def rounded(self) -> ir.Value:
         """The input, smoothed if it is to be, rounded to codes and back."""
-        import numpy as np
-
-        source, kind = self.source, self.values.dtype
-        if self.found.smooth is not None:
-            factors = self._constant("input.smooth", self.found.smooth.numpy().astype(kind))
-            source = self._node("Mul", "input.Smooth", [source, factors], source)
-        unit = self._constant("input.scale", np.asarray(self.scale, kind))
-        zero = self._constant("input.zero", self._zeros(()))
-        codes = self._node(_Q, "input.Q", [source, unit, zero], source, kind=self._code_type())
-        return self._node(_DQ, "input.DQ", [codes, unit, zero], source)
+        source, smooth, site = self.source, self.found.smooth, self._site
+        if smooth is not None:
+            factors = site.constant("input.smooth", smooth.numpy().astype(self.values.dtype))
+            source = site.node("Mul", "input.Smooth", [source, factors], source)
+        return site.rounded("input", source, self.scale)
 
     def decoded(self, codes: Array, scales: Array) -> ir.Value:
         """The weight from its codes [in,out]; a scale for each column, or one for all."""
         import onnx_ir as ir
 
+        site = self._site
         operands = [
-            self._constant("weight.codes", codes),
-            self._constant("weight.scale", scales),
-            self._constant("weight.zero", self._zeros(scales.shape)),
+            site.constant("weight.codes", codes),
+            site.constant("weight.scale", scales),
+            site.constant("weight.zero", site.zeros(scales.shape)),
         ]
         axis = [ir.AttrInt64("axis", 1)] if scales.ndim else []
-        return self._node(_DQ, "weight.DQ", operands, self.weight, attributes=axis)
+        return site.node(DEQUANTIZE, "weight.DQ", operands, self.weight, attributes=axis)
 
-    def _node(
-        self,
-        operator: str,
-        name: str,
-        operands: list[Any],
-        like: ir.Value,
-        *,
-        kind: ir.DataType | None = None,
-        attributes: Any = (),
-    ) -> ir.Value:
-        """A node before the product; its output has the shape of ``like``, the weight's dtype or
-        ``kind``.
-        """
-        import onnx_ir as ir
-
-        title = f"{self.layer}.{name}"
-        dtype = ir.DataType.from_numpy(self.values.dtype) if kind is None else kind
-        output = ir.Value(name=title, shape=like.shape, type=ir.TensorType(dtype))
-        node = ir.Node("", operator, operands, attributes, outputs=[output], name=title)
-        self.graph.insert_before(self.node, node)
-        return output
-
-    def _constant(self, name: str, values: Array) -> ir.Value:
-        import onnx_ir as ir
-
-        title = f"{self.layer}.{name}"
-        tensor = ir.tensor(values, name=title)
-        value = ir.Value(
-            name=title,
-            shape=ir.Shape(values.shape),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
+    @property
+    def _site(self) -> Site:
+        return Site(
+            graph=self.graph,
+            before=self.node,
+            path=self.layer,
+            dtype=self.values.dtype,
+            recipe=self.recipe,
         )
-        self.graph.register_initializer(value)
-        return value
-
-    def _zeros(self, shape: tuple[int, ...]) -> Array:
-        import numpy as np
-
-        return np.zeros(shape, self._code_type().numpy())
-
-    def _code_type(self) -> ir.DataType:
-        import onnx_ir as ir
-
-        kinds = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
-        return kinds[self.recipe.precision]

@@ -1,4 +1,4 @@
-"""Ranges of a model's linear layers, measured where they are used: on the steps of a stage plan.
+"""Ranges of linear layers and attention, measured where they are used: on a stage plan's steps.
 
 Between the loaded weights and the quantised graphs. nvidia-modelopt calibrates its own copy of the
 model in torch while the plan's sampler draws the calibration prompts, so that a range covers every
@@ -13,7 +13,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from fresco_trt.errors import BackendUnavailable, CalibrationError
 from fresco_trt.lower.simulation import shallow
 from fresco_trt.lower.trajectories import in_full, walks
+from fresco_trt.models.flux_attention import attention_paths
 from fresco_trt.plan.recipes import kept_by
-from fresco_trt.ranges import LayerRange, Ranges, RangesRecord, check_finite
+from fresco_trt.ranges import AttentionRange, LayerRange, Ranges, RangesRecord, check_finite
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 MEASURING = "measuring ranges"
 ALPHA = 0.5
 """SmoothQuant's migration strength: half of the difficulty stays with the activations."""
+
+_BMM = {"query": "q_bmm", "key": "k_bmm", "value": "v_bmm"}
+"""What modelopt calls the operands of attention."""
 
 
 def layers_of(transformer: nn.Module, kept: Sequence[str]) -> tuple[str, ...]:
@@ -50,6 +54,23 @@ def layers_of(transformer: nn.Module, kept: Sequence[str]) -> tuple[str, ...]:
             fix="pass fewer or narrower patterns with --keep",
         )
     return layers
+
+
+def attentions_of(transformer: nn.Module, recipe: Recipe, kept: Sequence[str]) -> tuple[str, ...]:
+    """Paths of the attentions whose products the recipe quantises and no pattern keeps. Raises
+    CalibrationError if it quantises them and none is left.
+    """
+    if not recipe.attention:
+        return ()
+    every = attention_paths(transformer)
+    paths = tuple(path for path in every if not kept_by(kept, path))
+    if not paths:
+        raise CalibrationError(
+            f"the attention of all {len(every)} blocks is kept by {', '.join(kept)}",
+            expected=f"at least one to quantise with --recipe {recipe.name}",
+            fix="pass fewer or narrower patterns with --keep, or leave --recipe out",
+        )
+    return paths
 
 
 def measure_ranges(
@@ -69,10 +90,11 @@ def measure_ranges(
     for name, weight in reference.transformer.named_parameters():
         _require_finite(f"the weight {name}", weight)
     layers, full = layers_of(reference.transformer, kept), in_full(plan)
+    attentions = attentions_of(reference.transformer, recipe, kept)
     # SmoothQuant divides weights in place.
     copied = copy.deepcopy if recipe.smooth else shallow
     model = copied(reference.transformer)
-    seen = _Inputs(layers)
+    seen = _Inputs({name: name for name in layers} | _operands(attentions))
 
     def draw(model: nn.Module) -> None:
         with ExitStack() as scope:
@@ -83,9 +105,10 @@ def measure_ranges(
                 seen.fold(step.stage)
                 progress(MEASURING, done / total)
 
-    model = _calibrated(model, recipe, layers, draw)
+    model = _calibrated(model, recipe, (*layers, *attentions), draw)
     ranges = Ranges(
         layers={name: _layer(model.get_submodule(name), seen.stages(name)) for name in layers},
+        attention={path: _attention(path, seen) for path in attentions},
         record=RangesRecord(
             model=reference.facts.name,
             weights_sha256=reference.weights_sha256,
@@ -124,23 +147,29 @@ def _require() -> None:
 
 
 def _calibrated(
-    model: nn.Module, recipe: Recipe, layers: Sequence[str], draw: Callable[[nn.Module], None]
+    model: nn.Module, recipe: Recipe, parts: Sequence[str], draw: Callable[[nn.Module], None]
 ) -> nn.Module:
-    """``model`` with modelopt's quantisers on exactly ``layers``, calibrated by ``draw``."""
+    """``model`` with modelopt's quantisers on exactly ``parts``, linear layers and attentions,
+    calibrated by ``draw``.
+    """
     with _quiet():
         from modelopt.torch import quantization
 
-        done: nn.Module = quantization.quantize(model, _config(recipe, layers), draw)
+        done: nn.Module = quantization.quantize(model, _config(recipe, parts), draw)
     return done
 
 
-def _config(recipe: Recipe, layers: Sequence[str]) -> dict[str, Any]:
-    """modelopt's form of a recipe: everything off, then the layers on, later entries winning."""
+def _config(recipe: Recipe, parts: Sequence[str]) -> dict[str, Any]:
+    """modelopt's form of a recipe: everything off, then the parts on, later entries winning. A part
+    has the quantisers of a linear layer or those of attention, never both.
+    """
     bits: Any = 8 if recipe.precision == "int8" else (4, 3)
     kinds = {"weight": 0 if recipe.channels else None, "input": None}
+    if recipe.attention:
+        kinds |= dict.fromkeys(_BMM.values())
     on = [
-        {"quantizer_name": f"{layer}.{kind}_quantizer", "cfg": {"num_bits": bits, "axis": axis}}
-        for layer in layers
+        {"quantizer_name": f"{part}.{kind}_quantizer", "cfg": {"num_bits": bits, "axis": axis}}
+        for part in parts
         for kind, axis in kinds.items()
     ]
     smooth = {"method": "smoothquant", "alpha": ALPHA}
@@ -164,6 +193,22 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _operands(attentions: Sequence[str]) -> dict[str, str]:
+    """Where query, key and value pass in modelopt's attention, by the names of their ranges: its
+    quantisers stand after the rotary embedding, right before the products.
+    """
+    return {
+        f"{path}.{operand}": f"{path}.{kind}_quantizer"
+        for path in attentions
+        for operand, kind in _BMM.items()
+    }
+
+
+def _attention(path: str, seen: _Inputs) -> AttentionRange:
+    query, key, value = (seen.stages(f"{path}.{operand}").amax(dim=1) for operand in _BMM)
+    return AttentionRange(query=query, key=key, value=value)
+
+
 def _layer(module: nn.Module, inputs: Tensor) -> LayerRange:
     """What modelopt decided of one layer, with its ``inputs`` [K,in] of each stage."""
     quantised: Any = module
@@ -180,17 +225,19 @@ def _layer(module: nn.Module, inputs: Tensor) -> LayerRange:
 
 
 class _Inputs:
-    """Largest magnitude of every channel that enters each layer, kept apart by stage."""
+    """Largest magnitude of every channel that enters each module, kept apart by stage. Modules are
+    given by name and path.
+    """
 
-    def __init__(self, layers: Sequence[str]) -> None:
-        self._layers = layers
+    def __init__(self, modules: Mapping[str, str]) -> None:
+        self._modules = modules
         self._now: dict[str, Tensor] = {}
         self._stages: dict[int, dict[str, Tensor]] = {}
 
     def attach(self, model: nn.Module, scope: ExitStack) -> None:
-        """Look at the inputs of the layers until ``scope`` ends."""
-        for name in self._layers:
-            hook = model.get_submodule(name).register_forward_pre_hook(self._hook(name))
+        """Look at the inputs of the modules until ``scope`` ends."""
+        for name, path in self._modules.items():
+            hook = model.get_submodule(path).register_forward_pre_hook(self._hook(name))
             scope.callback(hook.remove)
 
     def fold(self, stage: int) -> None:
@@ -200,9 +247,9 @@ class _Inputs:
             kept[name] = torch.maximum(kept[name], largest) if name in kept else largest
         self._now = {}
 
-    def stages(self, layer: str) -> Tensor:
+    def stages(self, name: str) -> Tensor:
         """[K,in], float32, in the order of the stages."""
-        return torch.stack([kept[layer] for _, kept in sorted(self._stages.items())])
+        return torch.stack([kept[name] for _, kept in sorted(self._stages.items())])
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -175,6 +175,7 @@ def resolve(request: BuildRequest) -> Resolved:
     _check_quant(request, recipe)
     targets = _targets(request.targets, about)
     _check_targets(recipe, targets or about.targets)
+    _check_attention(recipe, about)
     check_layout(request.layout, plan, about)
     if request.stream_weights:
         check_streaming(request.layout, plan, about)
@@ -305,6 +306,16 @@ def _check_targets(recipe: Recipe | None, targets: tuple[str, ...]) -> None:
             f"--precision fp8 for {', '.join(old)}",
             expected=f"GPUs from sm{FP8_FROM} on: older ones have no FP8 matrix products",
             fix=f"pass --target {','.join(able) or f'sm{FP8_FROM}'}, or --precision int8",
+        )
+
+
+def _check_attention(recipe: Recipe | None, about: BackendFacts) -> None:
+    """Codes of attention stand in the graph: a library that is not built from one has none."""
+    if recipe is not None and recipe.attention and about.graph_format != "onnx":
+        raise IncompatibleOptions(
+            f"--recipe {recipe.name} with the backend {about.name}",
+            expected="a backend that is built from ONNX graphs: torch's attention takes no codes",
+            fix="leave --recipe out to quantise the linear layers, or pass --backend tensorrt-rtx",
         )
 
 

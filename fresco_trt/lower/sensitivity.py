@@ -54,7 +54,9 @@ class _Case:
 
 
 def groups_of(layers: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Pattern and layers of every group: each block, and each kind of layer over all blocks."""
+    """Pattern and layers of every group: each block, and each kind of layer over all blocks. The
+    products of attention are a layer here, by the path of their module.
+    """
     found: dict[str, tuple[str, list[str]]] = {}
     for layer in layers:
         for group, pattern in _groups(layer):
@@ -79,7 +81,7 @@ def measure_sensitivity(
 
     Largest first. ``reference`` is the model that the ranges were measured on.
     """
-    groups = groups_of(tuple(ranges.layers))
+    groups = groups_of((*ranges.layers, *ranges.attention))
     cases = _cases(reference, in_full(plan))
     errors = []
     for done, (group, (pattern, layers)) in enumerate(groups.items()):

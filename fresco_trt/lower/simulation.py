@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fresco_trt.lower.attention import attention_scales
 from fresco_trt.lower.quantize import encode, input_scale
+from fresco_trt.models.flux_attention import put_products
 from fresco_trt.models.fp8 import exchange
 
 if TYPE_CHECKING:
     from fresco_trt.plan.recipes import Recipe
-    from fresco_trt.ranges import LayerRange, Ranges
+    from fresco_trt.ranges import AttentionRange, LayerRange, Ranges
 
 _LOWEST = -128.0  # the int8 that symmetric scales leave unused, and saturation still reaches
 
@@ -27,16 +29,20 @@ def simulate(
     transformer: nn.Module,
     ranges: Ranges,
     recipe: Recipe,
-    layers: Collection[str] | None = None,
+    parts: Collection[str] | None = None,
 ) -> nn.Module:
-    """A copy of a float32 ``transformer`` with ``layers`` (None: all that have ranges) rounded.
+    """A copy of a float32 ``transformer`` with ``parts`` (None: all that have ranges) rounded:
+    paths of linear layers and of attentions.
 
     All else is shared with the original, which is not changed.
     """
     copied = shallow(transformer)
     for name, found in ranges.layers.items():
-        if layers is None or name in layers:
+        if parts is None or name in parts:
             exchange(copied, name, RoundedLinear(copied.get_submodule(name), found, recipe))
+    for name, attention in ranges.attention.items():
+        if parts is None or name in parts:
+            put_products(copied.get_submodule(name), RoundedProducts(attention, recipe))
     return copied
 
 
@@ -61,6 +67,26 @@ class RoundedLinear(nn.Module):
         smoothed = inputs if self.smooth is None else inputs * self.smooth
         codes = _rounded(smoothed / self.scale, self.recipe)
         return nn.functional.linear(codes * self.scale, self.weight, self.bias)
+
+
+class RoundedProducts(nn.Module):
+    """The two products of attention, every operand rounded to codes in each call."""
+
+    def __init__(self, found: AttentionRange, recipe: Recipe) -> None:
+        super().__init__()
+        self.scales, self.recipe = attention_scales(found, recipe), recipe
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """As torch's ``scaled_dot_product_attention``, float32."""
+        # Graphs scale query and key before they are rounded, and their ranges likewise: the codes
+        # are the same.
+        scores = self._codes("query", query) @ self._codes("key", key).transpose(-1, -2)
+        weights = torch.softmax(scores * query.shape[-1] ** -0.5, dim=-1)
+        return self._codes("softmax", weights) @ self._codes("value", value)
+
+    def _codes(self, kind: str, values: Tensor) -> Tensor:
+        scale = self.scales[kind]
+        return _rounded(values / scale, self.recipe) * scale
 
 
 def _rounded(values: Tensor, recipe: Recipe) -> Tensor:

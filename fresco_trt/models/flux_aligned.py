@@ -17,15 +17,22 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from fresco_trt.models.flux_attention import (
+    Products,
+    Rope,
+    attended,
+    parted,
+    products_of,
+    projected,
+    rotated,
+    torch_products,
+)
 from fresco_trt.models.flux_graph import FullGraph
-
-Rope: TypeAlias = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,16 +84,20 @@ class AlignedProcessor:
         image_rotary_emb: Rope,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """As ``FluxAttnProcessor``: a double-stream block's image and text, or the joint tokens."""
-        query, key, value = _projected(attn, hidden_states, encoder_hidden_states)
-        joint = aligned_attention(query, key, value, image_rotary_emb, self.order).flatten(2)
-        if encoder_hidden_states is None:
-            return joint
-        text = encoder_hidden_states.shape[1]
-        return attn.to_out[0](joint[:, text:]), attn.to_add_out(joint[:, :text])
+        query, key, value = projected(attn, hidden_states, encoder_hidden_states)
+        joint = aligned_attention(
+            query, key, value, image_rotary_emb, self.order, products_of(attn)
+        )
+        return parted(attn, joint.flatten(2), encoder_hidden_states)
 
 
 def aligned_attention(
-    query: Tensor, key: Tensor, value: Tensor, rope: Rope, order: MixedOrder
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rope: Rope,
+    order: MixedOrder,
+    products: Products = torch_products,
 ) -> Tensor:
     """Attention [B,S,heads,d] of a joint sequence, text in front, each query on its own grid.
 
@@ -94,49 +105,17 @@ def aligned_attention(
     for each key that coarse queries see, in the order of :meth:`MixedOrder.seen`.
     """
     fine, coarse, own = rope[:2], rope[2:], slice(order.text, order.fine)
-    rotated = _rotated(query, fine)
-    others = torch.cat([rotated[:, : order.text], rotated[:, order.fine :]], dim=1)
-    everywhere = _attention(others, _rotated(key, fine), value)
+    turned = rotated(query, fine)
+    others = torch.cat([turned[:, : order.text], turned[:, order.fine :]], dim=1)
+    everywhere = attended(others, rotated(key, fine), value, products)
     rows = tuple(table[own] for table in coarse)
-    between = _attention(
-        _rotated(query[:, own], rows), _rotated(order.seen(key), coarse), order.seen(value)
+    between = attended(
+        rotated(query[:, own], rows),
+        rotated(order.seen(key), coarse),
+        order.seen(value),
+        products,
     )
     return torch.cat([everywhere[:, : order.text], between, everywhere[:, order.text :]], dim=1)
-
-
-def _attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Of tensors [B,S,heads,d], as diffusers holds them."""
-    query, key, value = (each.transpose(1, 2) for each in (query, key, value))
-    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
-
-
-def _rotated(sequence: Tensor, rope: Rope) -> Tensor:
-    """``sequence`` [B,S,heads,d] turned by cos and sin [S,d] in float32, as diffusers does it."""
-    cos, sin = (table[:, None] for table in rope)
-    even, odd = sequence.reshape(*sequence.shape[:-1], sequence.shape[-1] // 2, 2).unbind(-1)
-    quarter = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return (sequence.float() * cos + quarter.float() * sin).to(sequence.dtype)
-
-
-def _projected(attn: Any, image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [B,S,heads,d] by the block's own layers, text in front."""
-    heads = (-1, attn.head_dim)
-    query, key, value = (
-        layer(image).unflatten(-1, heads) for layer in (attn.to_q, attn.to_k, attn.to_v)
-    )
-    query, key = attn.norm_q(query), attn.norm_k(key)
-    if text is None:
-        return query, key, value
-    added = (
-        layer(text).unflatten(-1, heads)
-        for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-    )
-    query_text, key_text, value_text = added
-    return (
-        torch.cat([attn.norm_added_q(query_text), query], dim=1),
-        torch.cat([attn.norm_added_k(key_text), key], dim=1),
-        torch.cat([value_text, value], dim=1),
-    )
 
 
 def _shell(module: nn.Module, processor: AlignedProcessor) -> nn.Module:

@@ -24,7 +24,9 @@ class Recipe:
     takes. ``channels``: a weight has one scale for every output channel, else one alone. With
     ``smooth`` the difficulty of activations is moved into the weights first (SmoothQuant, arXiv
     2211.10438): each input channel is divided by ``max|x|^a / max|w|^(1-a)`` with a = 1/2, and
-    its weights multiplied.
+    its weights multiplied. With ``attention`` the two products of attention are of codes too:
+    query, key and value after the rotary embedding have one scale each, and what softmax gives has
+    ``1/top``, because it is never over 1. Only engines that are built from graphs have it.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Recipe:
     top: float
     channels: bool
     smooth: bool = False
+    attention: bool = False
     code_bytes: int = 1
 
 
@@ -42,6 +45,7 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(name="int8-smooth", precision="int8", top=127.0, channels=True, smooth=True),
         # One scale a weight: the form in which every engine library has FP8 matrix products.
         Recipe(name="fp8", precision="fp8", top=448.0, channels=False),
+        Recipe(name="fp8-attention", precision="fp8", top=448.0, channels=False, attention=True),
     )
 }
 """Every recipe; the first of a precision is its default."""

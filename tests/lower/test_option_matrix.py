@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fresco_trt.backends import backend, backend_names
-from fresco_trt.errors import FrescoError, IncompatibleOptions
+from fresco_trt.errors import FrescoError, IncompatibleOptions, UnsupportedPrecision
 from fresco_trt.lower.build import BuildRequest, QuantChoice
 from fresco_trt.lower.layout import LAYOUTS
 from fresco_trt.lower.request import resolve
@@ -76,6 +76,34 @@ def test_a_pair_of_options_is_built_or_refused_by_name(first: str, second: str) 
     # The first choices are the defaults of both: what they name is never refused.
     assert outcome({first: AXES[first][0], second: AXES[second][0]}) is None
     assert refused < len(choices)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("library", backend_names())
+def test_a_recipe_is_built_by_a_backend_or_refused_by_name(library: str, name: str) -> None:
+    recipe, about = RECIPES[name], backend(library).describe()
+    options: dict[str, Any] = {
+        "backend": library,
+        "precision": recipe.precision,
+        "quant": QuantChoice(recipe=name),
+        "targets": ("sm89",) if "sm89" in about.targets else (),
+    }
+    error = outcome(options)
+    if recipe.precision not in about.precisions:
+        assert isinstance(error, UnsupportedPrecision)
+    elif recipe.attention and about.graph_format != "onnx":
+        assert isinstance(error, IncompatibleOptions)
+        assert error.given == f"--recipe {name} with the backend {library}"
+        assert "leave --recipe out" in error.fix
+    else:
+        assert error is None
+
+
+def test_some_backends_have_attention_in_codes_and_some_do_not() -> None:
+    asked = {"precision": "fp8", "quant": QuantChoice(recipe="fp8-attention")}
+    assert outcome({"backend": "onnxruntime", **asked}) is None
+    assert outcome({"backend": "tensorrt-rtx", "targets": ("sm89",), **asked}) is None
+    assert isinstance(outcome({"backend": "inductor", **asked}), FrescoError)
 
 
 @pytest.mark.parametrize("model", MODELS)

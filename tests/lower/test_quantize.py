@@ -60,6 +60,11 @@ def silent(*_: object) -> None:
     """Nobody listens."""
 
 
+def coded_products(recipe: Recipe) -> int:
+    """Of a full graph: one for each layer, and with attention two for each block."""
+    return 44 + (12 if recipe.attention else 0)
+
+
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Ranges]:
     """Ranges of every recipe, measured once."""
@@ -140,6 +145,7 @@ def test_every_layer_that_is_not_kept_has_a_range_of_every_stage(
         assert found.input.shape == (len(PLAN.stages),)
         assert found.weight.shape == ((weight.shape[0],) if RECIPES[name].channels else ())
         assert (found.smooth is not None) == RECIPES[name].smooth
+    assert len(measured[name].attention) == (6 if RECIPES[name].attention else 0)
 
 
 def test_ranges_are_the_largest_magnitudes_themselves(measured: dict[str, Ranges]) -> None:
@@ -283,7 +289,7 @@ def test_codes_are_stored_once_for_all_stages(
     kinds = {"stage1.full", "stage2.full"}
     assert quantizer.account.products.keys() == kinds
     for counted in quantizer.account.products.values():
-        assert counted[quantizer.recipe.precision] == 44
+        assert counted[quantizer.recipe.precision] == coded_products(quantizer.recipe)
 
 
 def test_tokens_are_rounded_once_for_all_that_read_them_alike(
@@ -291,7 +297,7 @@ def test_tokens_are_rounded_once_for_all_that_read_them_alike(
 ) -> None:
     quantizer, graphs = exported
     model = onnx.load(str(graphs[0].onnx), load_external_data=False)
-    rounded = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    rounded = [node for node in model.graph.node if node.name.endswith("input.Q")]
     # Query, key and value share; with smoothing each has factors of its own.
     assert len(rounded) == 44 if quantizer.recipe.smooth else len(rounded) < 44
 
@@ -315,7 +321,7 @@ def test_an_engine_rounds_one_layer_as_the_simulation_does(
     name: str, measured: dict[str, Ranges], inputs: dict[str, Tensor], tmp_path: Path
 ) -> None:
     last = "single_transformer_blocks.3.proj_out"
-    only = replace(measured[name], layers={last: measured[name].layers[last]})
+    only = replace(measured[name], layers={last: measured[name].layers[last]}, attention={})
     quantizer = Quantizer(recipe=RECIPES[name], ranges=only)
     (exported,) = export_stages([stage_graph(2)], tmp_path / "graphs", quantizer=quantizer)
     got = by_engine(exported, quantizer.recipe, inputs, tmp_path)
@@ -426,6 +432,12 @@ def test_an_fp8_layer_saturates_and_keeps_the_dtype_of_its_inputs() -> None:
     assert linear(given.bfloat16()).dtype == torch.bfloat16
 
 
+def test_torch_multiplies_no_codes_of_attention(measured: dict[str, Ranges]) -> None:
+    recipe = RECIPES["fp8-attention"]
+    with pytest.raises(ValueError, match="fp8-attention quantises attention"):
+        coded(MODEL, Quantizer(recipe=recipe, ranges=measured[recipe.name]))
+
+
 # --- TensorRT ---------------------------------------------------------------------------------
 
 
@@ -443,5 +455,5 @@ def test_tensorrt_multiplies_the_codes(
     options = BuildOptions(folder=tmp_path, targets=("sm89",), precision=recipe.precision)
     _, products = backend("tensorrt-rtx").build(exported, options)
     counted = json.loads((tmp_path / products).read_bytes())
-    assert counted.pop(recipe.precision) == 44
+    assert counted.pop(recipe.precision) == coded_products(recipe)
     assert counted.keys() <= {"bf16", "float"}

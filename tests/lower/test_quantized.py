@@ -74,6 +74,30 @@ def test_the_manifest_says_what_was_quantised_and_how_well(bundle: Path) -> None
     assert record.errors.keys() == record.products.keys()
 
 
+def test_attention_in_codes_is_judged_like_any_recipe(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"precision": "fp8", "preset": None, "stages": 1, "steps": 8}
+    attention = QuantChoice(recipe="fp8-attention")
+    built = run(request(tmp_path / "b", quant=attention, **options))  # it passes the gate
+    record = built.bundle.manifest.quantized
+    assert record is not None
+    assert record.recipe == "fp8-attention"
+    assert record.products["stage1.full"] == {"fp8": 56, "float": 18}
+    assert record.bytes <= 0.27 * record.float32_bytes
+    assert record.judged_by == "engines"
+    assert record.threshold <= record.ssim < 1
+    assert not record.forced
+    assert 0.01 < record.errors["stage1.full"] < 0.4
+    verify_bundle(built.bundle.folder).require()
+    assert run(request(tmp_path / "b", quant=attention, **options)).reused
+    plain = run(request(tmp_path / "b", quant=QuantChoice(), **options))
+    assert plain.state == "rebuilt: quantisation differs"
+    layers = plain.bundle.manifest.quantized
+    assert layers is not None
+    assert layers.products["stage1.full"] == {"fp8": 44, "float": 30}
+    assert (layers.bytes, layers.float32_bytes) == (record.bytes, record.float32_bytes)
+    print(f"mean SSIM {record.ssim:.3f}, with the layers alone {layers.ssim:.3f}")
+
+
 def test_its_engines_are_verified_at_a_tolerance_of_their_own(bundle: Path) -> None:
     outcome = verify_bundle(bundle)
     assert outcome.tolerance == verify.TOLERANCES["int8"]
@@ -198,6 +222,14 @@ def test_without_prompts_nothing_is_written(tmp_path: Path, monkeypatch: Any) ->
         ({"quant": QuantChoice(recipe="fp8")}, "--recipe fp8 with --precision int8"),
         ({"quant": QuantChoice(ranges=Path("r"), keep=("*",))}, "--keep .* with --ranges r"),
         ({"backend": "eager"}, "int8 with the backend eager"),
+        (
+            {
+                "backend": "inductor",
+                "precision": "fp8",
+                "quant": QuantChoice(recipe="fp8-attention"),
+            },
+            "fp8-attention with the backend inductor",
+        ),
         (
             {"precision": "fp8", "backend": "tensorrt-rtx", "targets": ("sm86", "sm120")},
             "fp8 for sm86",
