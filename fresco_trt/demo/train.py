@@ -142,7 +142,7 @@ def _optimisers(model: DemoModel) -> tuple[torch.optim.Optimizer, torch.optim.Op
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
     """What a machine trains with: where, batches how many times the shapes' own, how many processes
-    render scenes, and whether blocks are compiled first, which takes a minute of no budget.
+    render scenes, and whether blocks are compiled, which the first steps of the budget wait for.
     """
 
     device: str = "cpu"
@@ -223,14 +223,16 @@ Minutes = Annotated[float, typer.Option(help="Time budget, all resumed parts tog
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Scale = Annotated[
     int,
-    typer.Option(min=1, help="Batches this many times larger: 16 keeps a data-centre GPU busy."),
+    typer.Option(min=1, help="Batches this many times larger, for a GPU."),
 ]
 Workers = Annotated[
     int, typer.Option(min=0, help="Processes that render scenes; 0 renders between the steps.")
 ]
 Compiled = Annotated[
     bool,
-    typer.Option("--compile", help="Compile the blocks, which pays from about ten minutes on."),
+    typer.Option(
+        "--compile", help="Compile the blocks: the first steps, of the budget, wait for it."
+    ),
 ]
 
 
