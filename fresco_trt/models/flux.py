@@ -146,10 +146,9 @@ def full_signature(
         given = f"{tokens} tokens, {promoted} of them expanded to four"
         raise InvalidPlan(given, expected=f"from 0 to {tokens // 4}", fix="correct the plan")
     inputs = _full_inputs(facts, tokens, text_tokens, promoted, batch)
-    outputs = {
-        "velocity": (batch, tokens, facts.in_channels),
-        **({FEATURES[site]: (batch, tokens, facts.hidden)} if feature else {}),
-    }
+    outputs = {"velocity": (batch, tokens, facts.in_channels)}
+    if feature:
+        outputs.setdefault(FEATURES[site], (batch, tokens, facts.hidden))
     return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
 
 

@@ -265,7 +265,8 @@ def test_a_module_that_breaks_its_signature_is_refused(
         export_stages([doubling(Doubling(), outputs=(3, 2))], tmp_path)
 
 
-@pytest.mark.parametrize("site", SITES)
+# A sketched step has no feature: its bypass is the whole graph of another grid.
+@pytest.mark.parametrize("site", [site for site in SITES if site != "velocity"])
 def test_a_bypass_adds_no_weights(site: CacheSite, tmp_path: Path) -> None:
     text = SMALL.text_tokens
     signatures = {
