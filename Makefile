@@ -43,7 +43,7 @@ check: venv
 # One thread a process: the work is spread over the cores by the tests, file by file.
 test: check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
-		--dist loadfile --no-loadscope-reorder
+		--dist loadfile --no-loadscope-reorder --durations 20 --durations-min 20
 
 $(STAMP)-bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"

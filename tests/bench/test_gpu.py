@@ -200,7 +200,13 @@ def test_a_dry_run_does_not_land_among_the_results() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_fp8_engines_stand_beside_the_plain_pipeline_in_its_own_precision(tmp_path: Path) -> None:
+def test_fp8_engines_stand_beside_the_plain_pipeline_in_its_own_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One grid: what differs by it is compiled, and compared, in bfloat16's dry run.
+    points = points_of(SUBJECT.facts, SUBJECT.size)
+    kept = tuple(point for point in points if "stages" not in point.group)
+    monkeypatch.setattr(gpu_job, "points_of", lambda *_: kept)
     subject = subject_of("cpu", tiny=True, layers=None, precision="fp8")
     document = measure(
         subject,
@@ -213,10 +219,11 @@ def test_fp8_engines_stand_beside_the_plain_pipeline_in_its_own_precision(tmp_pa
     )
     assert document["failed"] == []
     assert document["precision"] == "fp8"
-    assert [row["method"] for row in document["rows"]] == POINTS
+    assert [row["method"] for row in document["rows"]] == [point.name for point in kept]
     assert all(row["finite"] for row in document["rows"])
     # The engines multiply codes, as the eager graph of the same codes does.
-    assert all(each["relative"] < 1e-2 for each in document["engines"])
+    assert [each["engine"] for each in document["engines"]] == ["64"]
+    assert document["engines"][0]["relative"] < 1e-2
     assert document["codes"]["bytes"] < 0.6 * document["weights"]["bytes"]
     assert {each["weights"] for each in document["disk"]} == {document["codes"]["bytes"]}
 

@@ -66,12 +66,27 @@ def coded_products(recipe: Recipe) -> int:
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, Ranges]:
-    """Ranges of every recipe, measured once."""
-    return {
-        name: measure_ranges(REFERENCE, PLAN, recipe, KEPT, silent)
-        for name, recipe in RECIPES.items()
-    }
+def calibrated() -> dict[str, tuple[Ranges, nn.Module]]:
+    """Ranges of every recipe, measured once, beside the model that modelopt saw them in."""
+    models: list[nn.Module] = []
+    original = measuring._calibrated
+
+    def kept(*arguments: Any) -> nn.Module:
+        models.append(original(*arguments))
+        return models[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "_calibrated", kept)
+        return {
+            name: (measure_ranges(REFERENCE, PLAN, recipe, KEPT, silent), models[-1])
+            for name, recipe in RECIPES.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def measured(calibrated: dict[str, tuple[Ranges, nn.Module]]) -> dict[str, Ranges]:
+    """Ranges of every recipe."""
+    return {name: ranges for name, (ranges, _) in calibrated.items()}
 
 
 @pytest.fixture(scope="module")
@@ -157,33 +172,19 @@ def test_ranges_are_the_largest_magnitudes_themselves(measured: dict[str, Ranges
 
 
 def test_the_stages_together_reach_what_modelopt_saw(
-    measured: dict[str, Ranges], monkeypatch: pytest.MonkeyPatch
+    calibrated: dict[str, tuple[Ranges, nn.Module]],
 ) -> None:
-    calibrated: list[Any] = []
-    original = measuring._calibrated
-
-    def kept(*arguments: Any) -> Any:
-        calibrated.append(original(*arguments))
-        return calibrated[-1]
-
-    monkeypatch.setattr(measuring, "_calibrated", kept)
-    measure_ranges(REFERENCE, PLAN, RECIPES["int8"], KEPT, silent)
-    for path, found in measured["int8"].layers.items():
-        quantiser = calibrated[0].get_submodule(path).input_quantizer
+    ranges, model = calibrated["int8"]
+    for path, found in ranges.layers.items():
+        quantiser = model.get_submodule(path).input_quantizer
         assert float(found.input.max()) == pytest.approx(float(quantiser.amax), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_layer_rounds_as_modelopts_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calibrated: list[nn.Module] = []
-    original = measuring._calibrated
-
-    def kept(*arguments: Any) -> nn.Module:
-        calibrated.append(original(*arguments))
-        return calibrated[-1]
-
-    monkeypatch.setattr(measuring, "_calibrated", kept)
-    found = measure_ranges(REFERENCE, PLAN, RECIPES[name], KEPT, silent)
+def test_a_layer_rounds_as_modelopts_does(
+    name: str, calibrated: dict[str, tuple[Ranges, nn.Module]]
+) -> None:
+    found, theirs = calibrated[name]
     ours = simulate(MODEL, found, RECIPES[name])
     for path, ranges in found.layers.items():
         plain = MODEL.get_submodule(path)
@@ -191,7 +192,7 @@ def test_a_layer_rounds_as_modelopts_does(name: str, monkeypatch: pytest.MonkeyP
         tokens = torch.randn(9, plain.in_features).clamp(-3, 3) * width / 3
         with torch.no_grad():
             got, exact = ours.get_submodule(path)(tokens), plain(tokens)
-            wanted = calibrated[0].get_submodule(path)(tokens)
+            wanted = theirs.get_submodule(path)(tokens)
         # A value at the middle between two codes falls to either side. FP8 has many there: its
         # codes and weights that were stored in half precision are multiples of powers of two.
         most = 0.05 if RECIPES[name].precision == "int8" else 0.2
