@@ -26,13 +26,10 @@ from fresco_trt.backends.base import (
     no_targets,
     unavailable,
 )
-from fresco_trt.backends.cuda_device import CudaDevice, Device
-from fresco_trt.backends.cuda_graph import Graph
-from fresco_trt.backends.torch_graph import replayed
+from fresco_trt.backends.torch_graph import TorchBackend, replayed
 from fresco_trt.backends.transformer import (
     STORED,
     WEIGHTS,
-    SharedTransformers,
     family_of,
     missing_packages,
     store_transformer,
@@ -45,6 +42,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from fresco_trt.backends.cuda_graph import Graph
     from fresco_trt.plan.signature import GraphSignature
 
 
@@ -53,26 +51,10 @@ def create(name: str) -> EagerBackend:
     return EagerBackend()
 
 
-class EagerBackend:
-    """Runs stage graphs with torch, on CUDA where there is a GPU.
-
-    ``transformers`` are shared with whoever else holds them; its runners' own by default.
-    ``cuda_graphs`` False launches kernel by kernel at every call. On CUDA the runners of one
-    backend share a stream and the memory of their graphs, so they are called from one thread, and
-    weights are changed in place only. ``device`` replaces the GPU (tests script it).
-    """
+class EagerBackend(TorchBackend):
+    """Runs stage graphs with torch, kernel by kernel or replayed."""
 
     name = "eager"
-
-    def __init__(
-        self,
-        transformers: SharedTransformers | None = None,
-        *,
-        cuda_graphs: bool = True,
-        device: Device | None = None,
-    ) -> None:
-        self._transformers = transformers or SharedTransformers()
-        self._device, self._cuda_graphs = device or CudaDevice(), cuda_graphs
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Copy the transformer's folder, once for all stages."""
@@ -87,9 +69,7 @@ class EagerBackend:
         """A runner that shares the transformer with this backend's other runners in scope."""
         self._require()
         source = find_engine(folder, record, WEIGHTS).parent
-        graph = Graph(record.name, self._device, captures=self._cuda_graphs)
-        open_session = partial(self._open, source, record.signature, graph)
-        return EngineRunner(record.signature, open_session, replays=graph.is_captured)
+        return self._runner(record, partial(self._open, source, record.signature))
 
     def describe(self) -> BackendFacts:
         """torch's version and device."""

@@ -41,8 +41,6 @@ from fresco_trt.backends.base import (
     unavailable,
     writing,
 )
-from fresco_trt.backends.cuda_device import CudaDevice, Device
-from fresco_trt.backends.cuda_graph import Graph
 from fresco_trt.backends.inductor_build import (
     compile_layer,
     loads_folders,
@@ -52,11 +50,10 @@ from fresco_trt.backends.inductor_build import (
     weights_of,
 )
 from fresco_trt.backends.inductor_host import check_host, this_host, write_host
-from fresco_trt.backends.torch_graph import replayed
+from fresco_trt.backends.torch_graph import TorchBackend, replayed
 from fresco_trt.backends.transformer import (
     STORED,
     WEIGHTS,
-    SharedTransformers,
     family_of,
     missing_packages,
     store_transformer,
@@ -70,6 +67,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from fresco_trt.backends.cuda_graph import Graph
     from fresco_trt.plan.signature import GraphSignature
 
 BLOCKS = "blocks"
@@ -97,26 +95,10 @@ def create(name: str) -> InductorBackend:
     return InductorBackend()
 
 
-class InductorBackend:
-    """Compiles and runs stage graphs part by part, on CUDA where there is a GPU.
-
-    ``transformers`` are shared with whoever else holds them; its runners' own by default.
-    ``cuda_graphs`` False launches kernel by kernel at every call. On CUDA the runners of one
-    backend share a stream and the memory of their graphs, so they are called from one thread, and
-    weights are changed in place only. ``device`` replaces the GPU (tests script it).
-    """
+class InductorBackend(TorchBackend):
+    """Compiles and runs stage graphs part by part."""
 
     name = "inductor"
-
-    def __init__(
-        self,
-        transformers: SharedTransformers | None = None,
-        *,
-        cuda_graphs: bool = True,
-        device: Device | None = None,
-    ) -> None:
-        self._transformers = transformers or SharedTransformers()
-        self._device, self._cuda_graphs = device or CudaDevice(), cuda_graphs
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Copy the weights, once, and compile what no earlier stage has compiled already."""
@@ -140,9 +122,7 @@ class InductorBackend:
         """
         self._require()
         check_host(find_engine(folder, record, HOST), this_host(torch_device()))
-        graph = Graph(record.name, self._device, captures=self._cuda_graphs)
-        open_session = partial(self._open, folder, record, graph)
-        return EngineRunner(record.signature, open_session, replays=graph.is_captured)
+        return self._runner(record, partial(self._open, folder, record))
 
     def describe(self) -> BackendFacts:
         """torch's version and device, and the kind of machine that this is."""

@@ -1,4 +1,4 @@
-"""A call of torch made fit to be replayed: tensors that never move, around what torch allocates.
+"""What the backends over torch share: a bundle's weights, and calls made fit to be replayed.
 
 Between the backends over torch, whose engines launch kernel by kernel from the host, and
 ``cuda_graph.py``. On a grid of few tokens those launches take longer than the kernels.
@@ -6,18 +6,50 @@ Between the backends over torch, whose engines launch kernel by kernel from the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-from fresco_trt.backends.base import Call, check_outputs
-from fresco_trt.backends.transformer import torch_errors
+from fresco_trt.backends.base import Call, EngineFile, EngineRunner, check_outputs
+from fresco_trt.backends.cuda_device import CudaDevice, Device
+from fresco_trt.backends.cuda_graph import Graph
+from fresco_trt.backends.transformer import SharedTransformers, torch_errors
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
 
-    from fresco_trt.backends.cuda_graph import Graph
     from fresco_trt.plan.signature import GraphSignature
+
+
+class TorchBackend:
+    """Base of the backends whose engines torch runs, on CUDA where there is a GPU.
+
+    ``transformers`` are shared with whoever else holds them; its runners' own by default.
+    ``cuda_graphs`` False launches kernel by kernel at every call. On CUDA the runners of one
+    backend share a stream and the memory of their graphs, so they are called from one thread, and
+    weights are changed in place only. ``device`` replaces the GPU (tests script it).
+    """
+
+    def __init__(
+        self,
+        transformers: SharedTransformers | None = None,
+        *,
+        cuda_graphs: bool = True,
+        device: Device | None = None,
+    ) -> None:
+        self._transformers = transformers or SharedTransformers()
+        self._device, self._cuda_graphs = device or CudaDevice(), cuda_graphs
+
+    def _runner(
+        self, record: EngineFile, open_session: Callable[[Graph], AbstractContextManager[Call]]
+    ) -> EngineRunner:
+        graph = Graph(record.name, self._device, captures=self._cuda_graphs)
+        return EngineRunner(
+            record.signature, partial(open_session, graph), replays=graph.is_captured
+        )
 
 
 @contextmanager
