@@ -18,10 +18,10 @@ from fresco_trt.plan.spectrum import FLUX_1, Spectrum
 _TINY_PRESETS = {
     "quality": {
         1: Preset(steps=(16,)),
-        2: Preset(steps=(7, 13), switch=(0.983,), noise="parent", shift=(20.09, 4.95)),
-        3: Preset(
-            steps=(6, 8, 14), switch=(0.981, 0.959), lift="haar", noise="parent", solver="multistep"
+        2: Preset(
+            steps=(7, 15), switch=(0.984,), lift="nearest", shift=(4.95, 1.65), solver="multistep"
         ),
+        3: Preset(steps=(6, 10, 12), switch=(0.973, 0.949), lift="nearest", solver="multistep"),
     },
     "balanced": {
         1: Preset(steps=(10,)),
@@ -34,23 +34,17 @@ _TINY_PRESETS = {
             solver="multistep",
         ),
         3: Preset(
-            steps=(6, 4, 8),
-            switch=(0.983, 0.952),
-            lift="haar",
-            noise="rewind",
-            shift=(4.95, 3.16, 9.03),
+            steps=(5, 5, 8),
+            switch=(0.953, 0.935),
+            restart="same",
+            noise="parent",
+            solver="multistep",
         ),
     },
     "fast": {
         1: Preset(steps=(6,)),
         2: Preset(steps=(1, 6), switch=(0.969,), lift="haar", shift=(1.65, 4.95)),
-        3: Preset(
-            steps=(2, 4, 5),
-            switch=(0.981, 0.967),
-            lift="haar",
-            noise="rewind",
-            shift=(1.65, 3.16, 3.16),
-        ),
+        3: Preset(steps=(7, 7, 4), switch=(0.953, 0.865), lift="nearest", noise="parent"),
     },
     "turbo": {
         1: Preset(steps=(4,)),
@@ -62,7 +56,7 @@ _TINY_PRESETS = {
             noise="parent",
             shift=(20.09, 3.16),
         ),
-        3: Preset(steps=(2, 4, 3), switch=(0.98, 0.748), restart="same"),
+        3: Preset(steps=(8, 6, 2), switch=(0.852, 0.74), noise="parent"),
     },
 }
 
