@@ -43,6 +43,8 @@ from fresco_trt.models.weights import BUNDLED, weights_digest
 from fresco_trt.plan.recipes import RECIPES, Recipe
 from fresco_trt.ranges import LayerRange, Ranges
 
+pytestmark = pytest.mark.slow
+
 PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
 MODEL = load_transformer(None, FLUX_TINY)
 REFERENCE = Reference(
