@@ -160,18 +160,27 @@ def contact_sheet(
 
 def representatives(rows: Sequence[Row], axis: str, speed: float = 5.0) -> list[Row]:
     """The rows to show: the plain one, of each method and model the closest to it (by SSIM) of
-    those at least ``speed`` times faster, or its fastest, and every preset of ours.
+    those at least ``speed`` times faster, or its fastest, and every preset of ours; of the caches
+    on top of a preset the closest.
     """
     shown = [row for row in rows if row["method"] == "plain"]
     for method in METHODS[1:]:
         drawn = [row for row in rows if row["method"] == method and not row["ablation"]]
         if method == "fresco":
-            shown += drawn
+            shown += _of_ours(drawn)
             continue
         for own in _by_model(drawn).values():
             fast = [row for row in own if (row[axis] or 0.0) >= speed]
             shown.append(max(fast or own, key=lambda row: row["ssim" if fast else axis] or 0.0))
     return shown
+
+
+def _of_ours(rows: Sequence[Row]) -> list[Row]:
+    cached = [row for row in rows if "interval" in (row["variant"] or "")]
+    closest: dict[str, Row] = {}
+    for row in sorted(cached, key=lambda row: row["ssim"]):
+        closest[row["preset"]] = row
+    return [row for row in rows if row not in cached or row in closest.values()]
 
 
 def label_of(row: Row, axis: str, model: str | None = None) -> str:

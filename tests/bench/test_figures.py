@@ -61,6 +61,22 @@ def test_the_sheet_shows_each_method_at_one_speed_and_all_of_ours() -> None:
     ]
 
 
+def test_the_sheet_shows_the_closest_of_the_caches_on_top_of_a_preset() -> None:
+    rows = [
+        row("plain", 1.0),
+        row("fresco", 5.0, preset="fast"),
+        row("fresco", 9.0, preset="fast", variant="reuse, interval 3", ssim=0.4),
+        row("fresco", 8.0, preset="fast", variant="taylor, interval 3", ssim=0.6),
+        row("fresco", 8.0, preset="fast", variant="2 stages", ssim=0.2),
+    ]
+    assert [label_of(each, "speedup") for each in representatives(rows, "speedup")] == [
+        "plain, 1.0x",
+        "fresco, fast, 5.0x",
+        "fresco, fast, taylor, interval 3, 8.0x",
+        "fresco, fast, 2 stages, 8.0x",
+    ]
+
+
 def test_the_sheet_shows_a_sibling_apart_and_says_which() -> None:
     rows = [
         row("plain", 1.0, model="m"),
