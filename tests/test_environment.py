@@ -14,7 +14,8 @@ from fresco_trt.errors import EnvironmentMismatch
 from fresco_trt.manifest import Manifest
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.caching import DEFAULTS, CacheName
-from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.making import make_plan, plan_from_preset
+from fresco_trt.plan.presets import Preset
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +115,8 @@ def test_a_cache_without_its_engines_is_refused(manifest: Manifest, name: CacheN
 
 def test_a_transition_that_the_sampler_lacks_is_refused(manifest: Manifest) -> None:
     # A rewind that would not lift as it is written.
-    made = make_plan(model_facts("flux-tiny"), stages=3, preset="balanced", size=(64, 64))
-    assert {each.noise for each in made.transitions} == {"rewind"}
+    preset = Preset(steps=(1, 1, 3), switch=(0.98, 0.9), lift="haar", noise="rewind")
+    made = plan_from_preset(model_facts("flux-tiny"), preset, size=(64, 64))
     transitions = tuple(replace(each, lift="bilinear") for each in made.transitions)
     plan = replace(made, transitions=transitions)
     assert "transition" in refused(manifest, plan=plan).given
