@@ -138,7 +138,7 @@ RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="Of ranges: int8, int8-smooth, fp8 or fp8-attention.",
+        help="Of ranges: int8-smooth, int8, fp8 or fp8-attention.",
         show_default="its own",
     ),
 ]

@@ -110,7 +110,7 @@ RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="How int8 or fp8 quantises: int8, int8-smooth (SmoothQuant), fp8 or fp8-attention "
+        help="How int8 or fp8 quantises: int8-smooth (SmoothQuant), int8, fp8 or fp8-attention "
         "(attention's products too).",
         show_default="the precision's own",
     ),

@@ -49,7 +49,7 @@ def test_a_build_takes_the_ranges_that_were_measured(
     assert record["kept"] == found["kept"]
     assert cli.main(["inspect", "b"]) == 0
     table = capsys.readouterr().out
-    assert "matrix products, recipe int8" in table
+    assert "matrix products, recipe int8-smooth" in table
     assert f"{record['ssim']:.3f}" in table
 
 

@@ -20,7 +20,7 @@ from fresco_trt.plan.presets import Preset
 if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
 
-QUANTS = (None, "int8", "fp8")
+QUANTS = (None, "int8-smooth", "fp8")
 """Recipes that engines are quantised by; None for what is not quantised."""
 
 ALONE, STAGED = (5, 3), (3, 1)
@@ -30,7 +30,7 @@ FEW = (2, 1)
 """The same on a stage of a distilled model, which has even fewer."""
 
 _CACHES = ("hicache", "svd")
-_QUICK = ("balanced", "hicache", "int8")
+_QUICK = ("balanced", "hicache", "int8-smooth")
 
 
 def combined_points(facts: ModelFacts, siblings: Sequence[ModelFacts] = ()) -> tuple[Point, ...]:
@@ -53,7 +53,8 @@ def combined_points(facts: ModelFacts, siblings: Sequence[ModelFacts] = ()) -> t
 
 def _is_quick(point: Point) -> bool:
     base, cache = point.preset, str(point.variant).split(",", maxsplit=1)[0]
-    return base == _QUICK[0] and cache in ("no cache", _QUICK[1]) and point.quant in (None, "int8")
+    quant = point.quant in (None, _QUICK[2])
+    return base == _QUICK[0] and cache in ("no cache", _QUICK[1]) and quant
 
 
 def _steps(steps: int) -> Point:

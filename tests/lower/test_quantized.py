@@ -63,7 +63,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_manifest_says_what_was_quantised_and_how_well(bundle: Path) -> None:
     record = open_bundle(bundle).manifest.quantized
     assert record is not None
-    assert record.recipe == "int8"
+    assert record.recipe == "int8-smooth"
     assert record.bytes <= 0.27 * record.float32_bytes
     for name in ("stage1.full", "stage2.full"):
         assert record.products[name]["int8"] == 44
@@ -192,7 +192,7 @@ def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -
     )
     plan = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
     kept = FLUX_TINY.high_precision
-    ranges = measure_ranges(reference, plan, RECIPES["int8"], kept, lambda *_: None)
+    ranges = measure_ranges(reference, plan, RECIPES["int8-smooth"], kept, lambda *_: None)
     path = tmp_path / "ranges.safetensors"
     ranges.store(path)
     built = run(request(tmp_path / "b", quant=QuantChoice(ranges=path, force=True)))

@@ -9,19 +9,19 @@ from fresco_trt.models.flux_facts import FLUX_FACTS
 from fresco_trt.plan.recipes import RECIPES, find_recipe, kept_by
 
 
-def test_a_precision_has_a_recipe_of_its_own_name_or_none() -> None:
+def test_a_precision_has_a_recipe_or_none() -> None:
     assert [find_recipe(name) for name in ("fp32", "bf16", "fp16")] == [None] * 3
-    for name in ("int8", "fp8"):
-        recipe = find_recipe(name)
+    for precision, name in (("int8", "int8-smooth"), ("fp8", "fp8")):
+        recipe = find_recipe(precision)
         assert recipe is not None
-        assert (recipe.name, recipe.precision) == (name, name)
+        assert (recipe.name, recipe.precision) == (name, precision)
 
 
 @pytest.mark.parametrize(
     ("precision", "name", "words"),
     [
         ("fp8", "int8-smooth", "one of fp8"),
-        ("int8", "int4", "int8, int8-smooth"),
+        ("int8", "int4", "int8-smooth, int8"),
         ("fp32", "int8", "no recipe"),
     ],
 )
