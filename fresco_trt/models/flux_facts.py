@@ -187,7 +187,9 @@ FLUX_TINY = ModelFacts(
     default_size=(256, 256),
     max_pixels=512 * 512,
     parameters=5_226_384,
-    high_precision=_HIGH_PRECISION,
+    # With its last block in FP8 too the balanced plan at three stages keeps a mean SSIM of 0.950 on
+    # the calibration prompts, without 0.959; the first block, or the last projection, adds nothing.
+    high_precision=(*_HIGH_PRECISION, "single_transformer_blocks.3.*"),
     shift=ShiftRule(base_shift=0.5, max_shift=1.15, base_tokens=64, max_tokens=1024),
     spectrum=Spectrum(
         amplitude=289.386,

@@ -33,7 +33,7 @@ from fresco_trt.models.flux import (
     load_transformer,
     stage_signature,
 )
-from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.models.weights import BUNDLED, weights_digest
 from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.signature import GraphSignature
@@ -48,7 +48,7 @@ REFERENCE = Reference(
     pipeline=BUNDLED / "flux-tiny",
     prompts=("a star on a plain red background",),
 )
-KEPT = FLUX_TINY.high_precision
+KEPT = FLUX_DEV.high_precision  # every block is quantised
 RECIPE, PLAIN = RECIPES["fp8-attention"], RECIPES["fp8"]
 TEXT = FLUX_TINY.text_tokens
 BLOCKS = (
