@@ -65,7 +65,7 @@ def test_ranges_of_attention_are_measured_and_shown(
     assert len(found["attention"]) == 6
     assert all(len(stages) == 2 for stages in found["attention"].values())
     assert cli.main(asked) == 0
-    assert "39 layers, 6 operands of attention" in " ".join(capsys.readouterr().out.split())
+    assert "28 layers, 6 operands of attention" in " ".join(capsys.readouterr().out.split())
 
 
 def test_sensitivity_names_every_group_and_its_pattern(
@@ -81,7 +81,7 @@ def test_sensitivity_names_every_group_and_its_pattern(
     assert errors == sorted(errors, reverse=True)
     assert 0 < errors[-1] < errors[0] < found["together"]
     blocks = [each for each in found["groups"] if each["group"].startswith("block ")]
-    assert len(blocks) == 5  # the last is kept
+    assert len(blocks) == 6
     patterns = {each["group"]: each["pattern"] for each in found["groups"]}
     for stack in ("transformer_blocks", "single_transformer_blocks"):
         assert patterns[f"kind {stack}.attn"] == f"{stack}.*.attn"

@@ -41,5 +41,5 @@ def test_what_follows_the_last_block_is_kept_but_no_product_within_one(facts: ob
     assert kept_by(kept, "proj_out")
     assert kept_by(kept, "norm_out.linear")
     assert kept_by(kept, "transformer_blocks.0.norm1_context.linear")
-    assert not kept_by(kept, "single_transformer_blocks.1.proj_out")
-    assert not kept_by(kept, "transformer_blocks.1.attn.to_q")
+    assert not kept_by(kept, "single_transformer_blocks.3.proj_out")
+    assert not kept_by(kept, "transformer_blocks.1.attn.to_v")
