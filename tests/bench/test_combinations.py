@@ -15,7 +15,7 @@ import pytest
 from fresco_trt import cli
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import silent
-from fresco_trt.bench import job, memory, studio
+from fresco_trt.bench import combinations, job, memory, studio
 from fresco_trt.bench.combinations import QUANTS, combined_points
 from fresco_trt.bench.command import Options
 from fresco_trt.bench.methods import Point
@@ -157,6 +157,8 @@ def test_a_run_quantises_what_it_says_and_compares_it_with_its_twin(
     monkeypatch.setattr(job, "QUICK_RENDERS", 20)
     monkeypatch.setattr(job, "peak_mb", lambda setting, point: 123.0)
     monkeypatch.setattr(studio, "RANGES_PROMPTS", 2)
+    # Exporting is what takes long: caches on quantised engines are tested where these are built.
+    monkeypatch.setattr(combinations, "_QUICK", ("balanced", "no cache", "int8-smooth"))
     request = ["bench", "--model", "flux-tiny", "--size", "64x64", "--quick", "--scenes", "1"]
     request += ["--compare", "combinations", "--out", str(tmp_path), "--json"]
     assert cli.main(request) == 0
