@@ -135,7 +135,9 @@ def subject_of(
             expected="at least one double-stream and one single-stream block",
             fix=f"pass from 1,1 to {FLUX_DEV.double_blocks},{FLUX_DEV.single_blocks}",
         )
-    facts = replace(facts, double_blocks=depth[0], single_blocks=depth[1])
+    # Tiny dimensions, but the layers that are codes are those of the model that a GPU measures.
+    kept = FLUX_DEV.high_precision
+    facts = replace(facts, double_blocks=depth[0], single_blocks=depth[1], high_precision=kept)
     return Subject(
         facts=replace(facts, parameters=parameters_of(facts)),
         size=size,
