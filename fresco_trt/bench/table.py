@@ -142,6 +142,36 @@ def _combination_row(row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def composition_table(document: dict[str, Any]) -> str:
+    """The same rows without intervals: one line a model, its steps and a precision, and a column
+    for each cache, empty where stages are too short for it.
+    """
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in document["rows"]:
+        if row["method"] != "plain":
+            key = (row["model"], row["preset"], row["precision"])
+            lines.setdefault(key, {})[row["variant"].split(",")[0]] = _composition_cell(row)
+    caches = list(dict.fromkeys(cache for cells in lines.values() for cache in cells))
+    return "\n".join(
+        [
+            f"| {' | '.join(['model', 'steps', 'precision', *caches])} |",
+            f"|---|---|---|{'---|' * len(caches)}",
+            *(
+                f"| {' | '.join([*key, *(cells.get(cache, '') for cache in caches)])} |"
+                for key, cells in lines.items()
+            ),
+        ]
+    )
+
+
+def _composition_cell(row: Mapping[str, Any]) -> str:
+    """Speed-up, score and SSIM; behind them the SSIM to the same unquantised."""
+    measured, flops = row["speedup"], row["flops_ratio"]
+    speed = f"({flops:.1f}x)" if measured is None else f"{measured:.1f}x"
+    twin = "" if row["twin_ssim"] is None else f", {row['twin_ssim']:.3f}"
+    return f"{speed}, {row['score']:.2f}, {row['ssim']:.2f}{twin}"
+
+
 def bench_table(document: dict[str, Any]) -> str:
     """One row a point of a bench's document, ablations left out, and a line on how it was run."""
     rows = [row for row in document["rows"] if not row["ablation"]]
@@ -316,7 +346,7 @@ def readme_tables() -> Iterator[str]:
     if (RESULTS / "flux-tiny.json").is_file():
         yield caching_table(stored("flux-tiny"))
     if (RESULTS / "flux-tiny-combinations.json").is_file():
-        yield combinations_table(stored("flux-tiny-combinations"))
+        yield composition_table(stored("flux-tiny-combinations"))
     if (RESULTS / "gpu.json").is_file():
         yield gpu_table(stored("gpu"))
         yield step_table(stored("gpu"))

@@ -9,6 +9,7 @@ from fresco_trt.bench.table import (
     bench_table,
     caching_table,
     combinations_table,
+    composition_table,
     frontier_table,
     presets_table,
 )
@@ -118,6 +119,22 @@ def test_a_combination_without_seconds_is_counted_in_flops_and_says_so() -> None
     assert "| fp8 | 3.00 by FLOPs | 3.00 |" in second
     assert second.endswith("| 0.970 |")
     assert "| plain" not in table
+
+
+def test_a_combinations_caches_stand_side_by_side() -> None:
+    fast = {"preset": "fast", "score": 0.75, "ssim": 0.6}
+    rows = [
+        row("plain", psnr=None),
+        row("fresco", **fast, variant="no cache", precision="fp32", twin_ssim=None),
+        row("fresco", **fast, variant="svd, interval 3", precision="fp32", twin_ssim=None),
+        row("fresco", **fast, variant="no cache", precision="fp8", twin_ssim=0.97, speedup=None),
+    ]
+    lines = composition_table(document(*rows)).splitlines()
+    assert lines[0] == "| model | steps | precision | no cache | svd |"
+    assert lines[2:] == [
+        "| flux-tiny | fast | fp32 | 2.0x, 0.75, 0.60 | 2.0x, 0.75, 0.60 |",
+        "| flux-tiny | fast | fp8 | (3.0x), 0.75, 0.60, 0.970 |  |",
+    ]
 
 
 def test_a_preset_stands_beside_the_best_that_skips_steps() -> None:
