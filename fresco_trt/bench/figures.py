@@ -161,8 +161,11 @@ def contact_sheet(
 def representatives(rows: Sequence[Row], axis: str, speed: float = 5.0) -> list[Row]:
     """The rows to show: the plain one, of each method and model the closest to it (by SSIM) of
     those at least ``speed`` times faster, or its fastest, and every preset of ours; of the caches
-    on top of a preset the closest.
+    on top of a preset the closest. All of these unquantised; of each model and precision follows
+    the preset that quantising changes most.
     """
+    quantised = [row for row in rows if row.get("twin_ssim") is not None]
+    rows = [row for row in rows if row not in quantised]
     shown = [row for row in rows if row["method"] == "plain"]
     for method in METHODS[1:]:
         drawn = [row for row in rows if row["method"] == method and not row["ablation"]]
@@ -172,26 +175,40 @@ def representatives(rows: Sequence[Row], axis: str, speed: float = 5.0) -> list[
         for own in _by_model(drawn).values():
             fast = [row for row in own if (row[axis] or 0.0) >= speed]
             shown.append(max(fast or own, key=lambda row: row["ssim" if fast else axis] or 0.0))
-    return shown
+    return [*shown, *_of_quantised(quantised)]
 
 
 def _of_ours(rows: Sequence[Row]) -> list[Row]:
-    cached = [row for row in rows if "interval" in (row["variant"] or "")]
-    closest: dict[str, Row] = {}
+    cached = [row for row in rows if _is_cached(row)]
+    closest: dict[tuple[str | None, str], Row] = {}
     for row in sorted(cached, key=lambda row: row["ssim"]):
-        closest[row["preset"]] = row
+        closest[row.get("model"), row["preset"]] = row
     return [row for row in rows if row not in cached or row in closest.values()]
 
 
+def _of_quantised(rows: Sequence[Row]) -> list[Row]:
+    presets = [row for row in rows if row["method"] == "fresco" and not _is_cached(row)]
+    worst: dict[tuple[str, str], Row] = {}
+    for row in sorted(presets, key=lambda row: -row["twin_ssim"]):
+        worst[row["model"], row["precision"]] = row
+    return [row for row in presets if row in worst.values()]
+
+
+def _is_cached(row: Row) -> bool:
+    return "interval" in (row["variant"] or "")
+
+
 def label_of(row: Row, axis: str, model: str | None = None) -> str:
-    """A row in the margin of the sheet: its method, setting and how many times faster, by its
-    FLOPs where there are no seconds; and what drew it, where that is not ``model``.
+    """A row in the margin of the sheet: its method, setting, precision where it is quantised, and
+    how many times faster, by its FLOPs where there are no seconds; and what drew it, where that is
+    not ``model``.
     """
     who = row.get("model", model)
     sibling = None if who == model else who
     by_flops = f"{row['flops_ratio']:.1f}x by FLOPs"
     speed = by_flops if row[axis] is None else f"{row[axis]:.1f}x"
-    parts = (row["method"], sibling, row["preset"], row["variant"], speed)
+    codes = None if row.get("twin_ssim") is None else row["precision"]
+    parts = (row["method"], sibling, row["preset"], row["variant"], codes, speed)
     return ", ".join(part for part in parts if part)
 
 

@@ -94,6 +94,39 @@ def test_the_sheet_shows_a_sibling_apart_and_says_which() -> None:
     ]
 
 
+def test_the_sheet_shows_the_preset_that_each_precision_changes_most() -> None:
+    def quantised(preset: str, twin: float, **changes: Any) -> dict[str, Any]:
+        codes = {"model": "m", "precision": "int8", "twin_ssim": twin}
+        return row("fresco", 6.0, preset=preset, **{**codes, **changes})
+
+    rows = [
+        row("plain", 1.0, model="m"),
+        row("fresco", 5.0, model="m", preset="fast"),
+        quantised("fast", 0.98),
+        quantised("turbo", 0.96),
+        quantised("turbo", 0.9, variant="svd, interval 3"),
+        quantised("fast", 0.95, precision="fp8"),
+        quantised("fast", 0.97, model="n"),
+    ]
+    assert [label_of(each, "speedup", "m") for each in representatives(rows, "speedup")] == [
+        "plain, 1.0x",
+        "fresco, fast, 5.0x",
+        "fresco, turbo, int8, 6.0x",
+        "fresco, fast, fp8, 6.0x",
+        "fresco, n, fast, int8, 6.0x",
+    ]
+
+
+def test_the_sheet_shows_the_closest_cache_of_every_model() -> None:
+    cached = {"preset": "fast", "variant": "svd, interval 3"}
+    rows = [
+        row("plain", 1.0, model="m"),
+        row("fresco", 6.0, model="m", ssim=0.4, **cached),
+        row("fresco", 7.0, model="n", ssim=0.6, **cached),
+    ]
+    assert [each["model"] for each in representatives(rows, "speedup")] == ["m", "m", "n"]
+
+
 def test_the_fastest_is_shown_though_some_have_no_seconds() -> None:
     rows = [row("plain", 1.0), row("cache", 4.0), row("cache", 3.0) | {"speedup": None}]
     assert representatives(rows, "speedup")[1]["speedup"] == 4.0
