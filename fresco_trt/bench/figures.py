@@ -19,6 +19,7 @@ import typer
 from fresco_trt.backends.base import writing
 from fresco_trt.bench.contact_sheet import sheet
 from fresco_trt.bench.methods import METHODS
+from fresco_trt.bench.table import has_interval
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -179,7 +180,7 @@ def representatives(rows: Sequence[Row], axis: str, speed: float = 5.0) -> list[
 
 
 def _of_ours(rows: Sequence[Row]) -> list[Row]:
-    cached = [row for row in rows if _is_cached(row)]
+    cached = [row for row in rows if has_interval(row)]
     closest: dict[tuple[str | None, str], Row] = {}
     for row in sorted(cached, key=lambda row: row["ssim"]):
         closest[row.get("model"), row["preset"]] = row
@@ -187,15 +188,11 @@ def _of_ours(rows: Sequence[Row]) -> list[Row]:
 
 
 def _of_quantised(rows: Sequence[Row]) -> list[Row]:
-    presets = [row for row in rows if row["method"] == "fresco" and not _is_cached(row)]
+    presets = [row for row in rows if row["method"] == "fresco" and not has_interval(row)]
     worst: dict[tuple[str, str], Row] = {}
     for row in sorted(presets, key=lambda row: -row["twin_ssim"]):
         worst[row["model"], row["precision"]] = row
     return [row for row in presets if row in worst.values()]
-
-
-def _is_cached(row: Row) -> bool:
-    return "interval" in (row["variant"] or "")
 
 
 def label_of(row: Row, axis: str, model: str | None = None) -> str:

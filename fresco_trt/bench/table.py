@@ -240,8 +240,13 @@ _CACHING = ("plain", "taylorseer", "first-block", "cache-dit", "cache", "fresco"
 
 
 def _is_cached(row: Mapping[str, Any]) -> bool:
-    by_variant = row["method"] == "fresco" and "interval" in (row["variant"] or "")
-    return row["method"] in _CACHING[1:-1] or by_variant
+    on_a_preset = row["method"] == "fresco" and has_interval(row)
+    return row["method"] in _CACHING[1:-1] or on_a_preset
+
+
+def has_interval(row: Mapping[str, Any]) -> bool:
+    """Whether a row's variant is a cache at an interval, on top of what the preset says."""
+    return "interval" in (row["variant"] or "")
 
 
 def _is_bare(row: Mapping[str, Any]) -> bool:
