@@ -117,7 +117,8 @@ def _steps(request: Request) -> Generator[Step, None, None]:
                 called = state.call(request, action, stage.steps - 1 - left, sigma)
             velocity, engine_seconds = called.velocity, called.engine_seconds
             tokens, mixed = state.tokens, state.mixed
-            state.solver.step_(tokens, velocity, sigma, sigma_next)
+            predicted = action == "bypass"
+            state.solver.step_(tokens, velocity, sigma, sigma_next, predicted=predicted)
             state.record(request, left, velocity, sigma_next)
             done += 1
             if left == 0 and index + 1 < len(plan.stages):

@@ -17,9 +17,17 @@ from torch import Tensor
 class StageSolver(Protocol):
     """The solver of one stage, with the buffers that it needs."""
 
-    def step_(self, tokens: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> None:
+    def step_(
+        self,
+        tokens: Tensor,
+        velocity: Tensor,
+        sigma: float,
+        sigma_next: float,
+        *,
+        predicted: bool = False,
+    ) -> None:
         """Move ``tokens`` (any shape) in place; ``velocity``, at ``sigma`` and elsewhere in memory,
-        is only read.
+        is only read. ``predicted`` says that a cache or a sketch had part in it.
         """
         ...
 
@@ -42,8 +50,16 @@ class Euler:
         """For a stage's tokens, of which only shape, dtype and device are read."""
         self._scratch = torch.empty_like(tokens)
 
-    def step_(self, tokens: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> None:
-        """As :class:`StageSolver`."""
+    def step_(
+        self,
+        tokens: Tensor,
+        velocity: Tensor,
+        sigma: float,
+        sigma_next: float,
+        *,
+        predicted: bool = False,
+    ) -> None:
+        """As :class:`StageSolver`; a step is the same whether ``predicted`` or not."""
         euler_step_(tokens, velocity, sigma_next - sigma, self._scratch)
 
 
@@ -53,6 +69,10 @@ class Multistep:
     The velocity is continued linearly to the middle of the step: with ``h`` this step's length and
     ``h_prev`` the one before's, ``x += h * (v + h / (2 h_prev) * (v - v_prev))``. The first step
     has nothing to continue and is Euler's.
+
+    So is a step of which either velocity is predicted: a prediction is continued from earlier
+    steps already, and the difference of two velocities, one of them predicted, is more of the
+    predictor's error than of the path's curvature; continuing it once more has lost the picture.
     """
 
     def __init__(self, tokens: Tensor) -> None:
@@ -60,12 +80,20 @@ class Multistep:
         self._previous = torch.empty_like(tokens)
         self._delta: float | None = None
 
-    def step_(self, tokens: Tensor, velocity: Tensor, sigma: float, sigma_next: float) -> None:
+    def step_(
+        self,
+        tokens: Tensor,
+        velocity: Tensor,
+        sigma: float,
+        sigma_next: float,
+        *,
+        predicted: bool = False,
+    ) -> None:
         """As :class:`StageSolver`."""
         delta, before = sigma_next - sigma, self._delta
-        previous, self._delta = self._previous, delta
+        previous, self._delta = self._previous, None if predicted else delta
         with torch.no_grad():
-            if before is None:
+            if predicted or before is None:
                 euler_step_(tokens, velocity, delta, previous)
             else:
                 previous.sub_(velocity).mul_(-delta / (2 * before)).add_(velocity).mul_(delta)

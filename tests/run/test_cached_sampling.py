@@ -170,6 +170,20 @@ def test_a_stage_begins_with_an_empty_cache() -> None:
         assert torch.equal(feature, given)
 
 
+@pytest.mark.parametrize("name", ["hicache", "reuse"])
+def test_a_skipped_step_and_the_one_after_it_are_eulers(name: str) -> None:
+    """Only where two steps on end are full has a second-order solver something to continue."""
+    plan = replace(plan_of(1, name=name, actions=("FFBFFBB",)), solver="multistep")
+    with ExitStack() as scope:
+        steps = steps_of(plan, runners_of(plan, scope))
+        latents, euler = next(steps).tokens.clone(), []
+        for step in steps:
+            stepped = latents + (step.sigma_next - step.sigma) * step.velocity
+            euler.append(torch.equal(step.tokens, stepped))
+            latents = step.tokens.clone()
+    assert euler == [False, True, True, False, True, True]
+
+
 def test_the_bypass_is_told_its_own_noise_level() -> None:
     plan = plan_of(1, name="taylor", actions=("FBFBFBF",))
     _, runners = drawn(plan)

@@ -88,6 +88,42 @@ def test_the_first_step_is_eulers_bit_for_bit(name: str) -> None:
     assert torch.equal(stepped, x + (0.55 - 0.8) * v)
 
 
+@pytest.mark.parametrize("predicted", list(itertools.product([False, True], repeat=4)))
+def test_no_prediction_is_continued(predicted: tuple[bool, ...]) -> None:
+    """A step is second order where its velocity and the one before are both from the model."""
+    x = torch.randn(3, 5)
+    solver = SOLVERS["multistep"](x)
+    before = [True, *predicted]
+    sigmas = zip(UNEVEN, UNEVEN[1:], predicted, before, strict=False)
+    for sigma, sigma_next, now, last in sigmas:
+        velocity, start = torch.randn(3, 5), x.clone()
+        solver.step_(x, velocity, sigma, sigma_next, predicted=now)
+        euler = torch.equal(x, start + (sigma_next - sigma) * velocity)
+        assert euler is (now or last)
+
+
+def test_predictions_leave_the_rest_of_a_stage_second_order() -> None:
+    """After one, two velocities from the model are continued as if none had come before."""
+    x, velocities = torch.randn(3, 5), torch.randn(4, 3, 5)
+    steps = list(zip(velocities, UNEVEN, UNEVEN[1:], strict=False))
+    long, short = SOLVERS["multistep"](x), SOLVERS["multistep"](x)
+    for index, (velocity, sigma, sigma_next) in enumerate(steps[:2]):
+        long.step_(x, velocity, sigma, sigma_next, predicted=index == 1)
+    other = x.clone()
+    for velocity, sigma, sigma_next in steps[2:]:
+        long.step_(x, velocity, sigma, sigma_next)
+        short.step_(other, velocity, sigma, sigma_next)
+    assert torch.equal(x, other)
+
+
+def test_eulers_step_is_the_same_for_a_prediction() -> None:
+    x, velocity = torch.randn(2, 3, 5)
+    one, other = x.clone(), x.clone()
+    SOLVERS["euler"](x).step_(one, velocity, 0.8, 0.55, predicted=True)
+    SOLVERS["euler"](x).step_(other, velocity, 0.8, 0.55, predicted=False)
+    assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_straight_path_is_a_straight_path(name: str) -> None:
     """A velocity that does not change leaves nothing to correct."""
