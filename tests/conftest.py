@@ -35,6 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
     hub = TemporaryDirectory(prefix="fresco-trt-hub-")
     config.add_cleanup(hub.cleanup)
     os.environ |= {"HF_HOME": hub.name, "HF_HUB_OFFLINE": "1"}
+    # Else each process that compiles tries the C++ compiler on every width of vectors, ten seconds.
+    os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
 
 @pytest.hookimpl(trylast=True)
