@@ -35,7 +35,9 @@ def circumstances() -> dict[str, Any]:
 
 def _module() -> str:
     main = sys.modules["__main__"]
-    return main.__spec__.name if main.__spec__ is not None else Path(sys.argv[0]).stem
+    if main.__spec__ is None:
+        return Path(sys.argv[0]).stem
+    return main.__spec__.name.removesuffix(".__main__")  # as a package is named to be run
 
 
 def _processor() -> str:

@@ -339,7 +339,7 @@ def stored(name: str) -> dict[str, Any]:
 
 def readme_tables() -> Iterator[str]:
     """Every table that the README has to show, of the results that are stored."""
-    from fresco_trt.bench.gpu_report import gpu_table, step_table
+    from fresco_trt.bench.gpu.report import gpu_table, step_table
 
     yield main_job_table(stored("main-job"))
     yield fitness_table(stored("demo-fitness"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fresco_trt.bench.gpu_engines import example_inputs
+from fresco_trt.bench.gpu.engines import example_inputs
 from fresco_trt.models import flux
 from fresco_trt.models.flux_attention import attention_paths, products_of, put_products
 from fresco_trt.models.flux_facts import FLUX_TINY

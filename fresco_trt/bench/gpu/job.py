@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.base import check_precision
 from fresco_trt.bench.engines import kinds_of
-from fresco_trt.bench.gpu_codes import place_codes
-from fresco_trt.bench.gpu_device import Matmul, device_facts, memory_in_use, peak_of_tensors
-from fresco_trt.bench.gpu_engines import (
+from fresco_trt.bench.gpu.codes import place_codes
+from fresco_trt.bench.gpu.device import Matmul, device_facts, memory_in_use, peak_of_tensors
+from fresco_trt.bench.gpu.engines import (
     Workshop,
     check_fits,
     engines_of,
@@ -25,8 +25,8 @@ from fresco_trt.bench.gpu_engines import (
     place_weights,
     twin,
 )
-from fresco_trt.bench.gpu_libraries import OTHERS, examine_library
-from fresco_trt.bench.gpu_methods import (
+from fresco_trt.bench.gpu.libraries import OTHERS, examine_library
+from fresco_trt.bench.gpu.methods import (
     COMPILED,
     EAGER,
     PlainPipeline,
@@ -36,8 +36,8 @@ from fresco_trt.bench.gpu_methods import (
     points_of,
     staged_method,
 )
-from fresco_trt.bench.gpu_report import DRY_RUN, rows_of
-from fresco_trt.bench.gpu_rounds import MOST_ROUNDS, Budget, Record, fitting, take_rounds
+from fresco_trt.bench.gpu.report import DRY_RUN, rows_of
+from fresco_trt.bench.gpu.rounds import MOST_ROUNDS, Budget, Record, fitting, take_rounds
 from fresco_trt.bench.journal import sources_digest
 from fresco_trt.bench.record import circumstances
 
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fresco_trt.bench.engines import Kind
-    from fresco_trt.bench.gpu_device import Product
-    from fresco_trt.bench.gpu_engines import Subject
-    from fresco_trt.bench.gpu_methods import Method, Point
+    from fresco_trt.bench.gpu.device import Product
+    from fresco_trt.bench.gpu.engines import Subject
+    from fresco_trt.bench.gpu.methods import Method, Point
     from fresco_trt.plan.signature import GraphSignature
 
 MINUTES = 9.0

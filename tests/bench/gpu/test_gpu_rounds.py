@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fresco_trt.bench.gpu_methods import Timed
-from fresco_trt.bench.gpu_rounds import FINISH, Budget, Record, fitting, take_rounds
+from fresco_trt.bench.gpu.methods import Timed
+from fresco_trt.bench.gpu.rounds import FINISH, Budget, Record, fitting, take_rounds
 from fresco_trt.errors import EngineFailed
 
 COSTS = (("first", 10.0), ("second", 5.0), ("third", 1.0))

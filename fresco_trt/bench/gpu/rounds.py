@@ -20,7 +20,7 @@ from fresco_trt.bench.record import store
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fresco_trt.bench.gpu_methods import Method, Timed
+    from fresco_trt.bench.gpu.methods import Method, Timed
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 """Rounds that what is measured must have time for, and that there are at most by default."""

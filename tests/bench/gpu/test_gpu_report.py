@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fresco_trt.bench.gpu_methods import COMPILED, EAGER, Point, name_of_plain, points_of
-from fresco_trt.bench.gpu_report import DRY_RUN, gpu_table, rows_of, step_table, summary
+from fresco_trt.bench.gpu.methods import COMPILED, EAGER, Point, name_of_plain, points_of
+from fresco_trt.bench.gpu.report import DRY_RUN, gpu_table, rows_of, step_table, summary
 from fresco_trt.models.flux_facts import FLUX_DEV
 from fresco_trt.plan.cost import flops_of_bypass, flops_of_step, plan_cost
 

@@ -1,13 +1,4 @@
-"""Speed on a GPU: the plain pipeline, compiled or not, beside our plans on engines of torch's own.
-
-    python -m fresco_trt.bench.gpu                 FLUX.1-dev's dimensions, random weights, bf16
-    python -m fresco_trt.bench.gpu --precision fp8 our engines in FP8, the plain pipeline in bf16
-    python -m fresco_trt.bench.gpu --tiny          the same code at tiny dimensions, on any machine
-
-One command, within --minutes: weights are made on the device and written once, engines are built
-over them, and what there is time for is measured side by side, in rounds, the most important
-first. Random weights draw no pictures: this measures time and memory, and no quality.
-"""
+"""What `python -m fresco_trt.bench.gpu` can be asked for, and what it shows and stores."""
 
 from __future__ import annotations
 
@@ -18,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fresco_trt.bench.gpu_engines import LIBRARIES, subject_of
-from fresco_trt.bench.gpu_job import MINUTES, measure
-from fresco_trt.bench.gpu_report import show
-from fresco_trt.bench.gpu_rounds import MOST_ROUNDS
+from fresco_trt.bench.gpu.engines import LIBRARIES, subject_of
+from fresco_trt.bench.gpu.job import MINUTES, measure
+from fresco_trt.bench.gpu.report import show
+from fresco_trt.bench.gpu.rounds import MOST_ROUNDS
 from fresco_trt.errors import BackendUnavailable, FrescoError, IncompatibleOptions
 
 if TYPE_CHECKING:
-    from fresco_trt.bench.gpu_engines import Subject
+    from fresco_trt.bench.gpu.engines import Subject
 
 RESULTS = Path("bench/results"), Path("bench-out")
 """Where results go, and where those of a dry run."""
@@ -121,7 +112,3 @@ def _folder(work: Path | None, subject: Subject, temporary: Path) -> Path:
     folder = work / f"{facts.name}-{depth}-{subject.rest}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-if __name__ == "__main__":
-    typer.run(main)

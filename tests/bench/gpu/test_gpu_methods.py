@@ -16,8 +16,8 @@ from fresco_trt.backends.cuda_graph import Graph
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.backends.torch_graph import replayed
 from fresco_trt.bench.engines import Kind, kinds_of
-from fresco_trt.bench.gpu_device import Matmul, Stopwatch, clock_of, device_facts, memory_in_use
-from fresco_trt.bench.gpu_engines import (
+from fresco_trt.bench.gpu.device import Matmul, Stopwatch, clock_of, device_facts, memory_in_use
+from fresco_trt.bench.gpu.engines import (
     CALLS,
     Workshop,
     check_fits,
@@ -27,7 +27,7 @@ from fresco_trt.bench.gpu_engines import (
     subject_of,
     twin,
 )
-from fresco_trt.bench.gpu_methods import (
+from fresco_trt.bench.gpu.methods import (
     TRANSFORMER,
     PlainPipeline,
     Point,

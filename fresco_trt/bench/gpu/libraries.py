@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.bench.engines import Engine
-from fresco_trt.bench.gpu_engines import example_inputs
+from fresco_trt.bench.gpu.engines import example_inputs
 from fresco_trt.bench.instrument import said
 from fresco_trt.comparing import output_error
 from fresco_trt.errors import FrescoError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.bench.engines import Kind, kinds_of, plan_method
-from fresco_trt.bench.gpu_device import Stopwatch, clock_of
+from fresco_trt.bench.gpu.device import Stopwatch, clock_of
 from fresco_trt.bench.plain import Plain, denoise
 from fresco_trt.plan.caching import NO_CACHE, CacheChoice
 from fresco_trt.plan.cost import flops_of_step, plan_cost
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.backends.base import Runner
-    from fresco_trt.bench.gpu_engines import Subject
+    from fresco_trt.bench.gpu.engines import Subject
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.layout import Layout

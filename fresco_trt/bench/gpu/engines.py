@@ -20,7 +20,7 @@ from fresco_trt.backends.eager import EagerBackend, module_runner
 from fresco_trt.backends.inductor import InductorBackend
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.bench.engines import Engine, Kind, kinds_of
-from fresco_trt.bench.gpu_device import clock_of
+from fresco_trt.bench.gpu.device import clock_of
 from fresco_trt.comparing import output_error
 from fresco_trt.errors import (
     DiskFull,

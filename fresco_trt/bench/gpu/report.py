@@ -1,6 +1,6 @@
 """What a run's rounds come to: one row a method, and the tables of them.
 
-    python -m fresco_trt.bench.gpu_report RESULT.json
+    python -m fresco_trt.bench.gpu.report RESULT.json
 
 prints them. Pure functions of the stored document.
 """
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fresco_trt.bench.gpu_methods import COMPILED, EAGER, TRANSFORMER, flops_of, name_of_plain
+from fresco_trt.bench.gpu.methods import COMPILED, EAGER, TRANSFORMER, flops_of, name_of_plain
 from fresco_trt.bench.quality import median_interval
 from fresco_trt.plan.cost import flops_of_bypass, flops_of_step
 from fresco_trt.run.request import engine_name
 
 if TYPE_CHECKING:
-    from fresco_trt.bench.gpu_methods import Point
+    from fresco_trt.bench.gpu.methods import Point
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
 

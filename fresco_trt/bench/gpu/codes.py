@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.base import writing
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS
-from fresco_trt.bench.gpu_engines import example_inputs
+from fresco_trt.bench.gpu.engines import example_inputs
 from fresco_trt.models import flux
 from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.ranges import LayerRange, Ranges, RangesRecord
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from fresco_trt.bench.gpu_engines import Subject
+    from fresco_trt.bench.gpu.engines import Subject
 
 
 def place_codes(subject: Subject, transformer: Module, folder: Path) -> dict[str, Any]:

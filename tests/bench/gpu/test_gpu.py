@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from fresco_trt import errors
-from fresco_trt.bench import gpu_job
-from fresco_trt.bench.gpu import _result
-from fresco_trt.bench.gpu_engines import subject_of
-from fresco_trt.bench.gpu_job import measure
-from fresco_trt.bench.gpu_methods import points_of
-from fresco_trt.bench.gpu_report import DRY_RUN, gpu_table, step_table
+from fresco_trt.bench.gpu import job
+from fresco_trt.bench.gpu.command import _result
+from fresco_trt.bench.gpu.engines import subject_of
+from fresco_trt.bench.gpu.job import measure
+from fresco_trt.bench.gpu.methods import points_of
+from fresco_trt.bench.gpu.report import DRY_RUN, gpu_table, step_table
 from fresco_trt.errors import UnsupportedPrecision
 
 pytestmark = pytest.mark.slow
@@ -32,8 +32,8 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine w
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other libraries are not tried and nothing is compiled: that is slow, and tested above."""
-    monkeypatch.setattr(gpu_job, "OTHERS", ())
-    monkeypatch.setattr(gpu_job, "compiled_blocks", lambda transformer: transformer)
+    monkeypatch.setattr(job, "OTHERS", ())
+    monkeypatch.setattr(job, "compiled_blocks", lambda transformer: transformer)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_an_engine_that_fails_takes_along_only_the_plans_that_need_it(
             raise RuntimeError("no kernel image is available")
         return {"relative": 0.0, "seconds": 1e-3, "cuda_graph": False}
 
-    monkeypatch.setattr(gpu_job, "examine", failing)
+    monkeypatch.setattr(job, "examine", failing)
     document = measure(
         SUBJECT, library="eager", work=tmp_path, out=tmp_path / "o.json", dry_run=True, rounds=1
     )
@@ -206,7 +206,7 @@ def test_fp8_engines_stand_beside_the_plain_pipeline_in_its_own_precision(
     # One grid: what differs by it is compiled, and compared, in bfloat16's dry run.
     points = points_of(SUBJECT.facts, SUBJECT.size)
     kept = tuple(point for point in points if "stages" not in point.group)
-    monkeypatch.setattr(gpu_job, "points_of", lambda *_: kept)
+    monkeypatch.setattr(job, "points_of", lambda *_: kept)
     subject = subject_of("cpu", tiny=True, layers=None, precision="fp8")
     document = measure(
         subject,
