@@ -21,7 +21,7 @@ import typer
 
 from fresco_trt import display
 from fresco_trt.bench.command import bench
-from fresco_trt.calibrate import calibrate
+from fresco_trt.calibrate.command import calibrate
 from fresco_trt.errors import FrescoError, OutputNotWritable, PlanError
 from fresco_trt.options import (
     Actions,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import fresco_trt
-from fresco_trt import calibrate_features
-from fresco_trt.calibrate_options import Options
+from fresco_trt.calibrate import features
+from fresco_trt.calibrate.options import Options
 from fresco_trt.errors import CalibrationError
 from fresco_trt.lower.principal import Reference
 from fresco_trt.lower.skips import measure_skips
@@ -88,7 +88,7 @@ def test_the_command_stores_what_it_measured_on(
         cache="svd",
         out=tmp_path,
     )
-    document = calibrate_features.run_skips(options, lambda *_: None)
+    document = features.run_skips(options, lambda *_: None)
     stored = json.loads((tmp_path / "flux-tiny-3stage-balanced-svd-skips.json").read_text())
     assert stored == json.loads(json.dumps(document))
     assert (stored["stages"], stored["prompts"], stored["steps"]) == (2, 1, small(None).nfe)

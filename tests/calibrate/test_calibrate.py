@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fresco_trt import calibrate as command
-from fresco_trt import cli, display_measured
-from fresco_trt.calibrate import check_writable, run, store
-from fresco_trt.calibrate_options import Options
+from fresco_trt import cli
+from fresco_trt.calibrate import spectrum, tables
+from fresco_trt.calibrate.options import Options
+from fresco_trt.calibrate.spectrum import run_spectrum
+from fresco_trt.calibrate.storing import check_writable, store
 from fresco_trt.errors import DiskFull, FrescoError, OutputNotWritable
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.models.zoo import model_facts, model_names
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STORED = sorted((ROOT / "calibration").glob("*-spectrum.json"))
 TINY = BUNDLED / "flux-tiny"
 KEYS = {
@@ -80,7 +81,7 @@ def test_scenes_are_drawn_measured_and_stored(
     assert left(place) == ["new/folder/flux-tiny-spectrum.json"]
     assert found == json.loads(Path("new/folder/flux-tiny-spectrum.json").read_text())
     assert found.keys() == KEYS
-    assert (found["size"], found["seed"]) == ([256, 256], command.SEED)
+    assert (found["size"], found["seed"]) == ([256, 256], spectrum.SEED)
     assert found["pictures"]["count"] == 3
     assert [ring["frequency"] for ring in found["spectrum"]] == list(range(1, 33))
     assert cli.main(arguments) == 0
@@ -90,7 +91,7 @@ def test_scenes_are_drawn_measured_and_stored(
 @needs_resvg
 def test_the_same_command_stores_the_same_bytes(place: Path) -> None:
     for out in ("a", "b"):
-        run(Options(model="flux-tiny", scenes=2, out=Path(out)), silent)
+        run_spectrum(Options(model="flux-tiny", scenes=2, out=Path(out)), silent)
     first, second = (Path(out, "flux-tiny-spectrum.json").read_bytes() for out in ("a", "b"))
     assert first == second
 
@@ -99,7 +100,7 @@ def test_a_folder_of_pictures_is_measured_with_a_given_codec(place: Path, tmp_pa
     folder = pictures(tmp_path / "pictures")
     shutil.copytree(TINY / "vae", tmp_path / "own" / "vae")
     told: list[float] = []
-    found = run(
+    found = run_spectrum(
         Options(model="flux-tiny", pictures=folder, weights=str(tmp_path / "own")),
         lambda phase, fraction: told.append(fraction),
     )
@@ -168,8 +169,8 @@ def test_other_scenes_give_the_stored_spectrum_within_its_errors(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = json.loads((ROOT / "calibration" / "flux-tiny-spectrum.json").read_text())
-    monkeypatch.setattr(command, "SEED", 77)
-    found = run(Options(model="flux-tiny", scenes=24), silent)
+    monkeypatch.setattr(spectrum, "SEED", 77)
+    found = run_spectrum(Options(model="flux-tiny", scenes=24), silent)
     for one, other in zip(found["spectrum"], stored["spectrum"], strict=True):
         error = (one["error"] ** 2 + other["error"] ** 2) ** 0.5
         assert abs(one["power"] - other["power"]) < 5 * error
@@ -253,7 +254,7 @@ def nothing(encoder: Any, pixels: Any) -> Any:
 def test_without_resvg_the_command_says_what_to_install(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(spectrum, "find_spec", lambda name: None)
     assert cli.main(["calibrate", "--model", "flux-tiny"]) == 2
     assert "pip install 'fresco-trt[train]'" in capsys.readouterr().err
     assert left(place) == []
@@ -295,9 +296,9 @@ def test_half_a_result_is_never_left(
 def test_what_cannot_be_written_is_told_before_anything_is_drawn(
     furnished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_batches", None)
+    monkeypatch.setattr(spectrum, "_batches", None)
     with pytest.raises(FrescoError, match="cannot be written"):
-        run(Options(model="flux-tiny", pictures=Path("large"), out=Path("file")), silent)
+        run_spectrum(Options(model="flux-tiny", pictures=Path("large"), out=Path("file")), silent)
 
 
 def test_asking_whether_a_file_can_be_written_writes_nothing(place: Path) -> None:
@@ -310,7 +311,7 @@ def test_a_failure_while_measuring_keeps_the_old_result(furnished: Path) -> None
     out.mkdir()
     (out / "flux-tiny-spectrum.json").write_text("old")
     with pytest.raises(FrescoError, match=r"1\.png"):
-        run(Options(model="flux-tiny", pictures=Path("broken")), silent)
+        run_spectrum(Options(model="flux-tiny", pictures=Path("broken")), silent)
     assert [path.read_text() for path in out.iterdir()] == ["old"]
 
 
@@ -318,7 +319,7 @@ def test_a_failure_while_measuring_keeps_the_old_result(furnished: Path) -> None
 
 
 def test_the_command_is_lean_to_import() -> None:
-    code = "import fresco_trt.calibrate, sys; print(*sys.modules)"
+    code = "import fresco_trt.calibrate.command, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     loaded = {name.partition(b".")[0] for name in done.stdout.split()}
     assert not loaded & {b"torch", b"numpy", b"PIL", b"diffusers"}
@@ -326,7 +327,7 @@ def test_the_command_is_lean_to_import() -> None:
 
 def test_the_table_has_every_doubling_and_the_law(capsys: pytest.CaptureFixture[str]) -> None:
     stored = json.loads((ROOT / "calibration" / "flux-tiny-spectrum.json").read_text())
-    display_measured.spectrum_table({"file": "somewhere.json", **stored})
+    tables.spectrum_table({"file": "somewhere.json", **stored})
     shown = capsys.readouterr().out
     for ring in stored["spectrum"]:
         doubled = ring["frequency"] in (1, 2, 4, 8, 16, 32)
@@ -336,6 +337,8 @@ def test_the_table_has_every_doubling_and_the_law(capsys: pytest.CaptureFixture[
 
 
 def test_a_model_over_the_demos_codec_is_measured_on_the_demos_scenes(place: Path) -> None:
-    own, demos = (run(Options(model=f"flux-tiny{end}", scenes=2), silent) for end in ("-turbo", ""))
+    own, demos = (
+        run_spectrum(Options(model=f"flux-tiny{end}", scenes=2), silent) for end in ("-turbo", "")
+    )
     assert (own.pop("model"), demos.pop("model")) == ("flux-tiny-turbo", "flux-tiny")
     assert own == demos

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt import __version__
-from fresco_trt.calibrate import check_writable, store
-from fresco_trt.calibrate_options import CACHE, STAGES
+from fresco_trt.calibrate.options import CACHE, STAGES
+from fresco_trt.calibrate.storing import check_writable, store
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.caching import FEATURE_CACHES
 
 if TYPE_CHECKING:
-    from fresco_trt.calibrate_options import Options
+    from fresco_trt.calibrate.options import Options
     from fresco_trt.display import Report
     from fresco_trt.lower.principal import Reference
     from fresco_trt.plan.facts import ModelFacts

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt import __version__
-from fresco_trt.calibrate import store
-from fresco_trt.calibrate_features import measured_on, reference_of
-from fresco_trt.calibrate_options import STAGES
+from fresco_trt.calibrate.features import measured_on, reference_of
+from fresco_trt.calibrate.options import STAGES
+from fresco_trt.calibrate.storing import store
 
 if TYPE_CHECKING:
-    from fresco_trt.calibrate_options import Options
+    from fresco_trt.calibrate.options import Options
     from fresco_trt.display import Report
     from fresco_trt.lower.principal import Reference
     from fresco_trt.plan.facts import ModelFacts
