@@ -8,13 +8,9 @@ error.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
-from errno import EISDIR
 from pathlib import Path
-from secrets import token_hex
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,6 +53,7 @@ from fresco_trt.options import (
     Weights,
 )
 from fresco_trt.plan.caching import NONE, CacheChoice
+from fresco_trt.writing import check_writable, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -285,36 +282,20 @@ def doctor(as_json: Json = False) -> None:
 
 
 def save_picture(image: Image, path: Path) -> None:
-    """Write a PNG beside its final place, then rename it.
+    """Write a PNG; whatever happens, `path` is the old file or the new one.
 
-    Raises OutputNotWritable or DiskFull; whatever happens, `path` is the old file or the new one.
+    Raises OutputNotWritable or DiskFull.
     """
-    from fresco_trt.backends.base import writing
-
-    partial = path.with_name(f".{token_hex(8)}.partial")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(partial, format="PNG")
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        image.save(partial, format="PNG")
 
 
 def _check_picture(path: Path) -> None:
-    """Before any engine is loaded: a minute of work must not end in "no such folder"."""
-    from fresco_trt.backends.base import writing
-
     if path.suffix.lower() != ".png":
         raise OutputNotWritable(
             f"--out {path}", expected="a file name ending in .png", fix="pass --out picture.png"
         )
-    with writing(path):
-        if path.is_dir():
-            raise IsADirectoryError(EISDIR, "it is a folder")
-        parents = (parent for parent in path.absolute().parents if os.path.lexists(parent))
-        with TemporaryFile(dir=next(parents)):
-            pass  # nothing is created for a request that may yet be refused
+    check_writable(path)
 
 
 def _targets(text: str | None) -> tuple[str, ...]:

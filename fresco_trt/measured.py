@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fresco_trt.errors import CalibrationError
+from fresco_trt.writing import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,19 +27,11 @@ def store_measured(path: Path, schema: int, record: Any, tensors: Mapping[str, T
     """Write beside the final place, then rename. Raises OutputNotWritable or DiskFull."""
     from safetensors.torch import save_file
 
-    from fresco_trt.backends.base import writing
-
     header = json.dumps({"schema": schema, **asdict(record)}, sort_keys=True)
-    partial = path.with_name(f".{token_hex(8)}.partial")
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Cloned: tensors that share memory are refused.
-            apart = {name: tensor.clone() for name, tensor in tensors.items()}
-            save_file(apart, partial, {HEADER: header})
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        # Cloned: tensors that share memory are refused.
+        apart = {name: tensor.clone() for name, tensor in tensors.items()}
+        save_file(apart, partial, {HEADER: header})
 
 
 def read_measured(

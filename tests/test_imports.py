@@ -24,7 +24,8 @@ ALLOWED = {
     "plan": {"errors"},
     "models": {"plan", "errors"},
     "bundle": {"plan", "errors"},
-    "backends": {"plan", "errors"},
+    "writing": {"errors"},
+    "backends": {"plan", "errors", "writing"},
 }
 FORBIDDEN = {
     "run": {"adapter", "api", "bench", "compile", "demo", "lower", "pipeline"},

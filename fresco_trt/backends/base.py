@@ -7,10 +7,9 @@ every library (scope, input checks, file errors) is written once, in this file.
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,15 +18,14 @@ from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias
 from fresco_trt.errors import (
     BackendUnavailable,
     BuildError,
-    DiskFull,
     EngineFailed,
     FileMissing,
     IncompatibleOptions,
-    OutputNotWritable,
     SignatureMismatch,
     UnsupportedPrecision,
 )
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
+from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     import torch
@@ -362,27 +360,6 @@ def exported(graph: StageGraph, precision: str, rest: str) -> tuple[Path, Path]:
             fix="pass the precision that the graph is in, or export it again in this one",
         )
     return graph.onnx, graph.weights
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals while writing ``path`` into DiskFull or
-    OutputNotWritable.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f"the disk filled up while writing {path}",
-                expected="room for the engines and their weights",
-                fix="free some space, or pass --out on another disk",
-            ) from error
-        raise OutputNotWritable(
-            f"{path} cannot be written: {error.strerror or error}",
-            expected="a folder that this user may write to",
-            fix="pass another --out",
-        ) from error
 
 
 def copy_once(source: Path, folder: Path) -> str:

@@ -39,7 +39,6 @@ from fresco_trt.backends.base import (
     find_engine,
     no_targets,
     unavailable,
-    writing,
 )
 from fresco_trt.backends.inductor_build import (
     compile_layer,
@@ -62,6 +61,7 @@ from fresco_trt.backends.transformer import (
     torch_version,
 )
 from fresco_trt.errors import BuildError, EngineFailed
+from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     from torch import Tensor

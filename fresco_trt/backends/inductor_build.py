@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
-from fresco_trt.backends.base import writing
 from fresco_trt.backends.inductor_probe import constants_of
 from fresco_trt.backends.transformer import torch_version
 from fresco_trt.errors import BuildError, FrescoError, OutOfDeviceMemory
+from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     from torch import Tensor

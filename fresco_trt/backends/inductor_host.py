@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fresco_trt.backends.base import writing
 from fresco_trt.errors import EnvironmentMismatch
+from fresco_trt.writing import replacing
 
 _MOST_BYTES = 64 * 1024
 """A file larger than this was not written here."""
@@ -57,10 +57,8 @@ def this_host(device: str) -> Host:
 
 def write_host(path: Path, host: Host) -> None:
     """Write ``host`` to ``path``, as JSON, in one step. Raises OutputNotWritable or DiskFull."""
-    partial = path.with_name(f"{path.name}.partial")
-    with writing(path):
+    with replacing(path) as partial:
         partial.write_text(json.dumps(asdict(host), indent=1, sort_keys=True) + "\n")
-        partial.replace(path)
 
 
 def check_host(path: Path, here: Host) -> None:

@@ -28,13 +28,13 @@ from fresco_trt.backends.base import (
     exported,
     find_engine,
     unavailable,
-    writing,
 )
 from fresco_trt.backends.cuda_device import CudaDevice, Device
 from fresco_trt.backends.cuda_graph import Graph
 from fresco_trt.backends.tensorrt_build import plan_from_onnx
 from fresco_trt.backends.tensorrt_run import Engines
 from fresco_trt.errors import EnvironmentMismatch, IncompatibleOptions
+from fresco_trt.writing import replacing
 
 ANY = "any"  # in a plan's name: built for every GPU that the library can target
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
@@ -255,7 +255,5 @@ def _targets_of(library: Any) -> tuple[str, ...]:
 
 
 def _write(path: Path, data: bytes | memoryview) -> None:
-    partial_path = path.with_name(f"{path.name}.partial")
-    with writing(path):
+    with replacing(path) as partial_path:
         partial_path.write_bytes(data)
-        partial_path.replace(path)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from fresco_trt.backends.base import EngineFiles, Missing, copy_once, writing
+from fresco_trt.backends.base import EngineFiles, Missing, copy_once
 from fresco_trt.errors import BuildError, EngineFailed, OutOfDeviceMemory
+from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -16,11 +16,12 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent, writing
+from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent
 from fresco_trt.bench.instrument import Draw, Drawn
 from fresco_trt.models.flux import bypass_signature, full_signature, graph_from_signature
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.run.request import engine_name
+from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

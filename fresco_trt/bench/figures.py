@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fresco_trt.backends.base import writing
 from fresco_trt.bench.contact_sheet import sheet
 from fresco_trt.bench.methods import METHODS
 from fresco_trt.bench.table import has_interval
+from fresco_trt.writing import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,7 +68,8 @@ def pareto(document: Mapping[str, Any], path: Path) -> None:
         f"{document['model']}, {document['instrument']}, {document['scenes']} scenes\n"
         f"score: {document['score']}"
     )
-    _write(path, lambda partial: figure.savefig(partial, format="png", dpi=130))
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=130)
 
 
 def _panel(panel: Any, rows: Sequence[Row], axis: str, quality: str) -> None:
@@ -156,7 +157,8 @@ def contact_sheet(
         for scene, caption in enumerate(captions)
     ]
     drawn = sheet(columns, labels)
-    _write(path, lambda partial: drawn.save(partial, format="PNG"))
+    with replacing(path) as partial:
+        drawn.save(partial, format="PNG")
 
 
 def representatives(rows: Sequence[Row], axis: str, speed: float = 5.0) -> list[Row]:
@@ -207,14 +209,6 @@ def label_of(row: Row, axis: str, model: str | None = None) -> str:
     codes = None if row.get("twin_ssim") is None else row["precision"]
     parts = (row["method"], sibling, row["preset"], row["variant"], codes, speed)
     return ", ".join(part for part in parts if part)
-
-
-def _write(path: Path, save: Any) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(partial)
-        partial.replace(path)
 
 
 def main(result: Path) -> None:

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.backends.base import writing
+from fresco_trt.writing import replacing, writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,13 +79,11 @@ class Journal:
             elif "note" in line:
                 self.notes[line["note"]] = line["value"]
         # Written again without the line that a killed run may have left half-finished.
-        partial = self.path.with_name(f"{self.path.name}.partial")
         kept = [self.header]
         kept += [{"note": key, "value": value} for key, value in self.notes.items()]
         kept += [{"scene": number, **line} for number, line in self.scenes.items()]
-        with writing(partial):
+        with replacing(self.path) as partial:
             partial.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
-            partial.replace(self.path)
 
 
 def _lines(path: Path) -> list[Line]:

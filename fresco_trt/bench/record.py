@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fresco_trt.writing import replacing
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -81,8 +83,9 @@ def store(document: dict[str, Any], path: Path) -> None:
 
 
 def store_text(text: str, path: Path) -> None:
-    """Write a text file, replacing an older one in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Write a text file, replacing an older one in one step.
+
+    Raises OutputNotWritable or DiskFull.
+    """
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.backends.base import Progress, writing
+from fresco_trt.backends.base import Progress
 from fresco_trt.bench.instrument import Skipped, said
 from fresco_trt.bench.journal import Journal
 from fresco_trt.errors import EngineFailed
+from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt import __version__
 from fresco_trt.calibrate.options import CACHE, STAGES
-from fresco_trt.calibrate.storing import check_writable, store
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.caching import FEATURE_CACHES
+from fresco_trt.writing import check_writable, store_json
 
 if TYPE_CHECKING:
     from fresco_trt.calibrate.options import Options
@@ -76,7 +76,7 @@ def run_skips(options: Options, progress: Report) -> dict[str, Any]:
         "steps": plan.nfe,
         "skips": [each.to_json() for each in lists],
     }
-    store(document, options.path)
+    store_json(document, options.path)
     return document
 
 

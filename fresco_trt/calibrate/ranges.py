@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt import __version__
 from fresco_trt.calibrate.features import measured_on, reference_of
 from fresco_trt.calibrate.options import STAGES
-from fresco_trt.calibrate.storing import store
+from fresco_trt.writing import store_json
 
 if TYPE_CHECKING:
     from fresco_trt.calibrate.options import Options
@@ -55,7 +55,7 @@ def run_sensitivity(options: Options, progress: Report) -> dict[str, Any]:
         "together": error_of(reference, plan, ranges, recipe),
         "groups": [asdict(each) for each in groups],
     }
-    store(document, options.path)
+    store_json(document, options.path)
     return document
 
 

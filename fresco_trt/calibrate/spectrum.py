@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt import __version__
 from fresco_trt.calibrate.options import DEMO, SCENES
-from fresco_trt.calibrate.storing import check_writable, store
 from fresco_trt.errors import CalibrationError, IncompatibleOptions, PlanError
 from fresco_trt.models.weights import bundled_parts
+from fresco_trt.writing import check_writable, store_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ def run_spectrum(options: Options, progress: Report) -> dict[str, Any]:
     encoder = FluxEncoder(folder)
     measured = measure(encoder, _batches(source, facts, progress), facts)
     document = _document(facts, encoder, source, measured)
-    store(document, options.path)
+    store_json(document, options.path)
     return document
 
 

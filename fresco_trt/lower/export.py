@@ -19,11 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fresco_trt.backends.base import Progress, StageGraph, silent, writing
+from fresco_trt.backends.base import Progress, StageGraph, silent
 from fresco_trt.errors import ExportError, error_context
 from fresco_trt.lower.profiles import Varying, counts, varying
 from fresco_trt.lower.weights import WeightFile, weight_file
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
+from fresco_trt.writing import replacing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -329,10 +330,8 @@ def _write(model: ir.Model, path: Path) -> None:
     import onnx_ir as ir
 
     data = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
-    partial = path.with_name(f"{path.name}.partial")
-    with writing(path):
+    with replacing(path) as partial:
         partial.write_bytes(data)
-        partial.replace(path)
 
 
 def _check_file(graph: StageGraph) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt import __version__
-from fresco_trt.backends.base import writing
 from fresco_trt.canonical import build_key
 from fresco_trt.lower.earlier import SECONDS
 from fresco_trt.lower.layout import STATIC
@@ -24,6 +23,7 @@ from fresco_trt.models.flux_config import transformer_config
 from fresco_trt.models.flux_layers import format_blocks
 from fresco_trt.models.flux_parts import PIPELINE_PARTS
 from fresco_trt.plan.sizes import format_size
+from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

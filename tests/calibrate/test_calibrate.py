@@ -19,8 +19,7 @@ from fresco_trt import cli
 from fresco_trt.calibrate import spectrum, tables
 from fresco_trt.calibrate.options import Options
 from fresco_trt.calibrate.spectrum import run_spectrum
-from fresco_trt.calibrate.storing import check_writable, store
-from fresco_trt.errors import DiskFull, FrescoError, OutputNotWritable
+from fresco_trt.errors import FrescoError
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.models.zoo import model_facts, model_names
 
@@ -263,47 +262,12 @@ def test_without_resvg_the_command_says_what_to_install(
 # --- nothing half-written ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (OSError(28, "No space left on device"), DiskFull),
-        (OSError(13, "Permission denied"), OutputNotWritable),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-    ],
-)
-def test_half_a_result_is_never_left(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-    raised: type[BaseException],
-) -> None:
-    path = tmp_path / "flux-tiny-spectrum.json"
-    path.write_text("old")
-    whole = Path.write_text
-
-    def half(self: Path, text: str, **options: Any) -> int:
-        whole(self, text[: len(text) // 2], **options)
-        raise error
-
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(raised):
-        store({"schema": 1}, path)
-    monkeypatch.undo()
-    assert [each.name for each in tmp_path.iterdir()] == [path.name]
-    assert path.read_text() == "old"
-
-
 def test_what_cannot_be_written_is_told_before_anything_is_drawn(
     furnished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spectrum, "_batches", None)
     with pytest.raises(FrescoError, match="cannot be written"):
         run_spectrum(Options(model="flux-tiny", pictures=Path("large"), out=Path("file")), silent)
-
-
-def test_asking_whether_a_file_can_be_written_writes_nothing(place: Path) -> None:
-    check_writable(Path("new/folder/file.json"))
-    assert list(place.iterdir()) == []
 
 
 def test_a_failure_while_measuring_keeps_the_old_result(furnished: Path) -> None:

@@ -11,12 +11,12 @@ from contextlib import ExitStack
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.backends.base import writing
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS
 from fresco_trt.bench.gpu.engines import example_inputs
 from fresco_trt.models import flux
 from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.ranges import LayerRange, Ranges, RangesRecord
+from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     from pathlib import Path

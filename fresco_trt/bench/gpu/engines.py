@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.backends.base import BuildOptions, StageGraph, writing
+from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.backends.eager import EagerBackend, module_runner
 from fresco_trt.backends.inductor import InductorBackend
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
@@ -34,6 +34,7 @@ from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
 from fresco_trt.plan.sizes import stage_grids
 from fresco_trt.run.request import engine_name
+from fresco_trt.writing import replacing, writing
 
 if TYPE_CHECKING:
     import torch
@@ -316,11 +317,8 @@ class Workshop:
         return found
 
     def _list(self, files: Mapping[str, Sequence[str]]) -> None:
-        path = self.engines / LIST
-        partial = path.with_name(f"{LIST}.partial")
-        with writing(path):
+        with replacing(self.engines / LIST) as partial:
             partial.write_text(json.dumps(files) + "\n", encoding="utf-8")
-            partial.replace(path)
 
 
 def engines_of(facts: ModelFacts, plans: Iterable[StagePlan]) -> dict[Kind, GraphSignature]:
