@@ -26,7 +26,7 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
                 f"the disk filled up while writing {path}",
-                expected="room for the engines and their weights",
+                expected="room for all of it",
                 fix="free some space, or pass --out on another disk",
             ) from error
         raise OutputNotWritable(
