@@ -36,6 +36,7 @@ def plan(
     warmup: int | None = None,
     actions: Sequence[str] | None = None,
     site: str | None = None,
+    order: int | None = None,
 ) -> StagePlan:
     """The stage plan of a model: grids, sigmas and transitions, before anything is built.
 
@@ -51,6 +52,7 @@ def plan(
     ``interval``; or ``actions`` says it step by step, one word a stage, "FFBF": F for a full step,
     B for a skipped one. ``site`` is what is predicted: "final" (None), the features after the last
     block, or "trunk", what all blocks after the first add: the first then runs at every step.
+    ``order`` is that of the extrapolation, 1 to 3 (None: 2).
 
     Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong
     ``steps``, ``delta``, ``shift`` or cache, and IncompatibleOptions for a ``delta`` with a model
@@ -66,7 +68,9 @@ def plan(
         steps=steps,
         delta=delta,
         shift=shift,
-        cache=CacheChoice(name=cache, interval=interval, warmup=warmup, actions=words, site=site),
+        cache=CacheChoice(
+            name=cache, interval=interval, warmup=warmup, actions=words, site=site, order=order
+        ),
     )
 
 

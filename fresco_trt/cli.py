@@ -37,6 +37,7 @@ from fresco_trt.options import (
     Keep,
     Layout,
     Model,
+    Order,
     PlainSteps,
     Precision,
     Preset,
@@ -88,6 +89,7 @@ def plan(
     warmup: Warmup = None,
     actions: Actions = None,
     site: Site = None,
+    order: Order = None,
     as_json: Json = False,
 ) -> None:
     """Show the stages of a plan and what they cost beside the plain pipeline."""
@@ -104,7 +106,7 @@ def plan(
         steps=steps,
         delta=delta,
         shift=shift,
-        cache=_cache(cache, interval, warmup, actions, site),
+        cache=_cache(cache, interval, warmup, actions, site, order),
     )
     summary = plan_summary(facts, chosen, steps)
     _print(summary, as_json, display.plan_table)
@@ -132,6 +134,7 @@ def build(
     warmup: Warmup = None,
     actions: Actions = None,
     site: Site = None,
+    order: Order = None,
     basis: BasisPath = None,
     target: Target = None,
     layout: Layout = "static",
@@ -157,7 +160,7 @@ def build(
         backend=backend,
         precision=precision,
         quant=lower.QuantChoice(recipe=recipe, keep=tuple(keep or ()), ranges=ranges, force=force),
-        cache=_cache(cache, interval, warmup, actions, site),
+        cache=_cache(cache, interval, warmup, actions, site, order),
         basis=basis,
         targets=_targets(target),
         layout=layout,
@@ -303,10 +306,17 @@ def _targets(text: str | None) -> tuple[str, ...]:
 
 
 def _cache(
-    name: str, interval: int | None, warmup: int | None, actions: str | None, site: str | None
+    name: str,
+    interval: int | None,
+    warmup: int | None,
+    actions: str | None,
+    site: str | None,
+    order: int | None,
 ) -> CacheChoice:
     words = None if actions is None else tuple(word.strip() for word in actions.split(","))
-    return CacheChoice(name=name, interval=interval, warmup=warmup, actions=words, site=site)
+    return CacheChoice(
+        name=name, interval=interval, warmup=warmup, actions=words, site=site, order=order
+    )
 
 
 def _only_size(sizes: list[str] | None) -> Size | None:

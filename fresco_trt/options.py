@@ -80,6 +80,14 @@ Site = Annotated[
         show_default="final; velocity for sketch",
     ),
 ]
+Order = Annotated[
+    int | None,
+    typer.Option(
+        "--order",
+        help="With a cache that extrapolates, the order: 1 a line, 2 a parabola, 3 a cubic.",
+        show_default="2",
+    ),
+]
 Engines = Annotated[Path, typer.Option("--engines", help="Folder that 'fresco-trt build' wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the one noise field.")]

@@ -123,7 +123,8 @@ def test_embeddings_and_latents_are_taken_as_they_are(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"cache": "hicache"}, {"stages": 2, "preset": "quality", "cache": "taylor"}]
+    "options",
+    [{}, {"cache": "hicache"}, {"stages": 2, "preset": "quality", "cache": "taylor", "order": 1}],
 )
 def test_stages_and_caches_draw_what_the_plan_says(pipe: Any, options: dict[str, Any]) -> None:
     fresco_trt.enable(pipe, **{"stages": 3, "preset": "turbo", **options})
@@ -438,6 +439,7 @@ WRONG: list[tuple[dict[str, Any], type[FrescoError], str]] = [
     ({"stages": 1, "interval": 3}, PlanError, "interval"),
     ({"delta": 7.0}, PlanError, "delta 7"),
     ({"cache": "svd"}, IncompatibleOptions, "cache='svd' without a basis"),
+    ({"cache": "reuse", "order": 1}, IncompatibleOptions, "order 1"),
     ({"basis": "b.safetensors"}, IncompatibleOptions, "with the cache none"),
     ({"cache": "svd", "basis": "no-such-file"}, CalibrationError, "no-such-file"),
     ({"engines": "nowhere"}, BundleNotFound, "nowhere"),

@@ -29,7 +29,8 @@ SIGNATURES = {
         "steps: 'int | None' = None, delta: 'float | None' = None, "
         "shift: 'float | None' = None, cache: 'str' = 'none', "
         "interval: 'int | None' = None, warmup: 'int | None' = None, "
-        "actions: 'Sequence[str] | None' = None, site: 'str | None' = None) -> 'StagePlan'"
+        "actions: 'Sequence[str] | None' = None, site: 'str | None' = None, "
+        "order: 'int | None' = None) -> 'StagePlan'"
     ),
     "build": (
         "(model: 'str', *, stages: 'int' = 3, preset: 'str | None' = None, "
@@ -40,7 +41,8 @@ SIGNATURES = {
         "ranges: 'str | Path | None' = None, force: 'bool' = False, "
         "cache: 'str' = 'none', interval: 'int | None' = None, "
         "warmup: 'int | None' = None, actions: 'Sequence[str] | None' = None, "
-        "site: 'str | None' = None, basis: 'str | Path | None' = None, "
+        "site: 'str | None' = None, order: 'int | None' = None, "
+        "basis: 'str | Path | None' = None, "
         "targets: 'tuple[str, ...]' = (), layout: 'str' = 'static', "
         "stream_weights: 'bool' = False, "
         "out: 'str | Path | None' = None, progress: 'Progress' = silent) -> 'Path'"
@@ -52,6 +54,7 @@ SIGNATURES = {
         "cache: 'str | None' = None, "
         "interval: 'int | None' = None, warmup: 'int | None' = None, "
         "actions: 'Sequence[str] | None' = None, site: 'str | None' = None, "
+        "order: 'int | None' = None, "
         "basis: 'str | Path | None' = None, engines: 'str | Path | None' = None) -> 'None'"
     ),
     "disable": "(pipe: 'Any') -> 'None'",

@@ -37,6 +37,7 @@ def enable(
     warmup: int | None = None,
     actions: Sequence[str] | None = None,
     site: str | None = None,
+    order: int | None = None,
     basis: str | Path | None = None,
     engines: str | Path | None = None,
 ) -> None:
@@ -68,6 +69,7 @@ def enable(
         warmup=warmup,
         actions=None if actions is None else tuple(actions),
         site=site,
+        order=order,
         basis=None if basis is None else Path(basis),
     )
     kind = _own_class(pipe)

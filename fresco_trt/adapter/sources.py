@@ -50,6 +50,7 @@ class Choices:
     warmup: int | None = None
     actions: tuple[str, ...] | None = None
     site: str | None = None
+    order: int | None = None
     basis: Path | None = None
 
     @property
@@ -75,6 +76,7 @@ class Choices:
             warmup=self.warmup,
             actions=self.actions,
             site=self.site,
+            order=self.order,
         )
         return make_plan(
             facts,

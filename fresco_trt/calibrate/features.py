@@ -52,9 +52,10 @@ def run_skips(options: Options, progress: Report) -> dict[str, Any]:
     from fresco_trt.lower.skips import TOLERANCES, measure_skips
     from fresco_trt.models.zoo import model_facts
     from fresco_trt.plan.making import make_plan
-    from fresco_trt.plan.skipping import find_cache
+    from fresco_trt.plan.skipping import find_cache, of_order
 
-    facts, cache = model_facts(options.model), find_cache(options.cache or CACHE)
+    facts = model_facts(options.model)
+    cache = of_order(find_cache(options.cache or CACHE), options.order)
     if cache.name not in FEATURE_CACHES:
         raise IncompatibleOptions(
             f"--measure skips --cache {cache.name}, which predicts no feature",

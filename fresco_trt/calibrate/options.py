@@ -37,7 +37,7 @@ _QUANTISED = ("prompts", "precision", "recipe", "keep", "stages", "preset", "siz
 READS: Mapping[Measure, tuple[str, ...]] = {
     "spectrum": ("pictures", "scenes"),
     "basis": ("prompts", "energy"),
-    "skips": ("prompts", "cache", "stages", "preset", "tolerance"),
+    "skips": ("prompts", "cache", "order", "stages", "preset", "tolerance"),
     "ranges": _QUANTISED,
     "sensitivity": _QUANTISED,
 }
@@ -55,6 +55,7 @@ class Options:
     prompts: Path | None = None
     energy: float | None = None
     cache: str | None = None
+    order: int | None = None
     stages: int | None = None
     preset: str | None = None
     tolerance: float | None = None
@@ -75,9 +76,14 @@ class Options:
         """What a measurement of one plan is of, in the words of its file's name."""
         if self.measure in ("spectrum", "basis"):
             return ()
-        what = (self.cache or CACHE) if self.measure == "skips" else self.quantised.name
+        what = self._predictor if self.measure == "skips" else self.quantised.name
         size = () if self.size is None else (self.size,)
         return (*size, f"{self.stages or STAGES}stage", self.preset or DEFAULT_PRESET, what)
+
+    @property
+    def _predictor(self) -> str:
+        name = self.cache or CACHE
+        return name if self.order is None else f"{name}-order{self.order}"
 
     @property
     def quantised(self) -> Recipe:
@@ -122,6 +128,9 @@ Energy = Annotated[
 ]
 Predictor = Annotated[
     str | None, typer.Option(help="Of skips: what predicts.", show_default="hicache")
+]
+Order = Annotated[
+    int | None, typer.Option(help="Of skips: order of extrapolation, 1 to 3.", show_default="2")
 ]
 PlanStages = Annotated[
     int | None, typer.Option(help="Stages of the plan that is walked.", show_default="3")

@@ -44,7 +44,17 @@ VARIANTS: Mapping[CacheName, tuple[str, ...]] = {
 }
 """Readings of a method that its paper leaves open; "" is the one that is used unless asked."""
 
-LARGEST_ORDER = 3
+ORDERS: Mapping[CacheName, tuple[int, ...]] = {
+    "reuse": (0,),
+    "taylor": (1, 2, 3),
+    "hicache": (1, 2, 3),
+    "svd": (1, 2, 3),
+    "freqca": (1, 2, 3),
+    "sketch": (0,),
+}
+"""Orders of extrapolation that each predictor has."""
+
+LARGEST_ORDER = max(max(orders) for orders in ORDERS.values())
 
 SKETCH_SITE = "the site 'velocity' for the cache sketch, and for no other"
 
@@ -134,8 +144,8 @@ class CacheChoice:
     """What was asked for: a predictor's name or "none", and which steps it answers.
 
     Either ``interval`` and ``warmup`` (None: the default for so many stages) or ``actions``, one
-    word a stage, F for a full step and B for a bypass. ``site`` is where features are taken; None
-    for the final one.
+    word a stage, F for a full step and B for a bypass. ``site`` is where features are taken, None
+    for the final one, and ``order`` that of the extrapolation, None for the predictor's own.
     """
 
     name: str = NONE
@@ -143,6 +153,7 @@ class CacheChoice:
     warmup: int | None = None
     actions: tuple[str, ...] | None = None
     site: str | None = None
+    order: int | None = None
 
 
 NO_CACHE = CacheChoice()

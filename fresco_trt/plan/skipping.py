@@ -16,6 +16,7 @@ from fresco_trt.plan.caching import (
     CACHES,
     DEFAULTS,
     NONE,
+    ORDERS,
     SITES,
     SKETCH_SITE,
     CacheChoice,
@@ -46,13 +47,13 @@ def cached(plan: StagePlan, choice: CacheChoice) -> StagePlan:
     """``plan``, of full steps, with the cache that was chosen, which may be none.
 
     Raises PlanError for an unknown name, a wrong interval or a wrong word, and IncompatibleOptions
-    for options that nothing would read, actions that do not fit the stages, and a rule that would
-    skip no step.
+    for options that nothing would read, an order that the predictor does not have, actions that do
+    not fit the stages, and a rule that would skip no step.
     """
     check_read(choice)
     if choice.name == NONE:
         return plan
-    chosen = _at_site(find_cache(choice.name), choice.site)
+    chosen = of_order(_at_site(find_cache(choice.name), choice.site), choice.order)
     may = _skippable(plan, chosen)
     stages = _spelt(plan, choice.actions, may) if choice.actions else _ruled(plan, choice, may)
     if not any("bypass" in stage.actions for stage in stages):
@@ -112,6 +113,24 @@ def _at_site(cache: CachePlan, site: str | None) -> CachePlan:
     return replace(cache, site=known[site])
 
 
+def of_order(cache: CachePlan, order: int | None) -> CachePlan:
+    """``cache`` with an extrapolation of ``order``, None being the order that it has already.
+
+    Raises IncompatibleOptions for an order that its predictor does not have.
+    """
+    if order is None:
+        return cache
+    orders = ORDERS[cache.name]
+    if order not in orders:
+        known = " or ".join(map(str, orders))
+        raise IncompatibleOptions(
+            f"--order {order} with --cache {cache.name}",
+            expected=f"{known}: it has no other",
+            fix=f"pass --order {cache.order}, or leave --order out",
+        )
+    return replace(cache, order=order)
+
+
 def _ruled(plan: StagePlan, choice: CacheChoice, may: frozenset[int]) -> tuple[Stage, ...]:
     interval, warmup = PLAIN_RULE if len(plan.stages) == 1 else STAGED_RULE
     if choice.name == "sketch":
@@ -165,6 +184,7 @@ def check_read(choice: CacheChoice) -> None:
         "--warmup": choice.warmup is not None,
         "--actions": choice.actions is not None,
         "--site": choice.site is not None,
+        "--order": choice.order is not None,
     }
     asked = [name for name, is_given in given.items() if is_given]
     if choice.name == NONE and asked:

@@ -86,10 +86,12 @@ def test_the_command_stores_what_it_measured_on(
         prompts=prompts,
         tolerance=0.2,
         cache="svd",
+        order=1,
         out=tmp_path,
     )
     document = features.run_skips(options, lambda *_: None)
-    stored = json.loads((tmp_path / "flux-tiny-3stage-balanced-svd-skips.json").read_text())
+    stored = json.loads((tmp_path / "flux-tiny-3stage-balanced-svd-order1-skips.json").read_text())
     assert stored == json.loads(json.dumps(document))
     assert (stored["stages"], stored["prompts"], stored["steps"]) == (2, 1, small(None).nfe)
     assert [each["tolerance"] for each in stored["skips"]] == [0.2]
+    assert (stored["cache"]["name"], stored["cache"]["order"]) == ("svd", 1)

@@ -11,8 +11,10 @@ from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.caching import (
     CACHES,
     DEFAULTS,
+    ORDERS,
     VARIANTS,
     CacheChoice,
+    CacheName,
     CachePlan,
     interval_actions,
     spelling_of,
@@ -81,6 +83,15 @@ def test_graphs_are_those_that_are_called() -> None:
     assert plan.graphs == ((0, "full"), (1, "full"), (1, "bypass"), (2, "full"))
 
 
+@pytest.mark.parametrize("name", CACHES)
+def test_the_order_of_extrapolation_is_the_chosen_one(name: CacheName) -> None:
+    settings = DEFAULTS[name]
+    assert settings.order in ORDERS[name]
+    for order in ORDERS[name]:
+        plan = planned(3, name=name, interval=2, warmup=1, order=order)
+        assert plan.cache == replace(settings, order=order)
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 
@@ -95,6 +106,11 @@ def test_graphs_are_those_that_are_called() -> None:
         ({"actions": ("FBFBFB", "FB")}, "1 words of 6 letters"),
         ({"name": "none", "site": "trunk"}, "--site without a cache"),
         ({"name": "svd", "site": "trunk"}, "--site trunk with --cache svd"),
+        ({"name": "none", "order": 1}, "--order without a cache"),
+        ({"name": "reuse", "order": 1}, "--order 1 with --cache reuse; expected 0"),
+        ({"name": "sketch", "order": 2}, "--order 2 with --cache sketch; expected 0"),
+        ({"name": "taylor", "order": 4}, "--order 4 with --cache taylor; expected 1 or 2 or 3"),
+        ({"name": "svd", "order": 0}, "--order 0 with --cache svd"),
         ({"interval": 1}, "skips none of the steps FFFFFF"),
         ({"warmup": 40}, "skips none"),
     ],

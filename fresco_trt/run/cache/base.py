@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.plan.caching import DEFAULTS, CachePlan
+from fresco_trt.plan.caching import DEFAULTS, ORDERS, CachePlan
 
 State = TypeVar("State")
 
@@ -56,8 +56,9 @@ def empty_cache() -> ValueError:
 # --- checks of a plan ---------------------------------------------------------------------------
 
 
-def check_order(cache: CachePlan, accepted: Sequence[int]) -> None:
-    """Raises IncompatibleOptions unless the plan's order is one of those ``accepted``."""
+def check_order(cache: CachePlan, accepted: Sequence[int] | None = None) -> None:
+    """Raises IncompatibleOptions unless the plan's order is ``accepted``, None: one of ORDERS."""
+    accepted = ORDERS[cache.name] if accepted is None else accepted
     if cache.order not in accepted:
         orders = " or ".join(map(str, accepted))
         raise IncompatibleOptions(

@@ -131,6 +131,6 @@ def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -
             expected="tokens of one size: a DCT needs a whole grid",
             fix="use the cache 'taylor' or 'hicache', or a preset without mixed stages",
         )
-    check_order(cache, (1, 2, 3))
+    check_order(cache)
     rows, columns = grid
     return FreqCaPredictor(rows=rows, columns=columns, order=cache.order, scale=cache.scale)

@@ -40,6 +40,6 @@ class ReusePredictor:
 
 def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -> ReusePredictor:
     """Of a plan. Raises IncompatibleOptions for an order above 0 or a scale."""
-    check_order(cache, (0,))
+    check_order(cache)
     check_no_scale(cache)
     return ReusePredictor()

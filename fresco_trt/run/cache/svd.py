@@ -165,6 +165,6 @@ def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -
             fix="calibrate one, or use the cache 'taylor', which needs none",
         )
     has_order = VARIANTS[cache.variant] is divided
-    check_order(cache, (1, 2, 3) if has_order else (DEFAULTS["svd"].order,))
+    check_order(cache, None if has_order else (DEFAULTS["svd"].order,))
     check_no_scale(cache)
     return SvdPredictor(basis=basis, variant=cache.variant, order=cache.order)
