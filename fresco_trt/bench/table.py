@@ -6,7 +6,7 @@ python -m fresco_trt.bench.table
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,46 +58,6 @@ def fitness_table(document: dict[str, Any]) -> str:
         ),
     ]
     return "\n".join(lines)
-
-
-def presets_table(documents: Sequence[dict[str, Any]]) -> str:
-    """Of every budget of stored searches the preset that was taken, beside the best finalist that
-    skips steps."""
-    lines = [
-        "| preset | stages | fewer FLOPs | score | SSIM "
-        "| the best with a cache: fewer FLOPs, score, SSIM |",
-        "|---|--:|--:|--:|--:|---|",
-    ]
-    for document in documents:
-        for budget, entry in document["budgets"].items():
-            plain, cached = (_finalist(entry, skips) for skips in (False, True))
-            figures = ("", "", "") if plain is None else _figures_of(plain)
-            both = "none among the last" if cached is None else ", ".join(_figures_of(cached))
-            cells = (budget, str(document["stages"]), *figures, both)
-            lines.append(f"| {' | '.join(cells)} |")
-    scenes = max(
-        each["scenes"]
-        for document in documents
-        for entry in document["budgets"].values()
-        for each in entry["finalists"]
-    )
-    return "\n".join([*lines, "", f"{scenes} scenes each, none of them in another table."])
-
-
-def _finalist(entry: Mapping[str, Any], skips: bool) -> dict[str, Any] | None:
-    """The best that skips steps, or that does not; finalists stand best first."""
-    fitting: Iterator[dict[str, Any]] = (
-        each for each in entry["finalists"] if (each["preset"]["cache"]["name"] != "none") == skips
-    )
-    return next(fitting, None)
-
-
-def _figures_of(finalist: Mapping[str, Any]) -> tuple[str, str, str]:
-    return (
-        f"{finalist['flops_ratio']:.1f}",
-        f"{finalist['score']:.2f}",
-        f"{finalist['ssim']:.2f}",
-    )
 
 
 def tables(document: dict[str, Any]) -> str:
@@ -340,10 +300,13 @@ def stored(name: str) -> dict[str, Any]:
 def readme_tables() -> Iterator[str]:
     """Every table that the README has to show, of the results that are stored."""
     from fresco_trt.bench.gpu.report import gpu_table, step_table
+    from fresco_trt.bench.search.report import presets_table, skips_table
 
     yield main_job_table(stored("main-job"))
     yield fitness_table(stored("demo-fitness"))
     yield presets_table([stored(f"flux-tiny-{stages}stage-presets") for stages in (2, 3)])
+    if (RESULTS / "flux-tiny-skips.json").is_file():
+        yield skips_table(stored("flux-tiny-skips"))
     for name in ("flux-tiny", "flux-tiny-oracle"):
         if (RESULTS / f"{name}.json").is_file():
             yield frontier_table(stored(name))

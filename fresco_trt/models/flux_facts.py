@@ -13,7 +13,7 @@ from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.schedule import ShiftRule
 from fresco_trt.plan.spectrum import FLUX_1, Spectrum
 
-# At least 3x, 5x, 8x and 12x fewer FLOPs than 50 full steps: what bench/search.py found best at
+# At least 3x, 5x, 8x and 12x fewer FLOPs than 50 full steps: what bench/search/ found best at
 # these budgets (bench/results/flux-tiny-<K>stage-presets.json). One stage is the plain sampler.
 _TINY_PRESETS = {
     "quality": {

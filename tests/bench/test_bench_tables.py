@@ -11,7 +11,6 @@ from fresco_trt.bench.table import (
     combinations_table,
     composition_table,
     frontier_table,
-    presets_table,
 )
 
 KEYS = ("speedup", "score", "ssim", "distance")
@@ -135,18 +134,6 @@ def test_a_combinations_caches_stand_side_by_side() -> None:
         "| flux-tiny | fast | fp32 | 2.0x, 0.75, 0.60 | 2.0x, 0.75, 0.60 |",
         "| flux-tiny | fast | fp8 | (3.0x), 0.75, 0.60, 0.970 |  |",
     ]
-
-
-def test_a_preset_stands_beside_the_best_that_skips_steps() -> None:
-    def finalist(cache: str, score: float) -> dict[str, Any]:
-        figures = {"flops_ratio": 5.25, "score": score, "ssim": 0.8, "scenes": 48}
-        return {"preset": {"cache": {"name": cache}}, **figures}
-
-    finalists = [finalist("hicache", 0.9), finalist("none", 0.7), finalist("none", 0.6)]
-    budgets = {"fast": {"finalists": finalists}, "turbo": {"finalists": finalists[1:]}}
-    table = presets_table([{"stages": 2, "budgets": budgets}])
-    assert cells(table, "fast")[1:] == ["2", "5.2", "0.70", "0.80", "5.2, 0.90, 0.80"]
-    assert cells(table, "turbo")[-1] == "none among the last"
 
 
 def test_an_ablation_stands_below_its_own_base() -> None:

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fresco_trt.bench import search
 from fresco_trt.bench.instrument import Case, Draw, Drawn, Marks, Skipped
 from fresco_trt.bench.journal import Journal
 from fresco_trt.bench.methods import Point
-from fresco_trt.bench.search import BUDGETS, SLACK, Candidate, candidates, found_preset, halve
+from fresco_trt.bench.search.command import found_preset, preset_of
+from fresco_trt.bench.search.halving import SLACK, Candidate, Gallery, halve
+from fresco_trt.bench.search.stages import BUDGETS, candidates
 from fresco_trt.bench.table import RESULTS, stored
 from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.caching import CacheChoice
@@ -123,7 +124,7 @@ def test_every_scene_is_drawn_once_also_after_a_kill(tmp_path: Path) -> None:
     for _ in range(2):
         journal = Journal(tmp_path / "search.jsonl", {"request": 1})
         with ExitStack() as scope:
-            gallery = search.Gallery(painter, pool, journal, scope)
+            gallery = Gallery(painter, pool, journal, scope)
             marks = [gallery(pool, number) for number in (0, 1, 0)]
     assert marks[0] == {each.name: {"right": True, "ssim": 0.5} for each in pool}
     assert len(painter.drawn) == len(set(painter.drawn)) == 2 * (len(pool) + 1)
@@ -135,6 +136,7 @@ def test_a_stored_preset_is_read_back() -> None:
     finalists = [{"preset": json.loads(json.dumps(asdict(each)))} for each in (cached, preset)]
     # Steps are skipped where --cache says so, not by a preset.
     assert found_preset({"budgets": {"fast": {"finalists": finalists}}}, "fast") == preset
+    assert [preset_of(each["preset"]) for each in finalists] == [cached, preset]
 
 
 @pytest.mark.parametrize("name", SEARCHES)
