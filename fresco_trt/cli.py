@@ -57,11 +57,12 @@ from fresco_trt.plan.caching import NONE, CacheChoice
 from fresco_trt.writing import check_writable, replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from PIL.Image import Image
 
     from fresco_trt.bundle import Bundle
+    from fresco_trt.lower.build import BuildRequest
     from fresco_trt.pipeline import FrescoPipeline, Result
     from fresco_trt.plan.sizes import Size
 
@@ -170,8 +171,7 @@ def build(
     )
     requests = lower.requests_of(request, size or [])
     if dry_run:
-        drafts = [lower.describe(each) for each in requests]
-        _print({"builds": drafts}, as_json, display.dry_run_table)
+        _print(_drafts(requests), as_json, display.dry_run_table)
         return
     with display.progress() as report:
         summary = lower.run_all(requests, progress=report)
@@ -299,6 +299,12 @@ def _check_picture(path: Path) -> None:
             f"--out {path}", expected="a file name ending in .png", fix="pass --out picture.png"
         )
     check_writable(path)
+
+
+def _drafts(requests: Iterable[BuildRequest]) -> dict[str, Any]:
+    from fresco_trt.lower.build import describe
+
+    return {"builds": [describe(each) for each in requests]}
 
 
 def _targets(text: str | None) -> tuple[str, ...]:

@@ -133,6 +133,7 @@ def build(
     LowerError leaves, QualityTooLow among them; whatever happens, `out` holds the old bundle or the
     complete new one.
     """
+    words = None if actions is None else tuple(actions)
     request = BuildRequest(
         model=model,
         stages=stages,
@@ -152,12 +153,7 @@ def build(
             force=force,
         ),
         cache=CacheChoice(
-            name=cache,
-            interval=interval,
-            warmup=warmup,
-            actions=None if actions is None else tuple(actions),
-            site=site,
-            order=order,
+            name=cache, interval=interval, warmup=warmup, actions=words, site=site, order=order
         ),
         basis=None if basis is None else Path(basis),
         targets=targets,
