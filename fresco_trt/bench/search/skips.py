@@ -25,8 +25,8 @@ BUDGETS: Mapping[str, float] = {"4x": 4.0, "6x": 6.0, "8x": 8.0, "10x": 10.0, "1
 
 COUNT = 96
 ROUNDS: Rounds = ((COUNT, 2), (24, 6), (6, 16), (3, 32))
-"""More candidates and fewer scenes at first than with stages: how close two such plans stay to the
-50 steps differs little from scene to scene."""
+"""More candidates and fewer scenes at first than with stages: there are more ways to place steps
+than to hand over, and most of them are far behind after two scenes."""
 
 CONTROL_ROUNDS: Rounds = ((16, 2), (6, 6), (2, 32))
 
