@@ -27,17 +27,17 @@ from fresco_trt.api import plan, pretrained
 from fresco_trt.errors import FrescoError
 
 if TYPE_CHECKING:
-    from fresco_trt.adapter import disable, enable
     from fresco_trt.lower.build import build
-    from fresco_trt.pipeline import FrescoPipeline
+    from fresco_trt.pipelines.diffusers import disable, enable
+    from fresco_trt.pipelines.image import FrescoPipeline
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "FrescoPipeline": "fresco_trt.pipeline",
+    "FrescoPipeline": "fresco_trt.pipelines.image",
     "build": "fresco_trt.lower.build",
-    "disable": "fresco_trt.adapter",
-    "enable": "fresco_trt.adapter",
+    "disable": "fresco_trt.pipelines.diffusers",
+    "enable": "fresco_trt.pipelines.diffusers",
 }
 
 __all__ = [

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import WeightsNotFound
+from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.models.weights import BUNDLED
-from fresco_trt.models.zoo import model_facts, model_names
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.making import make_plan
 
@@ -85,7 +85,7 @@ def pretrained(name: str) -> Path:
     """
     folder = BUNDLED / model_facts(name).name
     if folder.is_dir():
-        from fresco_trt.shipped import whole_folder
+        from fresco_trt.models.pretrained import whole_folder
 
         return whole_folder(folder)
     bundled = [each for each in model_names() if (BUNDLED / each).is_dir()]

@@ -2,7 +2,7 @@
 
 The reference walks its own trajectory from one seed and prompt; at each step the engine sees the
 same inputs, so that an error is the engine's and not an accumulation. Then the engines walk alone
-and the two pictures are compared. Where a plan promotes tokens they are given the reference's own
+and the two pictures are compared. Where a plan refines tokens they are given the reference's own
 choice: a rounding error may tip one at the margin, which then is no error of the engine.
 """
 
@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.comparing import ComparingRunner, OutputError
+from fresco_trt.backends.comparing import ComparingRunner, OutputError
 from fresco_trt.errors import IncompatibleOptions, PlanError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from fresco_trt.backends.base import Runner
     from fresco_trt.bundle import Bundle
-    from fresco_trt.pipeline import FrescoPipeline
+    from fresco_trt.pipelines.image import FrescoPipeline
     from fresco_trt.plan.facts import ModelFacts
-    from fresco_trt.plan.stages import Promotion
+    from fresco_trt.plan.stages import TokenRefinement
     from fresco_trt.run.selection import Window
 
 PROMPT = "a red apple on a plain blue background"
@@ -104,8 +104,8 @@ def verify_bundle(
     IncompatibleOptions if `weights` (None: bundled or hub) are not the bundle's own.
     """
     from fresco_trt.bundle import open_bundle
-    from fresco_trt.environment import check_environment
-    from fresco_trt.pipeline import FrescoPipeline, check_seed
+    from fresco_trt.pipelines.environment import check_environment
+    from fresco_trt.pipelines.image import FrescoPipeline, check_seed
 
     check_seed(seed)
     _check_tolerance(tolerance)
@@ -144,7 +144,7 @@ def _reference(bundle: Bundle, weights: str | None) -> Module:
 
     from fresco_trt.backends import backend
     from fresco_trt.lower.request import stored_dtype
-    from fresco_trt.models.flux import load_transformer
+    from fresco_trt.models.flux.model import load_transformer
     from fresco_trt.models.weights import weights_digest
 
     manifest = bundle.manifest
@@ -165,8 +165,8 @@ def _reference(bundle: Bundle, weights: str | None) -> Module:
 
 def _facts(bundle: Bundle) -> ModelFacts:
     """The model's, or those of as few of its blocks as the bundle was built with."""
-    from fresco_trt.models.flux_layers import parse_blocks, with_blocks
-    from fresco_trt.models.zoo import model_facts
+    from fresco_trt.models.flux.layers import parse_blocks, with_blocks
+    from fresco_trt.models.registry import model_facts
 
     facts = model_facts(bundle.manifest.model.name)
     blocks = bundle.manifest.built.options.get("blocks")
@@ -184,7 +184,7 @@ def _comparing(
     pipe: FrescoPipeline, transformer: Module, scope: ExitStack
 ) -> dict[str, ComparingRunner]:
     from fresco_trt.backends.eager import module_runner
-    from fresco_trt.models.flux import graph_from_signature
+    from fresco_trt.models.flux.model import graph_from_signature
 
     comparing: dict[str, ComparingRunner] = {}
     for name, engine in pipe.runners.items():
@@ -217,7 +217,7 @@ def _difference(
 
 
 class Choices:
-    """The tokens that one run promotes, for another to promote the same ones.
+    """The tokens that one run refines, for another to refine the same ones.
 
     Both methods are a :data:`fresco_trt.run.selection.Choice`; those made are repeated in order.
     """
@@ -227,7 +227,7 @@ class Choices:
 
     def make(
         self,
-        promotions: Sequence[Promotion],
+        refinements: Sequence[TokenRefinement],
         window: Window,
         candidates: Tensor,
         generator: Generator | None,
@@ -235,12 +235,12 @@ class Choices:
         """Choose by the plan's rules, and remember."""
         from fresco_trt.run.selection import select
 
-        self._made.append(select(promotions, window, candidates, generator))
+        self._made.append(select(refinements, window, candidates, generator))
         return self._made[-1]
 
     def repeat(
         self,
-        promotions: Sequence[Promotion],
+        refinements: Sequence[TokenRefinement],
         window: Window,
         candidates: Tensor,
         generator: Generator | None,
@@ -249,5 +249,5 @@ class Choices:
         from fresco_trt.run.selection import select
 
         # Drawn all the same: what is drawn after it comes from the same generator.
-        select(promotions, window, candidates, generator)
+        select(refinements, window, candidates, generator)
         return self._made.pop(0)

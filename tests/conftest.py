@@ -76,8 +76,8 @@ def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Shared by the whole session: read it, never write to it.
     """
     from fresco_trt.lower.weights import write_source
-    from fresco_trt.models.flux import random_transformer
-    from fresco_trt.models.zoo import model_facts
+    from fresco_trt.models.flux.model import random_transformer
+    from fresco_trt.models.registry import model_facts
 
     folder = tmp_path_factory.mktemp("flux-tiny") / "transformer"
     return write_source(random_transformer(model_facts("flux-tiny"), seed=0), folder)
@@ -134,7 +134,7 @@ def _mixed_bundle(folder: Path, backend: str, positions: Positions = "fine") -> 
     recipe = Preset(
         steps=(3, 2, 2, 2),
         switch=(0.8, 0.7, 0.5),
-        promote=((("converged", 0.25), ("edge", 0.125)), (("changing", 0.25),), ()),
+        refine=((("converged", 0.25), ("edge", 0.125)), (("changing", 0.25),), ()),
         window=2,
         positions=positions,
     )

@@ -45,7 +45,7 @@ from fresco_trt.errors import (
     OutputNotWritable,
     UnsupportedGraph,
 )
-from fresco_trt.folders import cache_folder
+from fresco_trt.files.cache_folder import cache_folder
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
 ROOT = Path(__file__).parents[1]

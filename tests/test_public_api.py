@@ -17,7 +17,7 @@ import pytest
 
 import fresco_trt
 from fresco_trt.errors import FrescoError, UnknownModel, WeightsNotFound
-from fresco_trt.models.zoo import model_names
+from fresco_trt.models.registry import model_names
 from fresco_trt.plan.stages import StagePlan
 
 ROOT = Path(__file__).parents[1]

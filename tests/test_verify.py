@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 import fresco_trt
-from fresco_trt import pipeline
 from fresco_trt.backends.base import Backend, Runner
+from fresco_trt.backends.comparing import ComparingRunner, OutputError, output_error
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.bundle import Bundle
-from fresco_trt.comparing import ComparingRunner, OutputError, output_error
 from fresco_trt.errors import BundleNotFound, IncompatibleOptions, PlanError, VerificationFailed
-from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.pipelines import image as pipeline
 from fresco_trt.plan.grid import Grid
-from fresco_trt.plan.stages import Promotion
+from fresco_trt.plan.stages import TokenRefinement
 from fresco_trt.run.selection import Window
 from fresco_trt.verify import (
     PROMPT,
@@ -122,7 +122,7 @@ def test_a_disturbed_engine_of_a_mixed_stage_is_named(
     assert [error.engine for error in found.engines if error.relative > 1e-3] == [name]
 
 
-def test_engines_alone_promote_what_the_reference_promoted(
+def test_engines_alone_refine_what_the_reference_refined(
     mixed_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though their own steps would have told them otherwise, or a rounding error tips a token."""
@@ -131,7 +131,7 @@ def test_engines_alone_promote_what_the_reference_promoted(
     def look(self: Any, step: Any, *told: Any) -> None:
         if step.step == 0:
             runs.append([])
-        runs[-1].append([] if step.mixed is None else step.mixed.promoted.tolist())
+        runs[-1].append([] if step.mixed is None else step.mixed.refined.tolist())
 
     monkeypatch.setattr(pipeline.FrescoPipeline, "_tell", look)
     disturb(monkeypatch, "stage1.full", torch.randn(1, 64, FLUX_TINY.in_channels))
@@ -147,11 +147,11 @@ def test_a_repeated_choice_draws_what_the_first_drew() -> None:
     """Whatever is drawn after it is then the same, too."""
     window = Window.empty(1, Grid(height=8, width=8, scale=0.5), torch.zeros(1, 16, 4))
     other = Window.empty(1, Grid(height=8, width=8, scale=0.5), torch.ones(1, 16, 4))
-    promotions = [Promotion(rule="random", count=3)]
+    refinements = [TokenRefinement(rule="random", count=3)]
     everyone, choices, drawn = torch.ones(16, dtype=torch.bool), Choices(), []
     for choose, seen in ((choices.make, window), (choices.repeat, other)):
         generator = torch.Generator().manual_seed(1)
-        masks = [choose(promotions, seen, everyone, generator) for _ in range(2)]
+        masks = [choose(refinements, seen, everyone, generator) for _ in range(2)]
         drawn.append([*masks, torch.rand(4, generator=generator)])
     for first, second in zip(*drawn, strict=True):
         assert torch.equal(first, second)

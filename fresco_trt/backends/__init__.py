@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "eager": "fresco_trt.backends.eager",
-    "inductor": "fresco_trt.backends.inductor",
+    "inductor": "fresco_trt.backends.inductor.backend",
     "onnxruntime": "fresco_trt.backends.onnxruntime",
-    "tensorrt": "fresco_trt.backends.tensorrt",
-    "tensorrt-rtx": "fresco_trt.backends.tensorrt",
+    "tensorrt": "fresco_trt.backends.tensorrt.backend",
+    "tensorrt-rtx": "fresco_trt.backends.tensorrt.backend",
 }
 
 

@@ -24,8 +24,8 @@ from fresco_trt.errors import (
     SignatureMismatch,
     UnsupportedPrecision,
 )
+from fresco_trt.files.atomic_file import writing
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
-from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 from fresco_trt.backends.base import EngineFiles, Missing, copy_once
 from fresco_trt.errors import BuildError, EngineFailed, OutOfDeviceMemory
-from fresco_trt.writing import writing
+from fresco_trt.files.atomic_file import writing
 
 if TYPE_CHECKING:
     from torch.nn import Module

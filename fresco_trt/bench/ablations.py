@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fresco_trt.plan.promotion import DEFAULT_WINDOW, VARIANCE_RULES
+from fresco_trt.plan.refinement import DEFAULT_WINDOW, VARIANCE_RULES
 from fresco_trt.plan.stages import LIFTS, NOISES, POSITIONS, SELECTIONS, SOLVERS
 
 if TYPE_CHECKING:
     from fresco_trt.plan.presets import Preset
     from fresco_trt.plan.stages import Noise, Selection
 
-PROMOTED = 0.25
+REFINED = 0.25
 """Share of the coarse tokens that the mixed ablations expand early."""
 
 
@@ -31,7 +31,7 @@ def ablations(base: Preset) -> dict[str, Preset]:
     # A variance needs two steps to look back on.
     rules = [rule for rule in SELECTIONS if base.steps[0] > 1 or rule not in VARIANCE_RULES]
     found |= {f"selection {rule}": _mixed(base, rule) for rule in rules}
-    found["selection all"] = replace(base, promote=(), window=DEFAULT_WINDOW, positions="fine")
+    found["selection all"] = replace(base, refine=(), window=DEFAULT_WINDOW, positions="fine")
     mixed = _mixed(base, rules[0])
     found |= {f"positions {scheme}": replace(mixed, positions=scheme) for scheme in POSITIONS[1:]}
     found |= {f"solver {solver}": replace(base, solver=solver) for solver in SOLVERS}
@@ -47,7 +47,7 @@ def _with_noise(base: Preset, noise: Noise) -> Preset:
 
 def _mixed(base: Preset, rule: Selection) -> Preset:
     """``base`` with its first switch expanding a share of the tokens, by one rule."""
-    promote = base.promote or (((rule, PROMOTED),), *((),) * (len(base.switch) - 1))
-    by_rule = tuple(tuple((rule, share) for _, share in shares) for shares in promote)
+    refine = base.refine or (((rule, REFINED),), *((),) * (len(base.switch) - 1))
+    by_rule = tuple(tuple((rule, share) for _, share in shares) for shares in refine)
     window = min(DEFAULT_WINDOW, base.steps[0])
-    return replace(base, promote=by_rule, window=window)
+    return replace(base, refine=by_rule, window=window)

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 
 import typer
 
-from fresco_trt import display
+from fresco_trt.cli import display
 from fresco_trt.errors import IncompatibleOptions, PlanError
 
 InstrumentName = Literal["model", "oracle"]

@@ -56,7 +56,7 @@ def main(
     from PIL.Image import fromarray
 
     from fresco_trt.lower.build import BuildRequest, run
-    from fresco_trt.pipeline import FrescoPipeline
+    from fresco_trt.pipelines.image import FrescoPipeline
 
     plain, rows = load_pipeline(), []
     with tempfile.TemporaryDirectory() as folder:

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent
 from fresco_trt.bench.instrument import Draw, Drawn
-from fresco_trt.models.flux import bypass_signature, full_signature, graph_from_signature
+from fresco_trt.files.atomic_file import writing
+from fresco_trt.models.flux.model import bypass_signature, full_signature, graph_from_signature
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.run.request import engine_name
-from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from fresco_trt.backends.base import Backend, Runner
-    from fresco_trt.lower.quantize import Quantizer
+    from fresco_trt.lower.quantize.qdq import Quantizer
     from fresco_trt.plan.caching import CacheSite
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
@@ -48,14 +48,14 @@ class Kind(NamedTuple):
     """
 
     tokens: int
-    promoted: int = 0
+    refined: int = 0
     graph: Literal["full", "feature", "bypass"] = "full"
     site: CacheSite = "final"
 
     @property
     def key(self) -> str:
         """A name, also of files."""
-        aligned = f"-aligned{self.promoted}" if self.promoted else ""
+        aligned = f"-aligned{self.refined}" if self.refined else ""
         graph = "" if self.graph == "full" else f"-{self.graph}"
         return f"{self.tokens}{aligned}{graph}" + ("" if self.site == "final" else f"-{self.site}")
 
@@ -66,15 +66,15 @@ def kinds_of(plan: StagePlan) -> dict[str, Kind]:
 
 
 def _kind(plan: StagePlan, index: int, action: Action) -> Kind:
-    tokens, promoted = plan.tokens[index], plan.aligned[index]
-    if plan.sketch is not None and action == "bypass":
-        return Kind(plan.sketch.tokens)
-    has_feature = plan.cache is not None and plan.sketch is None
+    tokens, refined = plan.tokens[index], plan.aligned[index]
+    if plan.velocity_grid is not None and action == "bypass":
+        return Kind(plan.velocity_grid.tokens)
+    has_feature = plan.cache is not None and plan.velocity_grid is None
     if plan.cache is None or not has_feature or "bypass" not in plan.stages[index].actions:
-        return Kind(tokens, promoted)
+        return Kind(tokens, refined)
     if action == "bypass":
         return Kind(tokens, graph="bypass", site=plan.cache.site)
-    return Kind(tokens, promoted, "feature", plan.cache.site)
+    return Kind(tokens, refined, "feature", plan.cache.site)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +155,7 @@ class EnginePool:
             self._facts,
             kind.tokens,
             self._facts.text_tokens,
-            promoted=kind.promoted,
+            refined=kind.refined,
             feature=kind.graph == "feature",
             site=kind.site,
         )

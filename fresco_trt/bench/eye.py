@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fresco_trt.bench.quality import DECIBELS
-from fresco_trt.models.flux_parts import FluxDecoder
-from fresco_trt.similarity import psnr, ssim
+from fresco_trt.lower.similarity import psnr, ssim
+from fresco_trt.models.flux.components import FluxDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

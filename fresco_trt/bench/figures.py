@@ -19,7 +19,7 @@ import typer
 from fresco_trt.bench.contact_sheet import sheet
 from fresco_trt.bench.methods import METHODS
 from fresco_trt.bench.table import has_interval
-from fresco_trt.writing import replacing
+from fresco_trt.files.atomic_file import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -32,11 +32,11 @@ from fresco_trt.bench.rounds import TILES, Measured, measure
 from fresco_trt.bench.studio import Setting, Studio
 from fresco_trt.bench.table import tables
 from fresco_trt.errors import IncompatibleOptions, PlanError, WeightsNotFound
-from fresco_trt.models.flux_parts import PIPELINE_PARTS
+from fresco_trt.models.flux.components import COMPONENTS
+from fresco_trt.models.pretrained import siblings, whole_folder
+from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import BUNDLED
-from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.sizes import check_size, parse_size
-from fresco_trt.shipped import siblings, whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +143,7 @@ def _pipeline(weights: str | None, model: str) -> Path:
     """The folder that is measured: the one given or the bundled one, never a substitute."""
     given = BUNDLED / model if weights is None else Path(weights).expanduser()
     folder = whole_folder(given)
-    absent = [part for part in (*PIPELINE_PARTS, "transformer") if not (folder / part).exists()]
+    absent = [part for part in (*COMPONENTS, "transformer") if not (folder / part).exists()]
     if absent:
         raise WeightsNotFound(
             f"the pipeline folder {folder} lacks {', '.join(absent)}",

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.writing import replacing, writing
+from fresco_trt.files.atomic_file import replacing, writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

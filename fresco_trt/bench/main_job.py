@@ -119,7 +119,7 @@ def _psnr(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float
     import torch
 
     from fresco_trt.bench.quality import DECIBELS
-    from fresco_trt.similarity import psnr
+    from fresco_trt.lower.similarity import psnr
 
     decibels = torch.cat([psnr(a, b) for a, b in zip(ours, theirs, strict=True)])
     if bool(decibels.isinf().all()):
@@ -129,9 +129,9 @@ def _psnr(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float
 
 FRESH_PROCESS = """
 import sys
-from fresco_trt.cli import main
+from fresco_trt.cli.main import main
 code = main(sys.argv[1:])
-from fresco_trt.peak import peak_memory
+from fresco_trt.files.peak_memory import peak_memory
 print(peak_memory().own, file=sys.stderr)
 sys.exit(code)
 """
@@ -169,7 +169,7 @@ def equal_time_steps(one_step: float, ours: float) -> int:
 def _methods(scope: ExitStack, folder: Path, scene: Scene) -> tuple[dict[str, Method], float]:
     """Every method by name, and the seconds that building the balanced bundle took."""
     from fresco_trt.lower.build import BuildRequest, run
-    from fresco_trt.pipeline import FrescoPipeline
+    from fresco_trt.pipelines.image import FrescoPipeline
 
     ours: dict[str, Method] = {}
     seconds = 0.0

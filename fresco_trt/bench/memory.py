@@ -22,12 +22,12 @@ from fresco_trt.bench.engines import kinds_of
 from fresco_trt.bench.methods import CacheDit, FirstBlock
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.points import points_of
-from fresco_trt.models.zoo import model_facts
-from fresco_trt.peak import peak_memory
+from fresco_trt.files.peak_memory import peak_memory
+from fresco_trt.models.pretrained import siblings
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.sizes import format_size, parse_size
-from fresco_trt.shipped import siblings
 
 if TYPE_CHECKING:
     from fresco_trt.bench.methods import Point

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fresco_trt.backends.base import Call, EngineRunner
-from fresco_trt.models.flux import pack, unpack
+from fresco_trt.models.flux.model import pack, unpack
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 from fresco_trt.run.positions import Units, raster
 from fresco_trt.run.request import coarse_grid, engine_name
@@ -111,7 +111,7 @@ def oracle_runners(plan: StagePlan, sets: Sequence[SceneSet]) -> dict[str, Engin
 def _runner(plan: StagePlan, index: int, sets: Sequence[SceneSet]) -> EngineRunner:
     grid, tokens = plan.stages[index].grid, plan.tokens[index]
     coarse = coarse_grid(plan, index)
-    kept = coarse.tokens - plan.promoted[index] if plan.promoted[index] else 0
+    kept = coarse.tokens - plan.refined[index] if plan.refined[index] else 0
     width = sets[0].tokens(grid).shape[2]
     signature = GraphSignature(
         inputs=(

@@ -9,8 +9,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.demo.scenes import Scene, random_scene
-from fresco_trt.models.weights import bundled_parts
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
+from fresco_trt.models.weights import bundled_components
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ SCENES_SEED = 2026
 def is_judged(model: str) -> bool:
     """Whether a model draws the scenes that the classifier knows: the demo, or one over its parts.
 
-    Raises what :func:`~fresco_trt.models.weights.bundled_parts` does.
+    Raises what :func:`~fresco_trt.models.weights.bundled_components` does.
     """
-    return bundled_parts(model).name == MODEL
+    return bundled_components(model).name == MODEL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +58,7 @@ def load_pipeline(folder: Path | None = None, device: str = "cpu") -> Any:
     """diffusers' FluxPipeline over `folder` (default: the bundled weights), float32, silent."""
     import diffusers
 
-    from fresco_trt.models.flux_parts import no_bar
+    from fresco_trt.models.flux.components import no_bar
     from fresco_trt.models.weights import BUNDLED
 
     for library in ("diffusers", "transformers"):

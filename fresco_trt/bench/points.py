@@ -76,7 +76,7 @@ TUNED_CACHES: tuple[tuple[float, int, int, tuple[CacheName, ...]], ...] = (
 predictors. Chosen on the demo among 90, on 8 scenes that are not the bench's: extrapolation pays
 while full steps stand close, reuse and Hermite's damping where they do not."""
 
-SKETCHED: tuple[tuple[str, float], ...] = (
+COARSE: tuple[tuple[str, float], ...] = (
     ("FBFFF", 2.2),
     ("FBFBFF", 1.6),
     ("FBFBFF", 2.2),
@@ -84,7 +84,7 @@ SKETCHED: tuple[tuple[str, float], ...] = (
     ("FBFBFFF", 2.2),
     ("FBFFFF", 2.2),
 )
-"""One stage with sketched steps, and its log-shift: the early steps, which decide where things are.
+"""One stage with coarse velocities, and its log-shift: early steps, which decide where things are.
 Chosen on the demo among a dozen, on 4 scenes that are not the bench's."""
 
 FEWEST: Mapping[tuple[int, ...], tuple[float, ...]] = {
@@ -129,7 +129,7 @@ def points_of(facts: ModelFacts, size: Size | None = None) -> tuple[Point, ...]:
         *_ralu(),
         *_caches(facts),
         *_tuned_caches(facts),
-        *_sketched(facts),
+        *_coarse(facts),
         *_fresco(facts),
     )
 
@@ -284,12 +284,15 @@ def _tuned_caches(facts: ModelFacts) -> Iterator[Point]:
             yield Point(method="cache", recipe=recipe, preset=label, quick=quick)
 
 
-def _sketched(facts: ModelFacts) -> Iterator[Point]:
-    """Our sketched steps among few full ones, on a model whose time is shifted."""
-    for word, mu in SKETCHED if facts.shift is not None else ():
-        cache = CacheChoice(name="sketch", actions=(word,))
+def _coarse(facts: ModelFacts) -> Iterator[Point]:
+    """Our coarse velocities among few full ones, on a model whose time is shifted."""
+    for word, mu in COARSE if facts.shift is not None else ():
+        cache = CacheChoice(name="coarse_velocity", actions=(word,))
         recipe = Preset(steps=(len(word),), shift=(math.exp(mu),), cache=cache)
-        label, quick = f"{_few(len(word), mu)}, sketch {word}", (word, mu) == ("FBFBFF", 2.2)
+        label, quick = (
+            f"{_few(len(word), mu)}, coarse_velocity {word}",
+            (word, mu) == ("FBFBFF", 2.2),
+        )
         yield Point(method="cache", recipe=recipe, preset=label, quick=quick)
 
 

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.writing import replacing
+from fresco_trt.files.atomic_file import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ from fresco_trt.backends.base import Progress
 from fresco_trt.bench.instrument import Skipped, said
 from fresco_trt.bench.journal import Journal
 from fresco_trt.errors import EngineFailed
-from fresco_trt.writing import writing
+from fresco_trt.files.atomic_file import writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

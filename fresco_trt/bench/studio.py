@@ -18,12 +18,12 @@ from fresco_trt.bench.instrument import Case, Skipped, said
 from fresco_trt.bench.peers import DiffusersMethods
 from fresco_trt.bench.plain import SCENES_SEED, is_judged, judged_scenes
 from fresco_trt.errors import FrescoError
+from fresco_trt.models.pretrained import whole_folder
+from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import BUNDLED
-from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.making import find_preset, plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.recipes import RECIPES
-from fresco_trt.shipped import whole_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.backends.base import Backend
-    from fresco_trt.basis import Basis
     from fresco_trt.bench.instrument import Draw, Drawn, Marks, Pixels
     from fresco_trt.bench.methods import Point
+    from fresco_trt.bundle.svd_basis import Basis
     from fresco_trt.demo.scenes import Scene
-    from fresco_trt.lower.principal import Reference
-    from fresco_trt.lower.quantize import Quantizer
+    from fresco_trt.lower.calibrate.basis import Reference
+    from fresco_trt.lower.quantize.qdq import Quantizer
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan
@@ -92,7 +92,7 @@ class Studio:
     timed = True
 
     def __init__(self, setting: Setting) -> None:
-        from fresco_trt.models.flux_parts import FluxPrompt
+        from fresco_trt.models.flux.components import FluxPrompt
 
         self._setting = setting
         self._prompt = FluxPrompt(setting.pipeline, setting.facts.text_tokens)
@@ -230,8 +230,8 @@ class _Drawers:
 
     @cached_property
     def _layout(self) -> Any:
-        from fresco_trt.models.flux import FluxLayout
-        from fresco_trt.pipeline import HeldLayout
+        from fresco_trt.models.flux.model import FluxLayout
+        from fresco_trt.pipelines.image import HeldLayout
 
         facts = self._setting.facts
         layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
@@ -239,7 +239,7 @@ class _Drawers:
 
     def require(self, plans: Sequence[StagePlan], quant: str | None) -> None:
         """Build the engines of these plans, quantised by a recipe or not, unless they are there."""
-        from fresco_trt.models.flux import load_transformer
+        from fresco_trt.models.flux.model import load_transformer
 
         kinds = {kind for plan in plans for kind in kinds_of(plan).values()}
         if kinds and not self._pool(quant).has(kinds):
@@ -252,7 +252,7 @@ class _Drawers:
 
     def _measured_basis(self) -> Tensor:
         """The principal directions of the model's features, measured once a folder of engines."""
-        from fresco_trt.basis import BASIS_FILE, read_basis
+        from fresco_trt.bundle.svd_basis import BASIS_FILE, read_basis
 
         path = self._setting.engines / BASIS_FILE
         if not path.is_file():
@@ -272,7 +272,7 @@ class _Drawers:
 
 def _measure_basis(setting: Setting) -> Basis:
     """As a build measures it, on the plain sampler's trajectories."""
-    from fresco_trt.lower.principal import measure_basis
+    from fresco_trt.lower.calibrate.basis import measure_basis
 
     plan = plan_from_preset(setting.facts, BASIS_PRESET, size=setting.size)
     reference = _reference(setting, BASIS_PROMPTS)
@@ -281,8 +281,8 @@ def _measure_basis(setting: Setting) -> Basis:
 
 def _measured_quantizer(setting: Setting, quant: str) -> Quantizer:
     """As a build measures it, on a preset that walks every grid, once for all plans on them."""
-    from fresco_trt.lower.quantize import Quantizer
-    from fresco_trt.lower.ranges import measure_ranges
+    from fresco_trt.lower.calibrate.amax import measure_ranges
+    from fresco_trt.lower.quantize.qdq import Quantizer
 
     facts, recipe = setting.facts, RECIPES[quant]
     preset = find_preset(facts, RANGES_PRESET, max(facts.stage_counts))
@@ -294,8 +294,8 @@ def _measured_quantizer(setting: Setting, quant: str) -> Quantizer:
 
 def _reference(setting: Setting, prompts: int) -> Reference:
     """What is calibrated on: the model, and captions that no scene has."""
-    from fresco_trt.lower.principal import Reference
-    from fresco_trt.models.flux import load_transformer
+    from fresco_trt.lower.calibrate.basis import Reference
+    from fresco_trt.models.flux.model import load_transformer
     from fresco_trt.models.weights import weights_digest
 
     transformer = load_transformer(setting.pipeline, setting.facts)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fresco_trt.backends.base import Backend, BuildOptions, Runner, StageGraph, unavailable
-from fresco_trt.canonical import build_key
+from fresco_trt.backends.missing import missing_to_build
 from fresco_trt.compile.captured import (
     Bound,
     Captured,
@@ -30,7 +30,6 @@ from fresco_trt.compile.captured import (
 from fresco_trt.compile.counting import COUNT
 from fresco_trt.compile.options import CompileOptions, chosen_library, library
 from fresco_trt.compile.store import GRAPH, SCHEMA, EngineStore, Entry
-from fresco_trt.doctor import missing_to_build
 from fresco_trt.errors import (
     BuildError,
     EngineFailed,
@@ -41,9 +40,10 @@ from fresco_trt.errors import (
     UnsupportedGraph,
     UnsupportedPrecision,
 )
-from fresco_trt.folders import cache_folder
+from fresco_trt.files.cache_folder import cache_folder
+from fresco_trt.files.canonical_json import build_key
 from fresco_trt.lower.record import packages
-from fresco_trt.marks import Marks
+from fresco_trt.models.tensor_versions import Marks
 from fresco_trt.models.weights import tensors_digest
 from fresco_trt.plan.signature import GraphSignature
 

@@ -19,10 +19,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fresco_trt.canonical import bounded_json, canonical_json, require_digest
 from fresco_trt.errors import BundleError, InvalidPlan
-from fresco_trt.listing import digests, readable, walk
-from fresco_trt.placement import (
+from fresco_trt.files.atomic_folder import (
     Held,
     create_partial,
     is_disk_full,
@@ -33,7 +31,9 @@ from fresco_trt.placement import (
     sync_folder,
     written_to,
 )
-from fresco_trt.placement import disk_full as full
+from fresco_trt.files.atomic_folder import disk_full as full
+from fresco_trt.files.canonical_json import bounded_json, canonical_json, require_digest
+from fresco_trt.files.digests import digests, readable, walk
 from fresco_trt.plan.reading import agree, items, record, text, whole
 from fresco_trt.plan.signature import GraphSignature
 

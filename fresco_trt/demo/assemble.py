@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import BUNDLED, SHARES_NAME, WEIGHTS_NAME
-from fresco_trt.models.zoo import model_facts
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

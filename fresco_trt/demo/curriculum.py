@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fresco_trt.demo.vae import latents_of
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.schedule import dynamic_mu
 
 if TYPE_CHECKING:

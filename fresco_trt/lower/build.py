@@ -15,15 +15,17 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent, unavailable
-from fresco_trt.basis import BASIS_FILE, Basis
+from fresco_trt.backends.missing import missing_to_build
 from fresco_trt.bundle import BundleWriter, open_bundle
-from fresco_trt.doctor import missing_to_build
+from fresco_trt.bundle.manifest import EngineRecord, ManifestDraft
+from fresco_trt.bundle.svd_basis import BASIS_FILE, Basis
 from fresco_trt.errors import BundleError, BundleNotFound, error_context
-from fresco_trt.folders import cache_folder
+from fresco_trt.files.cache_folder import cache_folder
+from fresco_trt.files.peak_memory import peak_memory
+from fresco_trt.lower.calibrate.basis import Reference, measure_basis
 from fresco_trt.lower.dry_run import describe
 from fresco_trt.lower.gather import gather
 from fresco_trt.lower.layout import STATIC, graph_of, graph_signatures
-from fresco_trt.lower.principal import Reference, measure_basis
 from fresco_trt.lower.record import (
     Ingredients,
     backend_record,
@@ -38,9 +40,7 @@ from fresco_trt.lower.request import (
     requests_of,
     resolve,
 )
-from fresco_trt.manifest import EngineRecord, ManifestDraft
-from fresco_trt.models.flux import graph_from_signature
-from fresco_trt.peak import peak_memory
+from fresco_trt.models.flux.model import graph_from_signature
 from fresco_trt.plan.caching import CacheChoice
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     from fresco_trt.backends.base import EngineFiles
     from fresco_trt.bundle import Bundle
-    from fresco_trt.lower.quantize import Quantizer
-    from fresco_trt.models.flux_layers import Blocks
+    from fresco_trt.lower.quantize.qdq import Quantizer
+    from fresco_trt.models.flux.layers import Blocks
     from fresco_trt.plan.sizes import Size
 
 REUSED = "reused (same key)"
@@ -211,7 +211,7 @@ def _differ(names: tuple[str, ...]) -> str:
 
 
 def _written(made: Ingredients, began: float, progress: Progress) -> Bundle:
-    from fresco_trt.lower.quantized import quantisation
+    from fresco_trt.lower.quantize.quantisation import quantisation
 
     resolved = made.resolved
     with BundleWriter(resolved.out) as writer:
@@ -302,7 +302,7 @@ def _stage_graphs(
     onnx = resolved.backend.describe().graph_format == "onnx"
     transformer = made.transformer
     if quantizer is not None and not onnx:
-        from fresco_trt.lower.coded import coded
+        from fresco_trt.lower.quantize.fp8_modules import coded
 
         transformer = coded(transformer, quantizer)
     graphs = tuple(
@@ -321,7 +321,7 @@ def _stage_graphs(
         folder = resolved.graphs or work
         return export_stages(graphs, folder, quantizer=quantizer, progress=progress)
     if quantizer is not None:
-        from fresco_trt.lower.coded import products_of
+        from fresco_trt.lower.quantize.fp8_modules import products_of
 
         quantizer.account.products |= {graph.name: products_of(graph) for graph in graphs}
     write_source(transformer, source)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.canonical import MANIFEST_NAME
-from fresco_trt.doctor import in_words, missing_to_build, missing_to_run
+from fresco_trt.backends.missing import in_words, missing_to_build, missing_to_run
+from fresco_trt.files.canonical_json import MANIFEST_NAME
 from fresco_trt.lower.earlier import earlier_builds
 from fresco_trt.lower.request import resolve
-from fresco_trt.models.flux_layers import format_blocks, graph_parameters
+from fresco_trt.models.flux.layers import format_blocks, graph_parameters
 from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.memory import LIBRARIES, graph_memory, held_to_build, layout_memory, reckoning
 
@@ -83,15 +83,15 @@ def _signatures(resolved: Resolved) -> dict[str, GraphSignature]:
 
 
 def _latents(resolved: Resolved, index: int, action: Action) -> str:
-    """The grid that an engine runs on; a sketched step's is its own."""
-    sketch = resolved.plan.sketch if action == "bypass" else None
-    grid = sketch or resolved.plan.stages[index].grid
+    """The grid that an engine runs on; a coarse velocity's is its own."""
+    small = resolved.plan.velocity_grid if action == "bypass" else None
+    grid = small or resolved.plan.stages[index].grid
     return f"{grid.width}x{grid.height}"
 
 
 def _run(resolved: Resolved, action: Action) -> Action:
-    """What of the network runs: all of it for a sketched step."""
-    return "full" if resolved.plan.sketch is not None else action
+    """What of the network runs: all of it for a coarse velocity."""
+    return "full" if resolved.plan.velocity_grid is not None else action
 
 
 def _text_tokens(signature: GraphSignature) -> int:

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fresco_trt.canonical import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from fresco_trt.bundle.manifest import Manifest, parse_manifest
 from fresco_trt.errors import BundleError
+from fresco_trt.files.canonical_json import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from fresco_trt.lower.layout import STATIC, graph_of
-from fresco_trt.manifest import Manifest, parse_manifest
-from fresco_trt.models.flux_layers import format_blocks
+from fresco_trt.models.flux.layers import format_blocks
 
 if TYPE_CHECKING:
     from fresco_trt.lower.request import Resolved

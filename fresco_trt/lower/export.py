@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fresco_trt.backends.base import Progress, StageGraph, silent
 from fresco_trt.errors import ExportError, error_context
+from fresco_trt.files.atomic_file import replacing
 from fresco_trt.lower.profiles import Varying, counts, varying
 from fresco_trt.lower.weights import WeightFile, weight_file
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
-from fresco_trt.writing import replacing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     import torch
     from torch.export import ExportedProgram
 
-    from fresco_trt.lower.quantize import Quantizer
+    from fresco_trt.lower.quantize.qdq import Quantizer
 
 OPSET = 20
 INLINE_BYTES = 1024  # smaller constants stay in the graph: shapes, axes, scales, short biases

@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fresco_trt.basis import Basis, check_basis, read_basis
-from fresco_trt.listing import folder_digest
-from fresco_trt.lower.principal import Reference, default_prompts, read_prompts
+from fresco_trt.bundle.amax import Ranges, check_ranges, read_ranges
+from fresco_trt.bundle.svd_basis import Basis, check_basis, read_basis
+from fresco_trt.files.digests import folder_digest
+from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
 from fresco_trt.lower.record import Ingredients
-from fresco_trt.models.flux import load_transformer
-from fresco_trt.models.flux_parts import PIPELINE_PARTS, find_pipeline
+from fresco_trt.models.flux.components import COMPONENTS, find_pipeline
+from fresco_trt.models.flux.model import load_transformer
 from fresco_trt.models.weights import BUNDLED, weights_digest
-from fresco_trt.ranges import Ranges, check_ranges, read_ranges
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -43,7 +43,7 @@ def gather(resolved: Resolved, scope: ExitStack, progress: Progress) -> Ingredie
         transformer=transformer,
         weights_digest=weights_digest(transformer),
         pipeline=pipeline,
-        pipeline_digest=folder_digest(pipeline, PIPELINE_PARTS),
+        pipeline_digest=folder_digest(pipeline, COMPONENTS),
     )
     made = replace(made, reference=_reference(made))
     progress("loading weights", 1.0)
@@ -82,7 +82,7 @@ def _basis_source(made: Ingredients) -> Basis | Reference | None:
 
 def _given_ranges(made: Ingredients) -> Ranges | None:
     """The ranges that were given, checked; None where the build measures its own."""
-    from fresco_trt.lower.trajectories import in_full
+    from fresco_trt.lower.calibrate.trajectories import in_full
 
     resolved = made.resolved
     if resolved.recipe is None or resolved.ranges is None:
@@ -103,7 +103,7 @@ def _pipeline(resolved: Resolved, scope: ExitStack) -> Path:
     name = resolved.facts.name
     if resolved.weights != "random" or (BUNDLED / name).is_dir():
         return find_pipeline(resolved.weights, name)
-    from fresco_trt.models.flux_random import write_random_pipeline
+    from fresco_trt.models.flux.random import write_random_pipeline
 
     folder = Path(scope.enter_context(tempfile.TemporaryDirectory()))
     return write_random_pipeline(resolved.facts, folder)

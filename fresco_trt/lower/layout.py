@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.flux import stage_signature
+from fresco_trt.models.flux.model import stage_signature
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import BackendFacts
@@ -76,7 +76,7 @@ def _signature(resolved: Resolved, stage: int, action: Action) -> GraphSignature
     if resolved.layout == STATIC:
         return resolved.signature(stage, action)
     plan, text = resolved.plan, resolved.facts.text_tokens
-    feature = plan.sketch is None and any(action == "bypass" for _, action in plan.graphs)
+    feature = plan.velocity_grid is None and any(action == "bypass" for _, action in plan.graphs)
     return stage_signature(resolved.facts, plan, stage, text, action, feature=feature)
 
 

@@ -14,27 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt import __version__
-from fresco_trt.canonical import build_key
+from fresco_trt.bundle.manifest import BackendRecord, BuiltRecord, ModelRecord, PipelineRecord
+from fresco_trt.files.atomic_file import writing
+from fresco_trt.files.canonical_json import build_key
+from fresco_trt.lower.calibrate.basis import principal_identity
 from fresco_trt.lower.earlier import SECONDS
 from fresco_trt.lower.layout import STATIC
-from fresco_trt.lower.principal import principal_identity
-from fresco_trt.manifest import BackendRecord, BuiltRecord, ModelRecord, PipelineRecord
-from fresco_trt.models.flux_config import transformer_config
-from fresco_trt.models.flux_layers import format_blocks
-from fresco_trt.models.flux_parts import PIPELINE_PARTS
+from fresco_trt.models.flux.components import COMPONENTS
+from fresco_trt.models.flux.config import transformer_config
+from fresco_trt.models.flux.layers import format_blocks
 from fresco_trt.plan.sizes import format_size
-from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch.nn import Module
 
-    from fresco_trt.basis import Basis
-    from fresco_trt.lower.principal import Reference
+    from fresco_trt.bundle.amax import Ranges
+    from fresco_trt.bundle.manifest import Manifest
+    from fresco_trt.bundle.svd_basis import Basis
+    from fresco_trt.lower.calibrate.basis import Reference
     from fresco_trt.lower.request import Resolved
-    from fresco_trt.manifest import Manifest
-    from fresco_trt.ranges import Ranges
 
 PIPELINE_FOLDER = "pipeline"
 BUNDLED_LIMIT = 100_000_000
@@ -170,16 +170,16 @@ def pipeline_record(made: Ingredients, folder: Path) -> PipelineRecord:
 
     Raises OutputNotWritable or DiskFull.
     """
-    files = [file for part in PIPELINE_PARTS for file in _files(made.pipeline / part)]
+    files = [file for part in COMPONENTS for file in _files(made.pipeline / part)]
     if sum(file.stat().st_size for file in files) > BUNDLED_LIMIT:
         outside = str(made.pipeline.resolve())
-        return PipelineRecord(folder=outside, digest=made.pipeline_digest, parts=PIPELINE_PARTS)
+        return PipelineRecord(folder=outside, digest=made.pipeline_digest, parts=COMPONENTS)
     for file in files:
         target = folder / PIPELINE_FOLDER / file.relative_to(made.pipeline)
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-    return PipelineRecord(folder=PIPELINE_FOLDER, digest=made.pipeline_digest, parts=PIPELINE_PARTS)
+    return PipelineRecord(folder=PIPELINE_FOLDER, digest=made.pipeline_digest, parts=COMPONENTS)
 
 
 def built_record(

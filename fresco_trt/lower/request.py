@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import check_precision
-from fresco_trt.canonical import MANIFEST_NAME
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
+from fresco_trt.files.canonical_json import MANIFEST_NAME
 from fresco_trt.lower.layout import STATIC, check_layout, check_streaming
-from fresco_trt.models.flux import stage_signature
-from fresco_trt.models.flux_layers import format_blocks, with_blocks
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.flux.layers import format_blocks, with_blocks
+from fresco_trt.models.flux.model import stage_signature
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.recipes import find_recipe
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fresco_trt.backends.base import Backend, BackendFacts
-    from fresco_trt.models.flux_layers import Blocks
+    from fresco_trt.models.flux.layers import Blocks
     from fresco_trt.plan.caching import CacheChoice
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.recipes import Recipe

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from fresco_trt.writing import writing
+from fresco_trt.files.atomic_file import writing
 
 if TYPE_CHECKING:
     from torch.nn import Module

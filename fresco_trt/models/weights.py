@@ -48,7 +48,7 @@ def find_transformer(weights: Path | None, *, model: str, repository: str | None
     return _from_hub(repository, model, bundled)
 
 
-def parts_folder(folder: Path) -> Path:
+def components_folder(folder: Path) -> Path:
     """Where the prompt encoders, tokenizers, scheduler and decoder of a model's ``folder`` are.
 
     In the folder itself, or in that of the packaged model which its ``shares.json`` names. Whether
@@ -58,9 +58,9 @@ def parts_folder(folder: Path) -> Path:
     return BUNDLED / _shared_model(path) if path.is_file() else folder
 
 
-def bundled_parts(model: str) -> Path:
-    """:func:`parts_folder` of a model that may ship with the package; raises as that does."""
-    return parts_folder(BUNDLED / model)
+def bundled_components(model: str) -> Path:
+    """:func:`components_folder` of a model that may ship with the package; raises as that does."""
+    return components_folder(BUNDLED / model)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Feature caching in a plan: which steps run the whole network, and what predicts the others.
 
-Beside the promotions, below the stages. Which step is full and which a bypass is decided here,
+Beside the refinements, below the stages. Which step is full and which a bypass is decided here,
 ahead of time, so that no device has to be waited for to decide it; what a bypass starts from is
 predicted by ``run/cache/``.
 """
@@ -15,7 +15,7 @@ from fresco_trt.errors import InvalidPlan, PlanError
 from fresco_trt.plan.reading import REMAKE, choice, number, record, text, whole
 
 Action = Literal["full", "bypass"]
-CacheName = Literal["reuse", "taylor", "hicache", "svd", "freqca", "sketch"]
+CacheName = Literal["reuse", "taylor", "hicache", "svd", "freqca", "coarse_velocity"]
 CacheAxis = Literal["step", "sigma"]
 CacheSite = Literal["final", "trunk", "velocity"]
 
@@ -32,7 +32,7 @@ FEATURES: Mapping[CacheSite, str] = {
 """What is cached, as the graphs call it. "final": the image tokens after the last block; a bypass
 runs the final norm and projection. "trunk": what all blocks after the first add to the image
 tokens; a bypass runs the first block too, as DBCache does, on this step's own latents. "velocity":
-what the whole network gave; a bypass runs the whole network too, on the sketch grid."""
+what the whole network gave; a bypass runs the whole network too, on a coarser grid."""
 
 VARIANTS: Mapping[CacheName, tuple[str, ...]] = {
     "reuse": ("",),
@@ -40,7 +40,7 @@ VARIANTS: Mapping[CacheName, tuple[str, ...]] = {
     "hicache": ("",),
     "svd": ("", "literal", "slope"),
     "freqca": ("",),
-    "sketch": ("",),
+    "coarse_velocity": ("",),
 }
 """Readings of a method that its paper leaves open; "" is the one that is used unless asked."""
 
@@ -50,13 +50,13 @@ ORDERS: Mapping[CacheName, tuple[int, ...]] = {
     "hicache": (1, 2, 3),
     "svd": (1, 2, 3),
     "freqca": (1, 2, 3),
-    "sketch": (0,),
+    "coarse_velocity": (0,),
 }
 """Orders of extrapolation that each predictor has."""
 
 LARGEST_ORDER = max(max(orders) for orders in ORDERS.values())
 
-SKETCH_SITE = "the site 'velocity' for the cache sketch, and for no other"
+VELOCITY_SITE = "the site 'velocity' for the cache coarse_velocity, and for no other"
 
 _BY_STEP: tuple[CacheName, ...] = ("hicache", "freqca")
 
@@ -70,7 +70,7 @@ class CachePlan:
 
     ``order`` is that of the extrapolation (0: the last feature), ``scale`` the contraction of a
     Hermite basis, ``axis`` what differences are taken over, ``variant`` one of :data:`VARIANTS`,
-    and ``site`` one of :data:`FEATURES`; that of a sketch, and of nothing else, is the velocity.
+    and ``site`` one of :data:`FEATURES`; that of coarse_velocity, and of no other, is velocity.
     Raises InvalidPlan.
     """
 
@@ -88,8 +88,8 @@ class CachePlan:
                 raise _invalid(f"a cache by {value!r}", f"one of {', '.join(options)}")
         if (self.name, self.site) == ("svd", "trunk"):
             raise _invalid("the cache svd at the trunk", "the site 'final', where it is measured")
-        if (self.name == "sketch") != (self.site == "velocity"):
-            raise _invalid(f"the cache {self.name} at the site {self.site!r}", SKETCH_SITE)
+        if (self.name == "coarse_velocity") != (self.site == "velocity"):
+            raise _invalid(f"the cache {self.name} at the site {self.site!r}", VELOCITY_SITE)
         if self.variant not in VARIANTS[self.name]:
             names = ", ".join(repr(each) for each in VARIANTS[self.name])
             raise _invalid(f"the variant {self.variant!r} of {self.name}", f"one of {names}")
@@ -126,15 +126,15 @@ DEFAULTS: Mapping[CacheName, CachePlan] = {
     "hicache": CachePlan(name="hicache", order=2, scale=0.5),
     "svd": CachePlan(name="svd", order=2),
     "freqca": CachePlan(name="freqca", order=2, scale=0.71),
-    "sketch": CachePlan(name="sketch", order=0, site="velocity"),
+    "coarse_velocity": CachePlan(name="coarse_velocity", order=0, site="velocity"),
 }
 """The settings of the papers: order 2, HiCache's contraction for FLUX.1-dev, FreqCa's for its high
-band (arXiv 2508.16984, 2510.08669). The sketch is this project's own (``run/sketch.py``)."""
+band (arXiv 2508.16984, 2510.08669). coarse_velocity is this project's own."""
 
 FEATURE_CACHES: tuple[CacheName, ...] = tuple(
     name for name, settings in DEFAULTS.items() if settings.site != "velocity"
 )
-"""Those that predict a feature, by a predictor of ``run/cache/``; the other one sketches."""
+"""Those that predict a feature, by a predictor of ``run/cache/``; coarse_velocity predicts none."""
 
 NONE = "none"
 

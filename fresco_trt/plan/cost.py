@@ -37,17 +37,17 @@ class PlanCost:
     activation_bytes: Mapping[str, int]
 
 
-def flops_of_step(facts: ModelFacts, tokens: int, *, promoted: int = 0) -> float:
+def flops_of_step(facts: ModelFacts, tokens: int, *, refined: int = 0) -> float:
     """FLOPs of one full forward with ``tokens`` image tokens, batch 1.
 
     With S = tokens + text_tokens and hidden width H, per block: ``(4 + 2*mlp_ratio) * H^2 * 2 * S``
     for the projections and ``4 * H * S^2`` for attention. FLUX.1-dev at 1024x1024 gives 74.36e12;
-    published counts say 74.39e12. With ``promoted``, of a phase-aligned graph: its coarse tokens
+    published counts say 74.39e12. With ``refined``, of a phase-aligned graph: its coarse tokens
     see one of each four children.
     """
     length = tokens + facts.text_tokens
     projections = (4 + 2 * facts.mlp_ratio) * facts.hidden**2 * 2 * length
-    unseen = (tokens - 4 * promoted) * 3 * promoted
+    unseen = (tokens - 4 * refined) * 3 * refined
     attention = 4 * facts.hidden * (length**2 - unseen)
     return float(facts.blocks * (projections + attention))
 
@@ -99,30 +99,31 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
 
 
 def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
-    """FLOPs of each stage of ``plan``. A full step before a sketched one is sketched as well."""
+    """FLOPs of each stage of ``plan``. A full step before a coarse one runs the coarse grid too."""
     costs: list[float] = []
     site = "final" if plan.cache is None else plan.cache.site
-    sketch = 0.0 if plan.sketch is None else flops_of_step(facts, plan.sketch.tokens)
-    for stage, tokens, promoted in zip(plan.stages, plan.tokens, plan.aligned, strict=True):
+    small = plan.velocity_grid
+    coarse = 0.0 if small is None else flops_of_step(facts, small.tokens)
+    for stage, tokens, refined in zip(plan.stages, plan.tokens, plan.aligned, strict=True):
         price = {
-            "full": flops_of_step(facts, tokens, promoted=promoted),
-            "bypass": sketch or flops_of_bypass(facts, tokens, site),
+            "full": flops_of_step(facts, tokens, refined=refined),
+            "bypass": coarse or flops_of_bypass(facts, tokens, site),
         }
-        sketched = sum(pair == ("full", "bypass") for pair in pairwise(stage.actions))
-        costs.append(sum(price[action] for action in stage.actions) + sketch * sketched)
+        twice = sum(pair == ("full", "bypass") for pair in pairwise(stage.actions))
+        costs.append(sum(price[action] for action in stage.actions) + coarse * twice)
     return tuple(costs)
 
 
 def cache_bytes(facts: ModelFacts, plan: StagePlan) -> int:
     """Most bytes that a request's cached features take: of one stage, being dropped with it; those
-    of a sketch are a velocity of each of its two grids.
+    of coarse_velocity are a velocity of each of its two grids.
 
     Float32, batch 1; 0 without a cache.
     """
     if plan.cache is None:
         return 0
-    if plan.sketch is not None:
-        return (plan.stages[-1].grid.tokens + plan.sketch.tokens) * facts.in_channels * 4
+    if plan.velocity_grid is not None:
+        return (plan.stages[-1].grid.tokens + plan.velocity_grid.tokens) * facts.in_channels * 4
     return kept_features(plan.cache) * max(plan.tokens) * facts.hidden * 4
 
 

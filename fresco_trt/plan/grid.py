@@ -78,7 +78,7 @@ def is_dyadic(scale: float) -> bool:
     return inverse.is_integer() and int(inverse).bit_count() == 1
 
 
-def is_refinement(coarse: Grid, fine: Grid) -> bool:
+def is_finer(coarse: Grid, fine: Grid) -> bool:
     """Whether ``fine`` covers the same picture at the same or a higher resolution.
 
     Both sides and the scale then grow by one ratio, 1 or a power of two, and the patch stays.
@@ -94,27 +94,27 @@ def is_refinement(coarse: Grid, fine: Grid) -> bool:
 
 def is_doubling(coarse: Grid, fine: Grid) -> bool:
     """Whether ``fine`` is exactly twice ``coarse`` along each side, in pixels, tokens and scale."""
-    return is_refinement(coarse, fine) and fine.scale == 2 * coarse.scale
+    return is_finer(coarse, fine) and fine.scale == 2 * coarse.scale
 
 
-SKETCH_RATIO = 4
-"""How many times coarser along each side the grid is that sketches a whole one's steps."""
+VELOCITY_RATIO = 4
+"""How many times coarser along each side the grid is that a coarse velocity is asked on."""
 
 
-def sketch_grid(grid: Grid) -> Grid:
-    """The grid that sketches steps on ``grid``: a quarter of each side, a sixteenth of the tokens.
+def velocity_grid_of(grid: Grid) -> Grid:
+    """The grid of coarse velocities of ``grid``: a quarter of each side, a sixteenth of the tokens.
 
     Raises InvalidPlan for a grid whose sides have no such quarter.
     """
-    if grid.height % (SKETCH_RATIO * grid.patch) or grid.width % (SKETCH_RATIO * grid.patch):
+    if grid.height % (VELOCITY_RATIO * grid.patch) or grid.width % (VELOCITY_RATIO * grid.patch):
         raise _invalid(
-            f"a sketch of a grid of {grid}",
-            f"sides divisible by {SKETCH_RATIO * grid.patch}, or another cache",
+            f"a coarse velocity on a grid of {grid}",
+            f"sides divisible by {VELOCITY_RATIO * grid.patch}, or another cache",
         )
     return Grid(
-        height=grid.height // SKETCH_RATIO,
-        width=grid.width // SKETCH_RATIO,
-        scale=grid.scale / SKETCH_RATIO,
+        height=grid.height // VELOCITY_RATIO,
+        width=grid.width // VELOCITY_RATIO,
+        scale=grid.scale / VELOCITY_RATIO,
         patch=grid.patch,
     )
 

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, UnknownPreset, UnsupportedStages
+from fresco_trt.plan.cache_schedule import cached, check_read
 from fresco_trt.plan.caching import NO_CACHE, NONE, CacheChoice
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.presets import Preset, is_falling
-from fresco_trt.plan.promotion import DEFAULT_WINDOW, Promotion, Selection
+from fresco_trt.plan.refinement import DEFAULT_WINDOW, Selection, TokenRefinement
 from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas
 from fresco_trt.plan.sizes import Size, stage_grids
-from fresco_trt.plan.skipping import cached, check_read
 from fresco_trt.plan.stages import Action, Stage, StagePlan, Transition
 
 DEFAULT_PRESET = "balanced"
@@ -49,7 +49,7 @@ def make_plan(
 
     Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps``,
     ``delta`` or ``shift``, IncompatibleOptions for a ``delta`` that cannot place every switch, and
-    what :func:`fresco_trt.plan.skipping.cached` raises.
+    what :func:`fresco_trt.plan.cache_schedule.cached` raises.
     """
     name = preset or DEFAULT_PRESET
     recipe = find_preset(facts, name, stages)
@@ -72,8 +72,8 @@ def plan_from_preset(
     """The plan of a preset that need not be one of the model's; ``name`` is what the plan records.
 
     A share of a coarse grid's tokens is rounded to at least one and at most all but one of them.
-    Raises UnsupportedSize, InvalidPlan where the grid has too few tokens for its promotions, and
-    what :func:`fresco_trt.plan.skipping.cached` does.
+    Raises UnsupportedSize, InvalidPlan where the grid has too few tokens for its refinements, and
+    what :func:`fresco_trt.plan.cache_schedule.cached` does.
     """
     size = facts.default_size if size is None else size
     levels = preset.levels
@@ -210,13 +210,13 @@ def _transition(preset: Preset, index: int, coarse_tokens: int) -> Transition:
         restart=preset.restarts[index],
         lift=preset.lift,
         noise=preset.noise,
-        promotions=tuple(_promotion(rule, share, coarse_tokens) for rule, share in shares),
+        refinements=tuple(_refinement(rule, share, coarse_tokens) for rule, share in shares),
         window=preset.window if shares else DEFAULT_WINDOW,
     )
 
 
-def _promotion(rule: Selection, share: float, tokens: int) -> Promotion:
-    return Promotion(rule=rule, count=max(min(round(share * tokens), tokens - 1), 1))
+def _refinement(rule: Selection, share: float, tokens: int) -> TokenRefinement:
+    return TokenRefinement(rule=rule, count=max(min(round(share * tokens), tokens - 1), 1))
 
 
 def _unsupported_stages(facts: ModelFacts, name: str, stages: int) -> UnsupportedStages:

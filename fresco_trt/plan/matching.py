@@ -87,7 +87,7 @@ def ralu_preset(
 ) -> Preset:
     """RALU's recipe as a preset: a stage at half the side, a mixed one, and a full one.
 
-    ``share`` of the coarse tokens, those on edges, is promoted at ``ends[0]``, the rest at
+    ``share`` of the coarse tokens, those on edges, is refined at ``ends[0]``, the rest at
     ``ends[1]``; each stage has its own shift, and the restarts follow from z. RALU repeats *noisy*
     tokens and adds noise that is correlated within each four, which makes the sum white again. A
     transition here works on the clean estimate, where white noise at the restart level already is
@@ -103,7 +103,7 @@ def ralu_preset(
         restart=tuple(restart_level(sigma, matched.z) for sigma in switch),
         lift="nearest",
         noise="fresh",
-        promote=((("edge", share),), ()),
+        refine=((("edge", share),), ()),
         shift=matched.shifts,
         window=1,
         positions="coarse",

@@ -1,4 +1,4 @@
-"""Presets: how many steps each stage takes, where it hands over, and what is promoted there.
+"""Presets: how many steps each stage takes, where it hands over, and what is refined there.
 
 Between the plan's types and the models' facts, which name presets; :mod:`fresco_trt.plan.making`
 turns one into a plan. A preset knows no size: the grids come with it, and with them the counts.
@@ -14,13 +14,13 @@ from typing import Literal
 
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.caching import NO_CACHE, CacheChoice
-from fresco_trt.plan.promotion import DEFAULT_WINDOW, SELECTIONS, Selection, check_window
-from fresco_trt.plan.promotion import grid_levels as levels_of
+from fresco_trt.plan.refinement import DEFAULT_WINDOW, SELECTIONS, Selection, check_window
+from fresco_trt.plan.refinement import grid_levels as levels_of
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stages import POSITIONS, SOLVERS, Lift, Noise, Positions, Solver
 
 Share = tuple[Selection, float]
-"""A rule, and the share of the coarse grid's tokens that it promotes."""
+"""A rule, and the share of the coarse grid's tokens that it refines."""
 
 _FIX = "correct the preset"
 
@@ -31,9 +31,9 @@ class Preset:
 
     ``steps`` per stage, coarsest first; ``switch`` the sigma at the end of each stage but the last;
     ``restart`` where the next one begins: "rewind" (2s/(1+s)), "same" (s), or one sigma a switch.
-    ``promote`` is empty where every switch expands every token, else it has for each switch the
-    shares of the coarse grid's tokens that its rules promote, or () for all that is still coarse; a
-    stage after a promotion is mixed, and the one after that stays on its grid. ``shift`` is the
+    ``refine`` is empty where every switch expands every token, else it has for each switch the
+    shares of the coarse grid's tokens that its rules refine, or () for all that is still coarse; a
+    stage after a refinement is mixed, and the one after that stays on its grid. ``shift`` is the
     shift factor of each stage, None for the model's own at full resolution. ``lift``, ``noise`` and
     ``window`` as in :class:`~fresco_trt.plan.stages.Transition`, ``solver`` and ``positions`` as in
     :class:`~fresco_trt.plan.stages.StagePlan`; ``cache`` says which steps are skipped.
@@ -49,7 +49,7 @@ class Preset:
     restart: Literal["rewind", "same"] | tuple[float, ...] = "rewind"
     lift: Lift = "bilinear"
     noise: Noise = "field"
-    promote: tuple[tuple[Share, ...], ...] = ()
+    refine: tuple[tuple[Share, ...], ...] = ()
     shift: tuple[float, ...] | None = None
     window: int = DEFAULT_WINDOW
     solver: Solver = "euler"
@@ -61,7 +61,7 @@ class Preset:
             raise _invalid(f"a preset of steps {self.steps}", "at least one step in each stage")
         self._check_switches()
         self._check_shift()
-        self._check_promotions()
+        self._check_refinements()
         if self.noise == "rewind" and self.lift != "haar":
             # The expansion lifts the noisy latents by Haar; another lift would be ignored.
             raise _invalid(f"noise 'rewind' with lift {self.lift!r}", "lift 'haar'")
@@ -79,8 +79,8 @@ class Preset:
 
     @property
     def shares(self) -> tuple[tuple[Share, ...], ...]:
-        """``promote`` spelt out: one entry a switch, () where it expands everything."""
-        return self.promote or ((),) * len(self.switch)
+        """``refine`` spelt out: one entry a switch, () where it expands everything."""
+        return self.refine or ((),) * len(self.switch)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -107,10 +107,10 @@ class Preset:
         if not all(0.0 < h < math.inf for h in self.shift):
             raise _invalid(f"shift factors {self.shift}", "positive and finite numbers")
 
-    def _check_promotions(self) -> None:
+    def _check_refinements(self) -> None:
         if len(self.shares) != len(self.switch):
             expected = f"none, or {len(self.switch)}, one a switch"
-            raise _invalid(f"promotions at {len(self.shares)} switches", expected)
+            raise _invalid(f"refinements at {len(self.shares)} switches", expected)
         flat = [share for shares in self.shares for share in shares]
         unknown = [rule for rule, _ in flat if rule not in SELECTIONS]
         if unknown:
@@ -121,16 +121,16 @@ class Preset:
         check_window(self.window, [rule for rule, _ in flat], fix=_FIX)
         allowed = POSITIONS if flat else POSITIONS[:1]
         if self.positions not in allowed:
-            given = f"positions {self.positions!r} with {len(flat)} promotions"
+            given = f"positions {self.positions!r} with {len(flat)} refinements"
             raise _invalid(given, " or ".join(repr(each) for each in allowed))
 
     def _check_shares(self) -> None:
-        promoted = 0.0
+        refined = 0.0
         for shares in self.shares:
             # A switch that expands everything starts a new coarse grid, or ends the last one.
-            promoted = promoted + sum(share for _, share in shares) if shares else 0.0
-            if shares and not (all(share > 0.0 for _, share in shares) and promoted < 1.0):
-                given = f"shares {[share for _, share in shares]}, {promoted:g} in all"
+            refined = refined + sum(share for _, share in shares) if shares else 0.0
+            if shares and not (all(share > 0.0 for _, share in shares) and refined < 1.0):
+                given = f"shares {[share for _, share in shares]}, {refined:g} in all"
                 raise _invalid(given, "each above 0 and all of one coarse grid below 1 together")
 
 

@@ -13,8 +13,8 @@ from typing import Literal, get_args
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.caching import ACTIONS, Action
 from fresco_trt.plan.grid import Grid
-from fresco_trt.plan.promotion import DEFAULT_WINDOW, Promotion, check_window
 from fresco_trt.plan.reading import REMAKE, agree, choice, items, number, record, whole
+from fresco_trt.plan.refinement import DEFAULT_WINDOW, TokenRefinement, check_window
 
 Lift = Literal["nearest", "bilinear", "haar"]
 Noise = Literal["field", "parent", "fresh", "rewind"]
@@ -29,14 +29,14 @@ SOLVERS: tuple[Solver, ...] = get_args(Solver)
 STAGE_KEYS = (
     "grid",
     "tokens",
-    "promoted",
+    "refined",
     "steps",
     "sigma_start",
     "sigma_end",
     "actions",
     "sigmas",
 )
-_TRANSITION_KEYS = ("sigma", "restart", "lift", "noise", "promotions", "window")
+_TRANSITION_KEYS = ("sigma", "restart", "lift", "noise", "refinements", "window")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,7 @@ class Transition:
     The former stops at ``sigma``, the next starts at ``restart >= sigma``. ``lift`` takes the clean
     estimate to the finer grid. ``noise`` is where the re-noising reads from: the seed's own field,
     the parent's noise estimate completed with the field's detail, fresh draws, or ("rewind") the
-    orthonormal expansion of the noisy latents themselves. Without ``promotions`` every token that
+    orthonormal expansion of the noisy latents themselves. Without ``refinements`` every token that
     is still coarse is expanded; with them the next stage runs on a mixed grid, and each in turn
     chooses among what the ones before left coarse. ``window`` is how many last steps of the stage
     before are recorded for the rules. Raises InvalidPlan.
@@ -90,7 +90,7 @@ class Transition:
     restart: float
     lift: Lift
     noise: Noise
-    promotions: tuple[Promotion, ...] = ()
+    refinements: tuple[TokenRefinement, ...] = ()
     window: int = DEFAULT_WINDOW
 
     def __post_init__(self) -> None:
@@ -100,46 +100,46 @@ class Transition:
         for value, options in ((self.lift, LIFTS), (self.noise, NOISES)):
             if value not in options:
                 raise _invalid(f"a transition by {value!r}", f"one of {', '.join(options)}")
-        check_window(self.window, [promotion.rule for promotion in self.promotions])
+        check_window(self.window, [refinement.rule for refinement in self.refinements])
 
     @property
     def is_partial(self) -> bool:
         """Whether only some tokens are expanded."""
-        return bool(self.promotions)
+        return bool(self.refinements)
 
     @property
     def count(self) -> int | None:
         """Coarse tokens expanded here; None where that is all of them."""
-        return sum(each.count for each in self.promotions) if self.promotions else None
+        return sum(each.count for each in self.refinements) if self.refinements else None
 
     def to_json(self) -> dict[str, object]:
-        """``{sigma, restart, lift, noise, promotions, window}``."""
+        """``{sigma, restart, lift, noise, refinements, window}``."""
         return {
             **{key: getattr(self, key) for key in _TRANSITION_KEYS},
-            "promotions": [promotion.to_json() for promotion in self.promotions],
+            "refinements": [refinement.to_json() for refinement in self.refinements],
         }
 
     @classmethod
     def from_json(cls, value: object) -> Transition:
         """Inverse of :meth:`to_json`. Raises InvalidPlan."""
         found = record(value, _TRANSITION_KEYS, "transition")
-        promotions = items(found["promotions"], "transition promotions")
+        refinements = items(found["refinements"], "transition refinements")
         return cls(
             sigma=number(found["sigma"], "transition sigma"),
             restart=number(found["restart"], "transition restart"),
             lift=choice(found["lift"], LIFTS, "transition lift"),
             noise=choice(found["noise"], NOISES, "transition noise"),
-            promotions=tuple(Promotion.from_json(each) for each in promotions),
+            refinements=tuple(TokenRefinement.from_json(each) for each in refinements),
             window=whole(found["window"], "transition window"),
         )
 
 
-def stage_to_json(stage: Stage, tokens: int, promoted: int) -> dict[str, object]:
+def stage_to_json(stage: Stage, tokens: int, refined: int) -> dict[str, object]:
     """A stage as JSON values, with the numbers that follow from the plan around it."""
     return {
         "grid": stage.grid.to_json(),
         "tokens": tokens,
-        "promoted": promoted,
+        "refined": refined,
         "steps": stage.steps,
         "sigma_start": stage.sigmas[0],
         "sigma_end": stage.sigmas[-1],
@@ -149,7 +149,7 @@ def stage_to_json(stage: Stage, tokens: int, promoted: int) -> dict[str, object]
 
 
 def stage_from_json(value: object) -> Stage:
-    """Inverse of :func:`stage_to_json`, but for ``tokens`` and ``promoted``. Raises InvalidPlan."""
+    """Inverse of :func:`stage_to_json`, but for ``tokens`` and ``refined``. Raises InvalidPlan."""
     found = record(value, STAGE_KEYS, "stage")
     stage = Stage(
         grid=Grid.from_json(found["grid"]),

@@ -15,11 +15,11 @@ from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.caching import ACTIONS as ACTIONS
 from fresco_trt.plan.caching import Action as Action
 from fresco_trt.plan.caching import CachePlan as CachePlan
-from fresco_trt.plan.grid import Grid, is_doubling, is_refinement, sketch_grid
-from fresco_trt.plan.promotion import SELECTIONS as SELECTIONS
-from fresco_trt.plan.promotion import Promotion as Promotion
-from fresco_trt.plan.promotion import Selection as Selection
+from fresco_trt.plan.grid import Grid, is_doubling, is_finer, velocity_grid_of
 from fresco_trt.plan.reading import REMAKE, agree, choice, items, record, text, whole
+from fresco_trt.plan.refinement import SELECTIONS as SELECTIONS
+from fresco_trt.plan.refinement import Selection as Selection
+from fresco_trt.plan.refinement import TokenRefinement as TokenRefinement
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stage import LIFTS as LIFTS
 from fresco_trt.plan.stage import NOISES as NOISES
@@ -61,7 +61,7 @@ class StagePlan:
     proportions, ends at 0; no grid is coarser than the one before, and its sides follow its scale;
     neighbours meet at the transition's sigmas; a rewind from s to a grid r times finer restarts at
     r*s/(1+(r-1)*s); a mixed grid doubles the whole one before it, stays until every token is
-    expanded, and is not the last; and the promotions leave a token coarse and look back over no
+    expanded, and is not the last; and the refinements leave a token coarse and look back over no
     more steps than there are.
     """
 
@@ -82,7 +82,7 @@ class StagePlan:
             _check_meeting(self, index)
             _check_grids(self, index)
             _check_rewind(self, index)
-            _check_promotions(self, index)
+            _check_refinements(self, index)
 
     @property
     def nfe(self) -> int:
@@ -114,7 +114,7 @@ class StagePlan:
         return tuple(counts)
 
     @property
-    def promoted(self) -> tuple[int, ...]:
+    def refined(self) -> tuple[int, ...]:
         """Coarse tokens already expanded in each stage: 0 on a whole grid."""
         counts = [0]
         for transition in self.transitions:
@@ -122,27 +122,25 @@ class StagePlan:
         return tuple(counts)
 
     @property
-    def sketch(self) -> Grid | None:
-        """The grid that bypass steps run on, where they sketch; None for every other cache."""
-        is_sketch = self.cache is not None and self.cache.site == "velocity"
-        return sketch_grid(self.stages[-1].grid) if is_sketch else None
+    def velocity_grid(self) -> Grid | None:
+        """The grid that bypass steps run on, for the cache coarse_velocity; None for others."""
+        is_velocity = self.cache is not None and self.cache.site == "velocity"
+        return velocity_grid_of(self.stages[-1].grid) if is_velocity else None
 
     @property
     def finest(self) -> frozenset[int]:
         """The stages, counted from 0, on the whole grid of full resolution."""
-        rows = enumerate(zip(self.stages, self.promoted, strict=True))
-        return frozenset(
-            i for i, (stage, promoted) in rows if stage.grid.scale == 1 and not promoted
-        )
+        rows = enumerate(zip(self.stages, self.refined, strict=True))
+        return frozenset(i for i, (stage, refined) in rows if stage.grid.scale == 1 and not refined)
 
     @property
     def aligned(self) -> tuple[int, ...]:
-        """``promoted`` of the stages whose attention is phase-aligned, 0 for the others."""
-        return self.promoted if self.positions == "aligned" else (0,) * len(self.stages)
+        """``refined`` of the stages whose attention is phase-aligned, 0 for the others."""
+        return self.refined if self.positions == "aligned" else (0,) * len(self.stages)
 
     def to_json(self) -> dict[str, object]:
         """The plan as JSON values; derived numbers are written too, for whoever reads by eye."""
-        rows = zip(self.stages, self.tokens, self.promoted, strict=True)
+        rows = zip(self.stages, self.tokens, self.refined, strict=True)
         return {
             "model": self.model,
             "size": list(self.size),
@@ -181,10 +179,10 @@ class StagePlan:
             cache=None if cache is None else CachePlan.from_json(cache),
         )
         agree(whole(found["nfe"], "plan nfe"), plan.nfe, "plan nfe")
-        for stage, tokens, promoted in zip(stages, plan.tokens, plan.promoted, strict=True):
+        for stage, tokens, refined in zip(stages, plan.tokens, plan.refined, strict=True):
             stored = record(stage, STAGE_KEYS, "stage")
             agree(whole(stored["tokens"], "stage tokens"), tokens, "stage tokens")
-            agree(whole(stored["promoted"], "stage promoted"), promoted, "stage promoted")
+            agree(whole(stored["refined"], "stage refined"), refined, "stage refined")
         return plan
 
     def digest(self) -> str:
@@ -231,8 +229,10 @@ def _check_cache(plan: StagePlan) -> None:
     if plan.cache is not None and plan.cache.site == "trunk" and plan.positions == "aligned":
         given = "a cache at the trunk of phase-aligned attention"
         raise _invalid(given, "the site 'final', or positions 'fine'")
-    if plan.sketch is not None and not plan.finest.issuperset(_skipping(plan)):
-        raise _invalid("a sketch of a coarse or mixed stage", "bypass steps on the full grid only")
+    if plan.velocity_grid is not None and not plan.finest.issuperset(_skipping(plan)):
+        raise _invalid(
+            "a coarse velocity in a coarse or mixed stage", "bypass steps on the full grid only"
+        )
     if plan.cache is not None and not skipped:
         raise _invalid(f"the cache {plan.cache.name} in a plan of full steps", "a bypass step")
 
@@ -254,7 +254,7 @@ def _check_meeting(plan: StagePlan, index: int) -> None:
 
 def _check_grids(plan: StagePlan, index: int) -> None:
     before, after = plan.stages[index].grid, plan.stages[index + 1].grid
-    if not is_refinement(before, after):
+    if not is_finer(before, after):
         given = f"stage {index + 2} on {after} at scale {after.scale} after {before}"
         raise _invalid(given, "the same grid, or all of height, width and scale larger alike")
 
@@ -265,24 +265,24 @@ def _check_rewind(plan: StagePlan, index: int) -> None:
         return
     # Out of a mixed stage the grid stays, but every token that is expanded goes to twice its own.
     grids = plan.stages[index].grid, plan.stages[index + 1].grid
-    ratio = 2.0 if plan.promoted[index] else grids[1].scale / grids[0].scale
+    ratio = 2.0 if plan.refined[index] else grids[1].scale / grids[0].scale
     end = rewind_sigma(transition.sigma, ratio)
     if abs(transition.restart - end) > SIGMA_TOLERANCE:
         given = f"a rewind from {transition.sigma} to {transition.restart}"
         raise _invalid(given, f"{end}, the level the expansion ends at")
 
 
-def _check_promotions(plan: StagePlan, index: int) -> None:
+def _check_refinements(plan: StagePlan, index: int) -> None:
     before, after = plan.stages[index], plan.stages[index + 1]
-    transition, promoted = plan.transitions[index], plan.promoted[index]
-    if promoted and after.grid != before.grid:
+    transition, refined = plan.transitions[index], plan.refined[index]
+    if refined and after.grid != before.grid:
         given = f"stage {index + 2} on {after.grid} after a mixed stage on {before.grid}"
         raise _invalid(given, "the same grid")
     if not transition.is_partial:
         return
-    if not promoted and not is_doubling(before.grid, after.grid):
+    if not refined and not is_doubling(before.grid, after.grid):
         raise _invalid(f"a mixed stage on {after.grid} after {before.grid}", "twice the sides")
-    _check_promoted(plan, index)
+    _check_refined(plan, index)
     if transition.window > before.steps:
         given = f"a window of {transition.window} steps after a stage of {before.steps}"
         raise _invalid(given, f"at most {before.steps}")
@@ -290,15 +290,15 @@ def _check_promotions(plan: StagePlan, index: int) -> None:
         raise _invalid("a last stage on a mixed grid", "one more transition, to the full grid")
 
 
-def _check_promoted(plan: StagePlan, index: int) -> None:
-    count, promoted = plan.transitions[index].count or 0, plan.promoted[index]
-    coarse = (plan.tokens[index] - 4 * promoted) if promoted else plan.stages[index].grid.tokens
+def _check_refined(plan: StagePlan, index: int) -> None:
+    count, refined = plan.transitions[index].count or 0, plan.refined[index]
+    coarse = (plan.tokens[index] - 4 * refined) if refined else plan.stages[index].grid.tokens
     if coarse < 2:
-        expected = "no promotions: the last one is expanded with the rest"
-        raise _invalid(f"{count} tokens promoted of {coarse} still coarse", expected)
+        expected = "no refinements: the last one is expanded with the rest"
+        raise _invalid(f"{count} tokens refined of {coarse} still coarse", expected)
     if count >= coarse:
-        given = f"{count} tokens promoted of {coarse} still coarse"
-        raise _invalid(given, f"from 1 to {coarse - 1}, or no promotions for all")
+        given = f"{count} tokens refined of {coarse} still coarse"
+        raise _invalid(given, f"from 1 to {coarse - 1}, or no refinements for all")
 
 
 def _invalid(given: str, expected: str) -> InvalidPlan:

@@ -2,7 +2,7 @@
 
 Between the stages of :mod:`fresco_trt.run.sampler`, beside :mod:`fresco_trt.run.transition`. Its
 tokens are one sequence, the engine's: the coarse tokens that are kept, in raster order, then the
-four children of each promoted one in the order of :func:`fresco_trt.plan.grid.child_indices`.
+four children of each refined one in the order of :func:`fresco_trt.plan.grid.child_indices`.
 Lifts and noise are defined on whole pictures, so a transition takes the sequence apart into a
 picture of each grid, applies the whole-grid rules to both, and puts together what it needs.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Mixed:
     """The places of the tokens of a mixed stage; ``fine`` doubles ``coarse``.
 
-    ``kept`` and ``promoted`` are ascending raster indices on the coarse grid, int64 [K] and [P],
+    ``kept`` and ``refined`` are ascending raster indices on the coarse grid, int64 [K] and [P],
     K + P = N; ``children`` [4P] are raster indices on the fine one. All three are on the latents'
     device, where they were found: only their lengths are known to the host.
     """
@@ -37,7 +37,7 @@ class Mixed:
     coarse: Grid
     fine: Grid
     kept: Tensor
-    promoted: Tensor
+    refined: Tensor
     children: Tensor
 
     @classmethod
@@ -46,13 +46,13 @@ class Mixed:
         # A stable sort, because picking by mask would make the host wait for the count.
         order = expanded.to(torch.int8).argsort(stable=True)
         kept = coarse.tokens - count
-        promoted = order[kept:]
+        refined = order[kept:]
         return cls(
             coarse=coarse,
             fine=fine,
             kept=order[:kept],
-            promoted=promoted,
-            children=children_of(promoted, coarse, fine),
+            refined=refined,
+            children=children_of(refined, coarse, fine),
         )
 
     @classmethod

@@ -45,12 +45,12 @@ def mixed_tables(layout: Layout, mixed: Mixed, scheme: Positions) -> dict[str, T
 
     By the scheme "aligned" (PMA, arXiv 2511.19778) those in fine units, for the queries that are
     fine, and with ``_coarse`` behind their names those of the keys that coarse queries see: the
-    kept tokens and, at its place on the coarse grid, one child of each promoted one.
+    kept tokens and, at its place on the coarse grid, one child of each refined one.
     """
     if scheme != "aligned":
         return _mixed_tables(layout, mixed, scheme)
     # The first of four is at twice its parent's row and column: halved, at its parent's place.
-    whole, rows = layout.tables(mixed.coarse), torch.cat([mixed.kept, mixed.promoted])
+    whole, rows = layout.tables(mixed.coarse), torch.cat([mixed.kept, mixed.refined])
     own = {f"{name}_coarse": _gathered(table, rows, len(rows)) for name, table in whole.items()}
     return _mixed_tables(layout, mixed, "fine") | own
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fresco_trt.plan.stages import SIGMA_TOLERANCE
-from fresco_trt.run.skipped import StageCache
+from fresco_trt.run.cache.stage_cache import StageCache
 from fresco_trt.run.transition import check_generator, check_transition, draws
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def coarse_grid(plan: StagePlan, stage: int) -> Grid:
 
     The stage's own, or where it is mixed that of the last whole grid before it.
     """
-    while plan.promoted[stage]:
+    while plan.refined[stage]:
         stage -= 1
     return plan.stages[stage].grid
 
@@ -97,7 +97,7 @@ def _check_grids(plan: StagePlan, pyramid: NoisePyramid) -> None:
                 f" expected the grid's {(stage.grid.height, stage.grid.width)}"
             )
     batch = len(pyramid.fields[0])
-    if batch != 1 and any(plan.promoted):
+    if batch != 1 and any(plan.refined):
         raise ValueError(
             f"a batch of {batch} on a mixed grid; expected one picture: each chooses its own"
             " tokens, and an engine takes one table of positions"

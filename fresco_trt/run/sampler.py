@@ -149,6 +149,6 @@ def _sigma_pairs(stage: Stage) -> Iterator[tuple[int, float, float, str]]:
 def _where(plan: StagePlan, index: int, done: int) -> str:
     grid = plan.stages[index].grid
     places = f"{grid.rows}x{grid.columns} tokens"
-    if plan.promoted[index]:
+    if plan.refined[index]:
         places = f"{plan.tokens[index]} tokens on a mixed grid of {grid.rows}x{grid.columns}"
     return f"stage {index + 1} of {len(plan.stages)} ({places}), step {done + 1} of {plan.nfe}"

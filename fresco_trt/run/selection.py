@@ -16,7 +16,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from fresco_trt.plan.grid import Grid
-    from fresco_trt.plan.stages import Promotion, Selection
+    from fresco_trt.plan.stages import Selection, TokenRefinement
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -142,7 +142,7 @@ def score(rule: Selection, window: Window, generator: torch.Generator | None) ->
 # --- choice -----------------------------------------------------------------------------------
 
 Choice: TypeAlias = (
-    "Callable[[Sequence[Promotion], Window, Tensor, torch.Generator | None], Tensor]"
+    "Callable[[Sequence[TokenRefinement], Window, Tensor, torch.Generator | None], Tensor]"
 )
 """What :func:`select` is: whoever compares two runs may have one repeat the other's choice."""
 
@@ -161,14 +161,14 @@ def choose(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
 
 
 def select(
-    promotions: Sequence[Promotion],
+    refinements: Sequence[TokenRefinement],
     window: Window,
     candidates: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Candidates that the promotions take, bool [N]; each chooses among what is left to it."""
+    """Candidates that the refinements take, bool [N]; each chooses among what is left to it."""
     left = candidates
-    for promotion in promotions:
-        scores = score(promotion.rule, window, generator)
-        left = left.index_fill(0, choose(scores, left, promotion.count), False)
+    for refinement in refinements:
+        scores = score(refinement.rule, window, generator)
+        left = left.index_fill(0, choose(scores, left, refinement.count), False)
     return candidates.logical_and(left.logical_not())

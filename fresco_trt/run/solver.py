@@ -27,7 +27,7 @@ class StageSolver(Protocol):
         predicted: bool = False,
     ) -> None:
         """Move ``tokens`` (any shape) in place; ``velocity``, at ``sigma`` and elsewhere in memory,
-        is only read. ``predicted`` says that a cache or a sketch had part in it.
+        is only read. ``predicted`` says that a cache had part in it.
         """
         ...
 

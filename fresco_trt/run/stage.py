@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from fresco_trt.errors import SignatureMismatch
+from fresco_trt.run.cache.coarse_velocity import CoarseVelocity
+from fresco_trt.run.cache.stage_cache import StageCache
 from fresco_trt.run.mixed import Mixed, cross_mixed
 from fresco_trt.run.positions import mixed_tables
 from fresco_trt.run.request import engine_name
 from fresco_trt.run.selection import Window
-from fresco_trt.run.sketch import Sketch
-from fresco_trt.run.skipped import StageCache
 from fresco_trt.run.solver import SOLVERS, StageSolver
 from fresco_trt.run.transition import apply_transition, estimate_x0
 
@@ -45,7 +45,7 @@ class StageState:
 
     ``mixed`` is None on a whole grid. ``window`` records only where a partial transition follows,
     and has no room otherwise. ``cache``, empty on entry, is None where no step is a bypass, and so
-    is ``sketch``, which answers them in its place.
+    is ``coarse_velocity``, which answers them in its place.
     """
 
     index: int
@@ -56,7 +56,7 @@ class StageState:
     solver: StageSolver
     window: Window
     cache: StageCache | None
-    sketch: Sketch | None
+    coarse_velocity: CoarseVelocity | None
 
     @classmethod
     def first(cls, request: Request) -> Self:
@@ -86,7 +86,7 @@ class StageState:
             solver=SOLVERS[request.plan.solver](tokens),
             window=_window(request, index, tokens, mixed),
             cache=StageCache.of(request.plan, index, request.basis),
-            sketch=_sketch(request, index, tokens),
+            coarse_velocity=_coarse_velocity(request, index, tokens),
         )
 
     def call(self, request: Request, action: str, step: int, sigma: float) -> Called:
@@ -95,8 +95,8 @@ class StageState:
         A full step leaves its feature in the cache, a bypass starts from what the cache predicts.
         Raises ``SignatureMismatch`` if the velocity does not match the latents.
         """
-        if action == "bypass" and self.sketch is not None:
-            velocity, seconds = self.sketch.predict(self.tokens, sigma)
+        if action == "bypass" and self.coarse_velocity is not None:
+            velocity, seconds = self.coarse_velocity.predict(self.tokens, sigma)
             return Called(velocity=velocity, engine_seconds=seconds)
         self.timestep.fill_(sigma)
         runner, inputs = request.runners[engine_name(self.index, action)], self.inputs
@@ -109,11 +109,11 @@ class StageState:
         velocity = self._velocity(outputs)
         if self.cache is not None and action == "full":
             self.cache.observe(outputs[self.cache.feature], step, sigma)
-        if self.sketch is not None and self._sketches_next(request, step):
-            seconds += self.sketch.observe(self.tokens, velocity, sigma)
+        if self.coarse_velocity is not None and self._predicts_next(request, step):
+            seconds += self.coarse_velocity.observe(self.tokens, velocity, sigma)
         return Called(velocity=velocity, engine_seconds=seconds)
 
-    def _sketches_next(self, request: Request, step: int) -> bool:
+    def _predicts_next(self, request: Request, step: int) -> bool:
         actions = request.plan.stages[self.index].actions
         return actions[step + 1 : step + 2] == ("bypass",)
 
@@ -188,15 +188,15 @@ class StageState:
         )
         if not transition.is_partial:
             return layout.pack(fine), None
-        after = self._promote(request, transition, before)
+        after = self._refine(request, transition, before)
         return after.join(coarse, fine, layout), after
 
-    def _promote(self, request: Request, transition: Transition, before: Mixed) -> Mixed:
+    def _refine(self, request: Request, transition: Transition, before: Mixed) -> Mixed:
         """The places of the next stage: those of ``before`` and what the rules choose."""
         candidates = before.candidates()
-        chosen = request.choice(transition.promotions, self.window, candidates, request.generator)
+        chosen = request.choice(transition.refinements, self.window, candidates, request.generator)
         expanded = chosen.logical_or(candidates.logical_not())
-        count = request.plan.promoted[self.index + 1]
+        count = request.plan.refined[self.index + 1]
         return Mixed.from_mask(before.coarse, before.fine, expanded, count)
 
 
@@ -206,11 +206,11 @@ def _tables(request: Request, index: int, mixed: Mixed | None) -> Mapping[str, T
     return mixed_tables(request.layout, mixed, request.plan.positions)
 
 
-def _sketch(request: Request, index: int, tokens: Tensor) -> Sketch | None:
+def _coarse_velocity(request: Request, index: int, tokens: Tensor) -> CoarseVelocity | None:
     plan = request.plan
-    if plan.sketch is None or "bypass" not in plan.stages[index].actions:
+    if plan.velocity_grid is None or "bypass" not in plan.stages[index].actions:
         return None
-    return Sketch.of(request, index, request.runners[engine_name(index, "bypass")], tokens)
+    return CoarseVelocity.of(request, index, request.runners[engine_name(index, "bypass")], tokens)
 
 
 def _window(request: Request, index: int, tokens: Tensor, mixed: Mixed | None) -> Window:

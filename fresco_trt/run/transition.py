@@ -144,7 +144,7 @@ def apply_transition(
 
     ``x`` and ``v`` are float32 [B,C,H,W] on the grid at ``scale``: the latents at
     ``transition.sigma`` and the velocity of the step that led there (after an Euler step its clean
-    estimate is the same at both ends). Every token is expanded, whatever the promotions say.
+    estimate is the same at both ends). Every token is expanded, whatever the refinements say.
     ``generator`` is for noise ``fresh`` and only for it. When both scales are equal the lift is the
     identity, and ``field`` on the exact path (or ``parent`` anywhere) with ``restart == sigma``
     returns ``x``. Raises ``ValueError`` for a transition that cannot be applied as written, shapes
@@ -190,7 +190,7 @@ def stay(
 
 def draws(transition: Transition) -> bool:
     """Whether a transition needs a generator: for fresh noise, or to choose tokens at random."""
-    rules = {promotion.rule for promotion in transition.promotions}
+    rules = {refinement.rule for refinement in transition.refinements}
     return transition.noise == "fresh" or "random" in rules
 
 

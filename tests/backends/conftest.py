@@ -12,14 +12,14 @@ from torch import Tensor
 from fresco_trt.backends.base import Runner, StageGraph
 from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.weights import write_source
-from fresco_trt.models.flux import (
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.model import (
     full_graph,
     full_signature,
     position_ids,
     random_transformer,
     rotary_tables,
 )
-from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.signature import GraphSignature
 
 FACTS = replace(

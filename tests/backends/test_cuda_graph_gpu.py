@@ -12,7 +12,7 @@ import torch
 from fresco_trt.backends.base import BuildOptions
 from fresco_trt.backends.cuda_device import CudaDevice
 from fresco_trt.backends.eager import EagerBackend
-from fresco_trt.backends.inductor import InductorBackend
+from fresco_trt.backends.inductor.backend import InductorBackend
 from fresco_trt.plan.signature import TensorSpec
 from tests.backends.conftest import agrees
 

@@ -15,7 +15,7 @@ from fresco_trt.backends.eager import EagerBackend
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.errors import BuildError, EngineFailed, FileMissing, UnsupportedPrecision
 from fresco_trt.lower.weights import write_source
-from fresco_trt.models import flux
+from fresco_trt.models.flux import model as flux
 from fresco_trt.plan.signature import GraphSignature
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fresco_trt import cli
 from fresco_trt.bench import job, memory
 from fresco_trt.bench.command import Options
 from fresco_trt.bench.points import ABLATED, points_of
 from fresco_trt.bench.table import tables
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.cli.main import main as cli
+from fresco_trt.models.registry import model_facts
 
 TINY = model_facts("flux-tiny")
 SMALL = ["--size", "64x64", "--backend", "eager", "--quick"]
@@ -198,7 +198,7 @@ def test_points_that_load_the_same_things_share_a_measurement() -> None:
 
 
 PEAKS = """
-from fresco_trt.peak import peak_memory
+from fresco_trt.files.peak_memory import peak_memory
 before = peak_memory().own
 block = bytearray(b"x") * (256 << 20)
 print(before, peak_memory().own)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from fresco_trt import cli
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import silent
 from fresco_trt.bench import combinations, job, memory, studio
@@ -22,9 +21,10 @@ from fresco_trt.bench.methods import Point
 from fresco_trt.bench.plain import is_judged
 from fresco_trt.bench.points import chosen
 from fresco_trt.bench.table import combinations_table
-from fresco_trt.models.flux import load_transformer
+from fresco_trt.cli.main import main as cli
+from fresco_trt.models.flux.model import load_transformer
+from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import BUNDLED, weights_digest
-from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset

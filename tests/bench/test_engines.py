@@ -13,9 +13,9 @@ import torch
 from fresco_trt.backends import backend
 from fresco_trt.bench.engines import EnginePool, Kind, kinds_of, plan_method
 from fresco_trt.bench.plain import Plain, denoise, load_pipeline
-from fresco_trt.models.flux import FluxLayout, load_transformer
+from fresco_trt.models.flux.model import FluxLayout, load_transformer
+from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import BUNDLED
-from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.caching import NO_CACHE, CacheChoice
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -24,7 +24,7 @@ from fresco_trt.plan.stages import StagePlan
 TINY = model_facts("flux-tiny")
 SIZE = (64, 64)
 STAGED = Preset(steps=(2, 2, 2), switch=(0.85, 0.7))
-MIXED = replace(STAGED, promote=((("even", 0.4),), ()), window=1)
+MIXED = replace(STAGED, refine=((("even", 0.4),), ()), window=1)
 ALIGNED = replace(MIXED, positions="aligned")
 CACHED = Preset(steps=(7,), cache=CacheChoice(name="hicache", interval=3, warmup=1))
 TRUNK = replace(CACHED, cache=replace(CACHED.cache, site="trunk"))

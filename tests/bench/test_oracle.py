@@ -18,7 +18,7 @@ from fresco_trt.bench.oracle import (
     oracle_runners,
     posterior_weights,
 )
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -32,7 +32,7 @@ FINE = Grid(height=16, width=16, scale=1.0)
 COARSE = Grid(height=8, width=8, scale=0.5)
 SIDE = 64
 STAGED = Preset(steps=(2, 2, 3), switch=(0.85, 0.7))
-MIXED = replace(STAGED, promote=((("edge", 0.4),), ()), window=1)
+MIXED = replace(STAGED, refine=((("edge", 0.4),), ()), window=1)
 PRESETS = {
     "one step": Preset(steps=(1,)),
     "seven steps": Preset(steps=(7,)),

@@ -8,8 +8,8 @@ import torch
 from fresco_trt.bench.methods import CacheDit, FirstBlock, TaylorSeer
 from fresco_trt.bench.peers import DiffusersMethods
 from fresco_trt.bench.plain import Plain
+from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import BUNDLED
-from fresco_trt.models.zoo import model_facts
 from fresco_trt.plan.cost import flops_of_step
 
 TINY = model_facts("flux-tiny")

@@ -11,7 +11,7 @@ from fresco_trt.bench.methods import METHODS, Point
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.points import SHIFTS, TUNED, chosen, points_of
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.caching import FEATURE_CACHES, NO_CACHE
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -112,10 +112,10 @@ def test_selection_rules_are_compared_at_one_count() -> None:
 
 
 def test_a_mixed_base_keeps_its_shares_and_is_compared_with_all_at_once() -> None:
-    mixed = replace(BASE, promote=((("even", 0.5),), ()))
+    mixed = replace(BASE, refine=((("even", 0.5),), ()))
     found = ablations(mixed)
     assert found["selection all"] == BASE
-    assert found["selection edge"].promote == ((("edge", 0.5),), ())
+    assert found["selection edge"].refine == ((("edge", 0.5),), ())
     assert "selection even" not in found
 
 
@@ -156,11 +156,11 @@ def test_every_cache_is_measured_alone_and_on_presets() -> None:
 def test_caches_on_fewer_steps_take_the_shift_that_the_peers_and_the_control_take() -> None:
     points = points_of(TINY)
     fewer_steps = [p for p in points if p.method == "cache" and p.nfe < TINY.default_steps]
-    sketched = [p for p in fewer_steps if "sketch" in p.name]
-    assert {p.preset[p.preset.index("mu") :].split(",")[0] for p in sketched if p.preset} <= {
+    coarse = [p for p in fewer_steps if "coarse_velocity" in p.name]
+    assert {p.preset[p.preset.index("mu") :].split(",")[0] for p in coarse if p.preset} <= {
         f"mu {mu:g}" for mu in SHIFTS
     }
-    ours = [p for p in fewer_steps if p not in sketched]
+    ours = [p for p in fewer_steps if p not in coarse]
     assert {"taylor", "hicache", "reuse"} <= {p.name.split(", ")[3] for p in ours}
     shifts = {p.recipe.shift for p in ours if isinstance(p.recipe, Preset)}
     control = next(p for p in points if p.name == "few-step, 10 steps, engine, mu 2.2")

@@ -12,7 +12,7 @@ from fresco_trt.bench.quality import (
     mean_interval,
     median_interval,
 )
-from fresco_trt.similarity import psnr, ssim
+from fresco_trt.lower.similarity import psnr, ssim
 
 
 def pictures(count: int = 2, side: int = 24) -> torch.Tensor:

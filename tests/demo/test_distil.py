@@ -11,7 +11,7 @@ import torch
 
 from fresco_trt.demo.curriculum import Batch
 from fresco_trt.demo.distil import GUIDANCE, STEPS, distilled_loss, strides
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.schedule import plain_sigmas
 

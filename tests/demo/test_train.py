@@ -16,7 +16,7 @@ from fresco_trt.demo.batches import Renders, pictures_of, scene_stream
 from fresco_trt.demo.model import DemoModel
 from fresco_trt.demo.optim import orthogonal_from, warm_cosine
 from fresco_trt.demo.vae import codec_loss, new_vae
-from fresco_trt.models.weights import BUNDLED, parts_folder
+from fresco_trt.models.weights import BUNDLED, components_folder
 
 pytest.importorskip("resvg_py", reason="resvg-py, of the train extra, draws the icons")
 
@@ -218,7 +218,7 @@ def test_a_student_is_stored_as_its_transformer_and_read_back(tmp_path: Path) ->
         {str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (out, shipped)
     )
     assert stored == kept
-    assert parts_folder(out) == TEACHER
+    assert components_folder(out) == TEACHER
     again = read_student(out, TEACHER)
     for name, value in again.transformer.state_dict().items():
         torch.testing.assert_close(value, told[name], msg=name, rtol=1e-3, atol=1e-3)

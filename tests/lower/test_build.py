@@ -23,12 +23,12 @@ from fresco_trt.errors import (
     OutputNotWritable,
     WeightsNotFound,
 )
-from fresco_trt.listing import folder_digest
+from fresco_trt.files.digests import folder_digest
 from fresco_trt.lower import gather, record
 from fresco_trt.lower.build import REUSED, BuildRequest, run
-from fresco_trt.models.flux import load_transformer
-from fresco_trt.models.flux_facts import FLUX_TINY
-from fresco_trt.models.flux_parts import PIPELINE_PARTS
+from fresco_trt.models.flux.components import COMPONENTS
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.model import load_transformer
 from fresco_trt.models.weights import BUNDLED, weights_digest
 
 TINY = BUNDLED / "flux-tiny"
@@ -56,7 +56,7 @@ def test_a_bundle_says_what_it_is(eager_bundle: Path) -> None:
     assert [engine.name for engine in manifest.engines] == [f"stage{k}.full" for k in (1, 2, 3)]
     assert manifest.model.weights_sha256 == weights_digest(load_transformer(None, FLUX_TINY))
     assert manifest.model.config["num_layers"] == FLUX_TINY.double_blocks
-    assert manifest.pipeline.digest == folder_digest(TINY, PIPELINE_PARTS)
+    assert manifest.pipeline.digest == folder_digest(TINY, COMPONENTS)
     assert manifest.built.version == fresco_trt.__version__
     packages: Any = manifest.built.options["packages"]
     assert packages["torch"] == metadata.version("torch")
@@ -65,7 +65,7 @@ def test_a_bundle_says_what_it_is(eager_bundle: Path) -> None:
 def test_weights_are_in_a_bundle_once(onnx_bundle: Path, eager_bundle: Path) -> None:
     """Three stages and everything around them take little more than the weights themselves."""
     weights = FLUX_TINY.parameters * 4
-    around = sum(file.stat().st_size for part in PIPELINE_PARTS for file in files_of(TINY / part))
+    around = sum(file.stat().st_size for part in COMPONENTS for file in files_of(TINY / part))
     for bundle in (onnx_bundle, eager_bundle):
         size = sum(len(data) for data in contents(bundle).values())
         assert weights < size < 1.1 * weights + around

@@ -16,7 +16,7 @@ from fresco_trt.lower import request as lower
 from fresco_trt.lower.build import run
 from fresco_trt.lower.dry_run import describe
 from fresco_trt.lower.request import BuildRequest, QuantChoice, resolve
-from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_TINY
+from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.making import plan_from_preset
@@ -77,7 +77,7 @@ def test_a_description_is_json_of_the_plan_and_every_engine() -> None:
 
 
 def test_a_mixed_stages_tokens_are_not_its_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), promote=((("even", 0.25),), ()), window=1)
+    recipe = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), refine=((("even", 0.25),), ()), window=1)
     plan = plan_from_preset(FLUX_TINY, recipe, size=(128, 128))
     monkeypatch.setattr(lower, "make_plan", lambda facts, **options: plan)
     engines = describe(TINY)["engines"]
@@ -225,7 +225,7 @@ def test_only_an_equal_engine_is_an_earlier_build(built: Path) -> None:
 
 
 def test_the_newest_of_two_builds_counts(built: Path, tmp_path: Path) -> None:
-    from fresco_trt.canonical import build_key
+    from fresco_trt.files.canonical_json import build_key
 
     manifest = json.loads((built / "manifest.json").read_text())
     for age, name in ((50, "old"), (10, "new"), (30, "older")):
@@ -255,7 +255,7 @@ def test_what_is_no_bundle_is_no_earlier_build(tmp_path: Path, broken: bytes) ->
 def test_a_manifest_that_says_nothing_of_engines_is_read_as_that(
     built: Path, tmp_path: Path, told: Any
 ) -> None:
-    from fresco_trt.canonical import build_key
+    from fresco_trt.files.canonical_json import build_key
 
     manifest = json.loads((built / "manifest.json").read_text())
     manifest["built"]["options"]["engine_seconds"] = told

@@ -16,14 +16,14 @@ from fresco_trt.errors import ExportError
 from fresco_trt.lower import export
 from fresco_trt.lower.export import INLINE_BYTES, export_stages
 from fresco_trt.lower.weights import LINE, WeightFile
-from fresco_trt.models.flux import (
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.model import (
     bypass_signature,
     full_graph,
     full_signature,
     graph_from_signature,
     random_transformer,
 )
-from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.caching import SITES, CacheSite
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
@@ -265,7 +265,7 @@ def test_a_module_that_breaks_its_signature_is_refused(
         export_stages([doubling(Doubling(), outputs=(3, 2))], tmp_path)
 
 
-# A sketched step has no feature: its bypass is the whole graph of another grid.
+# A coarse velocity has no feature: its bypass is the whole graph of another grid.
 @pytest.mark.parametrize("site", [site for site in SITES if site != "velocity"])
 def test_a_bypass_adds_no_weights(site: CacheSite, tmp_path: Path) -> None:
     text = SMALL.text_tokens

@@ -13,8 +13,8 @@ from fresco_trt.lower.dry_run import describe
 from fresco_trt.lower.layout import LAYOUTS, graph_of, graph_signatures
 from fresco_trt.lower.profiles import counts, varying
 from fresco_trt.lower.request import BuildRequest, resolve
-from fresco_trt.models.flux import bypass_signature, full_signature
-from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.model import bypass_signature, full_signature
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -64,7 +64,7 @@ def test_without_a_cache_no_graph_gives_a_feature() -> None:
 
 def with_mixed_stage(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     recipe = Preset(
-        steps=(2, 1, 1), switch=(0.8, 0.5), promote=((("even", 0.25),), ()), window=1, **changes
+        steps=(2, 1, 1), switch=(0.8, 0.5), refine=((("even", 0.25),), ()), window=1, **changes
     )
     plan = plan_from_preset(FLUX_TINY, recipe, size=(128, 128))
     monkeypatch.setattr(lower, "make_plan", lambda facts, **options: plan)

@@ -12,7 +12,7 @@ from fresco_trt.errors import FrescoError, IncompatibleOptions, UnsupportedPreci
 from fresco_trt.lower.build import BuildRequest, QuantChoice
 from fresco_trt.lower.layout import LAYOUTS
 from fresco_trt.lower.request import resolve
-from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.plan.caching import CACHES, SITES, CacheChoice
 from fresco_trt.plan.recipes import RECIPES
 

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import BuildOptions, StageGraph
+from fresco_trt.bundle.amax import LayerRange, Ranges, RangesRecord
 from fresco_trt.errors import ExportError
+from fresco_trt.lower.calibrate.amax import layers_of
 from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.profiles import counts, varying
-from fresco_trt.lower.quantize import Quantizer
-from fresco_trt.lower.ranges import layers_of
-from fresco_trt.models.flux import (
+from fresco_trt.lower.quantize.qdq import Quantizer
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.model import (
     bypass_signature,
     full_signature,
     graph_from_signature,
     random_transformer,
 )
-from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
-from fresco_trt.ranges import LayerRange, Ranges, RangesRecord
 
 SMALL = replace(
     FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=6, text_dim=32
@@ -152,8 +152,7 @@ def test_signatures_that_are_not_of_one_graph_are_refused() -> None:
     with pytest.raises(ValueError, match="other tensors"):
         varying((FAMILIES["full"][0], FAMILIES["trunk"][1]))
     aligned = tuple(
-        full_signature(SMALL, count, TEXT, promoted=promoted)
-        for count, promoted in ((7, 1), (20, 5))
+        full_signature(SMALL, count, TEXT, refined=refined) for count, refined in ((7, 1), (20, 5))
     )
     with pytest.raises(ValueError, match=r"rope_cos_coarse has \(10, 11\) along axis 0, which no"):
         varying(aligned)

@@ -22,7 +22,7 @@ from fresco_trt.errors import (
 )
 from fresco_trt.lower import request as lower
 from fresco_trt.lower.request import BuildRequest, requests_of, resolve
-from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -129,7 +129,7 @@ def test_a_signature_is_the_stages_own() -> None:
 
 def test_a_mixed_stages_engine_has_the_plans_token_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not the count of its grid, which is that of the stage after it."""
-    recipe = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), promote=((("even", 0.25),), ()), window=1)
+    recipe = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), refine=((("even", 0.25),), ()), window=1)
     plan = plan_from_preset(FLUX_TINY, recipe, size=(128, 128))
     monkeypatch.setattr(lower, "make_plan", lambda facts, **options: plan)
     resolved = resolve(TINY)

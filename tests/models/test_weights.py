@@ -16,8 +16,12 @@ from safetensors.torch import load_file, save_file
 from fresco_trt.errors import IncompatibleOptions, WeightsNotFound
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models import weights as weights_module
-from fresco_trt.models.flux import load_transformer, random_transformer, transformer_from_folder
-from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.model import (
+    load_transformer,
+    random_transformer,
+    transformer_from_folder,
+)
 from fresco_trt.models.weights import WEIGHTS_NAME, weights_digest
 
 SMALL = replace(

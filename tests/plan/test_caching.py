@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fresco_trt.errors import IncompatibleOptions, InvalidPlan, PlanError
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.caching import (
     CACHES,
     DEFAULTS,
@@ -108,7 +108,10 @@ def test_the_order_of_extrapolation_is_the_chosen_one(name: CacheName) -> None:
         ({"name": "svd", "site": "trunk"}, "--site trunk with --cache svd"),
         ({"name": "none", "order": 1}, "--order without a cache"),
         ({"name": "reuse", "order": 1}, "--order 1 with --cache reuse; expected 0"),
-        ({"name": "sketch", "order": 2}, "--order 2 with --cache sketch; expected 0"),
+        (
+            {"name": "coarse_velocity", "order": 2},
+            "--order 2 with --cache coarse_velocity; expected 0",
+        ),
         ({"name": "taylor", "order": 4}, "--order 4 with --cache taylor; expected 1 or 2 or 3"),
         ({"name": "svd", "order": 0}, "--order 0 with --cache svd"),
         ({"interval": 1}, "skips none of the steps FFFFFF"),

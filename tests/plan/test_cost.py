@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fresco_trt.errors import InvalidPlan, PlanError
-from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.caching import DEFAULTS
 from fresco_trt.plan.cost import (
     activation_bytes,
@@ -94,7 +94,7 @@ def test_each_preset_saves_more_than_the_one_before(name: str, stages: int) -> N
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
 def test_a_mixed_stage_costs_what_its_tokens_do(share: float) -> None:
-    preset = Preset(steps=(2, 3, 4), switch=(0.8, 0.6), promote=((("edge", share),), ()), window=1)
+    preset = Preset(steps=(2, 3, 4), switch=(0.8, 0.6), refine=((("edge", share),), ()), window=1)
     costs = stage_flops(FLUX, plan_from_preset(FLUX, preset))
     coarse, fine = flops_of_step(FLUX, 1024), flops_of_step(FLUX, 4096)
     mixed = flops_of_step(FLUX, 1024 + 3 * round(1024 * share))
@@ -165,12 +165,12 @@ def test_aligned_attention_is_charged_for_the_pairs_that_it_evaluates() -> None:
 def test_the_summary_says_how_a_mixed_stage_is_made_up() -> None:
     plan = make_plan(FLUX, stages=3, preset="fresco-18")
     summary: Any = plan_summary(FLUX, plan, 50)
-    assert [(stage["tokens"], stage["promoted"]) for stage in summary["stages"]] == [
+    assert [(stage["tokens"], stage["refined"]) for stage in summary["stages"]] == [
         (1024, 0),
         (768 + 4 * 256, 256),
         (4096, 0),
     ]
-    rules = [each["promotions"] for each in summary["transitions"]]
+    rules = [each["refinements"] for each in summary["transitions"]]
     assert rules == [[{"rule": "converged-latent", "count": 256}], []]
     assert (summary["solver"], summary["positions"]) == ("euler", "fine")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.schedule import ShiftRule, dynamic_mu
 
 TINY = model_facts("flux-tiny")
@@ -62,7 +62,7 @@ def test_a_stage_count_is_offered_while_some_preset_has_it() -> None:
 def test_planning_imports_nothing_heavy() -> None:
     heavy = {"torch", "numpy", "onnx", "onnxruntime", "tensorrt", "diffusers", "transformers"}
     code = (
-        "import sys, fresco_trt.models.zoo, fresco_trt.plan.cost, fresco_trt.plan.signature;"
+        "import sys, fresco_trt.models.registry, fresco_trt.plan.cost, fresco_trt.plan.signature;"
         f"print(sorted({heavy!r} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

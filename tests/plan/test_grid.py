@@ -13,7 +13,7 @@ from fresco_trt.plan.grid import (
     Grid,
     child_indices,
     is_doubling,
-    is_refinement,
+    is_finer,
     parent_indices,
 )
 
@@ -89,13 +89,13 @@ def test_children_lie_where_their_parent_lies(pair: tuple[Grid, Grid]) -> None:
 @LAW
 @given(grids(), grids())
 def test_refinement_is_an_order(one: Grid, other: Grid) -> None:
-    assert is_refinement(one, one)
+    assert is_finer(one, one)
     assert not is_doubling(one, one)
-    if is_refinement(one, other) and is_refinement(other, one):
+    if is_finer(one, other) and is_finer(other, one):
         assert one == other
     if is_doubling(one, other):
-        assert is_refinement(one, other)
-        assert not is_refinement(other, one)
+        assert is_finer(one, other)
+        assert not is_finer(other, one)
 
 
 @pytest.mark.parametrize(

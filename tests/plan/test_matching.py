@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fresco_trt.errors import InvalidPlan, PlanError
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan import matching
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.matching import (
@@ -165,7 +165,7 @@ def test_ralus_recipe_is_a_plan() -> None:
     assert [each.sigma for each in plan.transitions] == pytest.approx([0.7, 0.55])
     assert [each.restart for each in plan.transitions] == pytest.approx([0.9365, 0.8853], abs=5e-5)
     assert {(each.lift, each.noise) for each in plan.transitions} == {("nearest", "fresh")}
-    assert [each.rule for each in plan.transitions[0].promotions] == ["edge"]
+    assert [each.rule for each in plan.transitions[0].refinements] == ["edge"]
     assert plan.positions == "coarse"
     starts = (1.0, *(each.restart for each in plan.transitions))
     ends = (*(each.sigma for each in plan.transitions), 0.0)

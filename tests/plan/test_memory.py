@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from fresco_trt.models.flux import stage_signature
-from fresco_trt.models.flux_layers import graph_parameters, with_blocks
-from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.models.flux.layers import graph_parameters, with_blocks
+from fresco_trt.models.flux.model import stage_signature
+from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import make_plan

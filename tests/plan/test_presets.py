@@ -17,7 +17,7 @@ from fresco_trt.errors import (
     UnsupportedSize,
     UnsupportedStages,
 )
-from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset, Share
 from fresco_trt.plan.schedule import plain_sigmas, rewind_sigma, stage_sigmas, unshift_sigma
@@ -131,7 +131,7 @@ def test_a_wrong_request_is_named(
 
 GOOD = Preset(steps=(2, 3, 4), switch=(0.8, 0.6))
 HALF: tuple[Share, ...] = (("edge", 0.5),)
-MIXED = replace(GOOD, promote=((("edge", 0.25), ("even", 0.1)), ()), window=1)
+MIXED = replace(GOOD, refine=((("edge", 0.25), ("even", 0.1)), ()), window=1)
 
 
 @pytest.mark.parametrize(
@@ -159,19 +159,19 @@ MIXED = replace(GOOD, promote=((("edge", 0.25), ("even", 0.1)), ()), window=1)
         {"window": 2},
         {"positions": "coarse"},
         {"positions": "aligned"},
-        {"promote": ((), ()), "positions": "coarse"},
-        {"promote": ((("edge", 0.5),),)},
-        {"promote": ((), (("edge", 0.5),))},
-        {"promote": ((("best", 0.5),), ())},
-        {"promote": ((("edge", 0.0),), ())},
-        {"promote": ((("edge", 1.0),), ())},
-        {"promote": ((("edge", float("nan")),), ())},
-        {"promote": ((("edge", 0.5), ("even", 0.5)), ())},
-        {"promote": ((("edge", 0.5), ("even", -0.1)), ())},
-        {"promote": ((("edge", 0.5),), ()), "positions": "middle"},
-        {"promote": ((("edge", 0.5),), ()), "window": 0},
-        {"promote": ((("changing", 0.5),), ()), "window": 1},
-        {"steps": (2, 3, 4, 5), "switch": (0.8, 0.6, 0.4), "promote": (HALF, HALF, ())},
+        {"refine": ((), ()), "positions": "coarse"},
+        {"refine": ((("edge", 0.5),),)},
+        {"refine": ((), (("edge", 0.5),))},
+        {"refine": ((("best", 0.5),), ())},
+        {"refine": ((("edge", 0.0),), ())},
+        {"refine": ((("edge", 1.0),), ())},
+        {"refine": ((("edge", float("nan")),), ())},
+        {"refine": ((("edge", 0.5), ("even", 0.5)), ())},
+        {"refine": ((("edge", 0.5), ("even", -0.1)), ())},
+        {"refine": ((("edge", 0.5),), ()), "positions": "middle"},
+        {"refine": ((("edge", 0.5),), ()), "window": 0},
+        {"refine": ((("changing", 0.5),), ()), "window": 1},
+        {"steps": (2, 3, 4, 5), "switch": (0.8, 0.6, 0.4), "refine": (HALF, HALF, ())},
     ],
 )
 def test_a_preset_that_cannot_be_is_refused(change: dict[str, object]) -> None:
@@ -189,12 +189,12 @@ def test_a_mixed_stage_stays_on_its_grid() -> None:
     plan = plan_from_preset(TINY, MIXED)
     assert [stage.grid.scale for stage in plan.stages] == [0.5, 1.0, 1.0]
     assert plan.tokens == (256, 256 + 3 * (64 + 26), 1024)
-    assert [each.rule for each in plan.transitions[0].promotions] == ["edge", "even"]
+    assert [each.rule for each in plan.transitions[0].refinements] == ["edge", "even"]
     assert [each.window for each in plan.transitions] == [1, 3]
 
 
 @pytest.mark.parametrize(
-    ("promote", "scales", "promoted"),
+    ("refine", "scales", "refined"),
     [
         ((), [0.125, 0.25, 0.5, 1.0], (0, 0, 0, 0)),
         ((HALF, (), ()), [0.25, 0.5, 0.5, 1.0], (0, 32, 0, 0)),
@@ -202,32 +202,32 @@ def test_a_mixed_stage_stays_on_its_grid() -> None:
         (((("edge", 0.25),), (("even", 0.5),), ()), [0.5, 1.0, 1.0, 1.0], (0, 64, 192, 0)),
     ],
 )
-def test_promotions_may_come_at_any_switch_but_the_last(
-    promote: Any, scales: list[float], promoted: tuple[int, ...]
+def test_refinements_may_come_at_any_switch_but_the_last(
+    refine: Any, scales: list[float], refined: tuple[int, ...]
 ) -> None:
-    window = 1 if promote else 3
-    preset = Preset(steps=(2, 2, 2, 2), switch=(0.9, 0.8, 0.7), promote=promote, window=window)
+    window = 1 if refine else 3
+    preset = Preset(steps=(2, 2, 2, 2), switch=(0.9, 0.8, 0.7), refine=refine, window=window)
     plan = plan_from_preset(TINY, preset)
     assert [stage.grid.scale for stage in plan.stages] == scales
-    assert plan.promoted == promoted
+    assert plan.refined == refined
 
 
 def test_a_new_coarse_grid_starts_its_shares_anew() -> None:
     preset = Preset(
-        steps=(1,) * 5, switch=(0.9, 0.8, 0.7, 0.6), promote=(HALF, (), HALF, ()), window=1
+        steps=(1,) * 5, switch=(0.9, 0.8, 0.7, 0.6), refine=(HALF, (), HALF, ()), window=1
     )
-    assert plan_from_preset(TINY, preset).promoted == (0, 32, 0, 128, 0)
+    assert plan_from_preset(TINY, preset).refined == (0, 32, 0, 128, 0)
 
 
 @pytest.mark.parametrize(("share", "count"), [(1e-6, 1), (0.4, 102), (1 - 1e-6, 255)])
 def test_a_share_is_at_least_one_token_and_not_all(share: float, count: int) -> None:
-    plan = plan_from_preset(TINY, replace(MIXED, promote=((("edge", share),), ())))
-    assert plan.promoted == (0, count, 0)
+    plan = plan_from_preset(TINY, replace(MIXED, refine=((("edge", share),), ())))
+    assert plan.refined == (0, count, 0)
 
 
-def test_promotions_that_leave_no_token_coarse_are_refused() -> None:
-    crowded = replace(MIXED, promote=((("edge", 0.5), ("even", 0.49)), ()))
-    with pytest.raises(InvalidPlan, match="4 tokens promoted of 4"):
+def test_refinements_that_leave_no_token_coarse_are_refused() -> None:
+    crowded = replace(MIXED, refine=((("edge", 0.5), ("even", 0.49)), ()))
+    with pytest.raises(InvalidPlan, match="4 tokens refined of 4"):
         plan_from_preset(TINY, crowded, size=(32, 32))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.flux_facts import FLUX_FACTS
+from fresco_trt.models.flux.facts import FLUX_FACTS
 from fresco_trt.plan.recipes import RECIPES, find_recipe, kept_by
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.schedule import (
     ShiftRule,
     dynamic_mu,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fresco_trt.errors import UnsupportedSize
-from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.sizes import (
     check_size,
     format_size,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fresco_trt.errors import FrescoError, IncompatibleOptions, PlanError, UnsupportedSize
-from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import make_plan, spectral_switches
 from fresco_trt.plan.schedule import plain_sigmas, rewind_sigma

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from fresco_trt.errors import InvalidPlan
-from fresco_trt.models.zoo import model_facts, model_names
+from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.caching import DEFAULTS
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.schedule import rewind_sigma
-from fresco_trt.plan.stages import Action, Promotion, Stage, StagePlan, Transition
+from fresco_trt.plan.stages import Action, Stage, StagePlan, TokenRefinement, Transition
 
 Json = Any
 
@@ -29,8 +29,8 @@ def stage_of(side: int, *sigmas: float) -> Stage:
 
 SWITCH = Transition(sigma=0.8, restart=0.9, lift="bilinear", noise="field")
 SECOND = Transition(sigma=0.6, restart=0.7, lift="haar", noise="parent")
-SOME = (Promotion(rule="converged", count=20),)
-PARTIAL = replace(SWITCH, promotions=SOME, window=2)
+SOME = (TokenRefinement(rule="converged", count=20),)
+PARTIAL = replace(SWITCH, refinements=SOME, window=2)
 
 PLAN = StagePlan(
     model="flux-tiny",
@@ -55,7 +55,7 @@ MIXED = replace(
     positions="coarse",
 )
 
-# 256 coarse tokens: 20 promoted, then 30 and 5 of those left, then the rest.
+# 256 coarse tokens: 20 refined, then 30 and 5 of those left, then the rest.
 TWICE = replace(
     MIXED,
     stages=(
@@ -67,7 +67,10 @@ TWICE = replace(
         PARTIAL,
         replace(
             SECOND,
-            promotions=(Promotion(rule="edge", count=30), Promotion(rule="even", count=5)),
+            refinements=(
+                TokenRefinement(rule="edge", count=30),
+                TokenRefinement(rule="even", count=5),
+            ),
             window=1,
         ),
         Transition(sigma=0.5, restart=0.6, lift="nearest", noise="fresh"),
@@ -106,8 +109,8 @@ def with_stage(plan: StagePlan, index: int, **change: Any) -> StagePlan:
     return replace(plan, stages=tuple(stages))
 
 
-def even(count: int) -> tuple[Promotion, ...]:
-    return (Promotion(rule="even", count=count),)
+def even(count: int) -> tuple[TokenRefinement, ...]:
+    return (TokenRefinement(rule="even", count=count),)
 
 
 EVEN = even(20)
@@ -146,13 +149,13 @@ BROKEN_TRANSITIONS: dict[str, Callable[[], object]] = {
     "at not a number": lambda: replace(SWITCH, sigma=float("nan")),
     "unknown lift": lambda: replace(SWITCH, lift="bicubic"),  # type: ignore[arg-type]
     "unknown noise": lambda: replace(SWITCH, noise="white"),  # type: ignore[arg-type]
-    "unknown rule": lambda: Promotion(rule="best", count=5),  # type: ignore[arg-type]
-    "a rule for none": lambda: Promotion(rule="even", count=0),
+    "unknown rule": lambda: TokenRefinement(rule="best", count=5),  # type: ignore[arg-type]
+    "a rule for none": lambda: TokenRefinement(rule="even", count=0),
     "a window that nothing reads": lambda: replace(SWITCH, window=2),
-    "no window": lambda: replace(PARTIAL, promotions=EVEN, window=0),
+    "no window": lambda: replace(PARTIAL, refinements=EVEN, window=0),
     "a variance over one step": lambda: replace(PARTIAL, window=1),
     "a variance over one step among others": lambda: replace(
-        PARTIAL, promotions=(*EVEN, Promotion(rule="changing-latent", count=1)), window=1
+        PARTIAL, refinements=(*EVEN, TokenRefinement(rule="changing-latent", count=1)), window=1
     ),
 }
 
@@ -179,16 +182,16 @@ BROKEN_PLANS: dict[str, Callable[[], object]] = {
     "another picture": lambda: replace(PLAN, size=(256, 320)),
     "a picture off the grid": lambda: replace(PLAN, size=(100, 100)),
     "no picture": lambda: replace(PLAN, size=(0, 0)),
-    "mixed at the end": lambda: with_transition(PLAN, 1, promotions=EVEN, window=1),
-    "mixed, then a finer grid": lambda: with_transition(PLAN, 0, promotions=EVEN, window=1),
-    "mixed twice and at the end": lambda: with_transition(MIXED, 1, promotions=EVEN, window=1),
-    "all promoted": lambda: with_transition(MIXED, 0, promotions=even(256)),
-    "all promoted by two rules": lambda: with_transition(
-        MIXED, 0, promotions=(*even(255), Promotion(rule="random", count=1))
+    "mixed at the end": lambda: with_transition(PLAN, 1, refinements=EVEN, window=1),
+    "mixed, then a finer grid": lambda: with_transition(PLAN, 0, refinements=EVEN, window=1),
+    "mixed twice and at the end": lambda: with_transition(MIXED, 1, refinements=EVEN, window=1),
+    "all refined": lambda: with_transition(MIXED, 0, refinements=even(256)),
+    "all refined by two rules": lambda: with_transition(
+        MIXED, 0, refinements=(*even(255), TokenRefinement(rule="random", count=1))
     ),
-    "all promoted in the end": lambda: with_transition(TWICE, 1, promotions=even(236)),
-    "one promoted of one": lambda: with_transition(
-        with_transition(TWICE, 0, promotions=even(255)), 1, promotions=even(1)
+    "all refined in the end": lambda: with_transition(TWICE, 1, refinements=even(236)),
+    "one refined of one": lambda: with_transition(
+        with_transition(TWICE, 0, refinements=even(255)), 1, refinements=even(1)
     ),
     "mixed over a quadrupling": lambda: with_stage(MIXED, 0, grid=PLAN.stages[0].grid),
     "mixed on the grid before": lambda: with_stage(MIXED, 0, grid=MIXED.stages[1].grid),
@@ -227,28 +230,28 @@ def test_a_plan_cannot_be_changed() -> None:
 
 def test_a_mixed_stage_counts_kept_and_expanded_tokens() -> None:
     assert MIXED.tokens == (256, 256 - 20 + 4 * 20, 1024)
-    assert MIXED.promoted == (0, 20, 0)
+    assert MIXED.refined == (0, 20, 0)
     assert TWICE.tokens == (256, 256 - 20 + 4 * 20, 256 - 55 + 4 * 55, 1024)
-    assert TWICE.promoted == (0, 20, 55, 0)
+    assert TWICE.refined == (0, 20, 55, 0)
     assert PLAN.tokens == tuple(stage.grid.tokens for stage in PLAN.stages)
-    assert PLAN.promoted == (0, 0, 0)
+    assert PLAN.refined == (0, 0, 0)
 
 
-def test_a_partial_transition_counts_what_its_rules_promote() -> None:
+def test_a_partial_transition_counts_what_its_rules_refine() -> None:
     assert [each.count for each in TWICE.transitions] == [20, 35, None]
     assert [each.is_partial for each in TWICE.transitions] == [True, True, False]
 
 
-def test_all_but_one_token_may_be_promoted() -> None:
+def test_all_but_one_token_may_be_refined() -> None:
     for count in (1, 255):
-        assert with_transition(MIXED, 0, promotions=even(count)).promoted == (0, count, 0)
+        assert with_transition(MIXED, 0, refinements=even(count)).refined == (0, count, 0)
     for count in (1, 235):
-        assert with_transition(TWICE, 1, promotions=even(count)).promoted[2] == 20 + count
+        assert with_transition(TWICE, 1, refinements=even(count)).refined[2] == 20 + count
 
 
-def test_too_many_promotions_are_told_how_many_are_left() -> None:
+def test_too_many_refinements_are_told_how_many_are_left() -> None:
     with pytest.raises(InvalidPlan, match="236 still coarse; expected from 1 to 235"):
-        with_transition(TWICE, 1, promotions=even(240))
+        with_transition(TWICE, 1, refinements=even(240))
 
 
 def test_what_leaves_a_mixed_stage_is_expanded_twofold_too() -> None:
@@ -281,7 +284,7 @@ def test_a_writer_that_prints_whole_floats_as_integers_is_understood() -> None:
 
 def test_attention_is_aligned_where_a_stage_is_mixed_and_the_plan_says_so() -> None:
     aligned = replace(TWICE, positions="aligned")
-    assert aligned.aligned == aligned.promoted == (0, 20, 55, 0)
+    assert aligned.aligned == aligned.refined == (0, 20, 55, 0)
     assert TWICE.aligned == (0, 0, 0, 0)
     assert StagePlan.from_json(json.loads(json.dumps(aligned.to_json()))) == aligned
 
@@ -294,9 +297,9 @@ def test_digests_differ_where_plans_differ() -> None:
         replace(PLAN, solver="multistep"),
         replace(MIXED, positions="fine"),
         replace(MIXED, positions="aligned"),
-        with_transition(MIXED, 0, promotions=even(20)),
-        with_transition(MIXED, 0, promotions=even(21)),
-        with_transition(MIXED, 0, promotions=even(21), window=1),
+        with_transition(MIXED, 0, refinements=even(20)),
+        with_transition(MIXED, 0, refinements=even(21)),
+        with_transition(MIXED, 0, refinements=even(21), window=1),
         with_stage(PLAN, 2, sigmas=(0.7, 0.30000000000000004, 0.0)),
         replace(skipping(PLAN), cache=DEFAULTS["svd"]),
     ]

@@ -14,13 +14,13 @@ from torch import Tensor
 from fresco_trt.backends.base import EngineRunner
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.flux import (
+from fresco_trt.models.flux.model import (
     FluxLayout,
     graph_from_signature,
     load_transformer,
     stage_signature,
 )
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.caching import (
     DEFAULTS,
     FEATURE_CACHES,

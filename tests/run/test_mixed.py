@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fresco_trt.models.flux import FluxLayout
-from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.model import FluxLayout
 from fresco_trt.plan.grid import Grid, child_indices
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stages import Transition
@@ -91,14 +91,14 @@ def white(*shape: int, seed: int = 3) -> Tensor:
 
 
 @given(MASKS)
-def test_kept_and_promoted_are_the_mask_in_ascending_order(mask: list[bool]) -> None:
+def test_kept_and_refined_are_the_mask_in_ascending_order(mask: list[bool]) -> None:
     mixed = mixed_of(torch.tensor(mask))
     families = child_indices(COARSE, FINE)
-    promoted = [index for index in range(N) if mask[index]]
-    assert mixed.promoted.tolist() == promoted
+    refined = [index for index in range(N) if mask[index]]
+    assert mixed.refined.tolist() == refined
     assert mixed.kept.tolist() == [index for index in range(N) if not mask[index]]
-    assert mixed.children.tolist() == [child for at in promoted for child in families[at]]
-    assert mixed.tokens == N + 3 * len(promoted)
+    assert mixed.children.tolist() == [child for at in refined for child in families[at]]
+    assert mixed.tokens == N + 3 * len(refined)
     assert mixed.candidates().tolist() == [not each for each in mask]
 
 
@@ -139,7 +139,7 @@ def test_a_picture_shows_fine_tokens_as_they_are_and_coarse_ones_repeated() -> N
     mixed, _ = before_and_after("within")
     coarse, fine = white(1, 4, COARSE.height, COARSE.width), white(1, 4, FINE.height, FINE.width)
     shown = mixed.picture(mixed.join(coarse, fine, LAYOUT), LAYOUT)
-    token_is_fine = torch.zeros(N).index_fill(0, mixed.promoted, 1.0)
+    token_is_fine = torch.zeros(N).index_fill(0, mixed.refined, 1.0)
     over = token_is_fine.reshape(COARSE.rows, COARSE.columns).bool()
     over = over.repeat_interleave(4, dim=0).repeat_interleave(4, dim=1)
     assert torch.equal(shown, torch.where(over, fine, lift_nearest(coarse, 2)))
@@ -149,7 +149,7 @@ def test_a_picture_shows_fine_tokens_as_they_are_and_coarse_ones_repeated() -> N
 
 
 @pytest.mark.parametrize(("lift", "noise", "restart"), RESTARTS)
-def test_promoting_everything_is_the_transition_of_the_whole_grid_bit_for_bit(
+def test_refining_everything_is_the_transition_of_the_whole_grid_bit_for_bit(
     lift: str, noise: str, restart: float
 ) -> None:
     pyramid, transition = pyramid_of(), transition_of(lift, noise, restart)
@@ -172,7 +172,7 @@ def test_promoting_everything_is_the_transition_of_the_whole_grid_bit_for_bit(
 
 
 @pytest.mark.parametrize(("lift", "noise", "restart"), RESTARTS)
-def test_a_promoted_token_does_not_see_which_others_are(
+def test_a_refined_token_does_not_see_which_others_are(
     lift: str, noise: str, restart: float
 ) -> None:
     """Entering: the tokens of a part are those of the whole, and of nothing."""
@@ -186,7 +186,7 @@ def test_a_promoted_token_does_not_see_which_others_are(
     )
     kept = len(after.kept)
     assert torch.equal(tokens[:, :kept], all_coarse[:, after.kept])
-    fine = all_fine.reshape(1, N, 4, 16)[:, after.promoted].reshape(1, -1, 16)
+    fine = all_fine.reshape(1, N, 4, 16)[:, after.refined].reshape(1, -1, 16)
     assert torch.equal(tokens[:, kept:], fine)
 
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.errors import SignatureMismatch
-from fresco_trt.models.flux import (
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.model import (
     FluxLayout,
     graph_from_signature,
     random_transformer,
     stage_signature,
 )
-from fresco_trt.models.flux_facts import FLUX_TINY
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.schedule import rewind_sigma, stage_sigmas
 from fresco_trt.plan.stages import (
@@ -29,9 +29,9 @@ from fresco_trt.plan.stages import (
     SELECTIONS,
     SOLVERS,
     Action,
-    Promotion,
     Stage,
     StagePlan,
+    TokenRefinement,
     Transition,
 )
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
@@ -58,7 +58,7 @@ class Leg:
     scale: float
     steps: int
     until: float
-    promotions: tuple[tuple[str, int], ...] = ()
+    refinements: tuple[tuple[str, int], ...] = ()
 
 
 def plan_of(
@@ -79,10 +79,10 @@ def plan_of(
         stages.append(Stage(grid=grid, sigmas=sigmas, actions=tuple(actions)))
         start = leg.until if again else rewind_sigma(leg.until)
         if leg.until > 0:
-            promotions = tuple(Promotion(rule=r, count=n) for r, n in leg.promotions)  # type: ignore[arg-type]
-            looks_back = {"window": window} if promotions else {}
+            refinements = tuple(TokenRefinement(rule=r, count=n) for r, n in leg.refinements)  # type: ignore[arg-type]
+            looks_back = {"window": window} if refinements else {}
             common: dict[str, Any] = {"sigma": leg.until, "restart": start}
-            common |= {"lift": lift, "noise": noise, "promotions": promotions, **looks_back}
+            common |= {"lift": lift, "noise": noise, "refinements": refinements, **looks_back}
             transitions.append(Transition(**common))
     size = WIDTH * FACTS.vae_scale, HEIGHT * FACTS.vae_scale
     return StagePlan(
@@ -97,7 +97,7 @@ def plan_of(
 def simple(rule: str = "converged", count: int = 9, **choices: Any) -> StagePlan:
     """1/2, mixed, 1: of 24 coarse tokens 9 are expanded early."""
     return plan_of(
-        Leg(scale=0.5, steps=3, until=0.7, promotions=((rule, count),)),
+        Leg(scale=0.5, steps=3, until=0.7, refinements=((rule, count),)),
         Leg(scale=1.0, steps=2, until=0.4),
         Leg(scale=1.0, steps=2, until=0.0),
         **choices,
@@ -105,14 +105,14 @@ def simple(rule: str = "converged", count: int = 9, **choices: Any) -> StagePlan
 
 
 def several(**choices: Any) -> StagePlan:
-    """1/2, mixed, mixed, 1: two promotions at the first boundary and three at the second."""
+    """1/2, mixed, mixed, 1: two refinements at the first boundary and three at the second."""
     return plan_of(
-        Leg(scale=0.5, steps=3, until=0.75, promotions=(("changing", 4), ("even", 5))),
+        Leg(scale=0.5, steps=3, until=0.75, refinements=(("changing", 4), ("even", 5))),
         Leg(
             scale=1.0,
             steps=3,
             until=0.6,
-            promotions=(("edge", 3), ("converged-latent", 2), ("even", 4)),
+            refinements=(("edge", 3), ("converged-latent", 2), ("even", 4)),
         ),
         Leg(scale=1.0, steps=2, until=0.3),
         Leg(scale=1.0, steps=2, until=0.0),
@@ -123,9 +123,9 @@ def several(**choices: Any) -> StagePlan:
 def ladder(**choices: Any) -> StagePlan:
     """1/4, mixed, 1/2, mixed, 1: mixed stages of two pairs of grids."""
     return plan_of(
-        Leg(scale=0.25, steps=2, until=0.8, promotions=(("even", 2),)),
+        Leg(scale=0.25, steps=2, until=0.8, refinements=(("even", 2),)),
         Leg(scale=0.5, steps=1, until=0.7),
-        Leg(scale=0.5, steps=2, until=0.5, promotions=(("converged", 11), ("edge", 1))),
+        Leg(scale=0.5, steps=2, until=0.5, refinements=(("converged", 11), ("edge", 1))),
         Leg(scale=1.0, steps=2, until=0.3),
         Leg(scale=1.0, steps=1, until=0.0),
         **choices,
@@ -235,11 +235,11 @@ def field_tokens(step: Step, plan: StagePlan, pyramid: NoisePyramid) -> Tensor:
     return step.mixed.join(pyramid.field(coarse), pyramid.field(fine), LAYOUT)
 
 
-def promoted(steps: list[Step]) -> list[set[int]]:
-    """The promoted coarse tokens of every stage, in order."""
+def refined(steps: list[Step]) -> list[set[int]]:
+    """The refined coarse tokens of every stage, in order."""
     last = {step.stage: step for step in steps}
     return [
-        set() if step.mixed is None else set(step.mixed.promoted.tolist()) for step in last.values()
+        set() if step.mixed is None else set(step.mixed.refined.tolist()) for step in last.values()
     ]
 
 
@@ -266,18 +266,18 @@ def test_every_stage_runs_at_the_plans_token_count(
     """The fake engines refuse any input of another shape."""
     made = plan(positions=positions, solver=solver)
     steps = run(made)
-    counts = [len(each) for each in promoted(steps)]
-    assert counts == list(made.promoted)
+    counts = [len(each) for each in refined(steps)]
+    assert counts == list(made.refined)
     assert [step.tokens.shape[1] for step in steps] == [made.tokens[step.stage] for step in steps]
     assert [step.mixed is not None for step in steps] == [
-        made.promoted[step.stage] > 0 for step in steps
+        made.refined[step.stage] > 0 for step in steps
     ]
     assert steps[-1].tokens.isfinite().all()
 
 
 def test_what_is_fine_stays_fine_until_everything_is() -> None:
     made = several()
-    first, second = promoted(run(made))[1:3]
+    first, second = refined(run(made))[1:3]
     assert first < second
     assert (len(first), len(second)) == (9, 18)
 
@@ -343,15 +343,15 @@ def oracle(rule: str, steps: list[Step], rows: int, columns: int) -> Tensor:
 def test_rules_see_the_last_steps_of_the_stage_before(rule: str, window: int) -> None:
     """Into a mixed stage, and on within it, where only what is still coarse may be chosen."""
     made = plan_of(
-        Leg(scale=0.5, steps=4, until=0.75, promotions=((rule, 7),)),
-        Leg(scale=1.0, steps=4, until=0.6, promotions=((rule, 6),)),
+        Leg(scale=0.5, steps=4, until=0.75, refinements=((rule, 7),)),
+        Leg(scale=1.0, steps=4, until=0.6, refinements=((rule, 6),)),
         Leg(scale=1.0, steps=1, until=0.3),
         Leg(scale=1.0, steps=1, until=0.0),
         window=window,
     )
     steps = run(made, fakes(made, erratic))
     taken: set[int] = set()
-    for stage, (count, chosen) in enumerate(zip((7, 6), promoted(steps)[1:3], strict=True)):
+    for stage, (count, chosen) in enumerate(zip((7, 6), refined(steps)[1:3], strict=True)):
         last = [step for step in steps if step.stage == stage][-window:]
         scores = oracle(rule, last, 4, 6)
         order = [index for index in scores.argsort(descending=True).tolist() if index not in taken]
@@ -363,9 +363,9 @@ def test_a_window_holds_what_the_steps_tell() -> None:
     """Latents after each step and their clean estimates, over the coarse grid, oldest first."""
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def spy(promotions: Any, window: Window, *rest: Any) -> Tensor:
+    def spy(refinements: Any, window: Window, *rest: Any) -> Tensor:
         seen.append((window.latents.clone(), window.clean.clone()))
-        return select(promotions, window, *rest)
+        return select(refinements, window, *rest)
 
     made = several(window=3, noise="parent", solver="multistep")
     steps = run(made, choice=spy)
@@ -381,7 +381,7 @@ def test_a_window_holds_what_the_steps_tell() -> None:
     assert len(seen) == 2
 
 
-def test_without_a_promotion_nothing_is_recorded() -> None:
+def test_without_a_refinement_nothing_is_recorded() -> None:
     """A stage's window has room only where a rule will look back."""
     from fresco_trt.run.request import Request
     from fresco_trt.run.stage import StageState
@@ -449,7 +449,7 @@ def permuted(
     """Engines that mix up the tokens of the named inputs, and put their answer back in order."""
     for (name, signature), count in zip(signatures(plan).items(), plan.tokens, strict=True):
         order = torch.randperm(count, generator=torch.Generator().manual_seed(count))
-        if not plan.promoted[list(signatures(plan)).index(name)]:
+        if not plan.refined[list(signatures(plan)).index(name)]:
             order = torch.arange(count)
         graph = graph_from_signature(model, signature)
 
@@ -529,8 +529,8 @@ class MetaLayout:
 def test_nothing_reads_a_value_from_the_device(rule: str, noise: str) -> None:
     """On the meta device there is none: ``item``, ``tolist``, ``cpu`` and bool indices raise."""
     made = plan_of(
-        Leg(scale=0.5, steps=3, until=0.75, promotions=((rule, 4), ("even", 5))),
-        Leg(scale=1.0, steps=3, until=0.6, promotions=(("edge", 3), (rule, 2))),
+        Leg(scale=0.5, steps=3, until=0.75, refinements=((rule, 4), ("even", 5))),
+        Leg(scale=1.0, steps=3, until=0.6, refinements=(("edge", 3), (rule, 2))),
         Leg(scale=1.0, steps=2, until=0.3),
         Leg(scale=1.0, steps=2, until=0.0),
         noise=noise,
@@ -554,7 +554,7 @@ def test_nothing_reads_a_value_from_the_device(rule: str, noise: str) -> None:
     )
     for read in reads:
         with pytest.raises((NotImplementedError, RuntimeError)):
-            read(mixed.promoted[:1])
+            read(mixed.refined[:1])
 
 
 # --- refusals ---------------------------------------------------------------------------------

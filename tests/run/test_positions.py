@@ -1,4 +1,4 @@
-"""Laws of mixed positions: whoever is promoted, every token gets the row of its own place."""
+"""Laws of mixed positions: whoever is refined, every token gets the row of its own place."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fresco_trt.models.flux import COARSE_ROPE, FluxLayout, position_ids
-from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.model import COARSE_ROPE, FluxLayout, position_ids
 from fresco_trt.plan.grid import Grid, child_indices
 from fresco_trt.run.mixed import Mixed
 from fresco_trt.run.positions import mixed_tables, possible_positions, raster

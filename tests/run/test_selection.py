@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fresco_trt.plan.grid import Grid
-from fresco_trt.plan.stages import SELECTIONS, Promotion
+from fresco_trt.plan.stages import SELECTIONS, TokenRefinement
 from fresco_trt.run.noise import fresh_generator
 from fresco_trt.run.selection import RULES, Window, choose, even, score, select
 from fresco_trt.run.transition import estimate_x0, renoise
@@ -72,14 +72,14 @@ def test_scores_that_are_no_numbers_choose_no_token_twice() -> None:
 @pytest.mark.parametrize("rule", SELECTIONS)
 @pytest.mark.parametrize("count", [1, 31, TOKENS - 1])
 def test_every_rule_takes_exactly_its_count(rule: Any, count: int) -> None:
-    promotion = Promotion(rule=rule, count=count)
-    assert select([promotion], a_window(), everyone(), fresh_generator(1)).sum() == count
+    refinement = TokenRefinement(rule=rule, count=count)
+    assert select([refinement], a_window(), everyone(), fresh_generator(1)).sum() == count
 
 
 @pytest.mark.parametrize(("first", "second"), [*itertools.product(SELECTIONS, SELECTIONS)])
-def test_promotions_in_turn_choose_among_what_is_left(first: Any, second: Any) -> None:
+def test_refinements_in_turn_choose_among_what_is_left(first: Any, second: Any) -> None:
     window, barred = a_window(), torch.arange(TOKENS) % 7 == 0
-    rules = [Promotion(rule=first, count=20), Promotion(rule=second, count=9)]
+    rules = [TokenRefinement(rule=first, count=20), TokenRefinement(rule=second, count=9)]
     both = select(rules, window, ~barred, fresh_generator(1))
     generator = fresh_generator(1)
     one = choose(score(first, window, generator), ~barred, 20)
@@ -91,7 +91,7 @@ def test_promotions_in_turn_choose_among_what_is_left(first: Any, second: Any) -
 
 def test_a_mask_that_is_given_is_kept() -> None:
     mask = everyone()
-    select([Promotion(rule="even", count=5)], a_window(), mask, None)
+    select([TokenRefinement(rule="even", count=5)], a_window(), mask, None)
     assert mask.all()
 
 
@@ -200,14 +200,14 @@ def test_every_part_of_the_even_order_is_spread_over_both_axes(rows: int, column
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.4, 0.5, 0.75])
 def test_an_even_choice_has_its_share_in_every_quarter_of_any_grid(share: float) -> None:
     count = round(share * TOKENS)
-    taken = select([Promotion(rule="even", count=count)], a_window(), everyone(), None)
+    taken = select([TokenRefinement(rule="even", count=count)], a_window(), everyone(), None)
     for axis in (0, 1):
         for part in picture(taken.float()).chunk(4, dim=axis):
             assert part.mean() == pytest.approx(count / TOKENS, abs=0.13)
 
 
-def test_even_promotions_in_turn_are_one_of_both() -> None:
-    one, two, both = (Promotion(rule="even", count=count) for count in (17, 14, 31))
+def test_even_refinements_in_turn_are_one_of_both() -> None:
+    one, two, both = (TokenRefinement(rule="even", count=count) for count in (17, 14, 31))
     window = a_window()
     in_turn = select([one, two], window, everyone(), None)
     assert torch.equal(in_turn, select([both], window, everyone(), None))
@@ -220,11 +220,11 @@ def test_even_and_random_do_not_look_at_the_steps(rule: Any) -> None:
 
 
 def test_a_random_choice_is_the_seeds_and_fair() -> None:
-    promotion, window = Promotion(rule="random", count=24), a_window()
+    refinement, window = TokenRefinement(rule="random", count=24), a_window()
     times = torch.zeros(TOKENS)
     for seed in range(400):
         first, same = (
-            select([promotion], window, everyone(), fresh_generator(seed)) for _ in range(2)
+            select([refinement], window, everyone(), fresh_generator(seed)) for _ in range(2)
         )
         assert torch.equal(first, same)
         times += first

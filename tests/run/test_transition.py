@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from fresco_trt.plan.schedule import rewind_sigma
-from fresco_trt.plan.stages import Promotion, Transition
+from fresco_trt.plan.stages import TokenRefinement, Transition
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
 from fresco_trt.run.transition import (
     LIFTS,
@@ -265,7 +265,7 @@ def test_a_rewind_takes_what_stays_to_its_level_by_its_own_noise() -> None:
 @pytest.mark.parametrize("noise", ["parent", "rewind"])
 def test_staying_at_the_same_sigma_with_its_own_noise_changes_no_bit(noise: Any) -> None:
     # A rewind that stays, which no plan has: the law is the function's.
-    transition: Any = SimpleNamespace(sigma=SIGMA, restart=SIGMA, noise=noise, promotions=())
+    transition: Any = SimpleNamespace(sigma=SIGMA, restart=SIGMA, noise=noise, refinements=())
     x, v = white(1, 4, 64, 64), white(1, 4, 64, 64, seed=1)
     assert torch.equal(stay(transition, x, v, pyramid_of(), scale=1.0), x)
 
@@ -318,8 +318,8 @@ def test_a_generator_is_given_exactly_where_it_is_used() -> None:
 def test_a_transition_draws_for_fresh_noise_and_for_random_tokens(
     noise: str, rules: tuple[Any, ...]
 ) -> None:
-    promotions = tuple(Promotion(rule=rule, count=1) for rule in rules)
-    transition = replace(transition_of("nearest", noise), promotions=promotions)
+    refinements = tuple(TokenRefinement(rule=rule, count=1) for rule in rules)
+    transition = replace(transition_of("nearest", noise), refinements=refinements)
     assert draws(transition) == (noise == "fresh" or "random" in rules)
 
 

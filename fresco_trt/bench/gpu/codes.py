@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS
 from fresco_trt.bench.gpu.engines import example_inputs
-from fresco_trt.models import flux
+from fresco_trt.bundle.amax import LayerRange, Ranges, RangesRecord
+from fresco_trt.files.atomic_file import writing
+from fresco_trt.models.flux import model as flux
 from fresco_trt.plan.recipes import RECIPES
-from fresco_trt.ranges import LayerRange, Ranges, RangesRecord
-from fresco_trt.writing import writing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +32,8 @@ def place_codes(subject: Subject, transformer: Module, folder: Path) -> dict[str
 
     Raises DiskFull or OutputNotWritable.
     """
-    from fresco_trt.lower.coded import coded
-    from fresco_trt.lower.quantize import Quantizer
+    from fresco_trt.lower.quantize.fp8_modules import coded
+    from fresco_trt.lower.quantize.qdq import Quantizer
     from fresco_trt.lower.weights import write_source
 
     target, partial = folder / FOLDER, folder / f"{FOLDER}.partial"
@@ -57,7 +57,7 @@ def _ranges(subject: Subject, transformer: Module) -> Ranges:
     """Largest magnitudes of one call of the network: of each layer's inputs, and its weight's."""
     import torch
 
-    from fresco_trt.lower.ranges import layers_of
+    from fresco_trt.lower.calibrate.amax import layers_of
 
     facts = subject.facts
     signature = flux.full_signature(facts, subject.tokens, facts.text_tokens)

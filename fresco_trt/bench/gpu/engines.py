@@ -16,25 +16,25 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.base import BuildOptions, StageGraph
+from fresco_trt.backends.comparing import output_error
 from fresco_trt.backends.eager import EagerBackend, module_runner
-from fresco_trt.backends.inductor import InductorBackend
+from fresco_trt.backends.inductor.backend import InductorBackend
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.bench.engines import Engine, Kind, kinds_of
 from fresco_trt.bench.gpu.device import clock_of
-from fresco_trt.comparing import output_error
 from fresco_trt.errors import (
     DiskFull,
     IncompatibleOptions,
     OutOfDeviceMemory,
     UnsupportedPrecision,
 )
-from fresco_trt.models import flux
-from fresco_trt.models.flux_config import transformer_config
-from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_TINY
+from fresco_trt.files.atomic_file import replacing, writing
+from fresco_trt.models.flux import model as flux
+from fresco_trt.models.flux.config import transformer_config
+from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
 from fresco_trt.plan.sizes import stage_grids
 from fresco_trt.run.request import engine_name
-from fresco_trt.writing import replacing, writing
 
 if TYPE_CHECKING:
     import torch

@@ -300,8 +300,8 @@ def _fitting(job: Job, known: Mapping[str, float]) -> list[Point]:
 def _method(job: Job, point: Point) -> Method:
     if point.plan is None:
         return job.plain[point.compiled].method(point.steps)
-    from fresco_trt.models.flux import FluxLayout
-    from fresco_trt.pipeline import HeldLayout
+    from fresco_trt.models.flux.model import FluxLayout
+    from fresco_trt.pipelines.image import HeldLayout
 
     subject, plan = job.subject, point.plan
     runners = {

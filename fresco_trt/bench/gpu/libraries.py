@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import BuildOptions, StageGraph
+from fresco_trt.backends.comparing import output_error
 from fresco_trt.bench.engines import Engine
 from fresco_trt.bench.gpu.engines import example_inputs
 from fresco_trt.bench.instrument import said
-from fresco_trt.comparing import output_error
 from fresco_trt.errors import FrescoError
-from fresco_trt.models import flux
-from fresco_trt.models.flux_facts import FLUX_TINY
+from fresco_trt.models.flux import model as flux
+from fresco_trt.models.flux.facts import FLUX_TINY
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Backend

@@ -138,7 +138,7 @@ def _price(facts: ModelFacts, plan: StagePlan, index: int, action: str) -> float
     tokens = plan.tokens[index]
     if action == "bypass":
         return flops_of_bypass(facts, tokens)
-    return flops_of_step(facts, tokens, promoted=plan.aligned[index])
+    return flops_of_step(facts, tokens, refined=plan.aligned[index])
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:

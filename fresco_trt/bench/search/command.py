@@ -13,7 +13,7 @@ import typer
 from fresco_trt.bench.plain import MODEL
 from fresco_trt.bench.search import skips, stages
 from fresco_trt.bench.search.halving import Candidate, Gallery, Marks, Rounds, halve
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.caching import NONE, CacheChoice
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import plan_from_preset
@@ -185,7 +185,7 @@ def main(
     ] = None,
 ) -> None:
     """Search the demo's presets, or the steps to skip of one stage, and store the finalists."""
-    from fresco_trt import display
+    from fresco_trt.cli import display
 
     name = "skips" if count == 1 else f"{count}stage-presets"
     path = out or Path(f"bench/results/{MODEL}-{name}.json")

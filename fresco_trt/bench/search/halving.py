@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from fresco_trt.bench.methods import Point
 from fresco_trt.bench.plain import MODEL
 from fresco_trt.errors import FrescoError
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset

@@ -32,7 +32,7 @@ CONTROL_ROUNDS: Rounds = ((16, 2), (6, 6), (2, 32))
 
 STEPS = 4, 24
 LOG_SHIFTS = (1.6, 2.0, 2.4, 2.8)
-PREDICTORS: tuple[CacheName, ...] = ("reuse", "taylor", "hicache", "sketch")
+PREDICTORS: tuple[CacheName, ...] = ("reuse", "taylor", "hicache", "coarse_velocity")
 """Those that need no directions measured first, and no cosine transform at every step."""
 
 HIGHEST_ORDER = 2

@@ -1,6 +1,6 @@
 """Candidates of several stages: their steps, where they hand over, shifts, lifts, noise, solver.
 
-The best without a cache ship as the demo's presets (:mod:`fresco_trt.models.flux_facts`).
+The best without a cache ship as the demo's presets (:mod:`fresco_trt.models.flux.facts`).
 """
 
 from __future__ import annotations

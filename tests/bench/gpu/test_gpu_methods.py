@@ -37,10 +37,10 @@ from fresco_trt.bench.gpu.methods import (
     staged_method,
 )
 from fresco_trt.errors import DiskFull, IncompatibleOptions, OutOfDeviceMemory
-from fresco_trt.models import flux
-from fresco_trt.models.flux import FluxLayout
-from fresco_trt.models.flux_facts import FLUX_DEV, FLUX_TINY
-from fresco_trt.pipeline import HeldLayout
+from fresco_trt.models.flux import model as flux
+from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
+from fresco_trt.models.flux.model import FluxLayout
+from fresco_trt.pipelines.image import HeldLayout
 from fresco_trt.plan.making import make_plan
 from tests.backends.host_device import HostDevice
 
@@ -217,7 +217,7 @@ def test_a_cpu_has_no_card_and_a_resident_set() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_has_its_own_clock_memory_and_random_weights() -> None:
-    from fresco_trt.models.flux import random_transformer
+    from fresco_trt.models.flux.model import random_transformer
 
     facts, before = device_facts("cuda"), memory_in_use("cuda")
     model = random_transformer(SUBJECT.facts, dtype=torch.bfloat16, device="cuda")

@@ -8,7 +8,7 @@ import pytest
 
 from fresco_trt.bench.gpu.methods import COMPILED, EAGER, Point, name_of_plain, points_of
 from fresco_trt.bench.gpu.report import DRY_RUN, gpu_table, rows_of, step_table, summary
-from fresco_trt.models.flux_facts import FLUX_DEV
+from fresco_trt.models.flux.facts import FLUX_DEV
 from fresco_trt.plan.cost import flops_of_bypass, flops_of_step, plan_cost
 
 SIZE, TOKENS = (1024, 1024), 4096

@@ -20,7 +20,7 @@ from fresco_trt.bench.search.command import found_preset, preset_of
 from fresco_trt.bench.search.halving import SLACK, Candidate, Gallery, halve
 from fresco_trt.bench.search.stages import BUDGETS, candidates
 from fresco_trt.bench.table import RESULTS, stored
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import plan_from_preset

@@ -9,7 +9,7 @@ import pytest
 from fresco_trt.bench.search import command, skips
 from fresco_trt.bench.search.command import contests
 from fresco_trt.bench.search.halving import SLACK
-from fresco_trt.models.zoo import model_facts
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import plan_from_preset
 

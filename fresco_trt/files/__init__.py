@@ -1,0 +1,4 @@
+"""Whole files and whole folders or none, one spelling of JSON, digests, and where things are kept.
+
+Beside the data path: whoever writes to disk stands on this, and it knows of no model and no engine.
+"""

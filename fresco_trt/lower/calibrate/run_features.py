@@ -1,0 +1,116 @@
+"""`fresco-trt calibrate` of features: principal directions for SVD-Cache, and steps to skip.
+
+Beside the data path. Both walk trajectories of a plan with the eager model, every step in full
+(:mod:`fresco_trt.lower.calibrate.trajectories`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt import __version__
+from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.files.atomic_file import check_writable, store_json
+from fresco_trt.lower.calibrate.options import CACHE, STAGES
+from fresco_trt.plan.caching import FEATURE_CACHES
+
+if TYPE_CHECKING:
+    from fresco_trt.cli.display import Report
+    from fresco_trt.lower.calibrate.basis import Reference
+    from fresco_trt.lower.calibrate.options import Options
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.stages import StagePlan
+
+SCHEMA = 1
+
+
+def run_basis(options: Options, progress: Report) -> dict[str, Any]:
+    """Measure and store the principal directions of a model's features; what was stored, in short.
+
+    On the trajectories of its balanced plan of most stages. Raises UnknownModel, CalibrationError,
+    WeightsNotFound, OutputNotWritable and DiskFull.
+    """
+    from fresco_trt.lower.calibrate import basis as principal
+    from fresco_trt.models.registry import model_facts
+    from fresco_trt.plan.making import make_plan
+
+    facts = model_facts(options.model)
+    energy = principal.check_energy(principal.ENERGY if options.energy is None else options.energy)
+    reference = reference_of(options, facts, progress)
+    plan = make_plan(facts, stages=max(facts.stage_counts))
+    basis = principal.measure_basis(reference, plan, energy=energy, progress=progress)
+    basis.store(options.path)
+    return basis.to_json()
+
+
+def run_skips(options: Options, progress: Report) -> dict[str, Any]:
+    """Measure which steps of a plan may be skipped, and store the lists; what was stored.
+
+    Raises what planning does, CalibrationError, WeightsNotFound, OutputNotWritable and DiskFull.
+    """
+    from fresco_trt.lower.calibrate.basis import measure_basis
+    from fresco_trt.lower.calibrate.cache_schedule import TOLERANCES, measure_skips
+    from fresco_trt.models.registry import model_facts
+    from fresco_trt.plan.cache_schedule import find_cache, of_order
+    from fresco_trt.plan.making import make_plan
+
+    facts = model_facts(options.model)
+    cache = of_order(find_cache(options.cache or CACHE), options.order)
+    if cache.name not in FEATURE_CACHES:
+        raise IncompatibleOptions(
+            f"--measure skips --cache {cache.name}, which predicts no feature",
+            expected=f"one of {', '.join(FEATURE_CACHES)}",
+            fix=f"pass --cache {CACHE}, or say with --actions which steps are coarse",
+        )
+    plan = make_plan(facts, stages=options.stages or STAGES, preset=options.preset)
+    tolerances = TOLERANCES if options.tolerance is None else (options.tolerance,)
+    reference = reference_of(options, facts, progress)
+    basis = None
+    if cache.name == "svd":
+        basis = measure_basis(reference, plan, progress=progress).directions
+    lists = measure_skips(reference, plan, cache, tolerances, basis=basis, progress=progress)
+    document = {
+        "schema": SCHEMA,
+        "version": __version__,
+        **measured_on(reference, plan),
+        "cache": cache.to_json(),
+        "steps": plan.nfe,
+        "skips": [each.to_json() for each in lists],
+    }
+    store_json(document, options.path)
+    return document
+
+
+def reference_of(options: Options, facts: ModelFacts, progress: Report) -> Reference:
+    """Model and prompts, read once it is known that the result can be written."""
+    from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
+    from fresco_trt.models.flux.components import find_pipeline
+    from fresco_trt.models.flux.model import load_transformer
+    from fresco_trt.models.weights import weights_digest
+
+    prompts = read_prompts(options.prompts or default_prompts(facts.name))
+    check_writable(options.path)
+    progress("loading weights", 0.0)
+    transformer = load_transformer(options.weights, facts)
+    return Reference(
+        facts=facts,
+        transformer=transformer,
+        weights_sha256=weights_digest(transformer),
+        pipeline=find_pipeline(options.weights, facts.name),
+        prompts=prompts,
+    )
+
+
+def measured_on(reference: Reference, plan: StagePlan) -> dict[str, Any]:
+    """What a measurement was made on; for its file."""
+    return {
+        "model": reference.facts.name,
+        "weights_sha256": reference.weights_sha256,
+        "size": list(plan.size),
+        "stages": len(plan.stages),
+        "preset": plan.preset,
+        "plan_sha256": plan.digest(),
+        "prompts": len(reference.prompts),
+        "prompts_sha256": reference.prompts_sha256,
+        "seed": reference.seed,
+    }

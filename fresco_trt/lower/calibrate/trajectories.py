@@ -1,0 +1,153 @@
+"""Trajectories of a plan by the eager model, every step in full: what calibrations look at.
+
+Beside the build. The sampler is the one that requests are drawn by, so the features seen here are
+those that a cache will meet: every stage's grid, at its own noise levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fresco_trt.backends.base import BorrowedRunner
+from fresco_trt.backends.eager import module_runner
+from fresco_trt.models.flux.components import FluxPrompt
+from fresco_trt.models.flux.model import FluxLayout, full_signature, graph_from_signature
+from fresco_trt.run.noise import NoisePyramid, fresh_generator
+from fresco_trt.run.sampler import Step, engine_name, sample
+from fresco_trt.run.transition import draws
+
+if TYPE_CHECKING:
+    from fresco_trt.backends.base import EngineRunner, Progress, Runner
+    from fresco_trt.lower.calibrate.basis import Reference
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.stages import Action, StagePlan
+
+
+def in_full(plan: StagePlan) -> StagePlan:
+    """The plan with every step in full."""
+    full: list[Action] = ["full"]
+    stages = tuple(replace(stage, actions=tuple(full * stage.steps)) for stage in plan.stages)
+    return replace(plan, stages=stages, cache=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Seen:
+    """One full step of a trajectory: its stage and step in it, counted from 0, sigma, what the last
+    block gave [1,N,H], the velocity [1,N,4C], and the inputs that a bypass takes beside a feature.
+    """
+
+    stage: int
+    step: int
+    sigma: float
+    feature: Tensor
+    velocity: Tensor
+    inputs: Mapping[str, Tensor]
+
+
+def walks(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[Iterator[Seen]]:
+    """One trajectory a prompt, in step with one another if they are asked in turn.
+
+    What a step gave is valid until the same prompt is asked for the next.
+    """
+    taps = _taps(reference, plan, scope)
+    return [
+        _walk(reference, plan, taps, inputs, number)
+        for number, inputs in enumerate(conditions(reference))
+    ]
+
+
+def features(reference: Reference, plan: StagePlan, progress: Progress) -> Iterator[Tensor]:
+    """What the last block gives, [1,N,H], at every step of every prompt."""
+    with ExitStack() as scope:
+        steps = chain.from_iterable(walks(reference, plan, scope))
+        total = len(reference.prompts) * plan.nfe
+        for done, seen in enumerate(steps):
+            progress("measuring principal directions", done / total)
+            yield seen.feature
+    progress("measuring principal directions", 1.0)
+
+
+def _walk(
+    reference: Reference,
+    plan: StagePlan,
+    taps: Mapping[str, _Tap],
+    inputs: dict[str, Tensor],
+    number: int,
+) -> Iterator[Seen]:
+    before, stage = 0, 0
+    for step in drawn(reference, plan, taps, inputs, number):
+        if step.stage != stage:
+            before, stage = step.step, step.stage
+        yield Seen(
+            stage=step.stage,
+            step=step.step - before,
+            sigma=step.sigma,
+            feature=taps[engine_name(step.stage, "full")].feature,
+            velocity=step.velocity,
+            inputs={**inputs, "timestep": torch.tensor([step.sigma])},
+        )
+
+
+def drawn(
+    reference: Reference,
+    plan: StagePlan,
+    runners: Mapping[str, Runner],
+    inputs: Mapping[str, Tensor],
+    number: int,
+    basis: Tensor | None = None,
+) -> Iterator[Step]:
+    """The sampler's steps of the prompt counted from 0, from its own seed, over any runners."""
+    facts, seed = reference.facts, reference.seed + number
+    layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
+    fresh = fresh_generator(seed) if any(map(draws, plan.transitions)) else None
+    pyramid = NoisePyramid.of_plan(plan, seed, channels=facts.latent_channels)
+    return sample(plan, runners, inputs, pyramid, layout, fresh=fresh, basis=basis)
+
+
+def conditions(reference: Reference) -> list[dict[str, Tensor]]:
+    """What each prompt gives the engines: text, pooled, and guidance where the model takes it."""
+    encode = FluxPrompt(reference.pipeline, reference.facts.text_tokens)
+    return [_inputs(reference.facts, encode(prompt)) for prompt in reference.prompts]
+
+
+class _Tap(BorrowedRunner):
+    """Keeps the feature and passes on the velocity."""
+
+    feature: Tensor
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        outputs = self._runner(inputs)
+        self.feature = outputs["feature"]
+        return {"velocity": outputs["velocity"]}
+
+
+def _taps(reference: Reference, plan: StagePlan, scope: ExitStack) -> dict[str, _Tap]:
+    runners = full_runners(reference, plan, scope)
+    return {name: _Tap(runner) for name, runner in runners.items()}
+
+
+def full_runners(
+    reference: Reference, plan: StagePlan, scope: ExitStack
+) -> dict[str, EngineRunner]:
+    """The eager model as the full engine of every stage, its feature given; by engine name."""
+    facts = reference.facts
+    runners: dict[str, EngineRunner] = {}
+    for index, (tokens, refined) in enumerate(zip(plan.tokens, plan.aligned, strict=True)):
+        signature = full_signature(facts, tokens, facts.text_tokens, refined=refined, feature=True)
+        graph = graph_from_signature(reference.transformer, signature)
+        runner = scope.enter_context(module_runner(graph, signature))
+        runners[engine_name(index, "full")] = runner
+    return runners
+
+
+def _inputs(facts: ModelFacts, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+    if facts.guidance_default is None:
+        return encoded
+    return {**encoded, "guidance": torch.tensor([facts.guidance_default])}

@@ -1,0 +1,1 @@
+"""INT8 and FP8: codes in exported graphs and in torch modules, their simulation, and the gate."""

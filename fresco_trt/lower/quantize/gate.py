@@ -1,0 +1,138 @@
+"""The quality gate: a quantised build is held against the same plan unquantised, by pictures.
+
+Last step before a quantised bundle is published. The pictures are drawn by the engines where this
+machine can run them, else by the simulated model, which rounds as they will.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fresco_trt.backends.base import BorrowedRunner
+from fresco_trt.backends.comparing import ComparingRunner
+from fresco_trt.backends.eager import module_runner
+from fresco_trt.lower.calibrate.trajectories import conditions, drawn
+from fresco_trt.lower.similarity import ssim
+from fresco_trt.models.flux.components import FluxDecoder
+from fresco_trt.models.flux.model import FluxLayout, graph_from_signature
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch.nn import Module
+
+    from fresco_trt.backends.base import Backend, EngineFile, Progress, Runner
+    from fresco_trt.lower.calibrate.basis import Reference
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.signature import GraphSignature
+    from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.run.sampler import Step
+
+JUDGING = "judging quality"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Mean and lowest SSIM over the calibration prompts, and the largest relative error of each
+    engine's velocity, by its name.
+    """
+
+    ssim: float
+    lowest: float
+    errors: Mapping[str, float]
+
+    @property
+    def worst(self) -> str:
+        """The engine with the largest error."""
+        return max(self.errors, key=lambda name: self.errors[name])
+
+
+def judge(
+    reference: Reference,
+    plan: StagePlan,
+    runners: Mapping[str, Runner],
+    *,
+    basis: Tensor | None,
+    progress: Progress,
+) -> Verdict:
+    """Draw every prompt with ``runners`` and with the unquantised model, and compare.
+
+    ``runners``, entered by the caller, are named as engines are; ``basis`` [H,k] is what the
+    plan's cache may need. Each engine is also compared on the reference's own steps.
+    """
+    decode = FluxDecoder(reference.pipeline)
+    likeness = []
+    with ExitStack() as scope:
+        comparing = _comparing(reference, runners, scope)
+        cases = conditions(reference)
+        for number, inputs in enumerate(cases):
+            progress(JUDGING, number / len(cases))
+            wanted, got = (
+                _pixels(
+                    plan,
+                    reference.facts,
+                    decode,
+                    drawn(reference, plan, drawers, inputs, number, basis),
+                )
+                for drawers in (comparing, runners)
+            )
+            likeness.append(float(ssim(got, wanted)))
+    progress(JUDGING, 1.0)
+    errors = {name: runner.errors["velocity"].relative for name, runner in comparing.items()}
+    return Verdict(ssim=fmean(likeness), lowest=min(likeness), errors=errors)
+
+
+def engine_runners(
+    library: Backend, folder: Path, records: Sequence[EngineFile], scope: ExitStack
+) -> dict[str, Runner]:
+    """The built engines, their outputs brought to the CPU, where the reference is."""
+    loaded = {each.name: scope.enter_context(library.load(folder, each)) for each in records}
+    return {name: _Brought(runner) for name, runner in loaded.items()}
+
+
+def simulated_runners(
+    simulation: Module, records: Sequence[EngineFile], scope: ExitStack
+) -> dict[str, Runner]:
+    """The simulated model in place of engines that this machine cannot run."""
+    return _eager(simulation, {each.name: each.signature for each in records}, scope)
+
+
+class _Brought(BorrowedRunner):
+    """Brings the outputs to the CPU."""
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {name: value.cpu() for name, value in self._runner(inputs).items()}
+
+
+def _eager(
+    module: Module, signatures: Mapping[str, GraphSignature], scope: ExitStack
+) -> dict[str, Runner]:
+    return {
+        name: scope.enter_context(module_runner(graph_from_signature(module, wanted), wanted))
+        for name, wanted in signatures.items()
+    }
+
+
+def _comparing(
+    reference: Reference, runners: Mapping[str, Runner], scope: ExitStack
+) -> dict[str, ComparingRunner]:
+    signatures = {name: runner.signature for name, runner in runners.items()}
+    eager = _eager(reference.transformer, signatures, scope)
+    return {name: ComparingRunner(name, runners[name], eager[name]) for name in runners}
+
+
+def _pixels(
+    plan: StagePlan, facts: ModelFacts, decode: FluxDecoder, steps: Iterator[Step]
+) -> Tensor:
+    """The picture at the end, float32 [1,3,H,W] in [-1,1]."""
+    *_, last = steps
+    layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
+    picture = decode(layout.unpack(last.tokens, plan.stages[-1].grid))
+    return torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 127.5 - 1

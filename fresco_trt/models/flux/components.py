@@ -1,0 +1,345 @@
+"""What surrounds a FLUX transformer: prompt encoders and decoder at request time, and the encoder.
+
+All of it is read from a diffusers pipeline folder (in a bundle, or outside it); the transformer's
+own weights are not touched. The transformer itself runs as engines.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.errors import PlanError, WeightsNotFound
+from fresco_trt.models.flux.config import REPOSITORIES
+from fresco_trt.models.weights import BUNDLED, bundled_components, components_folder, weights_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+COMPONENTS = (
+    "model_index.json",
+    "scheduler",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "vae",
+)
+"""Entries of a diffusers FLUX folder that a bundle needs beside its engines."""
+
+_SHOWN = 80  # characters of a prompt that a warning repeats
+_WHOLE_FOLDER = "a diffusers pipeline folder with " + ", ".join(COMPONENTS)
+_PASS_FOLDER = "pass --weights with the whole pipeline folder"
+_REBUILD = "build the bundle again from a complete pipeline folder"
+
+
+# --- where they are ---------------------------------------------------------------------------
+
+
+def find_pipeline(weights: str | None, model: str) -> Path:
+    """The diffusers pipeline folder with the prompt encoders and decoder of `model`.
+
+    Looks at `weights` (a pipeline folder, or the transformer folder in one), then at what ships
+    with the package, then at the hub; where a folder says that it shares another model's parts, at
+    those. Raises WeightsNotFound, which lists the places looked at, and for a pipeline folder that
+    lacks a part: another model's would not fit its transformer.
+    """
+    given = [] if weights in (None, "random") else _around(Path(str(weights)).expanduser())
+    looked = [components_folder(folder) for folder in (*given, BUNDLED / model)]
+    for folder in looked:
+        absent = [part for part in COMPONENTS if not (folder / part).exists()]
+        if not absent:
+            return folder
+        if "model_index.json" not in absent:
+            raise WeightsNotFound(
+                f"the pipeline folder {folder} lacks {', '.join(absent)}",
+                expected=_WHOLE_FOLDER,
+                fix="complete the folder, or pass --weights from one that is complete",
+            )
+    return _from_hub(model, looked)
+
+
+def find_codec(weights: str | None, model: str) -> Path:
+    """The pipeline folder whose `vae` is that of `model`: around `weights`, or the bundled one.
+
+    Raises WeightsNotFound, which lists the places looked at. No substitute is taken for a path that
+    was given, unless its folder says whose parts it shares, and nothing is fetched: what is
+    measured of a VAE must be known to be that VAE's.
+    """
+    given = bundled_components(model) if weights is None else Path(weights).expanduser()
+    # Around a path that is not there would be where the command was started.
+    looked = _around(given) if weights is not None and given.exists() else [given]
+    looked = [components_folder(folder) for folder in looked]
+    for folder in looked:
+        if (folder / "vae" / "config.json").is_file():
+            return folder
+    raise WeightsNotFound(
+        f"no VAE for {model} (looked at {', '.join(map(str, looked))})",
+        expected="a diffusers pipeline folder with vae/config.json and its weights",
+        fix=_PASS_FOLDER,
+    )
+
+
+def _around(weights: Path) -> list[Path]:
+    """The folders that a path to weights may belong to: itself, and one or two levels up."""
+    inside = weights.parent if weights.is_file() else weights
+    return list(dict.fromkeys((weights, inside, inside.parent)))
+
+
+def _from_hub(model: str, looked: list[Path]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository = REPOSITORIES.get(model)
+    try:
+        if repository is None:
+            raise FileNotFoundError("no repository is known")
+        patterns = [pattern for part in COMPONENTS for pattern in (part, f"{part}/*")]
+        return Path(snapshot_download(repository, allow_patterns=patterns, etag_timeout=5))
+    except Exception as error:  # the hub client raises its own, its HTTP client's and OS errors
+        hub = f"the hub ({repository})" if repository else "no hub repository is known"
+        raise WeightsNotFound(
+            f"no prompt encoders for {model} (looked at {', '.join(map(str, looked))}; {hub})",
+            expected=_WHOLE_FOLDER,
+            fix=_PASS_FOLDER,
+        ) from error
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+class PromptWarning(UserWarning):
+    """Part of a prompt could not be used; the message says which and what the limit is."""
+
+
+class FluxPrompt:
+    """Prompt text to engine inputs: the pooled vector and the token sequence.
+
+    `folder` is a pipeline folder, `text_tokens` the length the engines were built for. Raises
+    WeightsNotFound for a folder that transformers cannot load.
+    """
+
+    def __init__(self, folder: Path, text_tokens: int) -> None:
+        from transformers import CLIPTextModel, T5EncoderModel
+
+        self._pooled = _Tokens(folder / "tokenizer", "pooled")
+        self._sequence = _Tokens(folder / "tokenizer_2", "sequence")
+        self._encoder = _encoder(CLIPTextModel, folder / "text_encoder")
+        self._encoder_2 = _encoder(T5EncoderModel, folder / "text_encoder_2")
+        self._lengths = self._encoder.config.max_position_embeddings, text_tokens
+
+    def __call__(self, prompt: str) -> dict[str, Tensor]:
+        """`pooled` [1,P] and `text` [1,T,D], float32.
+
+        Warns (PromptWarning) where the prompt is cut and of words that have no token. Raises
+        PlanError for a string that is not text, TypeError for another type.
+        """
+        import torch
+
+        _require_text(prompt)
+        pooled_length, text_length = self._lengths
+        clip = self._pooled.ids(prompt, pooled_length)
+        words = self._sequence.ids(prompt, text_length)
+        self._warn_unknown(prompt)
+        with torch.no_grad():
+            pooled = self._encoder(clip).pooler_output
+            text = self._encoder_2(words)[0]
+        return {"pooled": pooled.float().contiguous(), "text": text.float().contiguous()}
+
+    def _warn_unknown(self, prompt: str) -> None:
+        """One warning for both encoders: in the demo they know the same words."""
+        unknown = [*self._pooled.unknown(prompt), *self._sequence.unknown(prompt)]
+        if unknown:
+            _warn(f"the model knows no such words: {_short(' '.join(dict.fromkeys(unknown)))}")
+
+
+class _Tokens:
+    """A tokenizer of a pipeline folder, and what it makes of a prompt."""
+
+    def __init__(self, folder: Path, encoder: str) -> None:
+        from transformers import AutoTokenizer
+
+        untyped: Any = AutoTokenizer
+        with _loading(folder):
+            self._tokenizer: Any = untyped.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        self._encoder = encoder
+
+    def ids(self, prompt: str, limit: int) -> Tensor:
+        """Token ids [1, length], padded or cut; warns of what is cut."""
+        length = min(limit, self._tokenizer.model_max_length)
+        whole = self._whole(prompt)
+        if len(whole) > length:
+            # The marks at both ends stay: what is lost begins one place before the limit.
+            lost = self._tokenizer.decode(whole[length - 1 :], skip_special_tokens=True)
+            _warn(
+                f"the prompt has {len(whole)} tokens, the {self._encoder} encoder takes {length}; "
+                f"it does not see: {_short(lost)}"
+            )
+        options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+        found: Tensor = self._tokenizer(prompt, max_length=length, **options).input_ids
+        return found
+
+    def unknown(self, prompt: str) -> list[str]:
+        """Words without a token of their own; sub-word tokenizers know every word."""
+        mark = self._tokenizer.unk_token_id
+        known = mark is None or mark == self._tokenizer.eos_token_id
+        if known or mark not in self._whole(prompt):
+            return []
+        return [word for word in dict.fromkeys(prompt.split()) if mark in self._whole(word)]
+
+    def _whole(self, text: str) -> list[int]:
+        # Not verbose: the library would say on its own that the prompt is too long.
+        found: list[int] = self._tokenizer(text, verbose=False).input_ids
+        return found
+
+
+def _require_text(prompt: str) -> None:
+    if not isinstance(prompt, str):
+        raise TypeError(f"a prompt is one str, not {type(prompt).__name__}")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise PlanError(
+            f"the prompt {_short(ascii(prompt))}",
+            expected="text; this has bytes that are not UTF-8",
+            fix="pass the prompt in UTF-8",
+        )
+
+
+def _short(text: str) -> str:
+    """One line of bounded length, so that a long prompt does not flood its own warning."""
+    line = " ".join(text.split())
+    return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}...")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, PromptWarning, stacklevel=4)
+
+
+# --- pictures ---------------------------------------------------------------------------------
+
+
+class FluxDecoder:
+    """Latents to pixels through the pipeline's AutoencoderKL, on the CPU in float32.
+
+    Raises WeightsNotFound for a folder that diffusers cannot load.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._vae = _codec(folder / "vae")
+
+    def __call__(self, latents: Tensor) -> npt.NDArray[np.uint8]:
+        """Pictures uint8 [B,H,W,3] of normalised latents [B,C,h,w]."""
+        import torch
+
+        config = self._vae.config
+        with torch.no_grad():
+            scaled = latents.cpu() / config.scaling_factor + config.shift_factor
+            pictures = self._vae.decode(scaled).sample
+        pixels = (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        array: npt.NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        return array
+
+
+class FluxEncoder:
+    """Pixels to latents through the pipeline's AutoencoderKL: what :class:`FluxDecoder` undoes.
+
+    On the CPU in float32. Raises WeightsNotFound for a folder that diffusers cannot load, or whose
+    configuration does not say how its latents are normalised.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._vae = _codec(folder / "vae", fix=_PASS_FOLDER)
+        config = self._vae.config
+        if None in (config.scaling_factor, config.shift_factor):
+            raise WeightsNotFound(
+                f"{folder / 'vae'} gives no scaling_factor or no shift_factor",
+                expected="both: a FLUX transformer sees latents normalised by them",
+                fix=_PASS_FOLDER,
+            )
+        self.scaling: float = config.scaling_factor
+        self.shift: float = config.shift_factor
+        self.channels: int = config.latent_channels
+        self.scale: int = 2 ** (len(config.block_out_channels) - 1)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the VAE's weights, as :func:`~fresco_trt.models.weights.weights_digest`."""
+        return weights_digest(self._vae)
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        """Normalised latents float32 [B,C,h,w] of sRGB pictures uint8 [B,H,W,3].
+
+        The posterior's means: no draw is involved. Sides must be multiples of ``scale``.
+        """
+        import torch
+
+        pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        with torch.no_grad():
+            means = self._vae.encode(pictures).latent_dist.mean
+        normalised: Tensor = (means - self.shift) * self.scaling
+        return normalised
+
+
+# --- loading ----------------------------------------------------------------------------------
+
+
+def _codec(folder: Path, *, fix: str = _REBUILD) -> Any:
+    """The AutoencoderKL of a `vae` folder in float32, for inference."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    untyped: Any = AutoencoderKL
+    with _loading(folder, fix=fix):
+        vae = untyped.from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            low_cpu_mem_usage=False,  # otherwise it recommends a package that it lacks
+            use_safetensors=True,
+        )
+    return vae.eval().requires_grad_(False)
+
+
+def _encoder(kind: Any, folder: Path) -> Any:
+    """A text encoder of a pipeline folder in float32, for inference."""
+    import torch
+
+    with _loading(folder), no_bar():
+        model = kind.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _loading(folder: Path, *, fix: str = _REBUILD) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # both libraries raise whatever their file readers did
+        said = " ".join(str(error).split())[:200]
+        raise WeightsNotFound(
+            f"{folder} cannot be loaded ({type(error).__name__}: {said})",
+            expected=_WHOLE_FOLDER + ", as diffusers stores them, with safetensors weights",
+            fix=fix,
+        ) from error
+
+
+@contextmanager
+def no_bar() -> Iterator[None]:
+    """transformers draws a bar for each model it loads or saves; its hook is put back after."""
+    from transformers.utils import logging
+
+    def bare(factory: Any, arguments: Any, options: Any) -> Any:
+        return factory(*arguments, **{**options, "disable": True})
+
+    before = logging.set_tqdm_hook(bare)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)

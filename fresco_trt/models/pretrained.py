@@ -1,0 +1,90 @@
+"""A packaged model as one whole folder of diffusers' layout, also where it shares another's parts.
+
+Beside the data path, and light to import. A build looks for the parts one by one
+(:mod:`fresco_trt.models.weights` says where they are); diffusers' ``from_pretrained`` wants them in
+one folder. For a model that ships with its transformer alone, that folder is put together once, in
+the folder of kept things.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from fresco_trt.errors import FileMissing
+from fresco_trt.files.atomic_folder import create_partial, put_in_place, remove, sweep, written_to
+from fresco_trt.files.cache_folder import cache_folder
+from fresco_trt.files.digests import folder_digest, walk
+from fresco_trt.models.flux.components import COMPONENTS
+from fresco_trt.models.registry import model_names
+from fresco_trt.models.weights import BUNDLED, components_folder
+
+TRANSFORMER = "transformer"
+
+
+def siblings(model: str) -> tuple[str, ...]:
+    """The packaged models that ship as a transformer over the parts of ``model``.
+
+    What they draw from one prompt and seed can be compared: encoders and decoder are the same.
+    """
+    whole = BUNDLED / model
+    names = (name for name in model_names() if name != model)
+    return tuple(name for name in names if components_folder(BUNDLED / name) == whole)
+
+
+def whole_folder(folder: Path) -> Path:
+    """``folder``, or for one that shares another's parts, a folder that holds both.
+
+    The latter lies in :func:`fresco_trt.files.cache_folder.cache_folder`, under the folder's name
+    and the digest of its contents; one that was damaged there is replaced. Raises WeightsNotFound
+    for a wrong ``shares.json``, FileMissing for parts that are not there, OutputNotWritable and
+    DiskFull.
+    """
+    parts = components_folder(folder)
+    if parts == folder:
+        return folder
+    digest = _digest(folder, parts)
+    target = cache_folder() / "pretrained" / f"{folder.name}-{digest[:16]}"
+    if not _is_whole(target, digest):
+        _assemble(folder, parts, target, digest)
+    return target
+
+
+def _digest(folder: Path, parts: Path) -> str:
+    """SHA-256 over the contents of a transformer and of the parts around it."""
+    both = folder_digest(folder, (TRANSFORMER,)), folder_digest(parts, COMPONENTS)
+    return hashlib.sha256("\n".join(both).encode()).hexdigest()
+
+
+def _is_whole(target: Path, digest: str) -> bool:
+    try:
+        return _digest(target, target) == digest
+    except FileMissing:
+        return False
+
+
+def _assemble(folder: Path, parts: Path, target: Path, digest: str) -> None:
+    """Copy both into a folder beside ``target``, which then takes its name in one step.
+
+    Of two processes at it, the second leaves what the first put there.
+    """
+    with written_to(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target)
+        held = create_partial(target)
+        try:
+            _copy(folder, (TRANSFORMER,), held.folder)
+            _copy(parts, COMPONENTS, held.folder)
+            if not _is_whole(target, digest):
+                put_in_place(held, target)
+        finally:
+            remove(held.folder)
+            held.release()
+
+
+def _copy(source: Path, names: tuple[str, ...], out: Path) -> None:
+    for name, _ in walk(source, parts=names, links=True):
+        copied = out / name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, copied)

@@ -1,0 +1,359 @@
+"""What an enabled pipeline draws with: its own transformer, or the engines of a bundle.
+
+Between the pipeline and the sampler. Both give the plan of a call and the runners for it; the
+transformer's are made for the request and gone with it, a bundle's are held until it is disabled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fresco_trt.errors import CalibrationError, DigestMismatch, IncompatibleOptions, UnsupportedSize
+from fresco_trt.models.tensor_versions import Marks
+from fresco_trt.plan.caching import CacheChoice
+from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.sizes import Size, format_size
+
+if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fresco_trt.backends.base import Runner
+    from fresco_trt.bundle import Bundle
+    from fresco_trt.pipelines.diffusers.call import Call
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.stages import StagePlan
+
+MANY_STEPS = 50
+"""Enough for a cache of any sensible interval to skip some: what is refused then always is."""
+
+Runners = Mapping[str, "Runner"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """What was asked of ``enable``, as ``fresco_trt.plan`` means it; None for the default."""
+
+    model: str | None = None
+    stages: int | None = None
+    preset: str | None = None
+    delta: float | None = None
+    shift: float | None = None
+    cache: str | None = None
+    interval: int | None = None
+    warmup: int | None = None
+    actions: tuple[str, ...] | None = None
+    site: str | None = None
+    order: int | None = None
+    basis: Path | None = None
+
+    @property
+    def stage_count(self) -> int:
+        """Three, as in a build, unless asked otherwise."""
+        return 3 if self.stages is None else self.stages
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether a call says how many steps there are, or the plan does."""
+        return self.stage_count == 1 and self.preset is None
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of what was asked for."""
+        return tuple(name for name in self.__slots__ if getattr(self, name) is not None)
+
+    def plan(self, facts: ModelFacts, size: Size, steps: int | None) -> StagePlan:
+        """The plan for one size; raises as ``fresco_trt.plan`` does."""
+        choice = CacheChoice(
+            name=self.cache or "none",
+            interval=self.interval,
+            warmup=self.warmup,
+            actions=self.actions,
+            site=self.site,
+            order=self.order,
+        )
+        return make_plan(
+            facts,
+            stages=self.stage_count,
+            preset=self.preset,
+            size=size,
+            steps=steps,
+            delta=self.delta,
+            shift=self.shift,
+            cache=choice,
+        )
+
+
+class Source(Protocol):
+    """Plan, runners and principal directions of the calls of one pipeline; ``model`` is whose, None
+    for the first one of its dimensions.
+    """
+
+    @property
+    def model(self) -> str | None: ...
+
+    def plan(self, pipe: Any, facts: ModelFacts, call: Call) -> StagePlan:
+        """The plan of a call. Raises PlanError leaves for what contradicts it."""
+        ...
+
+    def text_tokens(self, call: Call) -> int:
+        """The text length of a call. Raises IncompatibleOptions for one without engines."""
+        ...
+
+    def runners(
+        self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int
+    ) -> AbstractContextManager[tuple[Runners, Tensor | None, str]]:
+        """Within the scope: runners by engine name, the directions [H,k] of a cache that needs
+        them, and the device that they are on. Raises if the weights are others than they were.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what is held."""
+        ...
+
+
+# --- the pipeline's own transformer ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OwnTransformer:
+    """Eager stage graphs around the pipeline's transformer, where it is: no file, no copy."""
+
+    choices: Choices
+    directions: Directions | None
+
+    @property
+    def model(self) -> str | None:
+        """As :class:`Source`: the one that was asked for."""
+        return self.choices.model
+
+    @classmethod
+    def of(cls, pipe: Any, facts: ModelFacts, choices: Choices) -> OwnTransformer:
+        """With everything checked that does not depend on a call. Raises PlanError leaves and
+        CalibrationError.
+        """
+        steps = len(choices.actions[0]) if choices.actions else MANY_STEPS
+        choices.plan(facts, facts.default_size, steps if choices.takes_steps else None)
+        return cls(choices=choices, directions=Directions.of(pipe, facts, choices))
+
+    def plan(self, pipe: Any, facts: ModelFacts, call: Call) -> StagePlan:
+        """As :class:`Source`. One stage without a preset has the steps of the call, diffusers'
+        default among them; otherwise the preset has its own.
+        """
+        default = pipe.default_sample_size * pipe.vae_scale_factor
+        size = (call.width or default, call.height or default)
+        steps = call.steps_default if call.steps is None else call.steps
+        plan = self.choices.plan(facts, size, steps if self.choices.takes_steps else None)
+        check_steps(call, plan)
+        return plan
+
+    def text_tokens(self, call: Call) -> int:
+        """As :class:`Source`: any length."""
+        if call.prompt_embeds is not None:
+            return int(call.prompt_embeds.shape[1])
+        return call.length_default if call.length is None else call.length
+
+    @contextmanager
+    def runners(
+        self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int
+    ) -> Iterator[tuple[Runners, Tensor | None, str]]:
+        """As :class:`Source`."""
+        from fresco_trt.backends.eager import module_runner
+        from fresco_trt.models.flux.model import graph_from_signature, stage_signature
+        from fresco_trt.run.sampler import engine_name
+
+        device = str(pipe.transformer.device)
+        basis = None if self.directions is None else self.directions.on(pipe, device)
+        runners: dict[str, Runner] = {}
+        with ExitStack() as scope:
+            for index, action in plan.graphs:
+                signature = stage_signature(facts, plan, index, text_tokens, action)
+                graph = graph_from_signature(pipe.transformer, signature)
+                runner = module_runner(graph, signature, device=device)
+                runners[engine_name(index, action)] = scope.enter_context(runner)
+            yield runners, basis, device
+
+    def close(self) -> None:
+        """As :class:`Source`: nothing is held."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Directions:
+    """Principal directions [H,k] that were measured on exactly these weights."""
+
+    directions: Tensor
+    weights: Marks
+
+    @classmethod
+    def of(cls, pipe: Any, facts: ModelFacts, choices: Choices) -> Directions | None:
+        """Those of the file that was given; None for a cache that needs none.
+
+        Raises IncompatibleOptions for a file too many or too few, CalibrationError for a file that
+        is none, or of other weights.
+        """
+        from fresco_trt.bundle.svd_basis import check_basis, read_basis
+        from fresco_trt.models.weights import weights_digest
+
+        if (choices.cache == "svd") != (choices.basis is not None):
+            raise _basis_missing(choices)
+        if choices.basis is None:
+            return None
+        basis = read_basis(choices.basis)
+        digest = weights_digest(pipe.transformer)
+        check_basis(basis, model=facts.name, weights_sha256=digest, hidden=facts.hidden)
+        return cls(directions=basis.directions, weights=weight_marks(pipe))
+
+    def on(self, pipe: Any, device: str) -> Tensor:
+        """The directions on ``device``. Raises CalibrationError once the weights are others."""
+        if not self.weights.hold(weights_of(pipe)):
+            raise CalibrationError(
+                "principal directions of the weights that the transformer had",
+                expected="those of the weights it has now",
+                fix="measure them again, and enable the pipeline with the new file",
+            )
+        return self.directions.to(device)
+
+
+# --- the engines of a bundle --------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class BundleEngines:
+    """The loaded engines of a bundle that was built from the pipeline's own weights.
+
+    Not a value: it holds the engines, and remembers which weights were last found to be theirs.
+    """
+
+    bundle: Bundle
+    loaded: Runners
+    basis: Tensor | None
+    device: str
+    weights: Marks
+    scope: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def model(self) -> str:
+        """As :class:`Source`: the one that was built."""
+        return self.bundle.manifest.model.name
+
+    @classmethod
+    def of(cls, pipe: Any, path: str | os.PathLike[str]) -> BundleEngines:
+        """Opened, checked and loaded. Raises BundleError leaves, DigestMismatch for other weights
+        among them, and BackendUnavailable.
+        """
+        from fresco_trt.backends import backend
+        from fresco_trt.bundle import open_bundle
+        from fresco_trt.pipelines.environment import check_environment
+        from fresco_trt.pipelines.image import basis_of, load_runners
+
+        bundle = open_bundle(path, environment=check_environment)
+        _check_weights(pipe, bundle)
+        library = backend(bundle.manifest.backend.name)
+        device = library.describe().device
+        with ExitStack() as scope:
+            return cls(
+                bundle=bundle,
+                loaded=load_runners(bundle, library, scope),
+                basis=basis_of(bundle, device),
+                device=device,
+                weights=weight_marks(pipe),
+                scope=scope.pop_all(),
+            )
+
+    def plan(self, pipe: Any, facts: ModelFacts, call: Call) -> StagePlan:
+        """As :class:`Source`: the one that the engines were built for."""
+        plan = self.bundle.plan
+        size = (call.width or plan.size[0], call.height or plan.size[1])
+        if size != plan.size:
+            raise UnsupportedSize(
+                f"size {format_size(size)} with engines for {format_size(plan.size)}",
+                expected=f"width={plan.size[0]} and height={plan.size[1]}, or neither",
+                fix="pass these, or enable the pipeline with engines for that size",
+            )
+        check_steps(call, plan)
+        return plan
+
+    def text_tokens(self, call: Call) -> int:
+        """As :class:`Source`: the one that the engines were built for."""
+        built = self.bundle.manifest.text_tokens
+        length = call.length
+        if call.prompt_embeds is not None:
+            length = int(call.prompt_embeds.shape[1])
+        if length not in (None, built):
+            raise IncompatibleOptions(
+                f"a text of {length} tokens with engines for {built}",
+                expected=f"max_sequence_length={built}, or none",
+                fix="leave max_sequence_length out",
+            )
+        return built
+
+    @contextmanager
+    def runners(
+        self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int
+    ) -> Iterator[tuple[Runners, Tensor | None, str]]:
+        """As :class:`Source`."""
+        if not self.weights.hold(weights_of(pipe)):
+            _check_weights(pipe, self.bundle)
+            self.weights = weight_marks(pipe)
+        yield self.loaded, self.basis, self.device
+
+    def close(self) -> None:
+        """As :class:`Source`: the engines."""
+        self.scope.close()
+
+
+# --- what both ask ------------------------------------------------------------------------------
+
+
+def check_steps(call: Call, plan: StagePlan) -> None:
+    """Raise IncompatibleOptions for a number of steps that is not the plan's."""
+    if call.steps is not None and call.steps != plan.nfe:
+        raise IncompatibleOptions(
+            f"num_inference_steps={call.steps} with a plan of {plan.nfe} steps",
+            expected=f"num_inference_steps={plan.nfe}, or none: the plan decides every step",
+            fix="leave num_inference_steps out, or enable the pipeline with another preset",
+        )
+
+
+def weights_of(pipe: Any) -> Iterator[Tensor]:
+    """Every parameter and buffer of the pipeline's transformer."""
+    return chain(pipe.transformer.parameters(), pipe.transformer.buffers())
+
+
+def weight_marks(pipe: Any) -> Marks:
+    """What the transformer's weights are now."""
+    return Marks.of(weights_of(pipe))
+
+
+def _check_weights(pipe: Any, bundle: Bundle) -> None:
+    from fresco_trt.models.weights import weights_digest
+
+    built = bundle.manifest.model
+    digest = weights_digest(pipe.transformer)
+    if built.weights_sha256 != digest:
+        raise DigestMismatch(
+            f"engines of {built.name} with weights {built.weights_sha256[:12]}...",
+            expected=f"those of the pipeline's weights, {digest[:12]}...",
+            fix="build engines from the pipeline's own weights and precision",
+        )
+
+
+def _basis_missing(choices: Choices) -> IncompatibleOptions:
+    if choices.basis is not None:
+        return IncompatibleOptions(
+            f"basis={str(choices.basis)!r} with the cache {choices.cache or 'none'}",
+            expected="cache='svd': no other cache has principal directions",
+            fix="leave basis out, or pass cache='svd'",
+        )
+    return IncompatibleOptions(
+        "cache='svd' without a basis",
+        expected="basis=PATH, the principal directions of the pipeline's weights",
+        fix="measure them with 'fresco-trt calibrate --measure basis', and pass the file",
+    )

@@ -1,0 +1,101 @@
+"""Whether this machine and this version can draw with a bundle, asked before any engine is loaded.
+
+The last step of opening a bundle, after its bytes are known to be the builder's: what they say must
+also make sense together, since a bundle may come from another version, or from anywhere. What only
+the engine library can tell (its plans' version, the GPU) it tells when it loads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fresco_trt.errors import EnvironmentMismatch, PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fresco_trt.bundle.manifest import Manifest
+    from fresco_trt.plan.facts import ModelFacts
+
+
+def check_environment(manifest: Manifest) -> None:
+    """Raise EnvironmentMismatch unless this version can draw with a bundle that says this.
+
+    It must know the model, the backend and its precision, and the plan; the text must fit the
+    model; and there must be exactly the engines of the plan, each with its signature.
+    """
+    for problem, expected in _problems(manifest):
+        raise EnvironmentMismatch(
+            problem,
+            expected=expected,
+            fix="build the bundle again with this version, or update fresco-trt",
+        )
+
+
+def _problems(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    from fresco_trt.backends import backend, backend_names
+    from fresco_trt.models.registry import model_facts, model_names
+
+    name, library = manifest.model.name, manifest.backend.name
+    if name not in model_names():
+        yield f"a bundle of the model {name!r}", f"one of {', '.join(model_names())}"
+        return
+    if library not in backend_names():
+        yield f"engines of the backend {library!r}", f"one of {', '.join(backend_names())}"
+        return
+    precisions = backend(library).describe().precisions
+    if manifest.precision not in precisions:
+        yield f"{library} engines in {manifest.precision}", f"one of {', '.join(precisions)}"
+    facts = model_facts(name)
+    if manifest.text_tokens > facts.text_tokens:
+        given = f"engines for {manifest.text_tokens} text tokens"
+        yield given, f"at most {facts.text_tokens} for {name}"
+    yield from _plan_problems(manifest, facts)
+    yield from _engine_problems(manifest, facts)
+
+
+def _plan_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str, str]]:
+    from fresco_trt.bundle.svd_basis import BASIS_FILE
+    from fresco_trt.plan.sizes import stage_grids
+    from fresco_trt.run.request import check_transitions
+
+    plan = manifest.plan
+    distinct = tuple(dict.fromkeys(stage.grid for stage in plan.stages))
+    try:
+        grids = stage_grids(facts, plan.size, len(distinct))
+    except PlanError as error:
+        yield error.given, error.expected
+        return
+    if distinct != grids:
+        found = ", ".join(str(stage.grid) for stage in plan.stages)
+        yield f"a plan on the grids {found}", f"{', '.join(map(str, grids))} for {facts.name}"
+        return
+    if plan.stages[0].sigmas[0] != 1.0:
+        yield f"a plan that starts at sigma {plan.stages[0].sigmas[0]:g}", "1, from noise alone"
+    listed = {file.path for file in manifest.files}
+    if plan.cache is not None and plan.cache.name == "svd" and BASIS_FILE not in listed:
+        yield "the cache svd without its principal directions", f"{BASIS_FILE} in the bundle"
+    try:
+        check_transitions(plan)
+    except ValueError as error:
+        yield f"a transition that cannot be applied: {error}", "one that this version knows"
+
+
+def _engine_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str, str]]:
+    from fresco_trt.models.flux.model import stage_signature
+    from fresco_trt.run.sampler import engine_name
+
+    wanted = {
+        engine_name(index, action): stage_signature(
+            facts, manifest.plan, index, manifest.text_tokens, action
+        )
+        for index, action in manifest.plan.graphs
+    }
+    found = {record.name: record.signature for record in manifest.engines}
+    if found.keys() != wanted.keys():
+        yield f"the engines {', '.join(sorted(found))}", f"{', '.join(sorted(wanted))}, as planned"
+        return
+    for name, signature in wanted.items():
+        if found[name] != signature:
+            inputs = ", ".join(str(spec) for spec in found[name].inputs)
+            yield f"{name} with the inputs {inputs}", ", ".join(map(str, signature.inputs))

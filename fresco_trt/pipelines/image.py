@@ -1,0 +1,385 @@
+"""Prompt in, picture out: a bundle's engines, its prompt encoders and its decoder, put together.
+
+This is the request side of the data path. It opens a bundle (validated first), loads one runner
+for each engine, and drives the sampler; progress, previews and cancelling belong to the caller.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Self
+
+from fresco_trt.errors import IncompatibleOptions, PlanError, error_context
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Mapping
+    from types import TracebackType
+
+    import numpy as np
+    import numpy.typing as npt
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from fresco_trt.backends.base import Backend, Runner
+    from fresco_trt.bundle import Bundle
+    from fresco_trt.models.flux.model import FluxLayout
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.grid import Grid
+    from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.run.sampler import Step
+    from fresco_trt.run.selection import Choice
+
+    OnStep = Callable[[Step], None]
+    OnStage = Callable[[int, Image], None]
+
+MAX_SEED = 2**64 - 1
+"""The largest seed: torch takes 64 bits, and would read a negative one as another, large one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTime:
+    """One denoising step: its stage (from 1), noise level, action, and wall seconds."""
+
+    stage: int
+    sigma: float
+    action: str
+    seconds: float
+    engine_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """Wall-clock seconds of one request by part; `engines` is the share of `denoise` inside them.
+
+    `total` also has what the caller's callbacks took; the other parts do not.
+    """
+
+    total: float
+    text: float
+    denoise: float
+    engines: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Pictures of one request and where its time went."""
+
+    images: list[Image]
+    seed: int
+    nfe: int
+    seconds: Seconds
+    steps: tuple[StepTime, ...] = field(repr=False)
+
+
+class FrescoPipeline:
+    """A loaded bundle. Use it as a context manager, or call `close` to free its engines.
+
+    One request at a time: runners own their output buffers. Nothing else is shared between
+    requests.
+    """
+
+    def __init__(self, bundle: Bundle, runners: Mapping[str, Runner], device: str) -> None:
+        """Over runners that the caller entered; `device` is where their outputs live."""
+        from fresco_trt.models.flux.components import FluxDecoder, FluxPrompt
+        from fresco_trt.models.flux.model import FluxLayout
+        from fresco_trt.models.registry import model_facts
+
+        self.bundle, self.runners, self._device = bundle, runners, device
+        self._facts = model_facts(bundle.manifest.model.name)
+        text_tokens = bundle.manifest.text_tokens
+        with error_context(f"bundle {bundle.folder}"):
+            self._prompt = FluxPrompt(bundle.pipeline_folder, text_tokens)
+            self._decoder = FluxDecoder(bundle.pipeline_folder)
+        self._layout = HeldLayout(FluxLayout(facts=self._facts, text_tokens=text_tokens), device)
+        self._basis = basis_of(bundle, device)
+        self._scope = ExitStack()
+        self._choice: Choice | None = None
+
+    @classmethod
+    def from_bundle(cls, path: str | os.PathLike[str]) -> FrescoPipeline:
+        """Open, validate and load a bundle; needs neither the exporter nor a model hub.
+
+        Raises a BundleError for a bundle that cannot be used here (see `fresco_trt.bundle`),
+        BackendUnavailable where its engine library is not installed, and WeightsNotFound for
+        prompt encoders or a decoder that cannot be loaded.
+        """
+        from fresco_trt.bundle import open_bundle
+        from fresco_trt.pipelines.environment import check_environment
+
+        return cls.over(open_bundle(path, environment=check_environment))
+
+    @classmethod
+    def over(cls, bundle: Bundle) -> FrescoPipeline:
+        """Load the engines of a bundle that was opened and found fit; raises as `from_bundle`."""
+        from fresco_trt.backends import backend
+
+        library = backend(bundle.manifest.backend.name)
+        with ExitStack() as scope:
+            runners = load_runners(bundle, library, scope)
+            pipeline = cls(bundle, runners, library.describe().device)
+            pipeline._scope = scope.pop_all()
+        return pipeline
+
+    @property
+    def plan(self) -> StagePlan:
+        """The stage plan the engines were built for."""
+        return self.bundle.plan
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        seed: int = 0,
+        guidance: float | None = None,
+        on_step: OnStep | None = None,
+        on_stage: OnStage | None = None,
+    ) -> Result:
+        """Draw one picture.
+
+        `seed` is from 0 to `MAX_SEED`; `guidance` (None: the model's default) only for models that
+        take it. `on_step` is called after each step; `on_stage(stage, picture)` after each stage
+        (from 1) but the last, with the stage's clean estimate decoded at its own size; of a mixed
+        stage, at its fine grid's, with what is still coarse repeated over its place.
+
+        Raises PlanError for a seed or guidance out of range, IncompatibleOptions for guidance that
+        the model does not take, RunError leaves from an engine; warns (PromptWarning) of what the
+        encoders cannot read.
+        """
+        seed = check_seed(seed)
+        scale = guidance_of(self._facts, guidance)
+        clock = _Clock()
+        inputs = self._conditioning(prompt, scale)
+        text = clock.lap()
+        steps: list[Step] = []
+        apart = 0.0
+        for step in self._sample(inputs, seed):
+            steps.append(step)
+            asked = perf_counter()
+            self._tell(step, on_step, on_stage)
+            apart += perf_counter() - asked
+        # Where engines run asynchronously, this copy is what waits for them.
+        latents = self._layout.unpack(steps[-1].tokens, self.plan.stages[-1].grid).cpu()
+        denoise = clock.lap() - apart
+        images = [_image(self._decoder(latents))]
+        decode = clock.lap()
+        seconds = Seconds(
+            total=clock.total(),
+            text=text,
+            denoise=denoise,
+            engines=sum(step.engine_seconds for step in steps),
+            decode=decode,
+        )
+        times = tuple(_step_time(step) for step in steps)
+        return Result(images=images, seed=seed, nfe=len(steps), seconds=seconds, steps=times)
+
+    def with_runners(
+        self, runners: Mapping[str, Runner], *, choice: Choice | None = None
+    ) -> FrescoPipeline:
+        """The same bundle, encoders and decoder over other runners, which the caller keeps open.
+
+        Their outputs must live on the same device. `choice` chooses the tokens that are refined,
+        in place of the plan's rules (see `fresco_trt.run.selection.select`).
+        """
+        other = copy.copy(self)
+        other.runners, other._scope, other._choice = runners, ExitStack(), choice
+        return other
+
+    def close(self) -> None:
+        """Free the engines; the pipeline cannot be called afterwards."""
+        self._scope.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- parts of a request -------------------------------------------------------------------
+
+    def _conditioning(self, prompt: str, scale: float | None) -> dict[str, Tensor]:
+        import torch
+
+        inputs = self._prompt(prompt)
+        if scale is not None:
+            inputs["guidance"] = torch.tensor([scale], dtype=torch.float32)
+        return {name: value.to(self._device) for name, value in inputs.items()}
+
+    def _sample(self, inputs: Mapping[str, Tensor], seed: int) -> Iterator[Step]:
+        from fresco_trt.run.noise import NoisePyramid, fresh_generator
+        from fresco_trt.run.sampler import sample
+        from fresco_trt.run.selection import select
+        from fresco_trt.run.transition import draws
+
+        pyramid = NoisePyramid.of_plan(
+            self.plan, seed, channels=self._facts.latent_channels, device=self._device
+        )
+        fresh = fresh_generator(seed) if any(map(draws, self.plan.transitions)) else None
+        choice = self._choice or select
+        return sample(
+            self.plan,
+            self.runners,
+            inputs,
+            pyramid,
+            self._layout,
+            fresh=fresh,
+            choice=choice,
+            basis=self._basis,
+        )
+
+    def _tell(self, step: Step, on_step: OnStep | None, on_stage: OnStage | None) -> None:
+        if on_step is not None:
+            on_step(step)
+        if on_stage is not None and self._ends_coarse_stage(step):
+            on_stage(step.stage + 1, _image(self._decoder(self._estimate(step))))
+
+    def _ends_coarse_stage(self, step: Step) -> bool:
+        coarse = step.stage + 1 < len(self.plan.stages)
+        return coarse and step.sigma_next == self.plan.stages[step.stage].sigmas[-1]
+
+    def _estimate(self, step: Step) -> Tensor:
+        """The clean estimate at a step's end, latents [1,C,H,W] on the stage's grid."""
+        from fresco_trt.run.transition import estimate_x0
+
+        x0 = estimate_x0(step.tokens, step.velocity, step.sigma_next)
+        if step.mixed is not None:
+            return step.mixed.picture(x0, self._layout)
+        return self._layout.unpack(x0, self.plan.stages[step.stage].grid)
+
+
+class HeldLayout:
+    """A model's layout whose rotary tables are made once and kept on the engines' device.
+
+    Making them takes 30 ms for FLUX at 1024x1024, and moving them again would cost every step.
+    Tables are the same tensors every time, on the device, and not to be written to.
+    """
+
+    def __init__(self, layout: FluxLayout, device: str) -> None:
+        self._layout, self._device = layout, device
+        self._tables: dict[Grid | bytes, Mapping[str, Tensor]] = {}
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """As the layout's own."""
+        return self._layout.pack(latents)
+
+    def unpack(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """As the layout's own."""
+        return self._layout.unpack(tokens, grid)
+
+    def tables(self, grid: Grid) -> Mapping[str, Tensor]:
+        """As the layout's own, by grid."""
+        return self._held(grid, lambda: self._layout.tables(grid))
+
+    def tables_at(self, positions: Tensor) -> Mapping[str, Tensor]:
+        """As the layout's own, by the values of ``positions``."""
+        key = positions.numpy().tobytes()
+        return self._held(key, lambda: self._layout.tables_at(positions))
+
+    def _held(
+        self, key: Grid | bytes, make: Callable[[], Mapping[str, Tensor]]
+    ) -> Mapping[str, Tensor]:
+        if key not in self._tables:
+            self._tables[key] = {name: value.to(self._device) for name, value in make().items()}
+        return self._tables[key]
+
+
+def load_runners(bundle: Bundle, library: Backend, scope: ExitStack) -> dict[str, Runner]:
+    """One entered runner for each engine of a bundle, by engine name; `scope` frees them."""
+    runners: dict[str, Runner] = {}
+    for record in bundle.manifest.engines:
+        with error_context(f"engine {record.name}"):
+            runners[record.name] = scope.enter_context(library.load(bundle.folder, record))
+    return runners
+
+
+def basis_of(bundle: Bundle, device: str) -> Tensor | None:
+    """The principal directions [H,k] of a bundle whose cache needs them; raises CalibrationError
+    for those of other weights.
+    """
+    cache, model = bundle.plan.cache, bundle.manifest.model
+    if cache is None or cache.name != "svd":
+        return None
+    from fresco_trt.bundle.svd_basis import BASIS_FILE, check_basis, read_basis
+    from fresco_trt.models.registry import model_facts
+
+    basis = read_basis(bundle.folder / BASIS_FILE)
+    hidden = model_facts(model.name).hidden
+    check_basis(basis, model=model.name, weights_sha256=model.weights_sha256, hidden=hidden)
+    return basis.directions.to(device)
+
+
+def guidance_of(facts: ModelFacts, asked: float | None) -> float | None:
+    """The guidance scale that was asked for, or the model's default; None for a model without.
+
+    Raises PlanError for one out of range, IncompatibleOptions for one that the model does not take.
+    """
+    if asked is None:
+        return facts.guidance_default
+    if not facts.guidance:
+        raise IncompatibleOptions(
+            f"guidance {asked:g} for {facts.name}",
+            expected="no guidance: this model takes none",
+            fix="leave guidance out",
+        )
+    if not (math.isfinite(asked) and asked >= 0):
+        raise PlanError(
+            f"guidance {asked:g}",
+            expected="a number from 0 up",
+            fix=f"pass a scale near the model's own, {facts.guidance_default:g}",
+        )
+    return asked
+
+
+def check_seed(seed: int) -> int:
+    """`seed`, if noise can be drawn from it. Raises PlanError, or TypeError if it is no int."""
+    number = operator.index(seed)
+    if not 0 <= number <= MAX_SEED:
+        raise PlanError(
+            f"seed {number}" if abs(number) < 10**30 else "a seed of over 30 digits",
+            expected=f"a whole number from 0 to {MAX_SEED}",
+            fix="pass such a seed",
+        )
+    return number
+
+
+class _Clock:
+    """Wall time in laps."""
+
+    def __init__(self) -> None:
+        self._began = self._last = perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self._last = self._last, perf_counter()
+        return self._last - before
+
+    def total(self) -> float:
+        """Seconds from the start to the last lap."""
+        return self._last - self._began
+
+
+def _step_time(step: Step) -> StepTime:
+    return StepTime(
+        stage=step.stage + 1,
+        sigma=step.sigma,
+        action=step.action,
+        seconds=step.engine_seconds + step.host_seconds,
+        engine_seconds=step.engine_seconds,
+    )
+
+
+def _image(pixels: npt.NDArray[np.uint8]) -> Image:
+    from PIL.Image import fromarray
+
+    return fromarray(pixels[0])

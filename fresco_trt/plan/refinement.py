@@ -1,0 +1,90 @@
+"""Token refinement: which tokens of a coarse grid are expanded early, and which rule finds them.
+
+Between the grids and the stages. How many is fixed here, ahead of time, so that every engine's
+shape is static; which ones is data, found by ``run/selection.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fresco_trt.errors import InvalidPlan
+from fresco_trt.plan.reading import REMAKE, choice, record, whole
+
+Selection = Literal[
+    "converged", "converged-latent", "changing", "changing-latent", "edge", "even", "random"
+]
+
+SELECTIONS: tuple[Selection, ...] = get_args(Selection)
+
+VARIANCE_RULES: tuple[Selection, ...] = SELECTIONS[:4]
+"""The rules that read a variance over steps, and so need two of them."""
+
+DEFAULT_WINDOW = 3
+"""Steps that the rules look back over, unless a transition says otherwise."""
+
+_KEYS = ("rule", "count")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRefinement:
+    """``count`` coarse tokens, found by ``rule``, are each expanded to four fine ones.
+
+    "converged" takes those whose clean estimate varied least over the window (Fresco, arXiv
+    2601.07462), "changing" most (AViTS); with "-latent" the noisy latents are looked at, as
+    published. "edge" takes the steepest clean estimate (RALU, arXiv 2507.08422), "even" spreads
+    over both axes, "random" draws from the seed. Raises InvalidPlan for an unknown rule and a count
+    below 1.
+    """
+
+    rule: Selection
+    count: int
+
+    def __post_init__(self) -> None:
+        if self.rule not in SELECTIONS:
+            raise _invalid(f"the rule {self.rule!r}", f"one of {', '.join(SELECTIONS)}")
+        if self.count < 1:
+            raise _invalid(f"a refinement of {self.count} tokens", "1 or more")
+
+    def to_json(self) -> dict[str, object]:
+        """``{rule, count}``."""
+        return {"rule": self.rule, "count": self.count}
+
+    @classmethod
+    def from_json(cls, value: object) -> TokenRefinement:
+        """Inverse of :meth:`to_json`. Raises InvalidPlan."""
+        found = record(value, _KEYS, "refinement")
+        return cls(
+            rule=choice(found["rule"], SELECTIONS, "refinement rule"),
+            count=whole(found["count"], "refinement count"),
+        )
+
+
+def grid_levels(partial: Sequence[bool]) -> tuple[int, ...]:
+    """Which grid each stage is on, the coarsest being 0; ``partial`` says which switches are.
+
+    A switch doubles the grid, save out of a mixed stage: that is on its finer grid already.
+    """
+    levels = [0]
+    for mixed in (False, *partial[:-1])[: len(partial)]:
+        levels.append(levels[-1] + (not mixed))
+    return tuple(levels)
+
+
+def check_window(window: int, rules: Sequence[Selection], *, fix: str = REMAKE) -> None:
+    """Refuse a window too short for ``rules``, or one that nothing would read.
+
+    Raises InvalidPlan, which says ``fix``.
+    """
+    if not rules and window != DEFAULT_WINDOW:
+        given = f"a window of {window} where every token is expanded"
+        raise _invalid(given, f"{DEFAULT_WINDOW}, which says nothing", fix)
+    least = 2 if set(rules) & set(VARIANCE_RULES) else 1
+    if window < least:
+        raise _invalid(f"a window of {window} for {', '.join(rules)}", f"{least} or more", fix)
+
+
+def _invalid(given: str, expected: str, fix: str = REMAKE) -> InvalidPlan:
+    return InvalidPlan(given, expected=expected, fix=fix)

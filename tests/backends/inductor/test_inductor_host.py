@@ -1,0 +1,71 @@
+"""What compiled blocks are tied to, and what is refused without compiling or loading any."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+
+from fresco_trt.backends.base import BuildOptions
+from fresco_trt.backends.inductor.backend import HOST, InductorBackend
+from fresco_trt.backends.inductor.backend import backend as inductor
+from fresco_trt.backends.inductor.backend import build as inductor_build
+from fresco_trt.backends.inductor.host import check_host, this_host, write_host
+from fresco_trt.errors import BuildError, EnvironmentMismatch
+from fresco_trt.models.flux import model as flux
+from fresco_trt.models.flux.facts import FLUX_TINY
+
+
+def test_a_processor_that_is_able_to_more_is_fine(tmp_path: Path) -> None:
+    here = this_host("cpu")
+    path = tmp_path / HOST
+    write_host(path, replace(here, features=here.features[1:]))
+    check_host(path, here)
+    path.write_bytes(b"\xff" * 100)
+    with pytest.raises(EnvironmentMismatch, match="does not say"):
+        check_host(path, here)
+
+
+def test_the_kind_of_machine_is_part_of_what_it_says() -> None:
+    here = this_host("cpu")
+    assert InductorBackend().describe().machine == str(here)
+    assert str(replace(here, features=())) != str(here)
+
+
+def test_an_older_torch_is_said_to_be_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inductor_build, "torch_version", lambda: "2.10.1+cu130")
+    (missing,) = InductorBackend().check()
+    assert (missing.what, missing.only_to_build) == ("torch 2.11 or newer", False)
+    assert InductorBackend().describe().machine is None
+
+
+@pytest.mark.parametrize(
+    ("torch", "kept"),
+    [
+        ("2.11.0", {"a/model.so": b"code", "a/wrapper.cpp": b""}),
+        ("2.13.0", {"a/model.so": b"code"}),
+    ],
+)
+def test_no_source_is_packed_and_its_name_only_where_torch_looks_for_it(
+    torch: str, kept: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor_build, "torch_version", lambda: torch)
+    with ZipFile(tmp_path / "compiled", "w") as package:
+        package.writestr("a/model.so", b"code")
+        package.writestr("a/wrapper.cpp", b"// a folder of this machine")
+    inductor_build._pack(tmp_path / "compiled", tmp_path / "packed")
+    with ZipFile(tmp_path / "packed") as package:
+        assert {name: package.read(name) for name in package.namelist()} == kept
+
+
+def test_layers_that_differ_in_shape_share_no_code(tmp_path: Path) -> None:
+    wider = flux.random_transformer(replace(FLUX_TINY, hidden=256, heads=8))
+    model: Any = flux.random_transformer(FLUX_TINY)
+    model.transformer_blocks[1] = wider.get_submodule("transformer_blocks.1")
+    signature = flux.full_signature(FLUX_TINY, 64, FLUX_TINY.text_tokens)
+    part = flux.cut(flux.graph_from_signature(model, signature), signature).parts[2]
+    with pytest.raises(BuildError, match="double-64 are of different shapes"):
+        inductor._compile_once(part, BuildOptions(folder=tmp_path))

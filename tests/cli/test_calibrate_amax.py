@@ -1,0 +1,108 @@
+"""`fresco-trt calibrate` of ranges and sensitivity, and a build that takes what it wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fresco_trt.bundle.amax import read_ranges
+from fresco_trt.cli.main import main as cli
+
+ASKED = ["--model", "flux-tiny", "--stages", "2", "--preset", "turbo", "--size", "64x64"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder with a prompt set of one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "calibration").mkdir()
+    prompts = tmp_path / "calibration" / "flux-tiny-prompts.txt"
+    prompts.write_text("a cat on a plain blue background\n")
+    return tmp_path
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    """The JSON object of a command that succeeds, and nothing else on standard output."""
+    capsys.readouterr()
+    assert cli.main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_build_takes_the_ranges_that_were_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = ["--keep", "*.ff.net.2"]
+    found = shown(capsys, "calibrate", "--measure", "ranges", *ASKED, *keep)
+    ranges = read_ranges(folder / found["file"])
+    assert found["kept"][-1] == "*.ff.net.2"
+    assert found["inputs"].keys() == ranges.layers.keys()
+    assert all(len(stages) == 2 for stages in found["inputs"].values())
+    assert found["attention"] == {}
+    assert not any(name.endswith("ff.net.2") for name in ranges.layers)
+    given = ["--precision", "int8", "--ranges", found["file"], "--force", "--out", "b"]
+    shown(capsys, "build", *ASKED, *given)
+    record = shown(capsys, "inspect", "b")["quantized"]
+    assert record["ranges_sha256"] == ranges.digest()
+    assert record["kept"] == found["kept"]
+    assert cli.main(["inspect", "b"]) == 0
+    table = capsys.readouterr().out
+    assert "matrix products, recipe int8-smooth" in table
+    assert f"{record['ssim']:.3f}" in table
+
+
+def test_ranges_of_attention_are_measured_and_shown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["calibrate", "--measure", "ranges", *ASKED]
+    asked += ["--precision", "fp8", "--recipe", "fp8-attention", "--keep", "single*.attn"]
+    found = shown(capsys, *asked)
+    assert read_ranges(folder / found["file"]).attention.keys() == {
+        f"transformer_blocks.{index}.attn" for index in (0, 1)
+    }
+    assert len(found["attention"]) == 6
+    assert all(len(stages) == 2 for stages in found["attention"].values())
+    assert cli.main(asked) == 0
+    assert "28 layers, 6 operands of attention" in " ".join(capsys.readouterr().out.split())
+
+
+def test_sensitivity_names_every_group_and_its_pattern(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["calibrate", "--measure", "sensitivity", *ASKED]
+    arguments += ["--precision", "fp8", "--recipe", "fp8-attention"]
+    found = shown(capsys, *arguments)
+    assert json.loads((folder / found["file"]).read_text()) == {
+        name: value for name, value in found.items() if name != "file"
+    }
+    errors = [each["error"] for each in found["groups"]]
+    assert errors == sorted(errors, reverse=True)
+    assert 0 < errors[-1] < errors[0] < found["together"]
+    blocks = [each for each in found["groups"] if each["group"].startswith("block ")]
+    assert len(blocks) == 6
+    patterns = {each["group"]: each["pattern"] for each in found["groups"]}
+    for stack in ("transformer_blocks", "single_transformer_blocks"):
+        assert patterns[f"kind {stack}.attn"] == f"{stack}.*.attn"
+    assert cli.main(arguments) == 0
+    assert f"--keep '{found['groups'][0]['pattern']}'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ranges", "--energy", "0.5"], "--energy with --measure ranges"),
+        (["basis", "--precision", "int8"], "--precision with --measure basis"),
+        (["ranges", "--precision", "bf16"], "int8 or fp8"),
+        (["ranges", "--recipe", "fp8"], "--recipe fp8 with --precision int8"),
+        (["ranges", "--keep", "*"], "linear layers are kept"),
+        (["ranges", "--size", "65x65"], "65x65"),
+    ],
+)
+def test_a_wrong_request_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert cli.main(["calibrate", "--model", "flux-tiny", "--measure", *arguments]) == 2
+    assert words in capsys.readouterr().err
+    assert [path.name for path in (folder / "calibration").iterdir()] == ["flux-tiny-prompts.txt"]

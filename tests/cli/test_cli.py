@@ -1,0 +1,693 @@
+"""The command line: exit codes, one JSON object, refusals with a way out, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import fresco_trt
+from fresco_trt.backends.fake import FakeRunner
+from fresco_trt.bundle import open_bundle
+from fresco_trt.cli import display
+from fresco_trt.cli.main import main as cli
+from fresco_trt.errors import DiskFull, OutputNotWritable
+from fresco_trt.models.registry import model_facts
+from fresco_trt.models.weights import BUNDLED
+from fresco_trt.plan.cost import plan_summary
+from fresco_trt.plan.making import make_plan
+
+ROOT = Path(__file__).parents[2]
+TINY = BUNDLED / "flux-tiny"
+PROMPT = "a red apple on a plain blue background"
+COMMANDS = ("plan", "build", "generate", "verify", "inspect", "doctor", "calibrate", "bench")
+PATIENCE = 1200  # seconds, against a hang; nothing is measured
+
+_ERROR = re.compile(r"\Aerror: .+; expected .+\. Fix: .+\n\Z", re.DOTALL)
+
+
+class Ran:
+    """What a command said and its exit code."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> Any:
+        """Standard output, which must be one JSON object and nothing else, after success."""
+        assert self.code == 0, self.err
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+
+class Shell:
+    """Runs commands in this process, in an empty folder."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+        self._capsys, self.folder = capsys, folder
+
+    def __call__(self, *arguments: object) -> Ran:
+        self._capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        return Ran(code, *self._capsys.readouterr())
+
+    def left(self) -> list[str]:
+        """What lies in the folder."""
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.rglob("*"))
+
+
+@pytest.fixture
+def shell(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Shell:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return Shell(capsys, folder)
+
+
+def build_arguments(**options: object) -> list[str]:
+    """A build of two eager stages at 64x64, with other options in place of these."""
+    settings: dict[str, object] = {"stages": 2, "preset": "turbo", "size": "64x64"}
+    settings |= {"model": "flux-tiny", "backend": "eager", **options}
+    pairs = [(f"--{name}", str(value)) for name, value in settings.items() if value is not None]
+    return ["build", *(word for pair in pairs for word in pair)]
+
+
+def calibrate_arguments(measure: str, **options: object) -> list[str]:
+    """A calibration of the demo."""
+    pairs = [(f"--{name}", str(value)) for name, value in options.items()]
+    words = [word for pair in pairs for word in pair]
+    return ["calibrate", "--model", "flux-tiny", "--measure", measure, *words]
+
+
+# --- help -------------------------------------------------------------------------------------
+
+
+def test_no_arguments_show_help(shell: Shell) -> None:
+    ran = shell()
+    assert "Usage" in ran.out + ran.err
+    assert all(command in ran.out + ran.err for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(shell: Shell, command: str) -> None:
+    ran = shell(command, "--help")
+    assert ran.code == 0
+    assert "--json" in ran.out
+    assert ran.err == ""
+
+
+# --- results ----------------------------------------------------------------------------------
+
+
+def test_plan_json(shell: Shell) -> None:
+    found = shell("plan", "--model", "flux-tiny", "--stages", 3, "--steps", 28, "--json").json
+    assert {"model", "size", "nfe", "flops_ratio", "stages"} <= found.keys()
+    for stage in found["stages"]:
+        assert {"grid", "tokens", "steps", "sigma_start", "sigma_end", "actions"} <= stage.keys()
+    assert found["baseline"]["steps"] == 28
+    assert found["nfe"] == fresco_trt.plan("flux-tiny", stages=3).nfe
+
+
+def test_the_plan_table_has_every_stage(shell: Shell) -> None:
+    ran = shell("plan", "--model", "flux-tiny", "--stages", 3, "--size", "512x256")
+    assert ran.code == 0
+    for latents in ("32x16", "64x32", "128x64"):
+        assert latents in ran.out
+    assert "x fewer" in ran.out
+
+
+def test_the_plan_table_says_how_a_stage_is_mixed(shell: Shell) -> None:
+    ran = shell("plan", "--model", "flux", "--preset", "fresco-18")
+    assert ran.code == 0
+    assert "stage 2 is mixed: 768 coarse + 1024 fine tokens, positions in fine units" in ran.out
+    assert "refined 256 by converged-latent over 3 steps" in ran.out
+    assert "4.72x fewer" in ran.out
+    assert "mixed" not in shell("plan", "--model", "flux").out
+
+
+def test_the_plan_table_says_where_attention_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = model_facts("flux")
+    plan = replace(make_plan(facts, stages=3, preset="fresco-18"), positions="aligned")
+    display.plan_table(plan_summary(facts, plan))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1024 fine tokens, positions on each query's own grid" in out
+
+
+def test_plan_json_says_how_a_stage_is_mixed(shell: Shell) -> None:
+    found = shell("plan", "--model", "flux", "--preset", "fresco-18", "--json").json
+    assert [stage["refined"] for stage in found["stages"]] == [0, 256, 0]
+    assert found["transitions"][0]["refinements"] == [{"rule": "converged-latent", "count": 256}]
+    assert (found["positions"], found["solver"]) == ("fine", "euler")
+
+
+def test_plan_places_its_switches_by_delta(shell: Shell) -> None:
+    found = shell("plan", "--model", "flux", "--delta", 0.01, "--json").json
+    assert found["preset"] is None
+    switches = [each["sigma"] for each in found["transitions"]]
+    assert switches == pytest.approx([0.934, 0.853], abs=6e-4)
+
+
+def test_build_says_built_then_reused_then_what_differs(shell: Shell) -> None:
+    states = [
+        shell(*build_arguments(out="bundle", **change), "--json").json["bundles"][0]["state"]
+        for change in ({}, {}, {"preset": "fast"})
+    ]
+    assert states == ["built", "reused (same key)", "rebuilt: plan differs"]
+    ran = shell(*build_arguments(out="bundle"))
+    assert "rebuilt: plan differs, 2 engines" in ran.out
+    assert open_bundle("bundle").plan.preset == "turbo"
+
+
+def test_the_command_and_the_function_build_the_same(shell: Shell) -> None:
+    found = shell(*build_arguments(), "--json").json["bundles"][0]
+    assert Path(found["folder"]) == shell.folder / "engines" / "flux-tiny-64x64-2stage"
+    folder = fresco_trt.build(
+        "flux-tiny", stages=2, preset="turbo", size=(64, 64), backend="eager", out="other"
+    )
+    assert open_bundle(folder).manifest.key == found["key"]
+
+
+def test_a_dry_run_shows_every_size_and_writes_nothing(shell: Shell) -> None:
+    sizes = ("--size", "64x64", "--size", "128x64")
+    arguments = [*build_arguments(size=None, out="parent"), *sizes, "--dry-run"]
+    found = shell(*arguments, "--json").json["builds"]
+    assert [Path(each["out"]).name for each in found] == [
+        "flux-tiny-128x64-2stage",
+        "flux-tiny-64x64-2stage",
+    ]
+    assert {str(Path(each["out"]).parent) for each in found} == {"parent"}
+    for each in found:
+        for engine in each["engines"]:
+            assert engine["signature"]["inputs"][0]["shape"][1] == engine["tokens"]
+    table = shell(*arguments)
+    assert table.code == 0
+    for words in ("stage1.full", "stage2.full", "32x16", "128", "nothing there to reuse"):
+        assert words in table.out
+    assert shell.left() == []
+
+
+def test_a_dry_run_says_what_each_layout_takes(shell: Shell) -> None:
+    arguments = build_arguments(
+        model="flux", weights="random", size=None, stages=3, backend="onnxruntime"
+    )
+    table = shell(*arguments, "--dry-run")
+    assert table.code == 0
+    for words in ("estimates, layout shared", "4096", "512", "47.61 GB", "no earlier build"):
+        assert words in table.out
+    assert "parameters x bytes, exact" in table.out
+    found = shell(*arguments, "--dry-run", "--json").json["builds"][0]
+    (layout,) = found["layouts"]
+    assert layout["shared_bytes"] == 4 * model_facts("flux").parameters
+    assert [each["text_tokens"] for each in found["engines"]] == [512] * 3
+    assert shell.left() == []
+
+
+def test_a_dry_run_remembers_the_build_before(shell: Shell) -> None:
+    assert shell(*build_arguments(out="apple")).code == 0
+    table = shell(*build_arguments(out="pear"), "--dry-run")
+    assert "no earlier build" not in table.out
+    assert re.search(r"^built before: apple, \d+\.\d s in all$", table.out, re.MULTILINE)
+    other = shell(*build_arguments(out="pear", size="96x96"), "--dry-run")
+    assert other.out.count("no earlier build") == 2
+
+
+def test_fewer_blocks_are_called_so_by_every_command(shell: Shell) -> None:
+    words = (
+        "depth-reduced: 1 double-stream and 2 single-stream blocks as wide as those of flux-tiny"
+    )
+    arguments = build_arguments(weights="random", blocks="1,2", out="bundle")
+    assert words in shell(*arguments, "--dry-run").out
+    assert words in shell(*arguments).out
+    assert shell(*arguments, "--json").json["bundles"][0]["blocks"] == "1,2"
+    assert words in shell("inspect", "bundle").out
+    drawn = ("generate", "--engines", "bundle", "--prompt", PROMPT)
+    assert words in shell(*drawn).out
+    assert shell(*drawn, "--json").json["blocks"] == "1,2"
+    assert shell("verify", "--engines", "bundle", "--json").json["passed"] is True
+    assert "depth" not in shell(*build_arguments(out="whole")).out
+
+
+def test_a_build_says_what_it_took_of_the_memory(shell: Shell) -> None:
+    ran = shell(*build_arguments(out="bundle"))
+    assert re.search(r"^peak host memory \d+\.\d+ [GM]B", ran.out, re.MULTILINE)
+    peak = shell(*build_arguments(out="bundle"), "--json").json["peak"]
+    weights = 4 * model_facts("flux-tiny").parameters
+    assert peak["own_bytes"] > weights
+    assert peak.keys() == {"own_bytes", "children_bytes"}
+
+
+def test_build_places_its_switches_by_delta_as_plan_does(shell: Shell) -> None:
+    arguments = (*build_arguments(delta=0.05, out="bundle"), "--dry-run", "--json")
+    drawn_up = shell(*arguments).json["builds"][0]["plan"]
+    planned = ("--stages", 2, "--preset", "turbo", "--size", "64x64", "--delta", 0.05, "--json")
+    assert drawn_up == shell("plan", "--model", "flux-tiny", *planned).json
+    assert drawn_up["preset"] is None
+
+
+def test_generate_json(shell: Shell, eager_bundle: Path) -> None:
+    arguments = ("generate", "--engines", eager_bundle, "--prompt", PROMPT, "--seed", 7)
+    ran = shell(*arguments, "--out", "new/apple.png", "--preview", "--json")
+    found, plan = ran.json, open_bundle(eager_bundle).plan
+    assert {"image", "seed", "nfe", "seconds", "steps", "backend"} <= found.keys()
+    assert {"total", "text", "denoise", "decode"} <= found["seconds"].keys()
+    assert (found["seed"], found["nfe"], found["backend"]) == (7, plan.nfe, "eager")
+    assert len(found["steps"]) == plan.nfe
+    for step in found["steps"]:
+        assert {"stage", "sigma", "action", "seconds"} <= step.keys()
+    assert {step["stage"] for step in found["steps"]} == {1, 2, 3}
+    assert ran.err == ""
+
+
+def test_generate_writes_the_picture_and_a_preview_for_each_stage_but_the_last(
+    shell: Shell, eager_bundle: Path
+) -> None:
+    ran = shell(
+        *("generate", "--engines", eager_bundle, "--prompt", PROMPT),
+        *("--out", "new/apple.png", "--preview"),
+    )
+    assert ran.code == 0
+    names = ("apple.png", "apple.stage1.png", "apple.stage2.png")
+    assert shell.left() == ["new", *(f"new/{name}" for name in names)]
+    sizes = [size_of(shell.folder / "new" / name) for name in names]
+    assert sizes == [(64, 64), (16, 16), (32, 32)]
+    assert all(f"new/{name}" in ran.out for name in names)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return image.size
+
+
+def test_the_same_command_writes_the_same_bytes(shell: Shell, eager_bundle: Path) -> None:
+    pictures = []
+    for name in ("a.png", "b.png"):
+        shell("generate", "--engines", eager_bundle, "--prompt", PROMPT, "--out", name)
+        pictures.append((shell.folder / name).read_bytes())
+    assert pictures[0] == pictures[1]
+    assert shell.left() == ["a.png", "b.png"]
+
+
+def test_verify_json(shell: Shell, eager_bundle: Path) -> None:
+    found = shell("verify", "--engines", eager_bundle, "--json").json
+    assert found["passed"] is True
+    assert [each["engine"] for each in found["engines"]] == [f"stage{k}.full" for k in (1, 2, 3)]
+
+
+def test_verify_of_a_wrong_engine_reports_and_fails(
+    shell: Shell, eager_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def zero(bundle: Any, library: Any, scope: Any) -> Mapping[str, Any]:
+        records = bundle.manifest.engines
+        return {r.name: scope.enter_context(FakeRunner(r.signature)) for r in records}
+
+    monkeypatch.setattr("fresco_trt.pipelines.image.load_runners", zero)
+    ran = shell("verify", "--engines", eager_bundle, "--json")
+    assert ran.code == 1
+    assert json.loads(ran.out)["passed"] is False
+    assert _ERROR.match(ran.err)
+    assert "stage1.full" in ran.err
+    table = shell("verify", "--engines", eager_bundle)
+    assert table.code == 1
+    assert "FAILED" in table.out
+
+
+def test_inspect_shows_the_manifest(shell: Shell, eager_bundle: Path) -> None:
+    found = shell("inspect", eager_bundle, "--json").json
+    manifest = json.loads((eager_bundle / "manifest.json").read_text())
+    assert found == {"folder": str(eager_bundle), **manifest, "networks": {}}
+    table = shell("inspect", eager_bundle)
+    assert table.code == 0
+    assert "stage3.full" in table.out
+    assert manifest["key"][:16] in table.out
+
+
+def test_doctor_shows_every_backend(shell: Shell) -> None:
+    names = [each["name"] for each in shell("doctor", "--json").json["backends"]]
+    table = shell("doctor")
+    assert all(name in table.out for name in names)
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+WORDS: list[tuple[list[str], list[str]]] = [
+    (["plan", "--model", "flux-tinny"], ["flux-tinny", "did you mean flux-tiny"]),
+    (["plan", "--model", "flux-tiny", "--preset", "slow"], ["slow", "balanced"]),
+    (["plan", "--model", "flux-tiny", "--stages", "9"], ["9 stages", "--stages 3"]),
+    (["plan", "--model", "flux-tiny", "--size", "250x250"], ["250x250", "--size 224x224"]),
+    (["plan", "--model", "flux-tiny", "--size", "64"], ["'64'", "WIDTHxHEIGHT"]),
+    (["plan", "--model", "flux-tiny", "--steps", "0"], ["0 steps"]),
+    (["plan", "--model", "flux", "--delta", "1.5"], ["--delta 1.5", "between 0.01 and 0.2"]),
+    (["plan", "--model", "flux", "--shift", "0"], ["--shift 0", "3.16"]),
+    (["plan", "--model", "flux", "--shift", "nan"], ["--shift nan", "3.16"]),
+    (["plan", "--model", "flux", "--delta", "nan"], ["--delta nan", "between 0.01 and 0.2"]),
+    (["plan", "--model", "flux", "--stages", "1", "--delta", "0.1"], ["no switch", "--stages 2"]),
+    (
+        ["plan", "--model", "flux", "--preset", "fresco-11", "--delta", "0.1"],
+        ["mixed", "--preset balanced"],
+    ),
+    (
+        ["plan", "--model", "flux-tiny", "--size", "64x64", "--size", "128x128"],
+        ["2 sizes", "one size at a time"],
+    ),
+    (build_arguments(model="flux-tinny"), ["flux-tinny"]),
+    (build_arguments(preset="slow"), ["slow"]),
+    (build_arguments(stages=9), ["9 stages"]),
+    (build_arguments(delta=0.0), ["--delta 0", "between 0.01 and 0.2"]),
+    (build_arguments(stages=1, delta=0.1), ["no switch", "--stages 2"]),
+    (build_arguments(size="100x100"), ["100x100", "--size 96x96"]),
+    (build_arguments(size="64by64"), ["64by64"]),
+    (build_arguments(steps=9), ["--steps 9 with 2 stages", "leave --steps out"]),
+    (build_arguments(backend="abacus"), ["abacus", "onnxruntime"]),
+    (build_arguments(blocks="1,1"), ["--blocks 1,1 without", "--weights random"]),
+    (build_arguments(blocks="1,1", weights=TINY), ["--blocks 1,1 with weights", "random"]),
+    (build_arguments(blocks="1", weights="random"), ["--blocks 1;", "--blocks 1,1"]),
+    (build_arguments(blocks="3,1", weights="random"), ["--blocks 3,1 of flux-tiny", "to 2,4"]),
+    (build_arguments(precision="fp8"), ["--precision fp8", "bf16"]),
+    (build_arguments(recipe="int8"), ["--recipe int8 with --precision fp32"]),
+    (build_arguments(keep="*"), ["--keep with --precision fp32", "--precision int8"]),
+    (build_arguments(ranges="r"), ["--ranges with --precision fp32"]),
+    (
+        build_arguments(backend="onnxruntime", precision="int8", ranges="absent"),
+        ["absent cannot be used", "calibrate --measure ranges"],
+    ),
+    (
+        build_arguments(backend="tensorrt-rtx", precision="fp8", target="sm86"),
+        ["fp8 for sm86", "sm89"],
+    ),
+    (build_arguments(cache="hicach"), ["--cache hicach", "did you mean hicache"]),
+    (build_arguments(interval=2), ["--interval without a cache", "--cache hicache"]),
+    (build_arguments(cache="taylor", interval=1), ["skips none", "--interval 2"]),
+    (build_arguments(cache="taylor", actions="BF,FF"), ["--actions BF,FF", "one a stage"]),
+    (build_arguments(cache="taylor", order=4), ["--order 4", "1 or 2 or 3"]),
+    (build_arguments(cache="taylor", basis="b.safetensors"), ["--basis", "--cache svd"]),
+    (build_arguments(cache="svd", warmup=1, basis="b.safetensors"), ["b.safetensors", "calibrate"]),
+    (["plan", "--model", "flux", "--cache", "reuse", "--actions", "FB"], ["of 2 steps", "3 words"]),
+    (calibrate_arguments("size"), ["--measure size", "spectrum, basis, skips"]),
+    (calibrate_arguments("spectrum", energy=0.5), ["--energy", "pass --measure basis"]),
+    (calibrate_arguments("basis", scenes=5), ["--scenes", "pass --measure spectrum"]),
+    (calibrate_arguments("basis", energy=2), ["energy of 2"]),
+    (calibrate_arguments("basis", prompts="no.txt"), ["no.txt", "one prompt a line"]),
+    (calibrate_arguments("basis", cache="svd"), ["--cache", "pass --measure skips"]),
+    (calibrate_arguments("skips", cache="hicach"), ["did you mean hicache"]),
+    (calibrate_arguments("basis", order=1), ["--order", "pass --measure skips"]),
+    (calibrate_arguments("skips", cache="reuse", order=1), ["--order 1", "pass --order 0"]),
+    (calibrate_arguments("skips", stages=9), ["9 stages"]),
+    (build_arguments(backend="onnxruntime", target="sm89"), ["--target sm89", "no target"]),
+    (build_arguments(graphs="onnx"), ["--graphs onnx", "--backend onnxruntime"]),
+    (build_arguments(weights="absent"), ["absent does not exist", "--weights random"]),
+    (build_arguments(weights=TINY / "vae"), ["AutoencoderKL", "--model"]),
+    (build_arguments(model="flux", size=None), ["black-forest-labs/FLUX.1-dev", str(BUNDLED)]),
+    (["generate", "--engines", "absent", "--prompt", "a cat"], ["'absent'", "fresco-trt build"]),
+    (["verify", "--engines", "absent"], ["'absent'", "fresco-trt build"]),
+    (["verify", "--engines", "absent", "--tolerance", "nan"], ["tolerance nan"]),
+    (["verify", "--engines", "absent", "--seed", "-1"], ["seed -1"]),
+    (["inspect", "absent"], ["'absent'", "fresco-trt build"]),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), WORDS)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_wrong_request_is_refused_with_a_way_out(
+    shell: Shell, arguments: list[str], words: list[str], as_json: bool
+) -> None:
+    ran = shell(*arguments, *(["--json"] if as_json else []))
+    assert ran.code == 2
+    assert _ERROR.match(ran.err), ran.err
+    assert all(word in ran.err for word in words), ran.err
+    assert ran.out == ""
+    assert shell.left() == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["draw"],
+        ["plan"],
+        ["plan", "--model", "flux-tiny", "--stages", "three"],
+        ["plan", "--model", "flux-tiny", "--colour", "red"],
+        ["generate", "--engines", "absent", "--prompt", "a cat", "--seed", "many"],
+    ],
+)
+def test_a_wrong_word_is_refused_with_the_usage(shell: Shell, arguments: list[str]) -> None:
+    ran = shell(*arguments)
+    assert ran.code == 2
+    assert "Usage" in ran.err
+    assert "Traceback" not in ran.err
+    assert ran.out == ""
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_guidance_out_of_range_is_refused(shell: Shell, eager_bundle: Path, value: str) -> None:
+    ran = shell("generate", "--engines", eager_bundle, "--prompt", "a cat", "--guidance", value)
+    assert ran.code == 2
+    assert _ERROR.match(ran.err)
+    assert shell.left() == []
+
+
+def test_a_damaged_bundle_is_refused(shell: Shell, eager_bundle: Path) -> None:
+    bundle = shutil.copytree(eager_bundle, shell.folder.parent / "damaged")
+    with (bundle / "transformer" / "config.json").open("r+b") as file:
+        file.write(b" ")
+    for command in (["generate", "--prompt", "a cat", "--engines"], ["verify", "--engines"]):
+        ran = shell(*command, bundle)
+        assert ran.code == 2
+        assert _ERROR.match(ran.err)
+        assert "transformer/config.json" in ran.err
+    assert shell("inspect", bundle).code == 2
+    assert shell.left() == []
+
+
+def test_a_file_where_the_bundle_should_go_stays(shell: Shell) -> None:
+    (shell.folder / "bundle").write_text("mine")
+    ran = shell(*build_arguments(out="bundle"))
+    assert ran.code == 2
+    assert _ERROR.match(ran.err)
+    assert (shell.folder / "bundle").read_text() == "mine"
+    assert shell.left() == ["bundle"]
+
+
+# --- the picture's place ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("apple.jpg", "ending in .png"),
+        ("apple", "ending in .png"),
+        ("folder.png", "it is a folder"),
+        ("file/apple.png", "Not a directory"),
+        ("file/deeper/apple.png", "Not a directory"),
+        ("/proc/apple.png", "cannot be written"),
+        (f"{'a' * 300}.png", "too long"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_before_engines_are_loaded(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, out: str, words: str
+) -> None:
+    (shell.folder / "folder.png").mkdir()
+    (shell.folder / "file").touch()
+    monkeypatch.delattr("fresco_trt.pipelines.image.FrescoPipeline.from_bundle")
+    ran = shell("generate", "--engines", "anything", "--prompt", "a cat", "--out", out)
+    assert ran.code == 2
+    assert _ERROR.match(ran.err)
+    assert words in ran.err
+    assert shell.left() == ["file", "folder.png"]
+
+
+def test_a_refused_request_makes_no_folder_for_its_picture(shell: Shell) -> None:
+    ran = shell("generate", "--engines", "absent", "--prompt", "a cat", "--out", "new/apple.png")
+    assert ran.code == 2
+    assert shell.left() == []
+
+
+class Unwritable:
+    """A picture whose encoder fails halfway."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def save(self, path: Path, format: str) -> None:
+        path.write_bytes(b"half")
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(28, "No space left on device"), DiskFull),
+        (OSError(5, "Input/output error"), OutputNotWritable),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_half_a_picture_is_never_left(
+    tmp_path: Path, error: BaseException, raised: type[BaseException]
+) -> None:
+    (tmp_path / "apple.png").write_text("old")
+    picture: Any = Unwritable(error)
+    with pytest.raises(raised):
+        cli.save_picture(picture, tmp_path / "apple.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["apple.png"]
+    assert (tmp_path / "apple.png").read_text() == "old"
+
+
+# --- prompts ----------------------------------------------------------------------------------
+
+
+def drawn(shell: Shell, bundle: Path, prompt: str) -> list[str]:
+    """The lines on standard error of a successful drawing."""
+    ran = shell("generate", "--engines", bundle, "--prompt", prompt, "--out", "a.png", "--json")
+    assert ran.json["image"] == "a.png"
+    return ran.err.splitlines()
+
+
+def test_a_long_prompt_draws_with_one_warning_for_each_encoder(
+    shell: Shell, eager_bundle: Path
+) -> None:
+    said = drawn(shell, eager_bundle, "a red apple and " * 300)
+    assert [line.split(":")[0] for line in said] == ["warning", "warning"]
+    assert "pooled encoder takes 32" in said[0]
+    assert "sequence encoder takes 128" in said[1]
+
+
+def test_an_unknown_word_draws_with_a_warning(shell: Shell, eager_bundle: Path) -> None:
+    said = drawn(shell, eager_bundle, "a [bold]zebra[/bold] on a plain blue background")
+    assert len(said) == 1
+    assert said[0].startswith("warning: ")
+    assert "[bold]zebra[/bold]" in said[0]
+
+
+@pytest.mark.parametrize("prompt", ["", " ", PROMPT])
+def test_a_readable_prompt_draws_without_a_word(
+    shell: Shell, eager_bundle: Path, prompt: str
+) -> None:
+    assert drawn(shell, eager_bundle, prompt) == []
+
+
+def test_bytes_that_are_no_text_are_refused(shell: Shell, eager_bundle: Path) -> None:
+    ran = shell("generate", "--engines", eager_bundle, "--prompt", "a cat \udcff")
+    assert ran.code == 2
+    assert _ERROR.match(ran.err)
+    assert shell.left() == []
+
+
+# --- what surrounds a command -----------------------------------------------------------------
+
+
+def test_the_callers_warnings_are_left_as_they_were(shell: Shell) -> None:
+    before = warnings.showwarning, list(warnings.filters)
+    shell("plan", "--model", "flux-tiny")
+    assert (warnings.showwarning, list(warnings.filters)) == before
+
+
+def test_bars_are_drawn_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with display.progress() as report:
+        report("nothing to see", 0.5)
+    assert capsys.readouterr() == ("", "")
+    terminal = Console(stderr=True, force_terminal=True, width=80)
+    monkeypatch.setattr(display, "_err", lambda: terminal)
+    with display.progress() as report:
+        report("first [phase]", 0.5)
+        report("second", 1.0)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "first [phase]" in shown.err
+    assert "second" in shown.err
+
+
+def test_a_phase_is_over_when_the_next_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=open(os.devnull, "w"), force_terminal=True)  # noqa: PTH123, SIM115
+    monkeypatch.setattr(display, "_err", lambda: terminal)
+    tasks: Any = {}
+    from rich.progress import Progress
+
+    with terminal.file, Progress(console=terminal) as bars:
+        for phase, fraction in (("first", 0.5), ("second", 0.2), ("second", 0.4)):
+            display._advance(bars, tasks, phase, fraction)
+        assert [task.completed for task in bars.tasks] == [1.0, 0.4]
+
+
+def start(*arguments: object, folder: Path) -> subprocess.Popen[str]:
+    """A command in a process of its own, in ``folder``."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-m", "fresco_trt.cli.main", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_fresh_process_prints_one_json_object_and_nothing_else(
+    tmp_path: Path, onnx_bundle: Path
+) -> None:
+    arguments = ("generate", "--engines", onnx_bundle, "--prompt", PROMPT, "--json")
+    process = start(*arguments, folder=tmp_path)
+    out, err = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, err) == (0, "")
+    assert json.loads(out)["backend"] == "onnxruntime"
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+
+
+def test_an_interrupted_build_keeps_the_old_bundle_and_says_so(
+    tmp_path: Path, eager_bundle: Path
+) -> None:
+    old = shutil.copytree(eager_bundle, tmp_path / "bundle")
+    before = (old / "manifest.json").read_bytes()
+    arguments = build_arguments(backend="onnxruntime", stages=3, out="bundle")
+    process = start(*arguments, folder=tmp_path)
+    deadline = time.monotonic() + PATIENCE
+    while not list(tmp_path.glob(".bundle.partial-*/.work-*")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE)
+    # An interrupt that meets Python inside exec() is handled, and still sets a flag that ends the
+    # process by the signal; shells report 130 either way.
+    assert process.returncode in (130, -signal.SIGINT), err
+    assert "Traceback" not in err
+    assert err.endswith("kept\n")
+    assert out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert (old / "manifest.json").read_bytes() == before
+
+
+# --- a model over another's parts -------------------------------------------------------------
+
+
+def test_a_student_goes_from_plan_to_verified_picture(shell: Shell) -> None:
+    asked = ("--model", "flux-tiny-turbo", "--stages", 2, "--preset", "balanced", "--size", "64x64")
+    planned = shell("plan", *asked, "--json").json
+    assert planned["flops_ratio"] > 1  # over the four steps that are its own
+    assert shell("build", *asked, "--backend", "onnxruntime", "--json").code == 0
+    bundle = "engines/flux-tiny-turbo-64x64-2stage"
+    drawn = shell("generate", "--engines", bundle, "--prompt", PROMPT, "--json").json
+    assert drawn["nfe"] == planned["nfe"]
+    assert shell("verify", "--engines", bundle, "--json").code == 0
+    shown = shell("inspect", bundle, "--json").json
+    assert shown["model"]["name"] == "flux-tiny-turbo"
+    other = shell("build", *("--model", "flux-tiny"), *asked[2:], "--out", "teacher", "--json")
+    weights = shell("inspect", "teacher", "--json").json["model"]["weights_sha256"]
+    assert other.code == 0
+    assert shown["model"]["weights_sha256"] != weights

@@ -1,0 +1,97 @@
+"""Steps to skip: a looser tolerance skips more, and what is predicted is judged by its velocity."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fresco_trt
+from fresco_trt.errors import CalibrationError
+from fresco_trt.lower.calibrate import run_features as features
+from fresco_trt.lower.calibrate.basis import Reference
+from fresco_trt.lower.calibrate.cache_schedule import measure_skips
+from fresco_trt.lower.calibrate.options import Options
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.model import load_transformer
+from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.plan.caching import DEFAULTS
+from fresco_trt.plan.stages import StagePlan
+
+MODEL = load_transformer(None, FLUX_TINY)
+REFERENCE = Reference(
+    facts=FLUX_TINY,
+    transformer=MODEL,
+    weights_sha256=weights_digest(MODEL),
+    pipeline=BUNDLED / "flux-tiny",
+    prompts=("a star on a plain red background", "a cat on a checked blue background"),
+)
+PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="quality", size=(64, 64))
+
+
+def test_a_looser_tolerance_skips_at_least_as_much() -> None:
+    lists = measure_skips(REFERENCE, PLAN, DEFAULTS["taylor"], (1e-9, 0.1, 1e9))
+    strict, between, loose = lists
+    assert strict.full_steps == PLAN.nfe
+    assert strict.full_steps >= between.full_steps >= loose.full_steps == len(PLAN.stages)
+    for each in lists:
+        assert [len(word) for word in each.actions] == [stage.steps for stage in PLAN.stages]
+        assert all(word[0] == "F" for word in each.actions)
+
+
+def test_a_step_is_skipped_exactly_where_its_error_is_allowed() -> None:
+    (found,) = measure_skips(REFERENCE, PLAN, DEFAULTS["reuse"], (0.15,))
+    for word, errors in zip(found.actions, found.errors, strict=True):
+        assert errors[0] is None
+        for letter, error in zip(word[1:], errors[1:], strict=True):
+            assert error is not None
+            assert (letter == "B") == (error <= 0.15)
+
+
+def test_the_list_makes_a_plan() -> None:
+    (found,) = measure_skips(REFERENCE, PLAN, DEFAULTS["hicache"], (0.3,))
+    planned = fresco_trt.plan(
+        "flux-tiny",
+        stages=2,
+        preset="quality",
+        size=(64, 64),
+        cache="hicache",
+        actions=found.actions,
+    )
+    assert planned.full_steps == found.full_steps < planned.nfe
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -0.1, float("inf"), float("nan")])
+def test_impossible_tolerances_are_refused(tolerance: float) -> None:
+    with pytest.raises(CalibrationError, match="tolerance"):
+        measure_skips(REFERENCE, PLAN, DEFAULTS["reuse"], (tolerance,))
+
+
+def test_the_command_stores_what_it_measured_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a star on a plain red background\n", encoding="utf-8")
+
+    def small(facts: Any, **options: Any) -> StagePlan:
+        return fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
+
+    monkeypatch.setattr(import_module("fresco_trt.plan.making"), "make_plan", small)
+    options = Options(
+        model="flux-tiny",
+        measure="skips",
+        prompts=prompts,
+        tolerance=0.2,
+        cache="svd",
+        order=1,
+        out=tmp_path,
+    )
+    document = features.run_skips(options, lambda *_: None)
+    stored = json.loads((tmp_path / "flux-tiny-3stage-balanced-svd-order1-skips.json").read_text())
+    assert stored == json.loads(json.dumps(document))
+    assert (stored["stages"], stored["prompts"], stored["steps"]) == (2, 1, small(None).nfe)
+    assert [each["tolerance"] for each in stored["skips"]] == [0.2]
+    assert (stored["cache"]["name"], stored["cache"]["order"]) == ("svd", 1)

@@ -1,0 +1,243 @@
+"""Quantised builds: judged before they are published, refused with a way out, or forced."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fresco_trt
+from fresco_trt import verify
+from fresco_trt.bundle import open_bundle
+from fresco_trt.errors import (
+    CalibrationError,
+    IncompatibleOptions,
+    QualityTooLow,
+    UnsupportedPrecision,
+)
+from fresco_trt.lower import gather
+from fresco_trt.lower.build import BuildRequest, QuantChoice, run
+from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
+from fresco_trt.lower.quantize.gate import Verdict
+from fresco_trt.lower.quantize.qdq import quantisation as quantized
+from fresco_trt.lower.request import resolve
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.plan.caching import CacheChoice
+from fresco_trt.verify import verify_bundle
+
+
+@pytest.fixture(autouse=True)
+def two_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few prompts: what is judged here is the gate."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("a star on a plain red background\na cat on a checked blue background\n")
+    monkeypatch.setattr(gather, "default_prompts", lambda model: path)
+
+
+def request(out: Path, **options: Any) -> BuildRequest:
+    settings: dict[str, Any] = {
+        "model": "flux-tiny",
+        "stages": 2,
+        "preset": "turbo",
+        "size": (64, 64),
+        "precision": "int8",
+        "out": out,
+    }
+    return BuildRequest(**(settings | options))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An int8 bundle of two small stages with a cache, whatever its quality."""
+    folder = tmp_path_factory.mktemp("int8") / "bundle"
+    path = folder.parent / "prompts.txt"
+    # Of one prompt the ranges would clip what another one needs.
+    path.write_text("".join(f"{each}\n" for each in read_prompts(default_prompts("flux-tiny"))[:4]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gather, "default_prompts", lambda model: path)
+        cache = CacheChoice(name="reuse", interval=2, warmup=1)
+        run(request(folder, quant=QuantChoice(force=True), cache=cache))
+    return folder
+
+
+def test_the_manifest_says_what_was_quantised_and_how_well(bundle: Path) -> None:
+    record = open_bundle(bundle).manifest.quantized
+    assert record is not None
+    assert record.recipe == "int8-smooth"
+    assert record.bytes <= 0.27 * record.float32_bytes
+    for name in ("stage1.full", "stage2.full"):
+        assert record.products[name]["int8"] == 28
+    assert "int8" not in record.products["stage1.bypass"]
+    assert record.judged_by == "engines"
+    assert 0 < record.lowest <= record.ssim < 1
+    assert record.forced == (record.ssim < record.threshold)
+    assert record.errors.keys() == record.products.keys()
+
+
+def test_attention_in_codes_is_judged_like_any_recipe(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"precision": "fp8", "preset": None, "stages": 1, "steps": 8}
+    attention = QuantChoice(recipe="fp8-attention")
+    built = run(request(tmp_path / "b", quant=attention, **options))  # it passes the gate
+    record = built.bundle.manifest.quantized
+    assert record is not None
+    assert record.recipe == "fp8-attention"
+    assert record.products["stage1.full"] == {"fp8": 40, "float": 34}
+    assert record.bytes <= 0.27 * record.float32_bytes
+    assert record.judged_by == "engines"
+    assert record.threshold <= record.ssim < 1
+    assert not record.forced
+    assert 0.01 < record.errors["stage1.full"] < 0.4
+    verify_bundle(built.bundle.folder).require()
+    assert run(request(tmp_path / "b", quant=attention, **options)).reused
+    plain = run(request(tmp_path / "b", quant=QuantChoice(), **options))
+    assert plain.state == "rebuilt: quantisation differs"
+    layers = plain.bundle.manifest.quantized
+    assert layers is not None
+    assert layers.products["stage1.full"] == {"fp8": 28, "float": 46}
+    assert (layers.bytes, layers.float32_bytes) == (record.bytes, record.float32_bytes)
+    print(f"mean SSIM {record.ssim:.3f}, with the layers alone {layers.ssim:.3f}")
+
+
+def test_its_engines_are_verified_at_a_tolerance_of_their_own(bundle: Path) -> None:
+    outcome = verify_bundle(bundle)
+    assert outcome.tolerance == verify.TOLERANCES["int8"]
+    outcome.require()
+    errors = {each.engine: each.relative for each in outcome.engines}
+    assert errors["stage1.full"] > verify.TOLERANCES["fp32"]
+    assert errors["stage1.bypass"] < verify.TOLERANCES["fp32"]
+
+
+def test_it_draws(bundle: Path) -> None:
+    with fresco_trt.FrescoPipeline.from_bundle(bundle) as pipe:
+        assert pipe("a star on a plain red background", seed=1).images[0].size == (64, 64)
+
+
+def test_a_bundle_that_draws_other_pictures_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized, "THRESHOLD", 1.0)
+    out = tmp_path / "out" / "bundle"
+    with pytest.raises(QualityTooLow) as caught:
+        run(request(out))
+    assert list(out.parent.iterdir()) == []
+    said = str(caught.value)
+    assert "mean SSIM 0." in said
+    assert "worst engine stage" in said
+    assert "worst group" in said
+    assert "--keep '" in caught.value.fix
+    assert "--force" in caught.value.fix
+    built = run(request(out, quant=QuantChoice(force=True)))
+    assert built.bundle.manifest.quantized is not None
+    assert built.bundle.manifest.quantized.forced
+    assert run(request(out, quant=QuantChoice(force=True))).reused
+    with pytest.raises(QualityTooLow):  # what was forced once is not taken for sound later
+        run(request(out))
+    assert open_bundle(out).manifest == built.bundle.manifest
+
+
+def test_engines_that_give_no_numbers_are_refused_even_by_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Verdict(ssim=0.99, lowest=0.98, errors={"stage1.full": 0.1, "stage2.full": math.inf})
+    monkeypatch.setattr(quantized, "judge", lambda *_, **__: broken)
+    with pytest.raises(QualityTooLow, match=r"stage2.full gives values that are not finite"):
+        run(request(tmp_path / "b", quant=QuantChoice(force=True)))
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_is_kept_stays_in_float(tmp_path: Path) -> None:
+    kept = ("single_transformer_blocks.*", "*.to_v")
+    built = run(request(tmp_path / "b", quant=QuantChoice(keep=kept, force=True)))
+    record = built.bundle.manifest.quantized
+    assert record is not None
+    assert record.kept[-2:] == kept
+    assert record.products["stage1.full"]["int8"] == 14
+    again = run(request(tmp_path / "b", quant=QuantChoice(keep=kept, force=True)))
+    assert again.reused
+    other = run(request(tmp_path / "b", quant=QuantChoice(force=True)))
+    assert other.state == "rebuilt: quantisation differs"
+
+
+@pytest.mark.slow
+def test_torchs_engines_multiply_fp8_codes(tmp_path: Path) -> None:
+    options = {"backend": "inductor", "precision": "fp8", "preset": None, "stages": 1, "steps": 3}
+    built = run(request(tmp_path / "b", quant=QuantChoice(force=True), **options))
+    record = built.bundle.manifest.quantized
+    assert record is not None
+    assert record.products["stage1.full"]["fp8"] == 28
+    assert record.bytes <= 0.27 * record.float32_bytes
+    assert record.judged_by == "engines"
+    stored = {file.path: file.bytes for file in built.bundle.manifest.files}
+    weights = next(size for path, size in stored.items() if path.startswith("transformer/diff"))
+    kept = 4 * FLUX_TINY.parameters - record.float32_bytes
+    assert weights == pytest.approx(record.bytes + kept, rel=0.01)
+    verify_bundle(built.bundle.folder).require()
+
+
+def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -> None:
+    from fresco_trt.lower.calibrate.amax import measure_ranges
+    from fresco_trt.models.flux.facts import FLUX_TINY
+    from fresco_trt.models.flux.model import load_transformer
+    from fresco_trt.models.weights import BUNDLED, weights_digest
+    from fresco_trt.plan.recipes import RECIPES
+
+    model = load_transformer(None, FLUX_TINY)
+    reference = Reference(
+        facts=FLUX_TINY,
+        transformer=model,
+        weights_sha256=weights_digest(model),
+        pipeline=BUNDLED / "flux-tiny",
+        prompts=read_prompts(default_prompts("flux-tiny"))[:1],
+    )
+    plan = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
+    kept = FLUX_TINY.high_precision
+    ranges = measure_ranges(reference, plan, RECIPES["int8-smooth"], kept, lambda *_: None)
+    path = tmp_path / "ranges.safetensors"
+    ranges.store(path)
+    built = run(request(tmp_path / "b", quant=QuantChoice(ranges=path, force=True)))
+    record = built.bundle.manifest.quantized
+    assert record is not None
+    assert record.ranges_sha256 == ranges.digest()
+    stale = request(tmp_path / "c", preset="fast", quant=QuantChoice(ranges=path))
+    with pytest.raises(CalibrationError, match="ranges of plan"):
+        run(stale)
+    assert not (tmp_path / "c").exists()
+
+
+def test_without_prompts_nothing_is_written(tmp_path: Path, monkeypatch: Any) -> None:
+    empty = tmp_path / "none.txt"
+    empty.write_text("\n")
+    monkeypatch.setattr(gather, "default_prompts", lambda model: empty)
+    with pytest.raises(CalibrationError, match="without a prompt"):
+        run(request(tmp_path / "b"))
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp32", "quant": QuantChoice(keep=("*",))}, "--keep with --precision fp32"),
+        ({"precision": "bf16", "quant": QuantChoice(force=True)}, "bf16 with the backend"),
+        ({"quant": QuantChoice(recipe="fp8")}, "--recipe fp8 with --precision int8"),
+        ({"quant": QuantChoice(ranges=Path("r"), keep=("*",))}, "--keep .* with --ranges r"),
+        ({"backend": "eager"}, "int8 with the backend eager"),
+        (
+            {
+                "backend": "inductor",
+                "precision": "fp8",
+                "quant": QuantChoice(recipe="fp8-attention"),
+            },
+            "fp8-attention with the backend inductor",
+        ),
+        (
+            {"precision": "fp8", "backend": "tensorrt-rtx", "targets": ("sm86", "sm120")},
+            "fp8 for sm86",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_while_planning(options: dict[str, Any], words: str) -> None:
+    with pytest.raises((IncompatibleOptions, UnsupportedPrecision), match=words) as caught:
+        resolve(request(Path("b"), **options))
+    assert caught.value.exit_code == 2

@@ -1,0 +1,532 @@
+"""One line on a diffusers pipeline: the plain picture in one stage, arguments honoured or refused.
+
+On flux-tiny at 64x64, with few steps and short texts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import fresco_trt
+from fresco_trt.bundle.svd_basis import Basis, BasisRecord
+from fresco_trt.errors import (
+    BundleNotFound,
+    CalibrationError,
+    DigestMismatch,
+    FrescoError,
+    IncompatibleOptions,
+    PlanError,
+    UnknownModel,
+    UnknownPreset,
+    UnsupportedSize,
+    UnsupportedStages,
+)
+from fresco_trt.models.flux.config import transformer_config
+from fresco_trt.models.registry import model_facts
+from fresco_trt.models.weights import weights_digest
+from fresco_trt.pipelines.diffusers.fit import facts_of
+from fresco_trt.pipelines.image import guidance_of
+
+PROMPT = "a red apple on a blue background"
+FACTS = model_facts("flux-tiny")
+TURBO = fresco_trt.plan("flux-tiny", stages=3, preset="turbo", size=(64, 64))
+
+
+def new_pipe() -> Any:
+    import diffusers
+
+    untyped: Any = diffusers
+    folder = fresco_trt.pretrained("flux-tiny")
+    pipe = untyped.FluxPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def shared() -> Any:
+    return new_pipe()
+
+
+@pytest.fixture
+def pipe(shared: Any) -> Iterator[Any]:
+    """A pipeline that is plain before and after the test."""
+    yield shared
+    fresco_trt.disable(shared)
+
+
+def seeded(seed: int = 7) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def call(pipe: Any, **given: Any) -> Any:
+    """A call at 64x64 with a short text, as changed."""
+    basics = {"prompt": PROMPT, "height": 64, "width": 64, "max_sequence_length": 32}
+    given = {**basics, "generator": seeded(), **given}
+    return pipe(**{name: value for name, value in given.items() if value is not ...})
+
+
+def pixels(pipe: Any, **given: Any) -> Any:
+    return np.asarray(call(pipe, **given).images[0]).astype(int)
+
+
+# --- laws -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [{}, {"num_inference_steps": 3, "guidance_scale": 1.5}])
+def test_one_stage_draws_the_pipelines_own_picture(pipe: Any, given: dict[str, Any]) -> None:
+    plain = pixels(pipe, **given)
+    fresco_trt.enable(pipe, stages=1)
+    assert np.abs(pixels(pipe, **given) - plain).max() <= 2
+
+
+def test_the_usual_call_means_the_same(pipe: Any) -> None:
+    """Sizes that are no square, a list of one, positional arguments, a generator already used."""
+    used = [seeded(), seeded()]
+    for generator in used:
+        torch.randn(5, generator=generator)
+    given = {"height": 96, "prompt": [PROMPT], "num_inference_steps": 2, "output_type": "np"}
+    plain = call(pipe, **given, generator=[used[0]]).images
+    fresco_trt.enable(pipe, stages=1)
+    ours = call(pipe, **given, generator=[used[1]]).images
+    assert ours.shape == plain.shape == (1, 96, 64, 3)
+    assert np.abs(ours - plain).max() * 255 <= 2
+    assert torch.equal(torch.randn(3, generator=used[0]), torch.randn(3, generator=used[1]))
+    steps = {"num_inference_steps": 1, "max_sequence_length": 32, "return_dict": False}
+    assert pipe(PROMPT, None, None, None, 1.0, 64, 64, **steps)[0][0].size == (64, 64)
+
+
+@pytest.mark.parametrize("output_type", ["pt", "latent"])
+def test_outputs_have_diffusers_own_form(pipe: Any, output_type: str) -> None:
+    given = {"num_inference_steps": 2, "output_type": output_type, "return_dict": False}
+    (plain,) = call(pipe, **given)
+    fresco_trt.enable(pipe, stages=1)
+    (ours,) = call(pipe, **given)
+    assert (ours.shape, ours.dtype) == (plain.shape, plain.dtype)
+    torch.testing.assert_close(ours, plain, atol=1e-3, rtol=0)
+
+
+def test_embeddings_and_latents_are_taken_as_they_are(pipe: Any) -> None:
+    embeds, pooled, _ = pipe.encode_prompt(PROMPT, None, max_sequence_length=24)
+    latents, _ = pipe.prepare_latents(1, 4, 64, 64, torch.float32, "cpu", seeded())
+    given = {"num_inference_steps": 2, "prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+    given |= {"prompt": None, "latents": latents, "generator": None}
+    plain = pixels(pipe, **given)
+    fresco_trt.enable(pipe, stages=1)
+    assert np.abs(pixels(pipe, **given) - plain).max() <= 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"cache": "hicache"}, {"stages": 2, "preset": "quality", "cache": "taylor", "order": 1}],
+)
+def test_stages_and_caches_draw_what_the_plan_says(pipe: Any, options: dict[str, Any]) -> None:
+    fresco_trt.enable(pipe, **{"stages": 3, "preset": "turbo", **options})
+    wanted = fresco_trt.plan(
+        "flux-tiny", size=(64, 64), **{"stages": 3, "preset": "turbo", **options}
+    )
+    first = pixels(pipe, num_inference_steps=wanted.nfe)
+    assert (pixels(pipe) == first).all()
+    assert (pixels(pipe, generator=seeded(8)) != first).any()
+
+
+def test_staged_pictures_are_those_of_our_own_pipeline(pipe: Any, eager_bundle: Path) -> None:
+    with fresco_trt.FrescoPipeline.from_bundle(eager_bundle) as ours:
+        wanted = np.asarray(ours(PROMPT, seed=7).images[0]).astype(int)
+    fresco_trt.enable(pipe, stages=3, preset="turbo")
+    assert np.abs(pixels(pipe, max_sequence_length=128) - wanted).max() <= 2
+    fresco_trt.enable(pipe, engines=eager_bundle)
+    assert np.abs(pixels(pipe, height=..., width=..., max_sequence_length=...) - wanted).max() <= 2
+
+
+def test_half_precision_pipelines_draw_too() -> None:
+    half = new_pipe().to(torch.bfloat16)
+    fresco_trt.enable(half, stages=3, preset="turbo")
+    assert call(half).images[0].size == (64, 64)
+
+
+# --- the object -------------------------------------------------------------------------------
+
+
+def test_disable_gives_back_exactly_what_was_there(pipe: Any) -> None:
+    kind = type(pipe)
+    plain = pixels(pipe, num_inference_steps=2)
+    attributes = dict(vars(pipe))  # a plain call leaves some of its own
+    fresco_trt.enable(pipe, preset="turbo")
+    assert isinstance(pipe, kind)
+    assert (type(pipe).__name__, type(pipe).__module__) == (kind.__name__, kind.__module__)
+    assert inspect.signature(type(pipe).__call__) == inspect.signature(kind.__call__)
+    call(pipe)
+    fresco_trt.disable(pipe)
+    assert type(pipe) is kind
+    assert vars(pipe).keys() == attributes.keys()
+    assert all(vars(pipe)[name] is value for name, value in attributes.items())
+    assert (pixels(pipe, num_inference_steps=2) == plain).all()
+
+
+def test_nothing_is_left_on_a_pipeline_that_was_never_called() -> None:
+    pipe = new_pipe()
+    del pipe._progress_bar_config
+    before = dict(vars(pipe))
+    fresco_trt.enable(pipe, preset="turbo")
+    call(pipe)
+    assert vars(pipe) == before
+    fresco_trt.disable(pipe)
+    assert vars(pipe) == before
+
+
+def test_disable_leaves_a_plain_pipeline_alone(pipe: Any) -> None:
+    kind = type(pipe)
+    fresco_trt.disable(pipe)
+    assert type(pipe) is kind
+
+
+def test_enabling_again_replaces_and_failing_to_changes_nothing(pipe: Any) -> None:
+    fresco_trt.enable(pipe, stages=3, preset="turbo")
+    first = pixels(pipe)
+    with pytest.raises(UnknownPreset):
+        fresco_trt.enable(pipe, stages=3, preset="tubro")
+    assert (pixels(pipe) == first).all()
+    kind = type(pipe)
+    fresco_trt.enable(pipe, stages=1)
+    assert type(pipe).__bases__[0] is kind.__bases__[0]
+    assert np.abs(pixels(pipe, num_inference_steps=2) - first).max() > 2
+    fresco_trt.disable(pipe)
+    assert type(pipe) is kind.__bases__[0]
+
+
+def test_two_pipelines_share_nothing(pipe: Any) -> None:
+    other = new_pipe()
+    fresco_trt.enable(pipe, stages=3, preset="turbo")
+    assert type(other) is type(pipe).__bases__[0]
+    fresco_trt.enable(other, stages=2, preset="fast")
+    alone = pixels(other)
+    call(pipe)
+    assert (pixels(other) == alone).all()
+    fresco_trt.disable(pipe)
+    assert (pixels(other) == alone).all()
+
+
+def test_a_saved_pipeline_is_diffusers_own(pipe: Any, tmp_path: Path) -> None:
+    fresco_trt.enable(pipe, preset="turbo")
+    pipe.save_config(tmp_path)
+    assert '"_class_name": "FluxPipeline"' in (tmp_path / "model_index.json").read_text()
+
+
+# --- a call that is not honoured --------------------------------------------------------------
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"num_inference_steps": 28}, f"num_inference_steps=28 with a plan of {TURBO.nfe} steps"),
+    ({"sigmas": [1.0, 0.5]}, "sigmas in a call.*expected nothing: the stage plan decides"),
+    ({"true_cfg_scale": 4.0}, "true_cfg_scale in a call"),
+    ({"negative_prompt": "a pear"}, "negative_prompt in a call"),
+    ({"negative_prompt_embeds": torch.ones(1, 32, 128)}, "negative_prompt_embeds in a call"),
+    ({"ip_adapter_image": object()}, "ip_adapter_image in a call"),
+    ({"callback_on_step_end": print}, "callback_on_step_end in a call"),
+    ({"joint_attention_kwargs": {"scale": 0.5}}, "joint_attention_kwargs in a call"),
+    ({"num_images_per_prompt": 2}, "num_images_per_prompt in a call.*expected 1"),
+    ({"prompt": [PROMPT, PROMPT]}, "a call for 2 pictures"),
+    ({"generator": [seeded(), seeded()]}, "a call for 2 pictures"),
+    ({"latents": torch.randn(1, 63, 16)}, r"latents of the shape \(1, 63, 16\)"),
+    ({"output_type": "jpeg"}, "output_type='jpeg'.*expected one of pil, np, pt, latent"),
+    ({"guidance_scale": -1.0}, "guidance -1"),
+]
+
+
+@pytest.mark.parametrize(("given", "told"), REFUSED, ids=[next(iter(each)) for each, _ in REFUSED])
+def test_an_argument_that_cannot_be_honoured_is_refused(
+    pipe: Any, given: dict[str, Any], told: str
+) -> None:
+    fresco_trt.enable(pipe, stages=3, preset="turbo")
+    with pytest.raises(PlanError, match=told):
+        call(pipe, **given)
+
+
+def test_defaults_may_be_spelt_out(pipe: Any) -> None:
+    fresco_trt.enable(pipe, stages=3, preset="turbo")
+    neutral = {
+        "sigmas": None,
+        "true_cfg_scale": 1,
+        "negative_prompt": "",
+        "num_images_per_prompt": 1,
+        "joint_attention_kwargs": {},
+        "callback_on_step_end_tensor_inputs": ["latents"],
+        "num_inference_steps": TURBO.nfe,
+    }
+    assert (pixels(pipe, **neutral) == pixels(pipe)).all()
+
+
+def test_an_unknown_argument_is_a_type_error(pipe: Any) -> None:
+    fresco_trt.enable(pipe, preset="turbo")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'seed'"):
+        call(pipe, seed=3)
+
+
+def test_a_size_that_the_grids_cannot_hold_is_refused_with_the_nearest(pipe: Any) -> None:
+    fresco_trt.enable(pipe, stages=3, preset="turbo")
+    with pytest.raises(UnsupportedSize, match="pass --size 64x64 or --size 64x96"):
+        call(pipe, height=72)
+
+
+# --- a pipeline that is not taken -------------------------------------------------------------
+
+
+def with_hook(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    handle = pipe.transformer.register_forward_hook(lambda *_: None)
+    undo(handle.remove)
+
+
+def with_training(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    pipe.transformer.train()
+    undo(pipe.transformer.eval)
+
+
+def with_diffusers_cache(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    import diffusers
+
+    untyped: Any = diffusers
+    pipe.transformer.enable_cache(untyped.FirstBlockCacheConfig(threshold=0.1))
+    undo(pipe.transformer.disable_cache)
+
+
+def with_another_shift(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    scheduler = pipe.scheduler
+    pipe.scheduler = type(scheduler).from_config(scheduler.config, base_shift=0.6)
+    undo(lambda: setattr(pipe, "scheduler", scheduler))
+
+
+def with_another_scheduler(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    import diffusers
+
+    scheduler, untyped = pipe.scheduler, diffusers
+    kind: Any = untyped.FlowMatchHeunDiscreteScheduler
+    pipe.scheduler = kind()
+    undo(lambda: setattr(pipe, "scheduler", scheduler))
+
+
+def with_compiled(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    transformer = pipe.transformer
+    pipe.transformer = torch.compile(transformer, backend="eager")
+    undo(lambda: setattr(pipe, "transformer", transformer))
+
+
+CHANGES = {
+    with_hook: "a transformer with hooks",
+    with_training: "a transformer in training mode",
+    with_diffusers_cache: "a transformer with hooks",
+    with_another_shift: "a scheduler with base_shift=0.6, not 0.5",
+    with_another_scheduler: "a scheduler of the class FlowMatchHeunDiscreteScheduler",
+    with_compiled: "a transformer of the class OptimizedModule",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda each: each.__name__)
+def test_a_pipeline_that_would_lose_something_is_refused(
+    pipe: Any, change: Any, request: pytest.FixtureRequest
+) -> None:
+    fresco_trt.enable(pipe, preset="turbo")
+    change(pipe, request.addfinalizer)
+    with pytest.raises(IncompatibleOptions, match=CHANGES[change]):
+        call(pipe)
+    fresco_trt.disable(pipe)
+    with pytest.raises(IncompatibleOptions, match=CHANGES[change]):
+        fresco_trt.enable(pipe, preset="turbo")
+
+
+def test_another_class_of_pipeline_is_refused(pipe: Any) -> None:
+    import diffusers
+
+    untyped: Any = diffusers
+    parts = {**pipe.components, "controlnet": None}
+    del parts["image_encoder"], parts["feature_extractor"]
+    other = untyped.FluxImg2ImgPipeline(
+        **{name: part for name, part in parts.items() if name != "controlnet"}
+    )
+    with pytest.raises(IncompatibleOptions, match="a pipeline of the class FluxImg2ImgPipeline"):
+        fresco_trt.enable(other)
+    with pytest.raises(IncompatibleOptions, match="a pipeline of the class object"):
+        fresco_trt.enable(object())
+
+
+def test_a_transformer_of_other_dimensions_is_refused(pipe: Any) -> None:
+    config = {**pipe.transformer.config, "num_layers": 1}
+    other = pipe.transformer
+    pipe.transformer = type(other).from_config(config).eval()
+    try:
+        with pytest.raises(IncompatibleOptions, match=r"a transformer of 1\+4 blocks with 6 heads"):
+            fresco_trt.enable(pipe)
+    finally:
+        pipe.transformer = other
+
+
+DEV = {"shift": 3.0, "use_dynamic_shifting": True}
+SCHNELL = {"shift": 1.0, "use_dynamic_shifting": False}
+
+
+def real_sized(name: str, schedule: dict[str, Any]) -> Any:
+    """A pipeline with the transformer and the schedule of a real model, without its weights."""
+    import diffusers
+
+    untyped: Any = diffusers
+    with torch.device("meta"):
+        transformer = untyped.FluxTransformer2DModel(**transformer_config(model_facts(name)))
+    scheduler = untyped.FlowMatchEulerDiscreteScheduler(**schedule)
+    return untyped.FluxPipeline(
+        transformer=transformer.eval(),
+        scheduler=scheduler,
+        vae=None,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+    )
+
+
+@pytest.mark.parametrize(("name", "schedule"), [("flux", DEV), ("flux-schnell", SCHNELL)])
+def test_models_are_told_by_their_dimensions(name: str, schedule: dict[str, Any]) -> None:
+    pipe = real_sized(name, schedule)
+    assert facts_of(pipe).name == name
+    fresco_trt.enable(pipe)
+    other = SCHNELL if schedule is DEV else DEV
+    pipe.scheduler = type(pipe.scheduler)(**other)
+    with pytest.raises(IncompatibleOptions, match="a scheduler with use_dynamic_shifting"):
+        facts_of(pipe)
+
+
+def test_of_models_of_the_same_dimensions_the_one_that_is_asked_for(pipe: Any) -> None:
+    assert facts_of(pipe).name == "flux-tiny"
+    student = model_facts("flux-tiny-turbo")
+    fresco_trt.enable(pipe, model=student.name, stages=2, preset="fast")
+    wanted = fresco_trt.plan(student.name, stages=2, preset="fast", size=(64, 64))
+    call(pipe, num_inference_steps=wanted.nfe)
+    with pytest.raises(IncompatibleOptions, match="num_inference_steps=50"):
+        call(pipe, num_inference_steps=50)
+    with pytest.raises(IncompatibleOptions, match=r"dimensions of one of flux[;.]"):
+        fresco_trt.enable(pipe, model="flux")
+    with pytest.raises(UnknownModel, match="did you mean flux-tiny"):
+        fresco_trt.enable(pipe, model="flux-tinny")
+
+
+def test_engines_say_whose_they_are(pipe: Any, tmp_path: Path) -> None:
+    options: Any = {"stages": 2, "preset": "turbo", "size": (64, 64), "backend": "eager"}
+    folder = fresco_trt.pretrained("flux-tiny")
+    bundle = fresco_trt.build(
+        "flux-tiny-turbo", weights=str(folder), out=tmp_path / "bundle", **options
+    )
+    fresco_trt.enable(pipe, engines=bundle)  # built from the pipeline's weights, under that name
+    call(pipe, max_sequence_length=..., num_inference_steps=2)
+    with pytest.raises(IncompatibleOptions, match="model with engines"):
+        fresco_trt.enable(pipe, engines=bundle, model="flux-tiny-turbo")
+
+
+def test_a_model_without_guidance_takes_none() -> None:
+    facts = model_facts("flux-schnell")
+    assert guidance_of(facts, None) is None
+    with pytest.raises(IncompatibleOptions, match=r"guidance 3\.5 for flux-schnell"):
+        guidance_of(facts, 3.5)
+
+
+WRONG: list[tuple[dict[str, Any], type[FrescoError], str]] = [
+    ({"stages": 7}, UnsupportedStages, "7 stages"),
+    ({"cache": "hicash"}, PlanError, "did you mean hicache"),
+    ({"interval": 3}, PlanError, "interval"),
+    ({"stages": 1, "interval": 3}, PlanError, "interval"),
+    ({"delta": 7.0}, PlanError, "delta 7"),
+    ({"cache": "svd"}, IncompatibleOptions, "cache='svd' without a basis"),
+    ({"cache": "reuse", "order": 1}, IncompatibleOptions, "order 1"),
+    ({"basis": "b.safetensors"}, IncompatibleOptions, "with the cache none"),
+    ({"cache": "svd", "basis": "no-such-file"}, CalibrationError, "no-such-file"),
+    ({"engines": "nowhere"}, BundleNotFound, "nowhere"),
+    ({"engines": "nowhere", "stages": 3, "cache": "none"}, IncompatibleOptions, "stages, cache"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "told"), WRONG, ids=[str(each[0]) for each in WRONG])
+def test_wrong_options_are_refused_and_the_pipeline_stays_plain(
+    pipe: Any, options: dict[str, Any], kind: type[FrescoError], told: str
+) -> None:
+    before = type(pipe)
+    with pytest.raises(kind, match=told):
+        fresco_trt.enable(pipe, **options)
+    assert type(pipe) is before
+
+
+# --- principal directions and engines ---------------------------------------------------------
+
+
+def basis_file(pipe: Any, folder: Path) -> Path:
+    record = BasisRecord(
+        model="flux-tiny",
+        weights_sha256=weights_digest(pipe.transformer),
+        energy=0.9,
+        prompts=1,
+        prompts_sha256="0" * 64,
+        seed=0,
+        plan_sha256="0" * 64,
+    )
+    directions = torch.eye(FACTS.hidden)[:, :8].contiguous()
+    basis = Basis(directions=directions, values=torch.ones(FACTS.hidden), record=record)
+    basis.store(folder / "basis.safetensors")
+    return folder / "basis.safetensors"
+
+
+@pytest.fixture
+def nudged(pipe: Any) -> Iterator[Callable[[], None]]:
+    """Writes to a weight, and takes it back at the end."""
+    bias = pipe.transformer.proj_out.bias
+    before = bias.detach().clone()
+
+    def nudge() -> None:
+        with torch.no_grad():
+            bias.add_(1.0)
+
+    yield nudge
+    with torch.no_grad():
+        bias.copy_(before)
+
+
+def test_the_cache_svd_takes_the_directions_of_these_weights_alone(
+    pipe: Any, tmp_path: Path, nudged: Callable[[], None]
+) -> None:
+    path = basis_file(pipe, tmp_path)
+    fresco_trt.enable(pipe, stages=2, preset="turbo", cache="svd", basis=path)
+    first = pixels(pipe)
+    assert (pixels(pipe) == first).all()
+    nudged()
+    with pytest.raises(CalibrationError, match="weights that the transformer had"):
+        call(pipe)
+    with pytest.raises(CalibrationError, match="principal directions of flux-tiny"):
+        fresco_trt.enable(pipe, stages=2, preset="turbo", cache="svd", basis=str(path))
+
+
+def test_engines_serve_their_weights_their_size_and_their_length_alone(
+    pipe: Any, eager_bundle: Path, nudged: Callable[[], None]
+) -> None:
+    fresco_trt.enable(pipe, engines=str(eager_bundle))
+    free = {"max_sequence_length": ...}
+    call(pipe, **free, num_inference_steps=TURBO.nfe)
+    with pytest.raises(UnsupportedSize, match="size 64x128 with engines for 64x64"):
+        call(pipe, **free, height=128)
+    with pytest.raises(IncompatibleOptions, match="a text of 32 tokens with engines for 128"):
+        call(pipe)
+    with pytest.raises(IncompatibleOptions, match="num_inference_steps=4"):
+        call(pipe, **free, num_inference_steps=4)
+    nudged()
+    with pytest.raises(DigestMismatch, match="engines of flux-tiny with weights"):
+        call(pipe, **free)
+    with pytest.raises(DigestMismatch, match="engines of flux-tiny with weights"):
+        fresco_trt.enable(pipe, engines=eager_bundle)
+
+
+def test_engines_are_freed_when_a_pipeline_is_disabled(pipe: Any, eager_bundle: Path) -> None:
+    fresco_trt.enable(pipe, engines=eager_bundle)
+    runners = type(pipe)._fresco_source.loaded
+    fresco_trt.disable(pipe)
+    with pytest.raises(RuntimeError, match="inside its scope only"):
+        runners["stage1.full"]({})
