@@ -45,14 +45,14 @@ if TYPE_CHECKING:
 
 
 CALIBRATION_SEED = 31
-"""Where the captions come from that a basis and ranges are measured on; scenes have others."""
+"""Where the captions come from that a basis and amax are measured on; scenes have others."""
 
 BASIS_PROMPTS = 4
 BASIS_PRESET = Preset(steps=(12,))
 """What SVD-Cache's directions are measured on: a few prompts, the whole path from noise."""
 
-RANGES_PROMPTS, RANGES_PRESET = 16, "balanced"
-"""What ranges are measured on, as in a build; its stages walk all grids that presets have."""
+AMAX_PROMPTS, AMAX_PRESET = 16, "balanced"
+"""What amax are measured on, as in a build; its stages walk all grids that presets have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +251,7 @@ class _Drawers:
             self._basis = self._measured_basis()
 
     def _measured_basis(self) -> Tensor:
-        """The principal directions of the model's features, measured once a folder of engines."""
+        """The SVD basis of the model's features, measured once a folder of engines."""
         from fresco_trt.bundle.svd_basis import BASIS_FILE, read_basis
 
         path = self._setting.engines / BASIS_FILE
@@ -281,15 +281,15 @@ def _measure_basis(setting: Setting) -> Basis:
 
 def _measured_quantizer(setting: Setting, quant: str) -> Quantizer:
     """As a build measures it, on a preset that walks every grid, once for all plans on them."""
-    from fresco_trt.lower.calibrate.amax import measure_ranges
+    from fresco_trt.lower.calibrate.amax import measure_amax
     from fresco_trt.lower.quantize.qdq import Quantizer
 
     facts, recipe = setting.facts, RECIPES[quant]
-    preset = find_preset(facts, RANGES_PRESET, max(facts.stage_counts))
+    preset = find_preset(facts, AMAX_PRESET, max(facts.stage_counts))
     plan = plan_from_preset(facts, preset, size=setting.size)
-    reference = _reference(setting, RANGES_PROMPTS)
-    ranges = measure_ranges(reference, plan, recipe, facts.high_precision, setting.progress)
-    return Quantizer(recipe=recipe, ranges=ranges)
+    reference = _reference(setting, AMAX_PROMPTS)
+    amax = measure_amax(reference, plan, recipe, facts.high_precision, setting.progress)
+    return Quantizer(recipe=recipe, amax=amax)
 
 
 def _reference(setting: Setting, prompts: int) -> Reference:

@@ -1,6 +1,6 @@
-"""Ranges of a model's linear layers and of its attention, as a file: what quantising needs.
+"""Amax of a model's linear layers and of its attention, as a file: what quantising needs.
 
-Written by ``lower/ranges.py`` and read by a build. Data only: a safetensors file whose header says
+Written by ``lower/amax.py`` and read by a build. Data only: a safetensors file whose header says
 of which weights, on which plan, by which prompts and for which recipe.
 """
 
@@ -26,8 +26,8 @@ _OPERANDS = ("query", "key", "value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RangesRecord:
-    """Where ranges come from: the model and the SHA-256 of its weights, the recipe's name, the
+class AmaxRecord:
+    """Where amax come from: the model and the SHA-256 of its weights, the recipe's name, the
     patterns of the layers kept out of it, how many prompts drew the trajectories and the SHA-256
     of their lines, the first of their seeds, and the SHA-256 of the plan.
     """
@@ -43,7 +43,7 @@ class RangesRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LayerRange:
+class LayerAmax:
     """Largest magnitudes in one linear layer, float32 on the CPU.
 
     ``input`` [K]: of what enters it in each of K stages; ``weight`` [out] or []: of its weight,
@@ -57,7 +57,7 @@ class LayerRange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class AttentionRange:
+class AttentionAmax:
     """Largest magnitudes of what one attention multiplies, float32 [K] on the CPU: in each of K
     stages, after the rotary embedding and before any scale of attention.
     """
@@ -68,14 +68,14 @@ class AttentionRange:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Ranges:
-    """The ranges of every quantised layer, by its path in the transformer, and for a recipe with
+class Amax:
+    """The amax of every quantised layer, by its path in the transformer, and for a recipe with
     attention those of every attention whose products are quantised.
     """
 
-    layers: Mapping[str, LayerRange]
-    record: RangesRecord
-    attention: Mapping[str, AttentionRange] = field(default_factory=dict)
+    layers: Mapping[str, LayerAmax]
+    record: AmaxRecord
+    attention: Mapping[str, AttentionAmax] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Its record, and the largest input magnitude of each layer in each stage; those of
@@ -106,8 +106,8 @@ class Ranges:
     def named(self) -> Iterator[tuple[str, str, Tensor]]:
         """Path, kind ("input", "query") and tensor of every range that there is."""
         parts = ((self.layers, _KINDS), (self.attention, _OPERANDS))
-        for ranges, kinds in parts:
-            for path, each in ranges.items():
+        for amax, kinds in parts:
+            for path, each in amax.items():
                 for kind in kinds:
                     tensor = getattr(each, kind)
                     if tensor is not None:
@@ -117,32 +117,32 @@ class Ranges:
         return {f"{path}.{kind}": tensor.contiguous() for path, kind, tensor in self.named()}
 
 
-def read_ranges(path: Path) -> Ranges:
-    """Stored ranges. Raises CalibrationError for a file that is none, or a damaged one."""
-    record, tensors = read_measured(path, SCHEMA, RangesRecord, _COMMAND)
+def read_amax(path: Path) -> Amax:
+    """Stored amax. Raises CalibrationError for a file that is none, or a damaged one."""
+    record, tensors = read_measured(path, SCHEMA, AmaxRecord, _COMMAND)
     parts = [name.rpartition(".")[::2] for name in tensors]
     layers = sorted({each for each, kind in parts if kind not in _OPERANDS})
     attention = sorted({each for each, kind in parts if kind in _OPERANDS})
-    ranges = Ranges(
+    amax = Amax(
         layers={
-            name: LayerRange(
+            name: LayerAmax(
                 **_required(name, ("input", "weight"), tensors, path),
                 smooth=tensors.get(f"{name}.smooth"),
             )
             for name in layers
         },
         attention={
-            name: AttentionRange(**_required(name, _OPERANDS, tensors, path)) for name in attention
+            name: AttentionAmax(**_required(name, _OPERANDS, tensors, path)) for name in attention
         },
         record=record,
     )
-    check_finite(ranges)
-    return ranges
+    check_finite(amax)
+    return amax
 
 
-def check_finite(ranges: Ranges) -> None:
+def check_finite(amax: Amax) -> None:
     """Raise CalibrationError unless every range is a positive number, zero for a dead channel."""
-    for path, kind, tensor in ranges.named():
+    for path, kind, tensor in amax.named():
         if not (tensor.isfinite().all() and (tensor >= 0).all()):
             raise CalibrationError(
                 f"the {kind} range of {path} is {_digits(tensor.flatten()[:4])}",
@@ -151,13 +151,13 @@ def check_finite(ranges: Ranges) -> None:
             )
 
 
-def check_ranges(
-    ranges: Ranges, *, model: str, weights_sha256: str, recipe: Recipe, plan_sha256: str
+def check_amax(
+    amax: Amax, *, model: str, weights_sha256: str, recipe: Recipe, plan_sha256: str
 ) -> None:
-    """Raise CalibrationError unless ranges are of exactly these weights, recipe and plan, and of
+    """Raise CalibrationError unless amax are of exactly these weights, recipe and plan, and of
     attention where the recipe quantises it.
     """
-    record = ranges.record
+    record = amax.record
     pairs = {
         "model": (record.model, model),
         "weights": (record.weights_sha256, weights_sha256),
@@ -167,14 +167,13 @@ def check_ranges(
     wrong = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
     if wrong:
         raise CalibrationError(
-            "ranges of "
-            + ", ".join(f"{name} {_short(found)}" for name, (found, _) in wrong.items()),
+            "amax of " + ", ".join(f"{name} {_short(found)}" for name, (found, _) in wrong.items()),
             expected=", ".join(f"{name} {_short(asked)}" for name, (_, asked) in wrong.items()),
             fix=_MEASURE,
         )
-    if recipe.attention and not ranges.attention:
+    if recipe.attention and not amax.attention:
         raise CalibrationError(
-            f"ranges of {len(ranges.layers)} layers and of no attention",
+            f"amax of {len(amax.layers)} layers and of no attention",
             expected=f"those of query, key and value too, for --recipe {recipe.name}",
             fix=_MEASURE,
         )
@@ -186,16 +185,16 @@ def _short(text: str) -> str:
 
 
 _DIGEST = 64
-_COMMAND = "fresco-trt calibrate --measure ranges"
+_COMMAND = "fresco-trt calibrate --measure amax"
 _MEASURE = (
-    f"measure them for this build with '{_COMMAND}', or leave --ranges out to have the build do so"
+    f"measure them for this build with '{_COMMAND}', or leave --amax out to have the build do so"
 )
 
 
 def _required(
     name: str, kinds: Iterable[str], tensors: Mapping[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
-    """The ranges that a layer or an attention cannot do without, by their kind."""
+    """The amax that a layer or an attention cannot do without, by their kind."""
     try:
         return {kind: tensors[f"{name}.{kind}"] for kind in kinds}
     except KeyError as error:

@@ -162,7 +162,7 @@ class QuantRecord(_Record):
 
     recipe: Name
     kept: tuple[Name, ...]
-    ranges_sha256: Sha256
+    amax_sha256: Sha256
     bytes: Count
     float32_bytes: Annotated[int, Field(gt=0)]
     products: dict[Name, dict[Name, Count]]

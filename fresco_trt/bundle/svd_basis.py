@@ -1,7 +1,7 @@
-"""The principal directions of a model's features, as a file: what SVD-Cache splits features along.
+"""The SVD basis of a model's features, as a file: what SVD-Cache splits features along.
 
-Written by ``lower/principal.py``, carried in the bundle, read when a bundle is loaded. Data only: a
-safetensors file whose header says of which weights, by which prompts and to which energy.
+Written by ``lower/calibrate/basis.py``, carried in the bundle, read when a bundle is loaded. Data
+only: a safetensors file whose header says of which weights, by which prompts and to which energy.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def check_basis(basis: Basis, *, model: str, weights_sha256: str, hidden: int) -
     wanted = (model, weights_sha256[:12], hidden)
     if (record.weights_sha256, *found) != (weights_sha256, *wanted):
         raise CalibrationError(
-            f"principal directions of {found[0]}, weights {found[1]}, {found[2]} channels",
+            f"an SVD basis of {found[0]}, weights {found[1]}, {found[2]} channels",
             expected=f"those of {wanted[0]}, weights {wanted[1]}, {wanted[2]} channels",
             fix=f"measure them with 'fresco-trt calibrate --model {model} --measure basis'",
         )

@@ -1,6 +1,6 @@
 """Measured tensors as a file: safetensors, with a JSON record of where they come from as header.
 
-What ``basis.py`` and ``ranges.py`` share. The same contents give the same bytes; a file is written
+What ``basis.py`` and ``amax.py`` share. The same contents give the same bytes; a file is written
 whole or not at all; a damaged or foreign one is refused with the command that writes a new one.
 """
 

@@ -13,8 +13,8 @@ from fresco_trt.cli.options import Json, Model
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.lower.calibrate import options as choices
 from fresco_trt.lower.calibrate.options import OUT, READS, Measure, Options
-from fresco_trt.lower.calibrate.run_amax import run_ranges, run_sensitivity
-from fresco_trt.lower.calibrate.run_features import run_basis, run_skips
+from fresco_trt.lower.calibrate.run_amax import run_amax, run_sensitivity
+from fresco_trt.lower.calibrate.run_features import run_basis, run_cache_schedule
 from fresco_trt.lower.calibrate.run_spectrum import run_spectrum
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def _measurements() -> Mapping[Measure, tuple[Measurement, Callable[[Any], None]
     return {
         "spectrum": (run_spectrum, tables.spectrum_table),
         "basis": (run_basis, tables.basis_table),
-        "skips": (run_skips, tables.skips_table),
-        "ranges": (run_ranges, tables.ranges_table),
+        "cache-schedule": (run_cache_schedule, tables.cache_schedule_table),
+        "amax": (run_amax, tables.amax_table),
         "sensitivity": (run_sensitivity, tables.sensitivity_table),
     }
 

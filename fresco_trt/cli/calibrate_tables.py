@@ -39,7 +39,7 @@ def spectrum_table(summary: Mapping[str, Any]) -> None:
 
 
 def basis_table(summary: Mapping[str, Any]) -> None:
-    """The principal directions that were kept, and what each holds of the features' energy."""
+    """The directions that were kept, and what each holds of the features' energy."""
     shares, held = summary["shares"], 0.0
     rows = []
     for number, share in enumerate(shares, start=1):
@@ -47,7 +47,7 @@ def basis_table(summary: Mapping[str, Any]) -> None:
         if number <= 8 or number == len(shares):
             rows.append((number, f"{share:.1%}", f"{held:.1%}"))
     table(
-        f"{summary['model']}: {summary['rank']} principal directions",
+        f"{summary['model']}: an SVD basis of {summary['rank']} directions",
         ("direction", "energy", "up to it"),
         rows,
     )
@@ -57,7 +57,7 @@ def basis_table(summary: Mapping[str, Any]) -> None:
     )
 
 
-def skips_table(summary: Mapping[str, Any]) -> None:
+def cache_schedule_table(summary: Mapping[str, Any]) -> None:
     """For each tolerance the actions to pass, and the largest error that was let through."""
     rows = [
         (
@@ -66,7 +66,7 @@ def skips_table(summary: Mapping[str, Any]) -> None:
             f"{each['full_steps']} of {summary['steps']}",
             _worst_skip(each),
         )
-        for each in summary["skips"]
+        for each in summary["schedules"]
     ]
     title = (
         f"{summary['model']}, {summary['stages']} stages, {summary['preset']}: "
@@ -86,7 +86,7 @@ def _worst_skip(each: Mapping[str, Any]) -> str:
     return f"{max(taken):.1%}" if taken else "none"
 
 
-def ranges_table(summary: Mapping[str, Any]) -> None:
+def amax_table(summary: Mapping[str, Any]) -> None:
     """The largest input of each layer in each stage, and those of attention, the widest first."""
     layers, operands = summary["inputs"], summary["attention"]
     widest = sorted((layers | operands).items(), key=lambda each: -max(each[1]))

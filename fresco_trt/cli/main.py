@@ -20,6 +20,7 @@ from fresco_trt.cli import display
 from fresco_trt.cli.calibrate import calibrate
 from fresco_trt.cli.options import (
     Actions,
+    AmaxPath,
     Backend,
     BaselineSteps,
     BasisPath,
@@ -40,7 +41,6 @@ from fresco_trt.cli.options import (
     PlainSteps,
     Precision,
     Preset,
-    RangesPath,
     RecipeName,
     Seed,
     Shift,
@@ -128,7 +128,7 @@ def build(
     precision: Precision = "fp32",
     recipe: RecipeName = None,
     keep: Keep = None,
-    ranges: RangesPath = None,
+    amax: AmaxPath = None,
     force: Force = False,
     cache: Cache = NONE,
     interval: Interval = None,
@@ -160,7 +160,7 @@ def build(
         blocks=None if blocks is None else parse_blocks(blocks),
         backend=backend,
         precision=precision,
-        quant=lower.QuantChoice(recipe=recipe, keep=tuple(keep or ()), ranges=ranges, force=force),
+        quant=lower.QuantChoice(recipe=recipe, keep=tuple(keep or ()), amax=amax, force=force),
         cache=_cache(cache, interval, warmup, actions, site, order),
         basis=basis,
         targets=_targets(target),

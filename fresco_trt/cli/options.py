@@ -131,11 +131,11 @@ Keep = Annotated[
         help="With int8 or fp8, a pattern of layers to leave alone, e.g. '*.ff.net.2'; repeatable.",
     ),
 ]
-RangesPath = Annotated[
+AmaxPath = Annotated[
     Path | None,
     typer.Option(
-        "--ranges",
-        help="With int8 or fp8, a file of 'fresco-trt calibrate --measure ranges'.",
+        "--amax",
+        help="With int8 or fp8, a file of 'fresco-trt calibrate --measure amax'.",
         show_default="measured now, with the prompts in calibration/",
     ),
 ]

@@ -102,7 +102,7 @@ def build(
     precision: str = "fp32",
     recipe: str | None = None,
     keep: Sequence[str] = (),
-    ranges: str | Path | None = None,
+    amax: str | Path | None = None,
     force: bool = False,
     cache: str = "none",
     interval: int | None = None,
@@ -123,7 +123,7 @@ def build(
     the spectrum of the model's latents; `shift` is the time shift's factor in every stage;
     `weights` a diffusers folder, a .safetensors file, "random", or None for the bundled or hub
     weights; `blocks`, with random weights, how many double-stream and single-stream blocks to build
-    in place of all; `recipe`, `keep`, `ranges` and `force` belong to the precisions "int8" and
+    in place of all; `recipe`, `keep`, `amax` and `force` belong to the precisions "int8" and
     "fp8" (see :class:`QuantChoice`); `cache` and what belongs to it as `fresco_trt.plan` has them;
     `basis` a file of `fresco-trt calibrate --measure basis` for the cache "svd" (None: measured
     now, with the prompts in calibration/); `targets` GPU architectures for TensorRT ("sm89");
@@ -149,7 +149,7 @@ def build(
         quant=QuantChoice(
             recipe=recipe,
             keep=tuple(keep),
-            ranges=None if ranges is None else Path(ranges),
+            amax=None if amax is None else Path(amax),
             force=force,
         ),
         cache=CacheChoice(
@@ -243,14 +243,14 @@ def _written(made: Ingredients, began: float, progress: Progress) -> Bundle:
 
 
 def _measured_basis(made: Ingredients, progress: Progress) -> Basis | None:
-    """The principal directions, measured if they were not given."""
+    """The SVD basis, measured if it was not given."""
     if isinstance(made.basis, Reference):
         return measure_basis(made.basis, made.resolved.plan, progress=progress)
     return made.basis
 
 
 def _stored(basis: Basis, folder: Path) -> str:
-    """Write the principal directions into the bundle; their file's SHA-256."""
+    """Write the SVD basis into the bundle; its file's SHA-256."""
     path = folder / BASIS_FILE
     basis.store(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -302,9 +302,9 @@ def _stage_graphs(
     onnx = resolved.backend.describe().graph_format == "onnx"
     transformer = made.transformer
     if quantizer is not None and not onnx:
-        from fresco_trt.lower.quantize.fp8_modules import coded
+        from fresco_trt.lower.quantize.fp8_modules import with_fp8_modules
 
-        transformer = coded(transformer, quantizer)
+        transformer = with_fp8_modules(transformer, quantizer)
     graphs = tuple(
         StageGraph(
             name=name,

@@ -53,7 +53,7 @@ def export_stages(
 ) -> tuple[StageGraph, ...]:
     """Export every graph to ``<folder>/<name>.onnx`` over one ``<folder>/weights.bin``.
 
-    With a ``quantizer`` the layers that it has ranges for are stored as its codes, and the files
+    With a ``quantizer`` the layers that it has amax for are stored as its codes, and the files
     are ``<name>.int8.onnx`` or as the precision is. Returns the graphs with ``onnx`` and
     ``weights`` set. Files are self-consistent only once this returns. Raises ExportError with the
     graph's name in front, OutputNotWritable or DiskFull.

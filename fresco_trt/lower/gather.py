@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fresco_trt.bundle.amax import Ranges, check_ranges, read_ranges
+from fresco_trt.bundle.amax import Amax, check_amax, read_amax
 from fresco_trt.bundle.svd_basis import Basis, check_basis, read_basis
 from fresco_trt.files.digests import folder_digest
 from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
@@ -47,7 +47,7 @@ def gather(resolved: Resolved, scope: ExitStack, progress: Progress) -> Ingredie
     )
     made = replace(made, reference=_reference(made))
     progress("loading weights", 1.0)
-    return replace(made, basis=_basis_source(made), ranges=_given_ranges(made))
+    return replace(made, basis=_basis_source(made), amax=_given_amax(made))
 
 
 def _reference(made: Ingredients) -> Reference | None:
@@ -69,7 +69,7 @@ def _needs_basis(resolved: Resolved) -> bool:
 
 
 def _basis_source(made: Ingredients) -> Basis | Reference | None:
-    """The principal directions that were given, checked, or what they will be measured with."""
+    """The SVD basis that was given, checked, or what it will be measured with."""
     resolved = made.resolved
     if not _needs_basis(resolved):
         return None
@@ -80,22 +80,22 @@ def _basis_source(made: Ingredients) -> Basis | Reference | None:
     return basis
 
 
-def _given_ranges(made: Ingredients) -> Ranges | None:
-    """The ranges that were given, checked; None where the build measures its own."""
+def _given_amax(made: Ingredients) -> Amax | None:
+    """The amax that were given, checked; None where the build measures its own."""
     from fresco_trt.lower.calibrate.trajectories import in_full
 
     resolved = made.resolved
-    if resolved.recipe is None or resolved.ranges is None:
+    if resolved.recipe is None or resolved.amax is None:
         return None
-    ranges = read_ranges(resolved.ranges)
-    check_ranges(
-        ranges,
+    amax = read_amax(resolved.amax)
+    check_amax(
+        amax,
         model=resolved.facts.name,
         weights_sha256=made.weights_digest,
         recipe=resolved.recipe,
         plan_sha256=in_full(resolved.plan).digest(),
     )
-    return ranges
+    return amax
 
 
 def _pipeline(resolved: Resolved, scope: ExitStack) -> Path:

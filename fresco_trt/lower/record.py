@@ -17,7 +17,7 @@ from fresco_trt import __version__
 from fresco_trt.bundle.manifest import BackendRecord, BuiltRecord, ModelRecord, PipelineRecord
 from fresco_trt.files.atomic_file import writing
 from fresco_trt.files.canonical_json import build_key
-from fresco_trt.lower.calibrate.basis import principal_identity
+from fresco_trt.lower.calibrate.basis import basis_identity
 from fresco_trt.lower.earlier import SECONDS
 from fresco_trt.lower.layout import STATIC
 from fresco_trt.models.flux.components import COMPONENTS
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from torch.nn import Module
 
-    from fresco_trt.bundle.amax import Ranges
+    from fresco_trt.bundle.amax import Amax
     from fresco_trt.bundle.manifest import Manifest
     from fresco_trt.bundle.svd_basis import Basis
     from fresco_trt.lower.calibrate.basis import Reference
@@ -49,7 +49,7 @@ class Ingredients:
     """Everything a build is made from, with the digests that identify it.
 
     ``pipeline`` is the diffusers folder of prompt encoders and decoder; ``basis`` the principal
-    directions that the plan's cache needs, or what they are measured with; ``ranges`` those that a
+    directions that the plan's cache needs, or what they are measured with; ``amax`` those that a
     quantised precision needs, if they were given; ``reference`` what either is measured with, and
     a quantised build judged.
     """
@@ -60,7 +60,7 @@ class Ingredients:
     pipeline: Path
     pipeline_digest: str
     basis: Basis | Reference | None = None
-    ranges: Ranges | None = None
+    amax: Amax | None = None
     reference: Reference | None = None
 
     @property
@@ -80,7 +80,7 @@ def identity(made: Ingredients) -> dict[str, Any]:
         "model": resolved.facts.name,
         "weights": made.weights_digest,
         "plan": resolved.plan.to_json(),
-        "principal directions": principal_identity(made.basis),
+        "SVD basis": basis_identity(made.basis),
         "text length": resolved.facts.text_tokens,
         "precision": resolved.precision,
         "quantisation": quantisation_identity(made),
@@ -101,7 +101,7 @@ def differences(old: Manifest, made: Ingredients) -> tuple[str, ...]:
         "model": old.model.name,
         "weights": old.model.weights_sha256,
         "plan": old.plan.to_json(),
-        "principal directions": old.built.options.get("principal"),
+        "SVD basis": old.built.options.get("svd_basis"),
         "text length": old.text_tokens,
         "precision": old.precision,
         "quantisation": old.built.options.get("quantisation"),
@@ -140,7 +140,7 @@ def quantisation_identity(made: Ingredients) -> list[Any] | None:
     if recipe is None or reference is None:
         return None
     prompts = f"seed {reference.seed}, prompts {reference.prompts_sha256}"
-    given = None if made.ranges is None else made.ranges.digest()
+    given = None if made.amax is None else made.amax.digest()
     return [recipe.name, list(made.resolved.kept), given, prompts]
 
 
@@ -202,7 +202,7 @@ def built_record(
         "precision": resolved.precision,
         "quantisation": quantisation_identity(made),
         "cache": None if resolved.plan.cache is None else resolved.plan.cache.name,
-        "principal": principal_identity(made.basis),
+        "svd_basis": basis_identity(made.basis),
         "backend": resolved.backend.name,
         "targets": list(resolved.targets),
         "layout": resolved.layout,

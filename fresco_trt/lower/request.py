@@ -50,13 +50,13 @@ class QuantChoice:
     """How a quantised precision is carried out, as the caller stated it.
 
     ``recipe`` None is the precision's default; ``keep`` are patterns of layers that stay as they
-    are, beside the model's own; ``ranges`` a file of measured ones (None: measured by the build);
+    are, beside the model's own; ``amax`` a file of measured ones (None: measured by the build);
     ``force`` publishes a bundle that fails the quality gate.
     """
 
     recipe: str | None = None
     keep: tuple[str, ...] = ()
-    ranges: Path | None = None
+    amax: Path | None = None
     force: bool = False
 
 
@@ -99,7 +99,7 @@ class Resolved:
     ``facts`` are those of the model or, where ``blocks`` were asked for, of so many of its blocks;
     ``delta`` is the tolerance that placed the plan's switches, and ``shift`` the factor that
     replaced its own, if one did; ``basis`` the file of
-    principal directions that was given, if one was; ``recipe`` what quantises, if anything does,
+    SVD basis that was given, if one was; ``recipe`` what quantises, if anything does,
     and ``kept`` the patterns of layers that it leaves alone; ``layout`` one of
     :data:`fresco_trt.lower.layout.LAYOUTS`; ``stream_weights`` whether engines are to run with part
     of their weights on the host; ``graphs`` is where the ONNX graphs are kept, if they
@@ -116,7 +116,7 @@ class Resolved:
     precision: str
     recipe: Recipe | None
     kept: tuple[str, ...]
-    ranges: Path | None
+    amax: Path | None
     force: bool
     targets: tuple[str, ...]
     layout: str
@@ -190,7 +190,7 @@ def resolve(request: BuildRequest) -> Resolved:
         precision=request.precision,
         recipe=recipe,
         kept=() if recipe is None else (*facts.high_precision, *request.quant.keep),
-        ranges=request.quant.ranges,
+        amax=request.quant.amax,
         force=request.quant.force,
         targets=targets,
         layout=request.layout,
@@ -260,7 +260,7 @@ def _check_options(request: BuildRequest, about: BackendFacts) -> None:
     if request.basis is not None and request.cache.name != "svd":
         raise IncompatibleOptions(
             f"--basis {request.basis} with --cache {request.cache.name}",
-            expected="--cache svd: no other cache has principal directions",
+            expected="--cache svd: no other cache reads one",
             fix="leave --basis out, or pass --cache svd",
         )
     if request.steps is not None and request.stages != 1:
@@ -279,7 +279,7 @@ def _check_options(request: BuildRequest, about: BackendFacts) -> None:
 
 def _check_quant(request: BuildRequest, recipe: Recipe | None) -> None:
     choice = request.quant
-    given = {"--keep": choice.keep, "--ranges": choice.ranges, "--force": choice.force}
+    given = {"--keep": choice.keep, "--amax": choice.amax, "--force": choice.force}
     named = " and ".join(name for name, value in given.items() if value)
     if recipe is None and named:
         raise IncompatibleOptions(
@@ -287,11 +287,11 @@ def _check_quant(request: BuildRequest, recipe: Recipe | None) -> None:
             expected="a precision that quantises: nothing is measured or judged without one",
             fix=f"leave {named} out, or pass --precision int8 or fp8",
         )
-    if choice.ranges is not None and choice.keep:
+    if choice.amax is not None and choice.keep:
         raise IncompatibleOptions(
-            f"--keep {' '.join(choice.keep)} with --ranges {choice.ranges}",
-            expected="one of the two: measured ranges say which layers were kept",
-            fix="give --keep to 'fresco-trt calibrate --measure ranges', or leave --ranges out",
+            f"--keep {' '.join(choice.keep)} with --amax {choice.amax}",
+            expected="one of the two: measured amax say which layers were kept",
+            fix="give --keep to 'fresco-trt calibrate --measure amax', or leave --amax out",
         )
 
 

@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Marks:
+class TensorVersions:
     """Tensors as they were: themselves, held weakly, where their data is, and its version."""
 
-    marks: tuple[tuple[ref[Tensor], int, int], ...]
+    versions: tuple[tuple[ref[Tensor], int, int], ...]
 
     @classmethod
     def of(cls, tensors: Iterable[Tensor]) -> Self:
-        """The marks of ``tensors`` now."""
-        return cls(marks=tuple((ref(each), _place(each), version(each)) for each in tensors))
+        """The versions of ``tensors`` now."""
+        return cls(versions=tuple((ref(each), _place(each), version(each)) for each in tensors))
 
     def hold(self, tensors: Iterable[Tensor]) -> bool:
         """Whether ``tensors`` are the same ones, in the same order, with the same content."""
         given = tuple(tensors)
-        return len(given) == len(self.marks) and all(
+        return len(given) == len(self.versions) and all(
             weak() is each and place == _place(each) and written == version(each)
-            for (weak, place, written), each in zip(self.marks, given, strict=True)
+            for (weak, place, written), each in zip(self.versions, given, strict=True)
         )
 
     @property
     def alive(self) -> bool:
-        """Whether every tensor still exists; otherwise these marks can never hold again."""
-        return all(weak() is not None for weak, _, _ in self.marks)
+        """Whether every tensor still exists; otherwise these versions can never hold again."""
+        return all(weak() is not None for weak, _, _ in self.versions)
 
 
 def _place(tensor: Tensor) -> int:

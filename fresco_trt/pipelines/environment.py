@@ -74,7 +74,7 @@ def _plan_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str,
         yield f"a plan that starts at sigma {plan.stages[0].sigmas[0]:g}", "1, from noise alone"
     listed = {file.path for file in manifest.files}
     if plan.cache is not None and plan.cache.name == "svd" and BASIS_FILE not in listed:
-        yield "the cache svd without its principal directions", f"{BASIS_FILE} in the bundle"
+        yield "the cache svd without its SVD basis", f"{BASIS_FILE} in the bundle"
     try:
         check_transitions(plan)
     except ValueError as error:

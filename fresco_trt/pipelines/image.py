@@ -304,7 +304,7 @@ def load_runners(bundle: Bundle, library: Backend, scope: ExitStack) -> dict[str
 
 
 def basis_of(bundle: Bundle, device: str) -> Tensor | None:
-    """The principal directions [H,k] of a bundle whose cache needs them; raises CalibrationError
+    """The SVD basis [H,k] of a bundle whose cache needs one; raises CalibrationError
     for those of other weights.
     """
     cache, model = bundle.plan.cache, bundle.manifest.model

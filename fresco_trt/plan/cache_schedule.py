@@ -109,7 +109,7 @@ def _at_site(cache: CachePlan, site: str | None) -> CachePlan:
     if (cache.name, site) == ("svd", "trunk"):
         raise IncompatibleOptions(
             "--site trunk with --cache svd",
-            expected="--site final: its principal directions are measured there",
+            expected="--site final: its basis is measured there",
             fix="leave --site out, or pass --cache hicache",
         )
     return replace(cache, site=known[site])

@@ -31,17 +31,17 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
-    """How many a graph has in ``whole``; ``coded`` of them are stored as codes of one byte, with so
-    many ``scales``.
+    """How many a graph has in ``whole``; ``quantized`` of them are stored as codes of one byte,
+    with so many ``scales``.
     """
 
     whole: int
-    coded: int = 0
+    quantized: int = 0
     scales: int = 0
 
     def bytes(self, rest: str) -> int:
         """Bytes of the weights; what is not a code, scales too, is stored in precision ``rest``."""
-        return self.coded + WEIGHT_BYTES[rest] * (self.whole - self.coded + self.scales)
+        return self.quantized + WEIGHT_BYTES[rest] * (self.whole - self.quantized + self.scales)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,10 +246,10 @@ def held_to_build(transformer: Parameters, rest: str) -> tuple[int, int]:
     after: by a copy, unless ``rest`` is float32 already, and by one more of the rounded layers.
     """
     stored = WEIGHT_BYTES[rest] * transformer.whole
-    if not transformer.coded:
+    if not transformer.quantized:
         return stored, 0
     copied = 0 if WEIGHT_BYTES[rest] == _FLOAT32 else _FLOAT32 * transformer.whole
-    return stored + copied, _FLOAT32 * transformer.coded
+    return stored + copied, _FLOAT32 * transformer.quantized
 
 
 # --- layouts ----------------------------------------------------------------------------------

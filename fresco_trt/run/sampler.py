@@ -78,7 +78,7 @@ def sample(
     model has it); latents, timestep and the layout's tables are added here. Batch and device are
     the pyramid's. ``fresh`` is for plans whose transitions draw fresh noise or choose tokens at
     random, and only for them. ``choice`` chooses the tokens, by the plan's rules unless told
-    otherwise. ``basis`` [H,k] is the principal directions that a plan with the cache "svd" needs.
+    otherwise. ``basis`` [H,k] is the SVD basis that a plan with the cache "svd" needs.
 
     The picture is ``layout.unpack(step.tokens, plan.stages[-1].grid)`` of the last step. A caller
     may stop at any step; ``close()`` or dropping the generator frees its buffers.

@@ -156,7 +156,7 @@ def test_a_run_quantises_what_it_says_and_compares_it_with_its_twin(
 ) -> None:
     monkeypatch.setattr(job, "QUICK_RENDERS", 20)
     monkeypatch.setattr(job, "peak_mb", lambda setting, point: 123.0)
-    monkeypatch.setattr(studio, "RANGES_PROMPTS", 2)
+    monkeypatch.setattr(studio, "AMAX_PROMPTS", 2)
     # Exporting is what takes long: caches on quantised engines are tested where these are built.
     monkeypatch.setattr(combinations, "_QUICK", ("balanced", "no cache", "int8-smooth"))
     request = ["bench", "--model", "flux-tiny", "--size", "64x64", "--quick", "--scenes", "1"]

@@ -1,4 +1,4 @@
-"""Stored ranges: the same bytes again, refused when damaged, foreign or stale."""
+"""Stored amax: the same bytes again, refused when damaged, foreign or stale."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from fresco_trt.bundle.amax import (
-    AttentionRange,
-    LayerRange,
-    Ranges,
-    RangesRecord,
+    Amax,
+    AmaxRecord,
+    AttentionAmax,
+    LayerAmax,
+    check_amax,
     check_finite,
-    check_ranges,
-    read_ranges,
+    read_amax,
 )
 from fresco_trt.errors import CalibrationError
 from fresco_trt.plan.recipes import RECIPES
 
-RECORD = RangesRecord(
+RECORD = AmaxRecord(
     model="flux-tiny",
     weights_sha256="a" * 64,
     recipe="int8",
@@ -30,10 +30,10 @@ RECORD = RangesRecord(
     seed=0,
     plan_sha256="c" * 64,
 )
-LAYER = LayerRange(input=torch.tensor([1.5, 2.0]), weight=torch.tensor([0.5, 0.25, 0.0]))
+LAYER = LayerAmax(input=torch.tensor([1.5, 2.0]), weight=torch.tensor([0.5, 0.25, 0.0]))
 SMOOTH = replace(LAYER, smooth=torch.ones(4))
-RANGES = Ranges(layers={"blocks.0.to_q": LAYER, "proj": SMOOTH}, record=RECORD)
-ATTENTION = AttentionRange(
+RANGES = Amax(layers={"blocks.0.to_q": LAYER, "proj": SMOOTH}, record=RECORD)
+ATTENTION = AttentionAmax(
     query=torch.tensor([3.0, 4.0]), key=torch.tensor([5.0, 6.0]), value=torch.tensor([7.0, 8.0])
 )
 
@@ -41,7 +41,7 @@ ATTENTION = AttentionRange(
 def test_what_is_stored_is_read_again(tmp_path: Path) -> None:
     first, second = tmp_path / "new" / "a.safetensors", tmp_path / "b.safetensors"
     RANGES.store(first)
-    again = read_ranges(first)
+    again = read_amax(first)
     again.store(second)
     assert first.read_bytes() == second.read_bytes()
     assert again.record == RECORD
@@ -54,7 +54,7 @@ def test_attention_is_stored_beside_the_layers(tmp_path: Path) -> None:
     with_attention = replace(RANGES, attention={"blocks.0.attn": ATTENTION})
     path = tmp_path / "a.safetensors"
     with_attention.store(path)
-    again = read_ranges(path)
+    again = read_amax(path)
     assert again.digest() == with_attention.digest() != RANGES.digest()
     assert again.layers.keys() == RANGES.layers.keys()
     assert torch.equal(again.attention["blocks.0.attn"].key, ATTENTION.key)
@@ -71,7 +71,7 @@ def test_an_attention_without_one_of_its_ranges_is_refused(tmp_path: Path, lost:
     whole, part = f"blocks.0.attn.{lost}".encode(), f"blocks.1.attn.{lost}".encode()
     path.write_bytes(path.read_bytes().replace(whole, part))
     with pytest.raises(CalibrationError, match=r"lacks a range of blocks.0.attn"):
-        read_ranges(path)
+        read_amax(path)
 
 
 def test_ranges_without_attention_are_refused_where_it_is_quantised() -> None:
@@ -82,19 +82,19 @@ def test_ranges_without_attention_are_refused_where_it_is_quantised() -> None:
         "plan_sha256": "c" * 64,
     }
     plain = replace(RANGES, record=replace(RECORD, recipe="fp8"))
-    with pytest.raises(CalibrationError, match="ranges of recipe fp8;") as caught:
-        check_ranges(plain, **asked)  # type: ignore[arg-type]
+    with pytest.raises(CalibrationError, match="amax of recipe fp8;") as caught:
+        check_amax(plain, **asked)  # type: ignore[arg-type]
     assert caught.value.expected == "recipe fp8-attention"
     renamed = replace(RANGES, record=replace(RECORD, recipe="fp8-attention"))
     with pytest.raises(CalibrationError, match="of no attention") as caught:
-        check_ranges(renamed, **asked)  # type: ignore[arg-type]
+        check_amax(renamed, **asked)  # type: ignore[arg-type]
     assert "query, key and value" in caught.value.expected
-    assert "calibrate --measure ranges" in caught.value.fix
-    check_ranges(replace(renamed, attention={"a.attn": ATTENTION}), **asked)  # type: ignore[arg-type]
+    assert "calibrate --measure amax" in caught.value.fix
+    check_amax(replace(renamed, attention={"a.attn": ATTENTION}), **asked)  # type: ignore[arg-type]
 
 
 def test_the_digest_covers_every_number_and_the_record() -> None:
-    other = Ranges(layers={**RANGES.layers, "proj": LAYER}, record=RECORD)
+    other = Amax(layers={**RANGES.layers, "proj": LAYER}, record=RECORD)
     later = replace(RANGES, record=replace(RECORD, seed=1))
     assert len({RANGES.digest(), other.digest(), later.digest()}) == 3
 
@@ -116,10 +116,10 @@ def test_ranges_of_something_else_are_refused(change: dict[str, object], words: 
         "recipe": RECIPES["int8"],
         "plan_sha256": "c" * 64,
     }
-    check_ranges(RANGES, **asked)  # type: ignore[arg-type]
+    check_amax(RANGES, **asked)  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match=words) as caught:
-        check_ranges(RANGES, **(asked | change))  # type: ignore[arg-type]
-    assert "calibrate --measure ranges" in caught.value.fix
+        check_amax(RANGES, **(asked | change))  # type: ignore[arg-type]
+    assert "calibrate --measure amax" in caught.value.fix
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
@@ -127,7 +127,7 @@ def test_ranges_of_something_else_are_refused(change: dict[str, object], words: 
 def test_attention_of_no_magnitudes_is_refused(value: float, kind: str) -> None:
     broken = replace(ATTENTION, **{kind: torch.tensor([1.0, value])})
     with pytest.raises(CalibrationError, match=f"{kind} range of a.attn"):
-        check_finite(Ranges(layers={"proj": LAYER}, attention={"a.attn": broken}, record=RECORD))
+        check_finite(Amax(layers={"proj": LAYER}, attention={"a.attn": broken}, record=RECORD))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
@@ -135,7 +135,7 @@ def test_attention_of_no_magnitudes_is_refused(value: float, kind: str) -> None:
 def test_ranges_that_are_no_magnitudes_are_refused(value: float, kind: str) -> None:
     broken = replace(LAYER, **{kind: torch.tensor([1.0, value])})
     with pytest.raises(CalibrationError, match=f"{kind} range of proj"):
-        check_finite(Ranges(layers={"proj": broken}, record=RECORD))
+        check_finite(Amax(layers={"proj": broken}, record=RECORD))
 
 
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     RANGES.store(path)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(CalibrationError, match="cannot be used"):
-        read_ranges(path)
+        read_amax(path)
     with pytest.raises(CalibrationError, match="cannot be used"):
-        read_ranges(tmp_path / "absent.safetensors")
+        read_amax(tmp_path / "absent.safetensors")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -153,10 +153,10 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
     save_file({"proj.input": torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(CalibrationError, match="its header is not one"):
-        read_ranges(tmp_path / "a.safetensors")
-    header_only = Ranges(layers={"proj": LAYER}, record=RECORD)
+        read_amax(tmp_path / "a.safetensors")
+    header_only = Amax(layers={"proj": LAYER}, record=RECORD)
     header_only.store(tmp_path / "b.safetensors")
     text = (tmp_path / "b.safetensors").read_bytes().replace(b"proj.weight", b"proj.wEight")
     (tmp_path / "b.safetensors").write_bytes(text)
     with pytest.raises(CalibrationError, match="lacks a range"):
-        read_ranges(tmp_path / "b.safetensors")
+        read_amax(tmp_path / "b.safetensors")

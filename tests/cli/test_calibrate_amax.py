@@ -1,4 +1,4 @@
-"""`fresco-trt calibrate` of ranges and sensitivity, and a build that takes what it wrote."""
+"""`fresco-trt calibrate` of amax and sensitivity, and a build that takes what it wrote."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fresco_trt.bundle.amax import read_ranges
+from fresco_trt.bundle.amax import read_amax
 from fresco_trt.cli.main import main as cli
 
 ASKED = ["--model", "flux-tiny", "--stages", "2", "--preset", "turbo", "--size", "64x64"]
@@ -35,17 +35,17 @@ def test_a_build_takes_the_ranges_that_were_measured(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep = ["--keep", "*.ff.net.2"]
-    found = shown(capsys, "calibrate", "--measure", "ranges", *ASKED, *keep)
-    ranges = read_ranges(folder / found["file"])
+    found = shown(capsys, "calibrate", "--measure", "amax", *ASKED, *keep)
+    amax = read_amax(folder / found["file"])
     assert found["kept"][-1] == "*.ff.net.2"
-    assert found["inputs"].keys() == ranges.layers.keys()
+    assert found["inputs"].keys() == amax.layers.keys()
     assert all(len(stages) == 2 for stages in found["inputs"].values())
     assert found["attention"] == {}
-    assert not any(name.endswith("ff.net.2") for name in ranges.layers)
-    given = ["--precision", "int8", "--ranges", found["file"], "--force", "--out", "b"]
+    assert not any(name.endswith("ff.net.2") for name in amax.layers)
+    given = ["--precision", "int8", "--amax", found["file"], "--force", "--out", "b"]
     shown(capsys, "build", *ASKED, *given)
     record = shown(capsys, "inspect", "b")["quantized"]
-    assert record["ranges_sha256"] == ranges.digest()
+    assert record["amax_sha256"] == amax.digest()
     assert record["kept"] == found["kept"]
     assert cli.main(["inspect", "b"]) == 0
     table = capsys.readouterr().out
@@ -56,10 +56,10 @@ def test_a_build_takes_the_ranges_that_were_measured(
 def test_ranges_of_attention_are_measured_and_shown(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["calibrate", "--measure", "ranges", *ASKED]
+    asked = ["calibrate", "--measure", "amax", *ASKED]
     asked += ["--precision", "fp8", "--recipe", "fp8-attention", "--keep", "single*.attn"]
     found = shown(capsys, *asked)
-    assert read_ranges(folder / found["file"]).attention.keys() == {
+    assert read_amax(folder / found["file"]).attention.keys() == {
         f"transformer_blocks.{index}.attn" for index in (0, 1)
     }
     assert len(found["attention"]) == 6
@@ -92,12 +92,12 @@ def test_sensitivity_names_every_group_and_its_pattern(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["ranges", "--energy", "0.5"], "--energy with --measure ranges"),
+        (["amax", "--energy", "0.5"], "--energy with --measure amax"),
         (["basis", "--precision", "int8"], "--precision with --measure basis"),
-        (["ranges", "--precision", "bf16"], "int8 or fp8"),
-        (["ranges", "--recipe", "fp8"], "--recipe fp8 with --precision int8"),
-        (["ranges", "--keep", "*"], "linear layers are kept"),
-        (["ranges", "--size", "65x65"], "65x65"),
+        (["amax", "--precision", "bf16"], "int8 or fp8"),
+        (["amax", "--recipe", "fp8"], "--recipe fp8 with --precision int8"),
+        (["amax", "--keep", "*"], "linear layers are kept"),
+        (["amax", "--size", "65x65"], "65x65"),
     ],
 )
 def test_a_wrong_request_writes_nothing(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import BuildOptions, StageGraph
-from fresco_trt.bundle.amax import LayerRange, Ranges, RangesRecord
+from fresco_trt.bundle.amax import Amax, AmaxRecord, LayerAmax
 from fresco_trt.errors import ExportError
 from fresco_trt.lower.calibrate.amax import layers_of
 from fresco_trt.lower.export import export_stages
@@ -184,7 +184,7 @@ def test_a_quantised_graph_of_all_counts_multiplies_codes(tmp_path: Path) -> Non
     model = random_transformer(SMALL).to(torch.bfloat16)  # what is not quantised is bfloat16 there
     paths = layers_of(model, SMALL.high_precision)
     weights = {path: model.get_submodule(path).weight.detach().float() for path in paths}
-    record = RangesRecord(
+    record = AmaxRecord(
         model=SMALL.name,
         weights_sha256="0" * 64,
         recipe="int8",
@@ -195,10 +195,10 @@ def test_a_quantised_graph_of_all_counts_multiplies_codes(tmp_path: Path) -> Non
         plan_sha256="0" * 64,
     )
     layers = {
-        path: LayerRange(input=torch.ones(len(TOKENS)), weight=weight.abs().amax(dim=1))
+        path: LayerAmax(input=torch.ones(len(TOKENS)), weight=weight.abs().amax(dim=1))
         for path, weight in weights.items()
     }
-    quantizer = Quantizer(recipe=RECIPES["int8"], ranges=Ranges(layers=layers, record=record))
+    quantizer = Quantizer(recipe=RECIPES["int8"], amax=Amax(layers=layers, record=record))
     graph = graph_of("full", *FAMILIES["full"], model=model)
     (exported,) = export_stages([graph], tmp_path, quantizer=quantizer)
     assert quantizer.account.products["full"]["int8"] == len(layers) > 0

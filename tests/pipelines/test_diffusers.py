@@ -457,7 +457,7 @@ def test_wrong_options_are_refused_and_the_pipeline_stays_plain(
     assert type(pipe) is before
 
 
-# --- principal directions and engines ---------------------------------------------------------
+# --- SVD basis and engines ---------------------------------------------------------
 
 
 def basis_file(pipe: Any, folder: Path) -> Path:
@@ -501,7 +501,7 @@ def test_the_cache_svd_takes_the_directions_of_these_weights_alone(
     nudged()
     with pytest.raises(CalibrationError, match="weights that the transformer had"):
         call(pipe)
-    with pytest.raises(CalibrationError, match="principal directions of flux-tiny"):
+    with pytest.raises(CalibrationError, match="SVD basis of flux-tiny"):
         fresco_trt.enable(pipe, stages=2, preset="turbo", cache="svd", basis=str(path))
 
 

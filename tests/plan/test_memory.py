@@ -68,7 +68,7 @@ def test_flux_weighs_what_its_parameters_do() -> None:
 
 
 def test_codes_take_a_byte_and_their_scales_what_the_rest_does() -> None:
-    found = Parameters(whole=100, coded=60, scales=5)
+    found = Parameters(whole=100, quantized=60, scales=5)
     assert found.bytes("bf16") == 60 + 2 * (40 + 5)
     assert found.bytes("fp32") == 60 + 4 * (40 + 5)
 
@@ -142,9 +142,9 @@ def test_a_build_holds_the_transformer() -> None:
 
 
 def test_quantising_also_holds_what_it_is_judged_by() -> None:
-    coded = Parameters(whole=100, coded=60)
-    assert held_to_build(coded, "fp32") == (400, 240)
-    assert held_to_build(coded, "bf16") == (200 + 400, 240)
+    quantized = Parameters(whole=100, quantized=60)
+    assert held_to_build(quantized, "fp32") == (400, 240)
+    assert held_to_build(quantized, "bf16") == (200 + 400, 240)
     judged = layout_memory(LIBRARY, STATIC, [graph("a", 1, weights=10)], (600, 240))
     assert judged.build == 1000 + 600 + 240
     built = layout_memory(LIBRARY, STATIC, [graph("a", 1, weights=500)], (600, 240))
@@ -263,5 +263,5 @@ def test_quantising_to_codes_halves_what_blocks_weigh() -> None:
         found = graph_parameters(FLUX, recipe=recipe, kept=FLUX.high_precision)
         assert found.whole == plain.whole
         saved = plain.bytes("bf16") - found.bytes("bf16")
-        assert saved == found.coded - 2 * found.scales
-        assert 0.6 < found.coded / found.whole < 0.95
+        assert saved == found.quantized - 2 * found.scales
+        assert 0.6 < found.quantized / found.whole < 0.95

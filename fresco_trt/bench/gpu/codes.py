@@ -1,6 +1,6 @@
 """FP8 codes of random weights, for engines that multiply in them: made on the device, written once.
 
-Ranges are those of one call at the full grid: what is drawn is noise whatever they are, and codes
+Amax are those of one call at the full grid: what is drawn is noise whatever they are, and codes
 take as long to multiply whatever they stand for.
 """
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS
 from fresco_trt.bench.gpu.engines import example_inputs
-from fresco_trt.bundle.amax import LayerRange, Ranges, RangesRecord
+from fresco_trt.bundle.amax import Amax, AmaxRecord, LayerAmax
 from fresco_trt.files.atomic_file import writing
 from fresco_trt.models.flux import model as flux
 from fresco_trt.plan.recipes import RECIPES
@@ -32,7 +32,7 @@ def place_codes(subject: Subject, transformer: Module, folder: Path) -> dict[str
 
     Raises DiskFull or OutputNotWritable.
     """
-    from fresco_trt.lower.quantize.fp8_modules import coded
+    from fresco_trt.lower.quantize.fp8_modules import with_fp8_modules
     from fresco_trt.lower.quantize.qdq import Quantizer
     from fresco_trt.lower.weights import write_source
 
@@ -42,8 +42,8 @@ def place_codes(subject: Subject, transformer: Module, folder: Path) -> dict[str
         shutil.rmtree(partial, ignore_errors=True)
         began = perf_counter()
         recipe = RECIPES[subject.precision]
-        quantizer = Quantizer(recipe=recipe, ranges=_ranges(subject, transformer))
-        codes = coded(transformer, quantizer)
+        quantizer = Quantizer(recipe=recipe, amax=_ranges(subject, transformer))
+        codes = with_fp8_modules(transformer, quantizer)
         made = perf_counter() - began
         write_source(codes, partial)
         with writing(target):
@@ -53,7 +53,7 @@ def place_codes(subject: Subject, transformer: Module, folder: Path) -> dict[str
     return {"bytes": bytes_of_codes, "made_seconds": made, "written_seconds": written}
 
 
-def _ranges(subject: Subject, transformer: Module) -> Ranges:
+def _ranges(subject: Subject, transformer: Module) -> Amax:
     """Largest magnitudes of one call of the network: of each layer's inputs, and its weight's."""
     import torch
 
@@ -70,7 +70,7 @@ def _ranges(subject: Subject, transformer: Module) -> Ranges:
             scope.callback(hook.remove)
         flux.graph_from_signature(transformer, signature)(*inputs.values())
     weights = {name: transformer.get_submodule(name).weight for name in layers}
-    return Ranges(
+    return Amax(
         layers={name: _range(entered[name], weights[name]) for name in layers},
         record=_record(subject),
     )
@@ -83,12 +83,12 @@ def _look(entered: dict[str, Tensor], name: str) -> Any:
     return look
 
 
-def _range(entered: Tensor, weight: Any) -> LayerRange:
-    return LayerRange(input=entered, weight=weight.detach().abs().amax().float().cpu())
+def _range(entered: Tensor, weight: Any) -> LayerAmax:
+    return LayerAmax(input=entered, weight=weight.detach().abs().amax().float().cpu())
 
 
-def _record(subject: Subject) -> RangesRecord:
-    return RangesRecord(
+def _record(subject: Subject) -> AmaxRecord:
+    return AmaxRecord(
         model=subject.facts.name,
         weights_sha256="",
         recipe=RECIPES[subject.precision].name,

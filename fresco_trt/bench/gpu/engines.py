@@ -85,7 +85,7 @@ class Subject:
         return _PLAIN[self.device]
 
     @property
-    def coded(self) -> bool:
+    def with_fp8_modules(self) -> bool:
         """Whether the engines have codes in place of weights."""
         return self.precision != self.rest
 

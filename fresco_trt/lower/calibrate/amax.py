@@ -1,4 +1,4 @@
-"""Ranges of linear layers and attention, measured where they are used: on a stage plan's steps.
+"""Amax of linear layers and attention, measured where they are used: on a stage plan's steps.
 
 Between the loaded weights and the quantised graphs. nvidia-modelopt calibrates its own copy of the
 model in torch while the plan's sampler draws the calibration prompts, so that a range covers every
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from fresco_trt.bundle.amax import AttentionRange, LayerRange, Ranges, RangesRecord, check_finite
+from fresco_trt.bundle.amax import Amax, AmaxRecord, AttentionAmax, LayerAmax, check_finite
 from fresco_trt.errors import BackendUnavailable, CalibrationError
 from fresco_trt.lower.calibrate.trajectories import in_full, walks
 from fresco_trt.lower.quantize.simulation import shallow
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fresco_trt.plan.recipes import Recipe
     from fresco_trt.plan.stages import StagePlan
 
-MEASURING = "measuring ranges"
+MEASURING = "measuring amax"
 ALPHA = 0.5
 """SmoothQuant's migration strength: half of the difficulty stays with the activations."""
 
@@ -73,17 +73,17 @@ def attentions_of(transformer: nn.Module, recipe: Recipe, kept: Sequence[str]) -
     return paths
 
 
-def measure_ranges(
+def measure_amax(
     reference: Reference,
     plan: StagePlan,
     recipe: Recipe,
     kept: Sequence[str],
     progress: Progress,
-) -> Ranges:
+) -> Amax:
     """Draw every prompt of ``reference`` by ``plan``, every step in full, and measure.
 
     ``kept`` are patterns of layers that stay as they are. The weights of ``reference`` are not
-    changed. Raises CalibrationError for ranges that are not finite or when no layer is left, and
+    changed. Raises CalibrationError for amax that are not finite or when no layer is left, and
     BackendUnavailable without nvidia-modelopt.
     """
     _require()
@@ -106,10 +106,10 @@ def measure_ranges(
                 progress(MEASURING, done / total)
 
     model = _calibrated(model, recipe, (*layers, *attentions), draw)
-    ranges = Ranges(
+    amax = Amax(
         layers={name: _layer(model.get_submodule(name), seen.stages(name)) for name in layers},
         attention={path: _attention(path, seen) for path in attentions},
-        record=RangesRecord(
+        record=AmaxRecord(
             model=reference.facts.name,
             weights_sha256=reference.weights_sha256,
             recipe=recipe.name,
@@ -120,9 +120,9 @@ def measure_ranges(
             plan_sha256=full.digest(),
         ),
     )
-    check_finite(ranges)
+    check_finite(amax)
     progress(MEASURING, 1.0)
-    return ranges
+    return amax
 
 
 def _require_finite(what: str, values: Tensor) -> None:
@@ -194,7 +194,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _operands(attentions: Sequence[str]) -> dict[str, str]:
-    """Where query, key and value pass in modelopt's attention, by the names of their ranges: its
+    """Where query, key and value pass in modelopt's attention, by the names of their amax: its
     quantisers stand after the rotary embedding, right before the products.
     """
     return {
@@ -204,12 +204,12 @@ def _operands(attentions: Sequence[str]) -> dict[str, str]:
     }
 
 
-def _attention(path: str, seen: _Inputs) -> AttentionRange:
+def _attention(path: str, seen: _Inputs) -> AttentionAmax:
     query, key, value = (seen.stages(f"{path}.{operand}").amax(dim=1) for operand in _BMM)
-    return AttentionRange(query=query, key=key, value=value)
+    return AttentionAmax(query=query, key=key, value=value)
 
 
-def _layer(module: nn.Module, inputs: Tensor) -> LayerRange:
+def _layer(module: nn.Module, inputs: Tensor) -> LayerAmax:
     """What modelopt decided of one layer, with its ``inputs`` [K,in] of each stage."""
     quantised: Any = module
     smooth = getattr(quantised.input_quantizer, "pre_quant_scale", None)
@@ -218,7 +218,7 @@ def _layer(module: nn.Module, inputs: Tensor) -> LayerRange:
         smooth = smooth.detach().float().cpu()
         inputs = inputs * smooth
     weight = weight.reshape(-1) if weight.ndim else weight
-    return LayerRange(input=inputs.amax(dim=1), weight=weight, smooth=smooth)
+    return LayerAmax(input=inputs.amax(dim=1), weight=weight, smooth=smooth)
 
 
 # --- inputs by stage --------------------------------------------------------------------------

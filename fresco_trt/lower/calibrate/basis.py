@@ -1,4 +1,4 @@
-"""The principal directions of a model's features, measured on trajectories of a plan.
+"""The SVD basis of a model's features, measured on trajectories of a plan.
 
 Before the engines are built, where the cache is "svd"; also by itself, as `fresco-trt calibrate
 --measure basis`. Every step of the plan is run in full by the eager model for each of a few
@@ -129,7 +129,7 @@ def measure_basis(
     )
 
 
-def principal_identity(source: Basis | Reference | None) -> str | None:
+def basis_identity(source: Basis | Reference | None) -> str | None:
     """What tells one basis from another before it is measured; for the build key."""
     if source is None:
         return None

@@ -1,9 +1,9 @@
 """Which steps of a plan may be skipped: measured, by what a predictor makes of true trajectories.
 
-Beside the build, as `fresco-trt calibrate --measure skips`. Every step is run in full, for a few
-prompts side by side; before each of them the predictor says what it would have given instead, from
-the full steps that were kept so far, and a step is skipped where the velocity that follows is wrong
-by no more than the tolerance. What it gives is a list of actions, for `--actions`.
+Beside the build, as `fresco-trt calibrate --measure cache-schedule`. Every step is run in full, for
+a few prompts side by side; before each of them the predictor says what it would have given instead,
+from the full steps that were kept so far, and a step is skipped where the velocity that follows is
+wrong by no more than the tolerance. What it gives is a list of actions, for `--actions`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TOLERANCES = (0.02, 0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Skips:
+class CacheSchedule:
     """One list of actions, a word a stage; ``errors`` [stage][step] are the mean relative errors of
     the velocity where it was predicted, whether it was taken or not, None at a stage's first step.
     """
@@ -88,15 +88,15 @@ class _Run:
             for cache, each in zip(self.caches, seen, strict=True):
                 cache.observe(each.feature, each.step, each.sigma)
 
-    def skips(self) -> Skips:
-        return Skips(
+    def schedule(self) -> CacheSchedule:
+        return CacheSchedule(
             tolerance=self.tolerance,
             actions=tuple(spelling_of(each) for each in self.actions),
             errors=tuple(tuple(each) for each in self.errors),
         )
 
 
-def measure_skips(
+def measure_cache_schedule(
     reference: Reference,
     plan: StagePlan,
     cache: CachePlan,
@@ -104,7 +104,7 @@ def measure_skips(
     *,
     basis: Tensor | None = None,
     progress: Progress = silent,
-) -> tuple[Skips, ...]:
+) -> tuple[CacheSchedule, ...]:
     """Lists of actions for ``plan``, one a tolerance, all from the same trajectories.
 
     ``basis`` is for the cache "svd". Raises CalibrationError for a tolerance that is not above 0.
@@ -128,8 +128,8 @@ def measure_skips(
                     run.enter([StageCache.over(whole, stage, cache, basis) for _ in seen])
                 run.decide(seen, bypasses[stage])
             done += 1
-            progress("measuring skips", done / whole.nfe)
-    return tuple(run.skips() for run in runs)
+            progress("measuring the cache schedule", done / whole.nfe)
+    return tuple(run.schedule() for run in runs)
 
 
 def _bypasses(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[EngineRunner]:

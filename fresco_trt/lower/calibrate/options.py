@@ -19,26 +19,26 @@ DEMO = "flux-tiny"
 SCENES = 512
 OUT = Path("calibration")
 
-Measure = Literal["spectrum", "basis", "skips", "ranges", "sensitivity"]
+Measure = Literal["spectrum", "basis", "cache-schedule", "amax", "sensitivity"]
 
 _FILES: Mapping[Measure, str] = {
     "spectrum": "spectrum.json",
     "basis": "basis.safetensors",
-    "skips": "skips.json",
-    "ranges": "ranges.safetensors",
+    "cache-schedule": "cache-schedule.json",
+    "amax": "amax.safetensors",
     "sensitivity": "sensitivity.json",
 }
 
 CACHE, STAGES = "hicache", 3
-"""What skips are measured for, and the stages of a plan, unless another is asked for."""
+"""What a cache schedule is measured for, and the stages of a plan, unless another is asked for."""
 
 _QUANTISED = ("prompts", "precision", "recipe", "keep", "stages", "preset", "size")
 
 READS: Mapping[Measure, tuple[str, ...]] = {
     "spectrum": ("pictures", "scenes"),
     "basis": ("prompts", "energy"),
-    "skips": ("prompts", "cache", "order", "stages", "preset", "tolerance"),
-    "ranges": _QUANTISED,
+    "cache-schedule": ("prompts", "cache", "order", "stages", "preset", "tolerance"),
+    "amax": _QUANTISED,
     "sensitivity": _QUANTISED,
 }
 """What is measured, and the options that this reads beside those that all do."""
@@ -76,7 +76,7 @@ class Options:
         """What a measurement of one plan is of, in the words of its file's name."""
         if self.measure in ("spectrum", "basis"):
             return ()
-        what = self._predictor if self.measure == "skips" else self.quantised.name
+        what = self._predictor if self.measure == "cache-schedule" else self.quantised.name
         size = () if self.size is None else (self.size,)
         return (*size, f"{self.stages or STAGES}stage", self.preset or DEFAULT_PRESET, what)
 
@@ -87,7 +87,7 @@ class Options:
 
     @property
     def quantised(self) -> Recipe:
-        """The recipe that ranges are for. Raises IncompatibleOptions for none."""
+        """The recipe that amax are for. Raises IncompatibleOptions for none."""
         recipe = find_recipe(self.precision or "int8", self.recipe)
         if recipe is None:
             raise IncompatibleOptions(
@@ -101,8 +101,8 @@ class Options:
 MeasureName = Annotated[
     str,
     typer.Option(
-        help="spectrum (for --delta), basis (for --cache svd), skips (for --actions), ranges (for "
-        "--precision int8 or fp8) or sensitivity (for --keep)."
+        help="spectrum (for --delta), basis (for --cache svd), cache-schedule (for --actions), "
+        "amax (for --precision int8 or fp8) or sensitivity (for --keep)."
     ),
 ]
 Pictures = Annotated[
@@ -124,13 +124,14 @@ Prompts = Annotated[
 ]
 Energy = Annotated[
     float | None,
-    typer.Option(help="Of a basis: share of energy that is principal.", show_default="0.85"),
+    typer.Option(help="Of a basis: share of energy that is kept.", show_default="0.85"),
 ]
 Predictor = Annotated[
-    str | None, typer.Option(help="Of skips: what predicts.", show_default="hicache")
+    str | None, typer.Option(help="Of a cache schedule: what predicts.", show_default="hicache")
 ]
 Order = Annotated[
-    int | None, typer.Option(help="Of skips: order of extrapolation, 1 to 3.", show_default="2")
+    int | None,
+    typer.Option(help="Of a cache schedule: order of extrapolation, 1 to 3.", show_default="2"),
 ]
 PlanStages = Annotated[
     int | None, typer.Option(help="Stages of the plan that is walked.", show_default="3")
@@ -140,24 +141,26 @@ PlanPreset = Annotated[
 ]
 Tolerance = Annotated[
     float | None,
-    typer.Option(help="Of skips: largest relative error of a velocity.", show_default="several"),
+    typer.Option(
+        help="Of a cache schedule: largest relative error of a velocity.", show_default="several"
+    ),
 ]
-Precision = Annotated[str | None, typer.Option(help="Of ranges: int8 or fp8.", show_default="int8")]
+Precision = Annotated[str | None, typer.Option(help="Of amax: int8 or fp8.", show_default="int8")]
 RecipeName = Annotated[
     str | None,
     typer.Option(
         "--recipe",
-        help="Of ranges: int8-smooth, int8, fp8 or fp8-attention.",
+        help="Of amax: int8-smooth, int8, fp8 or fp8-attention.",
         show_default="its own",
     ),
 ]
 Keep = Annotated[
     list[str] | None,
-    typer.Option("--keep", help="Of ranges: a pattern of layers to leave alone; repeatable."),
+    typer.Option("--keep", help="Of amax: a pattern of layers to leave alone; repeatable."),
 ]
 Size = Annotated[
     str | None,
-    typer.Option("--size", help="Of ranges: picture size WxH.", show_default="the model's"),
+    typer.Option("--size", help="Of amax: picture size WxH.", show_default="the model's"),
 ]
 Weights = Annotated[
     str | None, typer.Option(help="Diffusers pipeline folder.", show_default="bundled")

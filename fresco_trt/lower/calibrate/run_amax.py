@@ -1,4 +1,4 @@
-"""`fresco-trt calibrate` of ranges: what int8 and fp8 need of a model, and which layers mind most.
+"""`fresco-trt calibrate` of amax: what int8 and fp8 need of a model, and which layers mind most.
 
 Beside the data path. Both walk a plan with the calibration prompts
 (:mod:`fresco_trt.lower.calibrate.amax`, :mod:`fresco_trt.lower.calibrate.sensitivity`).
@@ -15,7 +15,7 @@ from fresco_trt.lower.calibrate.options import STAGES
 from fresco_trt.lower.calibrate.run_features import measured_on, reference_of
 
 if TYPE_CHECKING:
-    from fresco_trt.bundle.amax import Ranges
+    from fresco_trt.bundle.amax import Amax
     from fresco_trt.cli.display import Report
     from fresco_trt.lower.calibrate.basis import Reference
     from fresco_trt.lower.calibrate.options import Options
@@ -25,51 +25,51 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def run_ranges(options: Options, progress: Report) -> dict[str, Any]:
-    """Measure and store the ranges of a model's layers on one plan; what was stored.
+def run_amax(options: Options, progress: Report) -> dict[str, Any]:
+    """Measure and store the amax of a model's layers on one plan; what was stored.
 
     Raises what planning does, CalibrationError, BackendUnavailable without nvidia-modelopt,
     WeightsNotFound, OutputNotWritable and DiskFull.
     """
-    _, _, ranges = _measured(options, progress)
-    ranges.store(options.path)
-    return ranges.to_json()
+    _, _, amax = _measured(options, progress)
+    amax.store(options.path)
+    return amax.to_json()
 
 
 def run_sensitivity(options: Options, progress: Report) -> dict[str, Any]:
     """Measure what quantising each group of layers alone does to the velocity, and store it.
 
-    Raises as :func:`run_ranges`.
+    Raises as :func:`run_amax`.
     """
     from fresco_trt.lower.calibrate.sensitivity import error_of, measure_sensitivity
 
-    reference, plan, ranges = _measured(options, progress)
+    reference, plan, amax = _measured(options, progress)
     recipe = options.quantised
-    groups = measure_sensitivity(reference, plan, ranges, recipe, progress)
+    groups = measure_sensitivity(reference, plan, amax, recipe, progress)
     document = {
         "schema": SCHEMA,
         "version": __version__,
         **measured_on(reference, plan),
         "recipe": recipe.name,
-        "kept": list(ranges.record.kept),
-        "together": error_of(reference, plan, ranges, recipe),
+        "kept": list(amax.record.kept),
+        "together": error_of(reference, plan, amax, recipe),
         "groups": [asdict(each) for each in groups],
     }
     store_json(document, options.path)
     return document
 
 
-def _measured(options: Options, progress: Report) -> tuple[Reference, StagePlan, Ranges]:
+def _measured(options: Options, progress: Report) -> tuple[Reference, StagePlan, Amax]:
     from fresco_trt.models.registry import model_facts
 
     facts = model_facts(options.model)
     plan = _plan(options, facts)
     recipe, reference = options.quantised, reference_of(options, facts, progress)
 
-    from fresco_trt.lower.calibrate.amax import measure_ranges
+    from fresco_trt.lower.calibrate.amax import measure_amax
 
     kept = (*facts.high_precision, *(options.keep or ()))
-    return reference, plan, measure_ranges(reference, plan, recipe, kept, progress)
+    return reference, plan, measure_amax(reference, plan, recipe, kept, progress)
 
 
 def _plan(options: Options, facts: ModelFacts) -> StagePlan:

@@ -1,4 +1,4 @@
-"""`fresco-trt calibrate` of features: principal directions for SVD-Cache, and steps to skip.
+"""`fresco-trt calibrate` of features: the basis of SVD-Cache, and steps to skip.
 
 Beside the data path. Both walk trajectories of a plan with the eager model, every step in full
 (:mod:`fresco_trt.lower.calibrate.trajectories`).
@@ -25,31 +25,31 @@ SCHEMA = 1
 
 
 def run_basis(options: Options, progress: Report) -> dict[str, Any]:
-    """Measure and store the principal directions of a model's features; what was stored, in short.
+    """Measure and store the SVD basis of a model's features; what was stored, in short.
 
     On the trajectories of its balanced plan of most stages. Raises UnknownModel, CalibrationError,
     WeightsNotFound, OutputNotWritable and DiskFull.
     """
-    from fresco_trt.lower.calibrate import basis as principal
+    from fresco_trt.lower.calibrate import basis as svd
     from fresco_trt.models.registry import model_facts
     from fresco_trt.plan.making import make_plan
 
     facts = model_facts(options.model)
-    energy = principal.check_energy(principal.ENERGY if options.energy is None else options.energy)
+    energy = svd.check_energy(svd.ENERGY if options.energy is None else options.energy)
     reference = reference_of(options, facts, progress)
     plan = make_plan(facts, stages=max(facts.stage_counts))
-    basis = principal.measure_basis(reference, plan, energy=energy, progress=progress)
+    basis = svd.measure_basis(reference, plan, energy=energy, progress=progress)
     basis.store(options.path)
     return basis.to_json()
 
 
-def run_skips(options: Options, progress: Report) -> dict[str, Any]:
+def run_cache_schedule(options: Options, progress: Report) -> dict[str, Any]:
     """Measure which steps of a plan may be skipped, and store the lists; what was stored.
 
     Raises what planning does, CalibrationError, WeightsNotFound, OutputNotWritable and DiskFull.
     """
     from fresco_trt.lower.calibrate.basis import measure_basis
-    from fresco_trt.lower.calibrate.cache_schedule import TOLERANCES, measure_skips
+    from fresco_trt.lower.calibrate.cache_schedule import TOLERANCES, measure_cache_schedule
     from fresco_trt.models.registry import model_facts
     from fresco_trt.plan.cache_schedule import find_cache, of_order
     from fresco_trt.plan.making import make_plan
@@ -58,7 +58,7 @@ def run_skips(options: Options, progress: Report) -> dict[str, Any]:
     cache = of_order(find_cache(options.cache or CACHE), options.order)
     if cache.name not in FEATURE_CACHES:
         raise IncompatibleOptions(
-            f"--measure skips --cache {cache.name}, which predicts no feature",
+            f"--measure cache-schedule --cache {cache.name}, which predicts no feature",
             expected=f"one of {', '.join(FEATURE_CACHES)}",
             fix=f"pass --cache {CACHE}, or say with --actions which steps are coarse",
         )
@@ -68,14 +68,16 @@ def run_skips(options: Options, progress: Report) -> dict[str, Any]:
     basis = None
     if cache.name == "svd":
         basis = measure_basis(reference, plan, progress=progress).directions
-    lists = measure_skips(reference, plan, cache, tolerances, basis=basis, progress=progress)
+    lists = measure_cache_schedule(
+        reference, plan, cache, tolerances, basis=basis, progress=progress
+    )
     document = {
         "schema": SCHEMA,
         "version": __version__,
         **measured_on(reference, plan),
         "cache": cache.to_json(),
         "steps": plan.nfe,
-        "skips": [each.to_json() for each in lists],
+        "schedules": [each.to_json() for each in lists],
     }
     store_json(document, options.path)
     return document

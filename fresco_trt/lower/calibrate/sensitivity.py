@@ -23,7 +23,7 @@ from fresco_trt.models.flux.model import graph_from_signature
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress, Runner
-    from fresco_trt.bundle.amax import Ranges
+    from fresco_trt.bundle.amax import Amax
     from fresco_trt.lower.calibrate.basis import Reference
     from fresco_trt.plan.recipes import Recipe
     from fresco_trt.plan.signature import GraphSignature
@@ -75,27 +75,27 @@ def _groups(layer: str) -> Iterator[tuple[str, str]]:
 
 
 def measure_sensitivity(
-    reference: Reference, plan: StagePlan, ranges: Ranges, recipe: Recipe, progress: Progress
+    reference: Reference, plan: StagePlan, amax: Amax, recipe: Recipe, progress: Progress
 ) -> tuple[GroupError, ...]:
     """Every group's error on the first prompt's first, middle and last step of each stage.
 
-    Largest first. ``reference`` is the model that the ranges were measured on.
+    Largest first. ``reference`` is the model that the amax were measured on.
     """
-    groups = groups_of((*ranges.layers, *ranges.attention))
+    groups = groups_of((*amax.layers, *amax.attention))
     cases = _cases(reference, in_full(plan))
     errors = []
     for done, (group, (pattern, layers)) in enumerate(groups.items()):
         progress("measuring sensitivity", done / len(groups))
-        simulation = simulate(reference.transformer, ranges, recipe, layers)
+        simulation = simulate(reference.transformer, amax, recipe, layers)
         error = fmean(_error(simulation, case) for case in cases)
         errors.append(GroupError(group=group, pattern=pattern, layers=len(layers), error=error))
     progress("measuring sensitivity", 1.0)
     return tuple(sorted(errors, key=lambda each: -each.error))
 
 
-def error_of(reference: Reference, plan: StagePlan, ranges: Ranges, recipe: Recipe) -> float:
+def error_of(reference: Reference, plan: StagePlan, amax: Amax, recipe: Recipe) -> float:
     """The same error with every layer quantised."""
-    simulation = simulate(reference.transformer, ranges, recipe)
+    simulation = simulate(reference.transformer, amax, recipe)
     return fmean(_error(simulation, case) for case in _cases(reference, in_full(plan)))
 
 

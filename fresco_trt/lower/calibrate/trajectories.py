@@ -69,9 +69,9 @@ def features(reference: Reference, plan: StagePlan, progress: Progress) -> Itera
         steps = chain.from_iterable(walks(reference, plan, scope))
         total = len(reference.prompts) * plan.nfe
         for done, seen in enumerate(steps):
-            progress("measuring principal directions", done / total)
+            progress("measuring the SVD basis", done / total)
             yield seen.feature
-    progress("measuring principal directions", 1.0)
+    progress("measuring the SVD basis", 1.0)
 
 
 def _walk(

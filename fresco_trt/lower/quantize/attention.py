@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from fresco_trt.bundle.amax import AttentionRange
+    from fresco_trt.bundle.amax import AttentionAmax
     from fresco_trt.plan.recipes import Recipe
 
 
-def attention_scales(found: AttentionRange, recipe: Recipe) -> dict[str, float]:
+def attention_scales(found: AttentionAmax, recipe: Recipe) -> dict[str, float]:
     """Scale of the codes of "query", "key" and "value", one for all stages, and of what "softmax"
     gives, which is at most 1.
     """
@@ -33,20 +33,18 @@ def attention_scales(found: AttentionRange, recipe: Recipe) -> dict[str, float]:
     return {**scales, "softmax": 1.0 / recipe.top}
 
 
-def quantise_attention(
-    graph: ir.Graph, ranges: Mapping[str, AttentionRange], recipe: Recipe
-) -> None:
-    """Quantise in place every attention of ``ranges``, by the path of its module, that the graph
+def quantise_attention(graph: ir.Graph, amax: Mapping[str, AttentionAmax], recipe: Recipe) -> None:
+    """Quantise in place every attention of ``amax``, by the path of its module, that the graph
     has. Raises ExportError for one whose products are not found.
     """
     there = {str(node.name).partition("/")[0] for node in graph}
     done = set()
     for node in list(graph):
         path = str(node.name).partition("/")[0]
-        if node.op_type == "Softmax" and path in ranges:
-            _quantise(graph, node, path, attention_scales(ranges[path], recipe), recipe)
+        if node.op_type == "Softmax" and path in amax:
+            _quantise(graph, node, path, attention_scales(amax[path], recipe), recipe)
             done.add(path)
-    for path in ranges:
+    for path in amax:
         if path in there and path not in done:
             raise _unfit(path, "has no softmax")
 

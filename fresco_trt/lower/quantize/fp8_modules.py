@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fresco_trt.backends.base import StageGraph
-    from fresco_trt.bundle.amax import LayerRange
+    from fresco_trt.bundle.amax import LayerAmax
     from fresco_trt.lower.quantize.qdq import Quantizer
     from fresco_trt.plan.recipes import Recipe
 
 
-def coded(transformer: nn.Module, quantizer: Quantizer) -> nn.Module:
-    """A copy of ``transformer`` with codes in every layer that has ranges; all else is shared.
+def with_fp8_modules(transformer: nn.Module, quantizer: Quantizer) -> nn.Module:
+    """A copy of ``transformer`` with codes in every layer that has amax; all else is shared.
 
     The quantiser's account is given the bytes of each. Its recipe must be one of FP8 codes. Raises
     ValueError for one with attention, which torch runs as a single function.
@@ -33,8 +33,8 @@ def coded(transformer: nn.Module, quantizer: Quantizer) -> nn.Module:
     if quantizer.recipe.attention:
         raise ValueError(f"{quantizer.recipe.name} quantises attention; torch multiplies no codes")
     copied, account = shallow(transformer), quantizer.account
-    for name, found in quantizer.ranges.layers.items():
-        layer = _coded(transformer.get_submodule(name), found, quantizer.recipe)
+    for name, found in quantizer.amax.layers.items():
+        layer = _fp8_module(transformer.get_submodule(name), found, quantizer.recipe)
         exchange(copied, name, layer)
         account.stored[name] = layer.weight.nbytes + layer.weight_scale.nbytes
         account.float32[name] = 4 * layer.weight.numel()
@@ -54,7 +54,7 @@ def products_of(graph: StageGraph) -> Counter[str]:
     return kinds
 
 
-def _coded(linear: Any, found: LayerRange, recipe: Recipe) -> Fp8Linear:
+def _fp8_module(linear: Any, found: LayerAmax, recipe: Recipe) -> Fp8Linear:
     """The codes of :func:`fresco_trt.lower.quantize.qdq.encode`, made where the weight is."""
     weight = linear.weight.detach()
     scale = weight_scale(found, recipe).to(weight.device)

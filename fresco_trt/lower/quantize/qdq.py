@@ -1,11 +1,11 @@
-"""Q/DQ in a stage graph: the exported linear layers, quantised by measured ranges.
+"""Q/DQ in a stage graph: the exported linear layers, quantised by measured amax.
 
 One more pass of the export, before weights are moved to their file: codes are then stored once for
 all stages, like any other constant. Around a layer's matrix product it puts
 ``x -> QuantizeLinear -> DequantizeLinear`` and, in place of the weight, ``codes ->
 DequantizeLinear``; engine libraries fuse the three into one product of that precision. The nodes
 are placed here because the exporter of nvidia-modelopt traces with TorchScript, which has no RMS
-norm; every number in them is modelopt's. Attention's products, where they have ranges, are left to
+norm; every number in them is modelopt's. Attention's products, where they have amax, are left to
 ``attention.py``.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import Tensor
 
-    from fresco_trt.bundle.amax import LayerRange, Ranges
+    from fresco_trt.bundle.amax import Amax, LayerAmax
     from fresco_trt.lower.weights import WeightFile
     from fresco_trt.plan.recipes import Recipe
 
@@ -54,10 +54,10 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantizer:
-    """A pass over one graph after another, by the same ranges. See the file's docstring."""
+    """A pass over one graph after another, by the same amax. See the file's docstring."""
 
     recipe: Recipe
-    ranges: Ranges
+    amax: Amax
     account: Account = field(default_factory=Account)
 
     def quantise(self, model: ir.Model, weights: WeightFile) -> None:
@@ -70,7 +70,7 @@ class Quantizer:
             if product is not None:
                 self._exchange(product, done)
         self._check(model.graph)
-        quantise_attention(model.graph, self.ranges.attention, self.recipe)
+        quantise_attention(model.graph, self.amax.attention, self.recipe)
         self.account.products[str(model.graph.name)] = self._products(model.graph)
 
     def _product(self, graph: ir.Graph, node: ir.Node) -> _Product | None:
@@ -81,13 +81,13 @@ class Quantizer:
         layer = str(weight.name).removesuffix(_SUFFIX) if weight is not None else ""
         if source is None or weight is None or weight.const_value is None:
             return None
-        if str(weight.name) != f"{layer}{_SUFFIX}" or layer not in self.ranges.layers:
+        if str(weight.name) != f"{layer}{_SUFFIX}" or layer not in self.amax.layers:
             return None
         return _Product(
             graph=graph,
             node=node,
             layer=layer,
-            found=self.ranges.layers[layer],
+            found=self.amax.layers[layer],
             recipe=self.recipe,
             source=source,
             weight=weight,
@@ -106,12 +106,12 @@ class Quantizer:
         self.account.float32[product.layer] = codes.size * 4
 
     def _check(self, graph: ir.Graph) -> None:
-        left = [name for name in self.ranges.layers if f"{name}{_SUFFIX}" in graph.initializers]
-        left += [name for name in self.ranges.layers if f"{name}.weight" in graph.initializers]
+        left = [name for name in self.amax.layers if f"{name}{_SUFFIX}" in graph.initializers]
+        left += [name for name in self.amax.layers if f"{name}.weight" in graph.initializers]
         if left:
             raise ExportError(
                 f"no matrix product of {', '.join(left)} was found in the graph",
-                expected="one for each layer that has ranges",
+                expected="one for each layer that has amax",
                 fix="keep these layers with --keep, and report the model",
             )
 
@@ -126,17 +126,17 @@ class Quantizer:
         return kinds
 
 
-def input_scale(found: LayerRange, recipe: Recipe) -> float:
+def input_scale(found: LayerAmax, recipe: Recipe) -> float:
     """Scale of the codes of a layer's input: one for all stages, so that they share the rest."""
     return max(float(found.input.max()), TINY) / recipe.top
 
 
-def weight_scale(found: LayerRange, recipe: Recipe) -> Tensor:
+def weight_scale(found: LayerAmax, recipe: Recipe) -> Tensor:
     """Scales of the codes of a layer's weight: float32 [out], or [] for one of all."""
     return found.weight.clamp(min=TINY) / recipe.top
 
 
-def encode(weight: Array, found: LayerRange, recipe: Recipe) -> tuple[Array, Array]:
+def encode(weight: Array, found: LayerAmax, recipe: Recipe) -> tuple[Array, Array]:
     """Codes [in,out] and scales [out] or [] of a weight [in,out], smoothed first if it is to be.
 
     Scales have the weight's dtype, and codes are made with the scales as they are stored.
@@ -173,7 +173,7 @@ class _Product:
     graph: ir.Graph
     node: ir.Node
     layer: str
-    found: LayerRange
+    found: LayerAmax
     recipe: Recipe
     source: ir.Value
     weight: ir.Value

@@ -1,4 +1,4 @@
-"""What a quantised build does beside any other: ranges, one more pass, the gate, its record."""
+"""What a quantised build does beside any other: amax, one more pass, the gate, its record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fresco_trt.backends.missing import missing_to_run
 from fresco_trt.bundle.manifest import QuantRecord
 from fresco_trt.errors import QualityTooLow
-from fresco_trt.lower.calibrate.amax import measure_ranges
+from fresco_trt.lower.calibrate.amax import measure_amax
 from fresco_trt.lower.calibrate.sensitivity import measure_sensitivity
 from fresco_trt.lower.layout import graph_of
 from fresco_trt.lower.quantize.gate import engine_runners, judge, simulated_runners
@@ -35,7 +35,7 @@ THRESHOLD = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantisation:
-    """A build's pass of the export, which has recipe and ranges, and what measures and judges."""
+    """A build's pass of the export, which has recipe and amax, and what measures and judges."""
 
     made: Ingredients
     reference: Reference
@@ -57,12 +57,12 @@ class Quantisation:
         _require_finite(verdict)
         if verdict.ssim < THRESHOLD and not self.made.resolved.force:
             raise self._refused(verdict, progress)
-        account, ranges = self.quantizer.account, self.quantizer.ranges
+        account, amax = self.quantizer.account, self.quantizer.amax
         layout = self.made.resolved.layout
         return QuantRecord(
             recipe=self.quantizer.recipe.name,
-            kept=ranges.record.kept,
-            ranges_sha256=ranges.digest(),
+            kept=amax.record.kept,
+            amax_sha256=amax.digest(),
             bytes=sum(account.stored.values()),
             float32_bytes=sum(account.float32.values()),
             products={
@@ -92,8 +92,8 @@ class Quantisation:
     ) -> Verdict:
         with ExitStack() as scope:
             if self._elsewhere:
-                ranges, recipe = self.quantizer.ranges, self.quantizer.recipe
-                simulation = simulate(self.reference.transformer, ranges, recipe)
+                amax, recipe = self.quantizer.amax, self.quantizer.recipe
+                simulation = simulate(self.reference.transformer, amax, recipe)
                 runners = simulated_runners(simulation, engines, scope)
             else:
                 runners = engine_runners(self.made.resolved.backend, folder, engines, scope)
@@ -102,7 +102,7 @@ class Quantisation:
 
     def _refused(self, verdict: Verdict, progress: Progress) -> QualityTooLow:
         plan, passed = self.made.resolved.plan, self.quantizer
-        groups = measure_sensitivity(self.reference, plan, passed.ranges, passed.recipe, progress)
+        groups = measure_sensitivity(self.reference, plan, passed.amax, passed.recipe, progress)
         worst, engine = groups[0], verdict.worst
         return QualityTooLow(
             f"mean SSIM {verdict.ssim:.3f} to the pictures of the same plan unquantised; worst "
@@ -123,15 +123,15 @@ def _require_finite(verdict: Verdict) -> None:
 
 
 def quantisation(made: Ingredients, progress: Progress) -> Quantisation | None:
-    """How a build is quantised, its ranges measured unless they were given; None if it is not."""
+    """How a build is quantised, its amax measured unless they were given; None if it is not."""
     recipe, reference = made.resolved.recipe, made.reference
     if recipe is None or reference is None:
         return None
-    ranges = made.ranges
-    if ranges is None:
-        ranges = measure_ranges(reference, made.resolved.plan, recipe, made.resolved.kept, progress)
+    amax = made.amax
+    if amax is None:
+        amax = measure_amax(reference, made.resolved.plan, recipe, made.resolved.kept, progress)
     return Quantisation(
         made=made,
         reference=reference,
-        quantizer=Quantizer(recipe=recipe, ranges=ranges),
+        quantizer=Quantizer(recipe=recipe, amax=amax),
     )

@@ -1,6 +1,6 @@
 """A quantised model in torch: every product rounded as the engines round it, in float32.
 
-Beside the exported graphs, from the same ranges and the same codes. It stands in for engines that
+Beside the exported graphs, from the same amax and the same codes. It stands in for engines that
 this machine cannot run, and tells what one group of layers alone costs.
 """
 
@@ -19,7 +19,7 @@ from fresco_trt.models.flux.attention import put_products
 from fresco_trt.models.fp8 import exchange
 
 if TYPE_CHECKING:
-    from fresco_trt.bundle.amax import AttentionRange, LayerRange, Ranges
+    from fresco_trt.bundle.amax import Amax, AttentionAmax, LayerAmax
     from fresco_trt.plan.recipes import Recipe
 
 _LOWEST = -128.0  # the int8 that symmetric scales leave unused, and saturation still reaches
@@ -27,20 +27,20 @@ _LOWEST = -128.0  # the int8 that symmetric scales leave unused, and saturation 
 
 def simulate(
     transformer: nn.Module,
-    ranges: Ranges,
+    amax: Amax,
     recipe: Recipe,
     parts: Collection[str] | None = None,
 ) -> nn.Module:
-    """A copy of a float32 ``transformer`` with ``parts`` (None: all that have ranges) rounded:
+    """A copy of a float32 ``transformer`` with ``parts`` (None: all that have amax) rounded:
     paths of linear layers and of attentions.
 
     All else is shared with the original, which is not changed.
     """
     copied = shallow(transformer)
-    for name, found in ranges.layers.items():
+    for name, found in amax.layers.items():
         if parts is None or name in parts:
             exchange(copied, name, RoundedLinear(copied.get_submodule(name), found, recipe))
-    for name, attention in ranges.attention.items():
+    for name, attention in amax.attention.items():
         if parts is None or name in parts:
             put_products(copied.get_submodule(name), RoundedProducts(attention, recipe))
     return copied
@@ -55,7 +55,7 @@ def shallow(module: nn.Module) -> nn.Module:
 class RoundedLinear(nn.Module):
     """A linear layer of codes: inputs [...,in] are rounded in each call, the weight once."""
 
-    def __init__(self, linear: Any, found: LayerRange, recipe: Recipe) -> None:
+    def __init__(self, linear: Any, found: LayerAmax, recipe: Recipe) -> None:
         super().__init__()
         codes, scales = encode(linear.weight.detach().float().numpy().T, found, recipe)
         self.weight = torch.from_numpy(codes.astype("float32") * scales).T.contiguous()
@@ -72,13 +72,13 @@ class RoundedLinear(nn.Module):
 class RoundedProducts(nn.Module):
     """The two products of attention, every operand rounded to codes in each call."""
 
-    def __init__(self, found: AttentionRange, recipe: Recipe) -> None:
+    def __init__(self, found: AttentionAmax, recipe: Recipe) -> None:
         super().__init__()
         self.scales, self.recipe = attention_scales(found, recipe), recipe
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """As torch's ``scaled_dot_product_attention``, float32."""
-        # Graphs scale query and key before they are rounded, and their ranges likewise: the codes
+        # Graphs scale query and key before they are rounded, and their amax likewise: the codes
         # are the same.
         scores = self._codes("query", query) @ self._codes("key", key).transpose(-1, -2)
         weights = torch.softmax(scores * query.shape[-1] ** -0.5, dim=-1)

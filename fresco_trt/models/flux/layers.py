@@ -107,14 +107,15 @@ def graph_parameters(
         blocks = (0, 0)
     run = replace(facts, double_blocks=blocks[0], single_blocks=blocks[1])
     layers = [each for each in linear_layers(run) if any(blocks) or each.name.startswith(_HEAD)]
-    coded = [each for each in layers if recipe is not None and not kept_by(kept, each.name)]
-    scaled = sum(each.outputs for each in coded) if recipe and recipe.channels else len(coded)
+    quantized = [each for each in layers if recipe is not None and not kept_by(kept, each.name)]
+    by_channel = recipe is not None and recipe.channels
+    scales = sum(each.outputs for each in quantized) if by_channel else len(quantized)
     # The scales of the norms of queries and keys, which double-stream blocks have for both streams.
     norms = (4 * blocks[0] + 2 * blocks[1]) * facts.head_dim
     return Parameters(
         whole=norms + sum((each.inputs + 1) * each.outputs for each in layers),
-        coded=sum(each.inputs * each.outputs for each in coded),
-        scales=scaled,
+        quantized=sum(each.inputs * each.outputs for each in quantized),
+        scales=scales,
     )
 
 

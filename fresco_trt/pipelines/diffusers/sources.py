@@ -13,7 +13,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fresco_trt.errors import CalibrationError, DigestMismatch, IncompatibleOptions, UnsupportedSize
-from fresco_trt.models.tensor_versions import Marks
+from fresco_trt.models.tensor_versions import TensorVersions
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.sizes import Size, format_size
@@ -91,7 +91,7 @@ class Choices:
 
 
 class Source(Protocol):
-    """Plan, runners and principal directions of the calls of one pipeline; ``model`` is whose, None
+    """Plan, runners and SVD basis of the calls of one pipeline; ``model`` is whose, None
     for the first one of its dimensions.
     """
 
@@ -189,7 +189,7 @@ class Directions:
     """Principal directions [H,k] that were measured on exactly these weights."""
 
     directions: Tensor
-    weights: Marks
+    weights: TensorVersions
 
     @classmethod
     def of(cls, pipe: Any, facts: ModelFacts, choices: Choices) -> Directions | None:
@@ -208,13 +208,13 @@ class Directions:
         basis = read_basis(choices.basis)
         digest = weights_digest(pipe.transformer)
         check_basis(basis, model=facts.name, weights_sha256=digest, hidden=facts.hidden)
-        return cls(directions=basis.directions, weights=weight_marks(pipe))
+        return cls(directions=basis.directions, weights=weight_versions(pipe))
 
     def on(self, pipe: Any, device: str) -> Tensor:
         """The directions on ``device``. Raises CalibrationError once the weights are others."""
         if not self.weights.hold(weights_of(pipe)):
             raise CalibrationError(
-                "principal directions of the weights that the transformer had",
+                "an SVD basis of the weights that the transformer had",
                 expected="those of the weights it has now",
                 fix="measure them again, and enable the pipeline with the new file",
             )
@@ -235,7 +235,7 @@ class BundleEngines:
     loaded: Runners
     basis: Tensor | None
     device: str
-    weights: Marks
+    weights: TensorVersions
     scope: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -263,7 +263,7 @@ class BundleEngines:
                 loaded=load_runners(bundle, library, scope),
                 basis=basis_of(bundle, device),
                 device=device,
-                weights=weight_marks(pipe),
+                weights=weight_versions(pipe),
                 scope=scope.pop_all(),
             )
 
@@ -301,7 +301,7 @@ class BundleEngines:
         """As :class:`Source`."""
         if not self.weights.hold(weights_of(pipe)):
             _check_weights(pipe, self.bundle)
-            self.weights = weight_marks(pipe)
+            self.weights = weight_versions(pipe)
         yield self.loaded, self.basis, self.device
 
     def close(self) -> None:
@@ -327,9 +327,9 @@ def weights_of(pipe: Any) -> Iterator[Tensor]:
     return chain(pipe.transformer.parameters(), pipe.transformer.buffers())
 
 
-def weight_marks(pipe: Any) -> Marks:
+def weight_versions(pipe: Any) -> TensorVersions:
     """What the transformer's weights are now."""
-    return Marks.of(weights_of(pipe))
+    return TensorVersions.of(weights_of(pipe))
 
 
 def _check_weights(pipe: Any, bundle: Bundle) -> None:
@@ -349,11 +349,11 @@ def _basis_missing(choices: Choices) -> IncompatibleOptions:
     if choices.basis is not None:
         return IncompatibleOptions(
             f"basis={str(choices.basis)!r} with the cache {choices.cache or 'none'}",
-            expected="cache='svd': no other cache has principal directions",
+            expected="cache='svd': no other cache reads a basis",
             fix="leave basis out, or pass cache='svd'",
         )
     return IncompatibleOptions(
         "cache='svd' without a basis",
-        expected="basis=PATH, the principal directions of the pipeline's weights",
+        expected="basis=PATH, the SVD basis of the pipeline's weights",
         fix="measure them with 'fresco-trt calibrate --measure basis', and pass the file",
     )

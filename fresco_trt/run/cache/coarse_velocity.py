@@ -58,8 +58,8 @@ def pooled_velocity(sample: Tensor, velocity: Tensor, sigma: float, ratio: int) 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CoarseVelocity:
     """The coarse velocities of one stage of one request. ``inputs`` are the small grid's, latents
-    and timestep by name; ``kept`` is the velocity of the last full step [B,C,H,W] and what the small
-    grid said of it, None before the first.
+    and timestep by name; ``kept`` is the velocity of the last full step [B,C,H,W] and what the
+    small grid said of it, None before the first.
     """
 
     runner: Runner

@@ -27,7 +27,7 @@ BETA = 0.9
 
 
 def directions_of(gram: Tensor, energy: float) -> tuple[Tensor, Tensor]:
-    """The principal directions of features [M,H], one token a row, and all singular values.
+    """The SVD basis of features [M,H], one token a row, and all singular values.
 
     ``gram`` is their Gram matrix ``F^T F``, float64 [H,H]: those of features that come a few at a
     time add up. The directions are float64 [H,k], orthonormal columns, k the smallest with
@@ -161,7 +161,7 @@ def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -
     if basis is None:
         raise IncompatibleOptions(
             "the cache 'svd' without a basis",
-            expected="the principal directions of this model's features",
+            expected="the SVD basis of this model's features",
             fix="calibrate one, or use the cache 'taylor', which needs none",
         )
     has_order = VARIANTS[cache.variant] is divided

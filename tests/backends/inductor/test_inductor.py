@@ -21,10 +21,10 @@ from torch import Tensor
 
 import fresco_trt
 from fresco_trt.backends.base import BuildOptions, StageGraph
+from fresco_trt.backends.inductor import backend as inductor
+from fresco_trt.backends.inductor import build as inductor_build
+from fresco_trt.backends.inductor import probe as inductor_probe
 from fresco_trt.backends.inductor.backend import BLOCKS, HOST, InductorBackend
-from fresco_trt.backends.inductor.backend import backend as inductor
-from fresco_trt.backends.inductor.backend import build as inductor_build
-from fresco_trt.backends.inductor.backend import probe as inductor_probe
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.errors import (
     BackendUnavailable,

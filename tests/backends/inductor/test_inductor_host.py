@@ -10,9 +10,9 @@ from zipfile import ZipFile
 import pytest
 
 from fresco_trt.backends.base import BuildOptions
+from fresco_trt.backends.inductor import backend as inductor
+from fresco_trt.backends.inductor import build as inductor_build
 from fresco_trt.backends.inductor.backend import HOST, InductorBackend
-from fresco_trt.backends.inductor.backend import backend as inductor
-from fresco_trt.backends.inductor.backend import build as inductor_build
 from fresco_trt.backends.inductor.host import check_host, this_host, write_host
 from fresco_trt.errors import BuildError, EnvironmentMismatch
 from fresco_trt.models.flux import model as flux

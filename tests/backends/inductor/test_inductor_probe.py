@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fresco_trt.backends.inductor.backend import build as inductor_build
-from fresco_trt.backends.inductor.backend import probe as inductor_probe
+from fresco_trt.backends.inductor import build as inductor_build
+from fresco_trt.backends.inductor import probe as inductor_probe
 from fresco_trt.backends.inductor.build import compile_layer
 from fresco_trt.backends.inductor.probe import constants_of
 from fresco_trt.backends.transformer import torch_version

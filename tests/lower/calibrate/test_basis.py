@@ -13,7 +13,7 @@ from fresco_trt.bundle import open_bundle
 from fresco_trt.bundle.svd_basis import BASIS_FILE, read_basis
 from fresco_trt.errors import CalibrationError
 from fresco_trt.lower.build import BuildRequest, run
-from fresco_trt.lower.calibrate import basis as principal
+from fresco_trt.lower.calibrate import basis as calibration_basis
 from fresco_trt.lower.calibrate.basis import Reference, measure_basis, read_prompts
 from fresco_trt.lower.calibrate.trajectories import features, in_full
 from fresco_trt.models.flux.facts import FLUX_TINY
@@ -119,8 +119,8 @@ def test_a_bundle_carries_the_basis_that_was_given(tmp_path: Path) -> None:
 def test_without_one_it_is_measured_and_the_build_repeats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(principal, "PROMPTS", tmp_path)
-    monkeypatch.setattr(principal, "_SHIPPED", ())
+    monkeypatch.setattr(calibration_basis, "PROMPTS", tmp_path)
+    monkeypatch.setattr(calibration_basis, "_SHIPPED", ())
     with pytest.raises(CalibrationError, match="--prompts"):
         run(request(tmp_path / "bundle", None))
     assert not (tmp_path / "bundle").exists()
@@ -129,7 +129,7 @@ def test_without_one_it_is_measured_and_the_build_repeats(
     assert read_basis(bundle.folder / BASIS_FILE).record.prompts == 1
     assert run(request(tmp_path / "bundle", None)).reused
     (tmp_path / "flux-tiny-prompts.txt").write_text("a cat on a plain red background\n")
-    assert "principal directions" in run(request(tmp_path / "bundle", None)).state
+    assert "SVD basis" in run(request(tmp_path / "bundle", None)).state
 
 
 def test_a_basis_of_other_weights_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -149,12 +149,12 @@ def test_prompts_come_with_the_package_unless_there_are_some_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shipped = principal.default_prompts("flux-tiny")
+    shipped = calibration_basis.default_prompts("flux-tiny")
     assert len(read_prompts(shipped)) >= 16
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration" / shipped.name).write_text("a cat\n")
-    assert read_prompts(principal.default_prompts("flux-tiny")) == ("a cat",)
-    assert principal.default_prompts("flux") == Path("calibration/flux-prompts.txt")
+    assert read_prompts(calibration_basis.default_prompts("flux-tiny")) == ("a cat",)
+    assert calibration_basis.default_prompts("flux") == Path("calibration/flux-prompts.txt")
 
 
 def test_a_model_over_anothers_encoders_has_its_prompts_until_it_has_its_own(
@@ -162,7 +162,9 @@ def test_a_model_over_anothers_encoders_has_its_prompts_until_it_has_its_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     student = "flux-tiny-turbo"
-    assert principal.default_prompts(student) == principal.default_prompts("flux-tiny")
+    assert calibration_basis.default_prompts(student) == calibration_basis.default_prompts(
+        "flux-tiny"
+    )
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration" / f"{student}-prompts.txt").write_text("a cat\n")
-    assert read_prompts(principal.default_prompts(student)) == ("a cat",)
+    assert read_prompts(calibration_basis.default_prompts(student)) == ("a cat",)

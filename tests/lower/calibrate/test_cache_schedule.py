@@ -13,7 +13,7 @@ import fresco_trt
 from fresco_trt.errors import CalibrationError
 from fresco_trt.lower.calibrate import run_features as features
 from fresco_trt.lower.calibrate.basis import Reference
-from fresco_trt.lower.calibrate.cache_schedule import measure_skips
+from fresco_trt.lower.calibrate.cache_schedule import measure_cache_schedule
 from fresco_trt.lower.calibrate.options import Options
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.model import load_transformer
@@ -33,7 +33,7 @@ PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="quality", size=(64, 64))
 
 
 def test_a_looser_tolerance_skips_at_least_as_much() -> None:
-    lists = measure_skips(REFERENCE, PLAN, DEFAULTS["taylor"], (1e-9, 0.1, 1e9))
+    lists = measure_cache_schedule(REFERENCE, PLAN, DEFAULTS["taylor"], (1e-9, 0.1, 1e9))
     strict, between, loose = lists
     assert strict.full_steps == PLAN.nfe
     assert strict.full_steps >= between.full_steps >= loose.full_steps == len(PLAN.stages)
@@ -43,7 +43,7 @@ def test_a_looser_tolerance_skips_at_least_as_much() -> None:
 
 
 def test_a_step_is_skipped_exactly_where_its_error_is_allowed() -> None:
-    (found,) = measure_skips(REFERENCE, PLAN, DEFAULTS["reuse"], (0.15,))
+    (found,) = measure_cache_schedule(REFERENCE, PLAN, DEFAULTS["reuse"], (0.15,))
     for word, errors in zip(found.actions, found.errors, strict=True):
         assert errors[0] is None
         for letter, error in zip(word[1:], errors[1:], strict=True):
@@ -52,7 +52,7 @@ def test_a_step_is_skipped_exactly_where_its_error_is_allowed() -> None:
 
 
 def test_the_list_makes_a_plan() -> None:
-    (found,) = measure_skips(REFERENCE, PLAN, DEFAULTS["hicache"], (0.3,))
+    (found,) = measure_cache_schedule(REFERENCE, PLAN, DEFAULTS["hicache"], (0.3,))
     planned = fresco_trt.plan(
         "flux-tiny",
         stages=2,
@@ -67,7 +67,7 @@ def test_the_list_makes_a_plan() -> None:
 @pytest.mark.parametrize("tolerance", [0.0, -0.1, float("inf"), float("nan")])
 def test_impossible_tolerances_are_refused(tolerance: float) -> None:
     with pytest.raises(CalibrationError, match="tolerance"):
-        measure_skips(REFERENCE, PLAN, DEFAULTS["reuse"], (tolerance,))
+        measure_cache_schedule(REFERENCE, PLAN, DEFAULTS["reuse"], (tolerance,))
 
 
 def test_the_command_stores_what_it_measured_on(
@@ -82,16 +82,18 @@ def test_the_command_stores_what_it_measured_on(
     monkeypatch.setattr(import_module("fresco_trt.plan.making"), "make_plan", small)
     options = Options(
         model="flux-tiny",
-        measure="skips",
+        measure="cache-schedule",
         prompts=prompts,
         tolerance=0.2,
         cache="svd",
         order=1,
         out=tmp_path,
     )
-    document = features.run_skips(options, lambda *_: None)
-    stored = json.loads((tmp_path / "flux-tiny-3stage-balanced-svd-order1-skips.json").read_text())
+    document = features.run_cache_schedule(options, lambda *_: None)
+    stored = json.loads(
+        (tmp_path / "flux-tiny-3stage-balanced-svd-order1-cache-schedule.json").read_text()
+    )
     assert stored == json.loads(json.dumps(document))
     assert (stored["stages"], stored["prompts"], stored["steps"]) == (2, 1, small(None).nfe)
-    assert [each["tolerance"] for each in stored["skips"]] == [0.2]
+    assert [each["tolerance"] for each in stored["schedules"]] == [0.2]
     assert (stored["cache"]["name"], stored["cache"]["order"]) == ("svd", 1)

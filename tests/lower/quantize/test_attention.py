@@ -1,4 +1,4 @@
-"""Attention's products in codes: modelopt's ranges, four roundings a block, one fused kernel."""
+"""Attention's products in codes: modelopt's amax, four roundings a block, one fused kernel."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from torch.nn import functional
 import fresco_trt
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import BuildOptions, StageGraph
-from fresco_trt.bundle.amax import AttentionRange, Ranges
+from fresco_trt.bundle.amax import Amax, AttentionAmax
 from fresco_trt.errors import CalibrationError, ExportError
 from fresco_trt.lower.calibrate import amax as measuring
-from fresco_trt.lower.calibrate.amax import attentions_of, measure_ranges
+from fresco_trt.lower.calibrate.amax import attentions_of, measure_amax
 from fresco_trt.lower.calibrate.basis import Reference
 from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.quantize.attention import attention_scales, quantise_attention
@@ -62,8 +62,8 @@ def silent(*_: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def measured() -> Ranges:
-    return measure_ranges(REFERENCE, PLAN, RECIPE, KEPT, silent)
+def measured() -> Amax:
+    return measure_amax(REFERENCE, PLAN, RECIPE, KEPT, silent)
 
 
 def stage_graph(
@@ -82,8 +82,8 @@ def stage_graph(
     )
 
 
-def exported(graph: StageGraph, folder: Path, ranges: Ranges, recipe: Any = RECIPE) -> StageGraph:
-    (done,) = export_stages([graph], folder, quantizer=Quantizer(recipe=recipe, ranges=ranges))
+def exported(graph: StageGraph, folder: Path, amax: Amax, recipe: Any = RECIPE) -> StageGraph:
+    (done,) = export_stages([graph], folder, quantizer=Quantizer(recipe=recipe, amax=amax))
     return done
 
 
@@ -100,8 +100,8 @@ _ROUNDED = re.compile(r"\.attn\.(query|key|softmax|value)(_\d+)?\.Q$")
 # --- measuring --------------------------------------------------------------------------------
 
 
-def test_the_layers_have_the_ranges_of_the_plain_recipe(measured: Ranges) -> None:
-    plain = measure_ranges(REFERENCE, PLAN, PLAIN, KEPT, silent)
+def test_the_layers_have_the_ranges_of_the_plain_recipe(measured: Amax) -> None:
+    plain = measure_amax(REFERENCE, PLAN, PLAIN, KEPT, silent)
     assert plain.attention == {}
     assert plain.layers.keys() == measured.layers.keys()
     for name, found in plain.layers.items():
@@ -109,9 +109,7 @@ def test_the_layers_have_the_ranges_of_the_plain_recipe(measured: Ranges) -> Non
         assert torch.equal(found.weight, measured.layers[name].weight)
 
 
-def test_ranges_of_attention_are_modelopts(
-    measured: Ranges, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranges_of_attention_are_modelopts(measured: Amax, monkeypatch: pytest.MonkeyPatch) -> None:
     calibrated: list[Any] = []
     original = measuring._calibrated
 
@@ -120,7 +118,7 @@ def test_ranges_of_attention_are_modelopts(
         return calibrated[-1]
 
     monkeypatch.setattr(measuring, "_calibrated", kept)
-    measure_ranges(REFERENCE, PLAN, RECIPE, KEPT, silent)
+    measure_amax(REFERENCE, PLAN, RECIPE, KEPT, silent)
     assert tuple(measured.attention) == BLOCKS
     for path, found in measured.attention.items():
         module = calibrated[0].get_submodule(path)
@@ -142,7 +140,7 @@ def test_what_a_pattern_keeps_is_not_measured() -> None:
 
 # --- products ---------------------------------------------------------------------------------
 
-UNIT = AttentionRange(**dict.fromkeys(("query", "key", "value"), torch.tensor([448.0])))
+UNIT = AttentionAmax(**dict.fromkeys(("query", "key", "value"), torch.tensor([448.0])))
 
 
 def operands() -> tuple[Tensor, Tensor, Tensor]:
@@ -162,7 +160,7 @@ def test_operands_that_are_codes_are_multiplied_as_they_are() -> None:
 def test_with_ranges_that_fit_attention_errs_by_some_percent() -> None:
     query, key, value = operands()
     parts = {"query": query, "key": key, "value": value}
-    found = AttentionRange(**{kind: part.abs().max().reshape(1) for kind, part in parts.items()})
+    found = AttentionAmax(**{kind: part.abs().max().reshape(1) for kind, part in parts.items()})
     wanted = functional.scaled_dot_product_attention(query, key, value)
     got = RoundedProducts(found, RECIPE)(query, key, value)
     assert 0.002 < float((got - wanted).norm() / wanted.norm()) < 0.1
@@ -184,7 +182,7 @@ def test_values_below_the_least_code_are_nothing() -> None:
 
 
 def test_the_scale_of_what_softmax_gives_is_fixed() -> None:
-    found = AttentionRange(
+    found = AttentionAmax(
         query=torch.tensor([4.48, 2.0]), key=torch.tensor([0.0]), value=torch.tensor([1.0])
     )
     scales = attention_scales(found, RECIPE)
@@ -197,7 +195,7 @@ def test_the_scale_of_what_softmax_gives_is_fixed() -> None:
 
 
 def test_each_operand_of_each_product_comes_straight_from_its_codes(
-    measured: Ranges, tmp_path: Path
+    measured: Amax, tmp_path: Path
 ) -> None:
     graph = exported(stage_graph(), tmp_path, measured)
     assert quantising(graph) == dict.fromkeys(BLOCKS, 4)
@@ -227,9 +225,7 @@ def test_each_operand_of_each_product_comes_straight_from_its_codes(
             assert float(constants[f"{path}.{kind}.scale"]) == pytest.approx(scale, rel=1e-6)
 
 
-def test_without_its_ranges_the_graph_is_the_plain_recipes(
-    measured: Ranges, tmp_path: Path
-) -> None:
+def test_without_its_ranges_the_graph_is_the_plain_recipes(measured: Amax, tmp_path: Path) -> None:
     bare = replace(measured, attention={})
     with_name = exported(stage_graph(), tmp_path / "a", bare)
     plain = exported(stage_graph(), tmp_path / "b", bare, PLAIN)
@@ -245,21 +241,19 @@ def test_without_its_ranges_the_graph_is_the_plain_recipes(
     assert len(weights) == 1
 
 
-def test_a_graph_of_several_token_counts_has_the_same_nodes(
-    measured: Ranges, tmp_path: Path
-) -> None:
+def test_a_graph_of_several_token_counts_has_the_same_nodes(measured: Amax, tmp_path: Path) -> None:
     signatures = tuple(stage_signature(FLUX_TINY, PLAN, stage, TEXT) for stage in (0, 1))
     graph = exported(stage_graph(profiles=signatures), tmp_path, measured)
     assert quantising(graph) == dict.fromkeys(BLOCKS, 4)
 
 
-def test_aligned_attention_is_rounded_on_both_grids(measured: Ranges, tmp_path: Path) -> None:
+def test_aligned_attention_is_rounded_on_both_grids(measured: Amax, tmp_path: Path) -> None:
     signature = full_signature(FLUX_TINY, 28, TEXT, refined=4)
     graph = exported(stage_graph(signature), tmp_path, measured)
     assert quantising(graph) == dict.fromkeys(BLOCKS, 8)
 
 
-def test_an_attention_that_is_not_there_is_named(measured: Ranges, tmp_path: Path) -> None:
+def test_an_attention_that_is_not_there_is_named(measured: Amax, tmp_path: Path) -> None:
     found = measured.attention[BLOCKS[0]]
     stranger = replace(measured, attention={f"{BLOCKS[0]}.norm_q": found})
     with pytest.raises(ExportError, match=r"0\.attn\.norm_q has no softmax") as caught:
@@ -299,7 +293,7 @@ def test_attention_of_another_form_is_refused(operators: tuple[str, ...], words:
 @pytest.mark.rtx
 @pytest.mark.parametrize("target", ["sm89", "sm120"])
 def test_tensorrt_fuses_attention_over_fp8(
-    target: str, measured: Ranges, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    target: str, measured: Amax, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     half = load_transformer(None, FLUX_TINY, dtype=torch.bfloat16)

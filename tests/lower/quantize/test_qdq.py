@@ -19,16 +19,16 @@ from torch import Tensor, nn
 import fresco_trt
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import BuildOptions, StageGraph
-from fresco_trt.bundle.amax import LayerRange, Ranges
+from fresco_trt.bundle.amax import Amax, LayerAmax
 from fresco_trt.bundle.manifest import EngineRecord
 from fresco_trt.errors import CalibrationError, ExportError
 from fresco_trt.lower.calibrate import amax as measuring
-from fresco_trt.lower.calibrate.amax import layers_of, measure_ranges
+from fresco_trt.lower.calibrate.amax import layers_of, measure_amax
 from fresco_trt.lower.calibrate.basis import Reference
 from fresco_trt.lower.calibrate.sensitivity import error_of, groups_of, measure_sensitivity
 from fresco_trt.lower.calibrate.trajectories import conditions, drawn, full_runners, in_full
 from fresco_trt.lower.export import export_stages
-from fresco_trt.lower.quantize.fp8_modules import coded, products_of
+from fresco_trt.lower.quantize.fp8_modules import products_of, with_fp8_modules
 from fresco_trt.lower.quantize.qdq import Quantizer, encode, input_scale
 from fresco_trt.lower.quantize.simulation import RoundedLinear, simulate
 from fresco_trt.lower.weights import write_source
@@ -68,8 +68,8 @@ def coded_products(recipe: Recipe) -> int:
 
 
 @pytest.fixture(scope="module")
-def calibrated() -> dict[str, tuple[Ranges, nn.Module]]:
-    """Ranges of every recipe, measured once, beside the model that modelopt saw them in."""
+def calibrated() -> dict[str, tuple[Amax, nn.Module]]:
+    """Amax of every recipe, measured once, beside the model that modelopt saw them in."""
     models: list[nn.Module] = []
     original = measuring._calibrated
 
@@ -80,15 +80,15 @@ def calibrated() -> dict[str, tuple[Ranges, nn.Module]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "_calibrated", kept)
         return {
-            name: (measure_ranges(REFERENCE, PLAN, recipe, KEPT, silent), models[-1])
+            name: (measure_amax(REFERENCE, PLAN, recipe, KEPT, silent), models[-1])
             for name, recipe in RECIPES.items()
         }
 
 
 @pytest.fixture(scope="module")
-def measured(calibrated: dict[str, tuple[Ranges, nn.Module]]) -> dict[str, Ranges]:
-    """Ranges of every recipe."""
-    return {name: ranges for name, (ranges, _) in calibrated.items()}
+def measured(calibrated: dict[str, tuple[Amax, nn.Module]]) -> dict[str, Amax]:
+    """Amax of every recipe."""
+    return {name: amax for name, (amax, _) in calibrated.items()}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def apart(got: Tensor, wanted: Tensor) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_layer_that_is_not_kept_has_a_range_of_every_stage(
-    measured: dict[str, Ranges], name: str
+    measured: dict[str, Amax], name: str
 ) -> None:
     layers = measured[name].layers
     assert tuple(layers) == layers_of(MODEL, KEPT)
@@ -165,7 +165,7 @@ def test_every_layer_that_is_not_kept_has_a_range_of_every_stage(
     assert len(measured[name].attention) == (6 if RECIPES[name].attention else 0)
 
 
-def test_ranges_are_the_largest_magnitudes_themselves(measured: dict[str, Ranges]) -> None:
+def test_ranges_are_the_largest_magnitudes_themselves(measured: dict[str, Amax]) -> None:
     found = measured["int8"].layers["single_transformer_blocks.3.proj_out"]
     weight = MODEL.get_submodule("single_transformer_blocks.3.proj_out").weight
     torch.testing.assert_close(found.weight, weight.abs().amax(dim=1))
@@ -174,23 +174,23 @@ def test_ranges_are_the_largest_magnitudes_themselves(measured: dict[str, Ranges
 
 
 def test_the_stages_together_reach_what_modelopt_saw(
-    calibrated: dict[str, tuple[Ranges, nn.Module]],
+    calibrated: dict[str, tuple[Amax, nn.Module]],
 ) -> None:
-    ranges, model = calibrated["int8"]
-    for path, found in ranges.layers.items():
+    amax, model = calibrated["int8"]
+    for path, found in amax.layers.items():
         quantiser = model.get_submodule(path).input_quantizer
         assert float(found.input.max()) == pytest.approx(float(quantiser.amax), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_layer_rounds_as_modelopts_does(
-    name: str, calibrated: dict[str, tuple[Ranges, nn.Module]]
+    name: str, calibrated: dict[str, tuple[Amax, nn.Module]]
 ) -> None:
     found, theirs = calibrated[name]
     ours = simulate(MODEL, found, RECIPES[name])
-    for path, ranges in found.layers.items():
+    for path, amax in found.layers.items():
         plain = MODEL.get_submodule(path)
-        width = float(ranges.input.max()) / (1 if ranges.smooth is None else 10)
+        width = float(amax.input.max()) / (1 if amax.smooth is None else 10)
         tokens = torch.randn(9, plain.in_features).clamp(-3, 3) * width / 3
         with torch.no_grad():
             got, exact = ours.get_submodule(path)(tokens), plain(tokens)
@@ -201,7 +201,7 @@ def test_a_layer_rounds_as_modelopts_does(
         assert apart(got, wanted) < most * apart(wanted, exact), path
 
 
-def test_measuring_leaves_the_model_as_it_was(measured: dict[str, Ranges]) -> None:
+def test_measuring_leaves_the_model_as_it_was(measured: dict[str, Amax]) -> None:
     assert measured.keys() == RECIPES.keys()
     assert weights_digest(MODEL) == REFERENCE.weights_sha256
     assert {type(part) for part in MODEL.modules() if hasattr(part, "in_features")} == {nn.Linear}
@@ -209,7 +209,7 @@ def test_measuring_leaves_the_model_as_it_was(measured: dict[str, Ranges]) -> No
 
 def test_with_every_layer_kept_nothing_is_left_to_do() -> None:
     with pytest.raises(CalibrationError, match=r"all \d+ linear layers are kept"):
-        measure_ranges(REFERENCE, PLAN, RECIPES["int8"], ("*",), silent)
+        measure_amax(REFERENCE, PLAN, RECIPES["int8"], ("*",), silent)
 
 
 def test_weights_that_are_not_finite_are_said_to_be() -> None:
@@ -217,16 +217,16 @@ def test_weights_that_are_not_finite_are_said_to_be() -> None:
     with torch.no_grad():
         broken.get_submodule("transformer_blocks.0.attn.to_q").weight[0, 0] = math.nan
     with pytest.raises(CalibrationError, match="finite"):
-        measure_ranges(replace(REFERENCE, transformer=broken), PLAN, RECIPES["int8"], KEPT, silent)
+        measure_amax(replace(REFERENCE, transformer=broken), PLAN, RECIPES["int8"], KEPT, silent)
 
 
 # --- codes ------------------------------------------------------------------------------------
 
 
-def layer(weight: Tensor, recipe: Recipe, smooth: Tensor | None = None) -> LayerRange:
+def layer(weight: Tensor, recipe: Recipe, smooth: Tensor | None = None) -> LayerAmax:
     smoothed = weight if smooth is None else weight / smooth
     top = smoothed.abs().amax(dim=1) if recipe.channels else smoothed.abs().amax()
-    return LayerRange(input=torch.tensor([3.0]), weight=top, smooth=smooth)
+    return LayerAmax(input=torch.tensor([3.0]), weight=top, smooth=smooth)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -266,11 +266,11 @@ def test_inputs_beyond_their_range_saturate() -> None:
 @pytest.fixture(scope="module", params=NAMES)
 def exported(
     request: pytest.FixtureRequest,
-    measured: dict[str, Ranges],
+    measured: dict[str, Amax],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Quantizer, tuple[StageGraph, ...]]:
     """Both stages of the plan, quantised by one recipe."""
-    quantizer = Quantizer(recipe=RECIPES[request.param], ranges=measured[request.param])
+    quantizer = Quantizer(recipe=RECIPES[request.param], amax=measured[request.param])
     graphs = [stage_graph(1), stage_graph(2)]
     folder = tmp_path_factory.mktemp("quantised")
     return quantizer, export_stages(graphs, folder, quantizer=quantizer)
@@ -313,7 +313,7 @@ def test_engines_err_as_much_as_the_simulation(
     quantizer, graphs = exported
     got = by_engine(graphs[1], quantizer.recipe, inputs, tmp_path)
     plain = velocity(MODEL, inputs)
-    wanted = velocity(simulate(MODEL, quantizer.ranges, quantizer.recipe), inputs)
+    wanted = velocity(simulate(MODEL, quantizer.amax, quantizer.recipe), inputs)
     # A last bit that differs is felt by all roundings behind it, so that the two are not the same.
     assert 0.5 < apart(got, plain) / apart(wanted, plain) < 2
     assert apart(got, plain) < 0.15
@@ -321,11 +321,11 @@ def test_engines_err_as_much_as_the_simulation(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_engine_rounds_one_layer_as_the_simulation_does(
-    name: str, measured: dict[str, Ranges], inputs: dict[str, Tensor], tmp_path: Path
+    name: str, measured: dict[str, Amax], inputs: dict[str, Tensor], tmp_path: Path
 ) -> None:
     last = "single_transformer_blocks.3.proj_out"
     only = replace(measured[name], layers={last: measured[name].layers[last]}, attention={})
-    quantizer = Quantizer(recipe=RECIPES[name], ranges=only)
+    quantizer = Quantizer(recipe=RECIPES[name], amax=only)
     (exported,) = export_stages([stage_graph(2)], tmp_path / "graphs", quantizer=quantizer)
     got = by_engine(exported, quantizer.recipe, inputs, tmp_path)
     wanted = velocity(simulate(MODEL, only, quantizer.recipe), inputs)
@@ -342,7 +342,7 @@ def by_engine(graph: StageGraph, recipe: Recipe, inputs: dict[str, Tensor], fold
 
 
 def test_a_layer_whose_product_is_not_there_is_named(
-    measured: dict[str, Ranges], tmp_path: Path
+    measured: dict[str, Amax], tmp_path: Path
 ) -> None:
     found = measured["int8"]
     # An embedder's product has two-dimensional inputs: it is exported as another operator.
@@ -350,7 +350,7 @@ def test_a_layer_whose_product_is_not_there_is_named(
     extra = replace(found, layers={embedder: found.layers["transformer_blocks.0.attn.to_q"]})
     with pytest.raises(ExportError, match=embedder) as caught:
         export_stages(
-            [stage_graph(1)], tmp_path, quantizer=Quantizer(recipe=RECIPES["int8"], ranges=extra)
+            [stage_graph(1)], tmp_path, quantizer=Quantizer(recipe=RECIPES["int8"], amax=extra)
         )
     assert "--keep" in caught.value.fix
 
@@ -358,7 +358,7 @@ def test_a_layer_whose_product_is_not_there_is_named(
 # --- which layers mind ------------------------------------------------------------------------
 
 
-def test_groups_cover_every_layer_by_block_and_by_kind(measured: dict[str, Ranges]) -> None:
+def test_groups_cover_every_layer_by_block_and_by_kind(measured: dict[str, Amax]) -> None:
     from fresco_trt.plan.recipes import kept_by
 
     layers = tuple(measured["int8"].layers)
@@ -369,7 +369,7 @@ def test_groups_cover_every_layer_by_block_and_by_kind(measured: dict[str, Range
     assert sorted(name for names in by_block for name in names) == sorted(layers)
 
 
-def test_one_group_alone_hurts_less_than_all(measured: dict[str, Ranges]) -> None:
+def test_one_group_alone_hurts_less_than_all(measured: dict[str, Amax]) -> None:
     recipe, found = RECIPES["int8"], measured["int8"]
     only = ("transformer_blocks.0.attn.to_q", "single_transformer_blocks.3.proj_out")
     fewer = replace(found, layers={name: found.layers[name] for name in only})
@@ -380,20 +380,20 @@ def test_one_group_alone_hurts_less_than_all(measured: dict[str, Ranges]) -> Non
 
 
 def test_the_scale_of_an_input_covers_all_stages() -> None:
-    found = LayerRange(input=torch.tensor([1.0, 4.0]), weight=torch.tensor(1.0))
+    found = LayerAmax(input=torch.tensor([1.0, 4.0]), weight=torch.tensor(1.0))
     assert input_scale(found, RECIPES["int8"]) == pytest.approx(4.0 / 127)
 
 
 # --- torch ------------------------------------------------------------------------------------
 
 
-def of_codes(measured: dict[str, Ranges]) -> tuple[nn.Module, Quantizer]:
-    quantizer = Quantizer(recipe=RECIPES["fp8"], ranges=measured["fp8"])
-    return coded(MODEL, quantizer), quantizer
+def of_codes(measured: dict[str, Amax]) -> tuple[nn.Module, Quantizer]:
+    quantizer = Quantizer(recipe=RECIPES["fp8"], amax=measured["fp8"])
+    return with_fp8_modules(MODEL, quantizer), quantizer
 
 
 def test_torch_multiplies_the_codes_of_the_simulation(
-    measured: dict[str, Ranges], inputs: dict[str, Tensor]
+    measured: dict[str, Amax], inputs: dict[str, Tensor]
 ) -> None:
     model, quantizer = of_codes(measured)
     simulated = simulate(MODEL, measured["fp8"], RECIPES["fp8"])
@@ -418,7 +418,7 @@ def test_torch_multiplies_the_codes_of_the_simulation(
 
 
 def test_codes_survive_their_file(
-    measured: dict[str, Ranges], inputs: dict[str, Tensor], tmp_path: Path
+    measured: dict[str, Amax], inputs: dict[str, Tensor], tmp_path: Path
 ) -> None:
     model, _ = of_codes(measured)
     again = transformer_from_folder(write_source(model, tmp_path / "transformer"))
@@ -426,7 +426,7 @@ def test_codes_survive_their_file(
     assert apart(velocity(again, inputs), velocity(model, inputs)) < 1e-2
 
 
-def test_the_codes_in_torch_are_those_in_the_graphs(measured: dict[str, Ranges]) -> None:
+def test_the_codes_in_torch_are_those_in_the_graphs(measured: dict[str, Amax]) -> None:
     model, quantizer = of_codes(measured)
     for name, found in measured["fp8"].layers.items():
         linear, got = MODEL.get_submodule(name), model.get_submodule(name)
@@ -446,10 +446,10 @@ def test_an_fp8_layer_saturates_and_keeps_the_dtype_of_its_inputs() -> None:
     assert linear(given.bfloat16()).dtype == torch.bfloat16
 
 
-def test_torch_multiplies_no_codes_of_attention(measured: dict[str, Ranges]) -> None:
+def test_torch_multiplies_no_codes_of_attention(measured: dict[str, Amax]) -> None:
     recipe = RECIPES["fp8-attention"]
     with pytest.raises(ValueError, match="fp8-attention quantises attention"):
-        coded(MODEL, Quantizer(recipe=recipe, ranges=measured[recipe.name]))
+        with_fp8_modules(MODEL, Quantizer(recipe=recipe, amax=measured[recipe.name]))
 
 
 # --- TensorRT ---------------------------------------------------------------------------------
@@ -458,13 +458,13 @@ def test_torch_multiplies_no_codes_of_attention(measured: dict[str, Ranges]) -> 
 @pytest.mark.rtx
 @pytest.mark.parametrize("name", NAMES)
 def test_tensorrt_multiplies_the_codes(
-    name: str, measured: dict[str, Ranges], tmp_path: Path
+    name: str, measured: dict[str, Amax], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     recipe = RECIPES[name]
     # What is not quantised is bfloat16 there, so that is what the graph is exported in.
     half = load_transformer(None, FLUX_TINY, dtype=torch.bfloat16)
-    quantizer = Quantizer(recipe=recipe, ranges=measured[name])
+    quantizer = Quantizer(recipe=recipe, amax=measured[name])
     (exported,) = export_stages([stage_graph(1, half)], tmp_path, quantizer=quantizer)
     options = BuildOptions(folder=tmp_path, targets=("sm89",), precision=recipe.precision)
     _, products = backend("tensorrt-rtx").build(exported, options)

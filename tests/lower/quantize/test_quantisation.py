@@ -20,8 +20,8 @@ from fresco_trt.errors import (
 from fresco_trt.lower import gather
 from fresco_trt.lower.build import BuildRequest, QuantChoice, run
 from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
+from fresco_trt.lower.quantize import quantisation as quantized
 from fresco_trt.lower.quantize.gate import Verdict
-from fresco_trt.lower.quantize.qdq import quantisation as quantized
 from fresco_trt.lower.request import resolve
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.plan.caching import CacheChoice
@@ -53,7 +53,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An int8 bundle of two small stages with a cache, whatever its quality."""
     folder = tmp_path_factory.mktemp("int8") / "bundle"
     path = folder.parent / "prompts.txt"
-    # Of one prompt the ranges would clip what another one needs.
+    # Of one prompt the amax would clip what another one needs.
     path.write_text("".join(f"{each}\n" for each in read_prompts(default_prompts("flux-tiny"))[:4]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gather, "default_prompts", lambda model: path)
@@ -177,7 +177,7 @@ def test_torchs_engines_multiply_fp8_codes(tmp_path: Path) -> None:
 
 
 def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -> None:
-    from fresco_trt.lower.calibrate.amax import measure_ranges
+    from fresco_trt.lower.calibrate.amax import measure_amax
     from fresco_trt.models.flux.facts import FLUX_TINY
     from fresco_trt.models.flux.model import load_transformer
     from fresco_trt.models.weights import BUNDLED, weights_digest
@@ -193,15 +193,15 @@ def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -
     )
     plan = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
     kept = FLUX_TINY.high_precision
-    ranges = measure_ranges(reference, plan, RECIPES["int8-smooth"], kept, lambda *_: None)
-    path = tmp_path / "ranges.safetensors"
-    ranges.store(path)
-    built = run(request(tmp_path / "b", quant=QuantChoice(ranges=path, force=True)))
+    amax = measure_amax(reference, plan, RECIPES["int8-smooth"], kept, lambda *_: None)
+    path = tmp_path / "amax.safetensors"
+    amax.store(path)
+    built = run(request(tmp_path / "b", quant=QuantChoice(amax=path, force=True)))
     record = built.bundle.manifest.quantized
     assert record is not None
-    assert record.ranges_sha256 == ranges.digest()
-    stale = request(tmp_path / "c", preset="fast", quant=QuantChoice(ranges=path))
-    with pytest.raises(CalibrationError, match="ranges of plan"):
+    assert record.amax_sha256 == amax.digest()
+    stale = request(tmp_path / "c", preset="fast", quant=QuantChoice(amax=path))
+    with pytest.raises(CalibrationError, match="amax of plan"):
         run(stale)
     assert not (tmp_path / "c").exists()
 
@@ -221,7 +221,7 @@ def test_without_prompts_nothing_is_written(tmp_path: Path, monkeypatch: Any) ->
         ({"precision": "fp32", "quant": QuantChoice(keep=("*",))}, "--keep with --precision fp32"),
         ({"precision": "bf16", "quant": QuantChoice(force=True)}, "bf16 with the backend"),
         ({"quant": QuantChoice(recipe="fp8")}, "--recipe fp8 with --precision int8"),
-        ({"quant": QuantChoice(ranges=Path("r"), keep=("*",))}, "--keep .* with --ranges r"),
+        ({"quant": QuantChoice(amax=Path("r"), keep=("*",))}, "--keep .* with --amax r"),
         ({"backend": "eager"}, "int8 with the backend eager"),
         (
             {

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fresco_trt.errors import FrescoError, PlanError, WeightsNotFound
+from fresco_trt.models.flux import components as flux_parts
 from fresco_trt.models.flux.components import (
     COMPONENTS,
     FluxDecoder,
@@ -24,7 +25,6 @@ from fresco_trt.models.flux.components import (
     no_bar,
 )
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import components as flux_parts
 from fresco_trt.models.weights import BUNDLED, SHARES_NAME, components_folder
 
 TINY = BUNDLED / "flux-tiny"

@@ -79,7 +79,7 @@ def test_codes_are_of_the_layers_that_nothing_keeps(name: str, more: tuple[str, 
     recipe, kept = RECIPES[name], (*FLUX_TINY.high_precision, *more)
     left = [each for each in linear_layers(FLUX_TINY) if not kept_by(kept, each.name)]
     found = graph_parameters(FLUX_TINY, recipe=recipe, kept=kept)
-    assert found.coded == sum(each.inputs * each.outputs for each in left)
+    assert found.quantized == sum(each.inputs * each.outputs for each in left)
     each_has = [layer.outputs if recipe.channels else 1 for layer in left]
     assert found.scales == sum(each_has)
     assert 0 < len(left) < len(list(linear_layers(FLUX_TINY)))
