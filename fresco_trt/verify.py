@@ -144,14 +144,15 @@ def _reference(bundle: Bundle, weights: str | None) -> Module:
 
     from fresco_trt.backends import backend
     from fresco_trt.lower.request import stored_dtype
-    from fresco_trt.models.flux.model import load_transformer
+    from fresco_trt.models.registry import family_of
     from fresco_trt.models.weights import weights_digest
 
     manifest = bundle.manifest
     given = "random" if weights is None and _is_random(bundle) else weights
     about = backend(manifest.backend.name).describe()
     stored = getattr(torch, stored_dtype(manifest.precision, about))
-    transformer = load_transformer(given, _facts(bundle), dtype=stored)
+    facts = _facts(bundle)
+    transformer = family_of(facts).weights.load(given, facts, dtype=stored)
     digest = weights_digest(transformer)
     if digest != manifest.model.weights_sha256:
         raise IncompatibleOptions(
@@ -165,12 +166,14 @@ def _reference(bundle: Bundle, weights: str | None) -> Module:
 
 def _facts(bundle: Bundle) -> ModelFacts:
     """The model's, or those of as few of its blocks as the bundle was built with."""
-    from fresco_trt.models.flux.layers import parse_blocks, with_blocks
-    from fresco_trt.models.registry import model_facts
+    from fresco_trt.models.registry import family_of, model_facts
+    from fresco_trt.plan.depth import parse_blocks
 
     facts = model_facts(bundle.manifest.model.name)
     blocks = bundle.manifest.built.options.get("blocks")
-    return facts if blocks is None else with_blocks(facts, parse_blocks(str(blocks)))
+    if blocks is None:
+        return facts
+    return family_of(facts).weights.with_blocks(facts, parse_blocks(str(blocks)))
 
 
 def _is_random(bundle: Bundle) -> bool:
@@ -184,11 +187,12 @@ def _comparing(
     pipe: FrescoPipeline, transformer: Module, scope: ExitStack
 ) -> dict[str, ComparingRunner]:
     from fresco_trt.backends.eager import module_runner
-    from fresco_trt.models.flux.model import graph_from_signature
+    from fresco_trt.models.registry import family_of
 
+    family = family_of(_facts(pipe.bundle))
     comparing: dict[str, ComparingRunner] = {}
     for name, engine in pipe.runners.items():
-        graph = graph_from_signature(transformer, engine.signature)
+        graph = family.graphs.module(transformer, engine.signature)
         reference = scope.enter_context(module_runner(graph, engine.signature))
         comparing[name] = ComparingRunner(name, engine, reference)
     return comparing

@@ -76,7 +76,7 @@ def tiny_transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Shared by the whole session: read it, never write to it.
     """
     from fresco_trt.lower.weights import write_source
-    from fresco_trt.models.flux.model import random_transformer
+    from fresco_trt.models.flux.loading import random_transformer
     from fresco_trt.models.registry import model_facts
 
     folder = tmp_path_factory.mktemp("flux-tiny") / "transformer"

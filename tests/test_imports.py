@@ -58,8 +58,8 @@ LEAN = (
     "fresco_trt.bundle",
     "fresco_trt.cli.main",
     "fresco_trt.compile",
-    "fresco_trt.models.flux.model",
     "fresco_trt.models.flux.components",
+    "fresco_trt.models.flux.family",
     "fresco_trt.models.registry",
     "fresco_trt.pipelines.image",
 )

@@ -50,7 +50,8 @@ def silent(phase: str, fraction: float) -> None:
 class StageGraph:
     """One graph of one stage, ready to be built.
 
-    ``name`` is the engine's ("stage1.full"; "full" where stages share it). ``module`` is the eager
+    ``name`` is the engine's ("stage1.full"; "full" where stages share it), ``family`` the name of
+    the model's family (empty for a captured graph, which has none). ``module`` is the eager
     callable: it takes the inputs of ``signature`` in order and returns the outputs in order.
     ``onnx`` is set, and ``weights`` (the data file that all ONNX graphs of a bundle share), where
     the backend's graph format is "onnx". ``source`` is the diffusers folder of the transformer:
@@ -64,6 +65,7 @@ class StageGraph:
     onnx: Path | None
     weights: Path | None
     source: Path
+    family: str = ""
     profiles: tuple[GraphSignature, ...] = ()
 
 
@@ -130,6 +132,8 @@ class EngineFile(Protocol):
 
     @property
     def name(self) -> str: ...
+    @property
+    def family(self) -> str: ...
     @property
     def files(self) -> tuple[str, ...]: ...
     @property

@@ -30,13 +30,13 @@ from fresco_trt.backends.torch_graph import TorchBackend, replayed
 from fresco_trt.backends.transformer import (
     STORED,
     WEIGHTS,
-    family_of,
     missing_packages,
     store_transformer,
     torch_device,
     torch_errors,
     torch_version,
 )
+from fresco_trt.models.registry import family_named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ class EagerBackend(TorchBackend):
         """A runner that shares the transformer with this backend's other runners in scope."""
         self._require()
         source = find_engine(folder, record, WEIGHTS).parent
-        return self._runner(record, partial(self._open, source, record.signature))
+        return self._runner(record, partial(self._open, source, record))
 
     def describe(self) -> BackendFacts:
         """torch's version and device."""
@@ -92,14 +92,14 @@ class EagerBackend(TorchBackend):
             raise unavailable(self.name, missing)
 
     @contextmanager
-    def _open(self, source: Path, signature: GraphSignature, captured: Graph) -> Iterator[Call]:
+    def _open(self, source: Path, record: EngineFile, captured: Graph) -> Iterator[Call]:
         import torch
 
-        family = family_of(source)
+        family, signature = family_named(record.family), record.signature
         device = torch_device()
         with torch_errors(f"loading {source.name}"):
             transformer = self._transformers.of(family, source)
-            graph = family.graph_from_signature(transformer, signature)
+            graph = family.graphs.module(transformer, signature)
         names = [spec.name for spec in signature.outputs]
 
         def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -1,16 +1,14 @@
 """What the backends over torch share: the bundle's ``transformer/`` folder and torch's own facts.
 
 Their engines take the weights from one diffusers folder in the bundle, copied once and read once
-for all runners in scope. What is peculiar to a family is asked of its file in ``models/``.
+for all runners in scope. What is peculiar to a family is asked of it.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +21,8 @@ from fresco_trt.files.atomic_file import writing
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from fresco_trt.models.family import ModelFamily
+
 FOLDER = "transformer"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -31,8 +31,6 @@ STORED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 CODES, SCALES = {"fp8": "F8_E4M3"}, "F32"
 """Those of codes, and of their scales."""
-
-_CLASS_NAME = re.compile(r"([A-Z][A-Za-z]*)Transformer[23]DModel")
 
 
 # --- torch ------------------------------------------------------------------------------------
@@ -101,37 +99,19 @@ def store_transformer(
     return tuple(f"{FOLDER}/{name}" for name in names)
 
 
-def family_of(source: Path) -> Any:
-    """The file of ``models/`` for a transformer: FluxTransformer2DModel is that of ``flux.py``.
-
-    Raises EngineFailed for a class of no known family.
-    """
-    name = str(json.loads((source / "config.json").read_text()).get("_class_name"))
-    match = _CLASS_NAME.fullmatch(name)
-    stem = re.sub(r"(?<!^)(?=[A-Z])", "_", match[1]).lower() if match else ""
-    if not stem or find_spec(f"fresco_trt.models.{stem}") is None:
-        raise EngineFailed(
-            f"the transformer class {name}",
-            expected="a class of a family in fresco_trt.models",
-            fix="update fresco-trt, or build the bundle again with this version",
-        )
-    return import_module(f"fresco_trt.models.{stem}")
-
-
 class SharedTransformers:
     """Transformers by folder: each in memory once, as long as a runner in scope holds it."""
 
     def __init__(self) -> None:
         self._transformers: WeakValueDictionary[object, Module] = WeakValueDictionary()
 
-    def of(self, family: Any, source: Path) -> Module:
+    def of(self, family: ModelFamily, source: Path) -> Module:
         """The transformer of that folder, on torch's device. Raises as the family's loader."""
         state = (source / WEIGHTS).stat()
         key = (source.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
         module = self._transformers.get(key)
         if module is None:
-            loaded: Module = family.transformer_from_folder(source)
-            module = loaded.to(torch_device())
+            module = family.weights.stored(source).to(torch_device())
             self._transformers[key] = module
         return module
 

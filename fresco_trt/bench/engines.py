@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent
 from fresco_trt.bench.instrument import Draw, Drawn
 from fresco_trt.files.atomic_file import writing
-from fresco_trt.models.flux.model import bypass_signature, full_signature, graph_from_signature
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.run.request import engine_name
 

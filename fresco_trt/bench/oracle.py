@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fresco_trt.backends.base import Call, EngineRunner
-from fresco_trt.models.flux.model import pack, unpack
+from fresco_trt.models.flux.tokens import pack, unpack
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 from fresco_trt.run.positions import Units, raster
 from fresco_trt.run.request import coarse_grid, engine_name

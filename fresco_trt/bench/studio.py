@@ -230,16 +230,16 @@ class _Drawers:
 
     @cached_property
     def _layout(self) -> Any:
-        from fresco_trt.models.flux.model import FluxLayout
+        from fresco_trt.models.flux.tokens import FluxPatchifier
         from fresco_trt.pipelines.image import HeldLayout
 
         facts = self._setting.facts
-        layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
+        layout = FluxPatchifier(facts, facts.text_tokens)
         return HeldLayout(layout, self._device)
 
     def require(self, plans: Sequence[StagePlan], quant: str | None) -> None:
         """Build the engines of these plans, quantised by a recipe or not, unless they are there."""
-        from fresco_trt.models.flux.model import load_transformer
+        from fresco_trt.models.flux.loading import load_transformer
 
         kinds = {kind for plan in plans for kind in kinds_of(plan).values()}
         if kinds and not self._pool(quant).has(kinds):
@@ -295,7 +295,7 @@ def _measured_quantizer(setting: Setting, quant: str) -> Quantizer:
 def _reference(setting: Setting, prompts: int) -> Reference:
     """What is calibrated on: the model, and captions that no scene has."""
     from fresco_trt.lower.calibrate.basis import Reference
-    from fresco_trt.models.flux.model import load_transformer
+    from fresco_trt.models.flux.loading import load_transformer
     from fresco_trt.models.weights import weights_digest
 
     transformer = load_transformer(setting.pipeline, setting.facts)

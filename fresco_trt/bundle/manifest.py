@@ -125,7 +125,9 @@ class FileRecord(_Record):
 
 
 class ModelRecord(_Record):
-    """The model: zoo name, digest of its weights, and its configuration (no machine paths)."""
+    """The model: its registered name, digest of its weights, and its configuration (no machine
+    paths).
+    """
 
     name: Name
     weights_sha256: Sha256
@@ -142,9 +144,12 @@ class BackendRecord(_Record):
 
 
 class EngineRecord(_Record):
-    """One engine: its name, the files it is loaded from (relative) and its static signature."""
+    """One engine: its name, the family whose code it is of, the files it is loaded from (relative)
+    and its static signature.
+    """
 
     name: Name
+    family: Name
     files: tuple[FilePath, ...]
     signature: SignatureField
 

@@ -93,7 +93,6 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) 
 
 def plan_table(summary: Mapping[str, Any]) -> None:
     """A plan's stages, what is refined between them, and the cost beside the baseline."""
-    width, height = summary["size"]
     rows = [
         (
             number,
@@ -107,7 +106,7 @@ def plan_table(summary: Mapping[str, Any]) -> None:
             zip(summary["stages"], summary["stage_tflops"], strict=True), start=1
         )
     ]
-    title = f"{summary['model']} {width}x{height}, {len(rows)} stages"
+    title = f"{summary['model']} {'x'.join(map(str, summary['size']))}, {len(rows)} stages"
     table(title, ("stage", "latent", "tokens", "steps", "sigma", "TFLOP"), rows)
     for line in _mixed_lines(summary):
         say(line)

@@ -147,7 +147,7 @@ def build(
 ) -> None:
     """Compile every stage of a plan to a static-shape engine and write the bundle."""
     from fresco_trt.lower import build as lower
-    from fresco_trt.models.flux.layers import parse_blocks
+    from fresco_trt.plan.depth import parse_blocks
 
     request = lower.BuildRequest(
         model=model,
@@ -193,7 +193,7 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw one picture with a bundle's engines."""
-    from fresco_trt.models.flux.components import PromptWarning
+    from fresco_trt.models.family import PromptWarning
     from fresco_trt.pipelines.image import FrescoPipeline, check_seed
 
     _check_picture(out)

@@ -53,12 +53,15 @@ Make = Callable[[Path], tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """An engine of the cache, its bytes checked: ``files`` are those it is loaded from."""
+    """An engine of the cache, its bytes checked: ``files`` are those it is loaded from.
+    A captured graph is of no family.
+    """
 
     folder: Path
     files: tuple[str, ...]
     signature: GraphSignature
     name: str = GRAPH
+    family: str = ""
 
 
 class EngineStore:

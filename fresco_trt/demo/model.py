@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fresco_trt.demo.text import CLIP_TOKENS, new_encoders, new_tokenizers
-from fresco_trt.models.flux.model import pack, position_ids, unpack
+from fresco_trt.models.flux.tokens import pack, position_ids, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

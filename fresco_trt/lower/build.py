@@ -40,7 +40,6 @@ from fresco_trt.lower.request import (
     requests_of,
     resolve,
 )
-from fresco_trt.models.flux.model import graph_from_signature
 from fresco_trt.plan.caching import CacheChoice
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import EngineFiles
     from fresco_trt.bundle import Bundle
     from fresco_trt.lower.quantize.qdq import Quantizer
-    from fresco_trt.models.flux.layers import Blocks
+    from fresco_trt.plan.depth import Blocks
     from fresco_trt.plan.sizes import Size
 
 REUSED = "reused (same key)"
@@ -282,6 +281,7 @@ def _engines(
     records = tuple(
         EngineRecord(
             name=name,
+            family=resolved.family.name,
             files=files[graph_of(resolved.layout, name)],
             signature=resolved.signature(index, action),
         )
@@ -309,7 +309,8 @@ def _stage_graphs(
         StageGraph(
             name=name,
             signature=signatures[-1],
-            module=graph_from_signature(transformer, signatures[-1]),
+            module=resolved.family.graphs.module(transformer, signatures[-1]),
+            family=resolved.family.name,
             onnx=None,
             weights=None,
             source=source,

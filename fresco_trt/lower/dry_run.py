@@ -11,8 +11,8 @@ from fresco_trt.backends.missing import in_words, missing_to_build, missing_to_r
 from fresco_trt.files.canonical_json import MANIFEST_NAME
 from fresco_trt.lower.earlier import earlier_builds
 from fresco_trt.lower.request import resolve
-from fresco_trt.models.flux.layers import format_blocks, graph_parameters
 from fresco_trt.plan.cost import plan_summary
+from fresco_trt.plan.depth import format_blocks
 from fresco_trt.plan.memory import LIBRARIES, graph_memory, held_to_build, layout_memory, reckoning
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _graphs(resolved: Resolved) -> list[GraphMemory]:
 
 def _parameters(resolved: Resolved, action: Action) -> Parameters:
     cache = resolved.plan.cache
-    return graph_parameters(
+    return resolved.family.weights.parameters(
         resolved.facts,
         _run(resolved, action),
         "final" if cache is None else cache.site,

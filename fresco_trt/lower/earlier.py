@@ -15,7 +15,7 @@ from fresco_trt.bundle.manifest import Manifest, parse_manifest
 from fresco_trt.errors import BundleError
 from fresco_trt.files.canonical_json import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from fresco_trt.lower.layout import STATIC, graph_of
-from fresco_trt.models.flux.layers import format_blocks
+from fresco_trt.plan.depth import format_blocks
 
 if TYPE_CHECKING:
     from fresco_trt.lower.request import Resolved

@@ -18,8 +18,6 @@ from fresco_trt.bundle.svd_basis import Basis, check_basis, read_basis
 from fresco_trt.files.digests import folder_digest
 from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
 from fresco_trt.lower.record import Ingredients
-from fresco_trt.models.flux.components import COMPONENTS, find_pipeline
-from fresco_trt.models.flux.model import load_transformer
 from fresco_trt.models.weights import BUNDLED, weights_digest
 
 if TYPE_CHECKING:
@@ -35,7 +33,8 @@ def gather(resolved: Resolved, scope: ExitStack, progress: Progress) -> Ingredie
 
     progress("loading weights", 0.0)
     dtype = getattr(torch, resolved.dtype)
-    transformer = load_transformer(resolved.weights, resolved.facts, dtype=dtype)
+    family = resolved.family
+    transformer = family.weights.load(resolved.weights, resolved.facts, dtype=dtype)
     progress("loading weights", 0.5)
     pipeline = _pipeline(resolved, scope)
     made = Ingredients(
@@ -43,7 +42,7 @@ def gather(resolved: Resolved, scope: ExitStack, progress: Progress) -> Ingredie
         transformer=transformer,
         weights_digest=weights_digest(transformer),
         pipeline=pipeline,
-        pipeline_digest=folder_digest(pipeline, COMPONENTS),
+        pipeline_digest=folder_digest(pipeline, family.components.names),
     )
     made = replace(made, reference=_reference(made))
     progress("loading weights", 1.0)
@@ -100,13 +99,11 @@ def _given_amax(made: Ingredients) -> Amax | None:
 
 def _pipeline(resolved: Resolved, scope: ExitStack) -> Path:
     """The prompt encoders and decoder; made up for random weights where none are bundled."""
-    name = resolved.facts.name
+    name, components = resolved.facts.name, resolved.family.components
     if resolved.weights != "random" or (BUNDLED / name).is_dir():
-        return find_pipeline(resolved.weights, name)
-    from fresco_trt.models.flux.random import write_random_pipeline
-
+        return components.find(resolved.weights, name)
     folder = Path(scope.enter_context(tempfile.TemporaryDirectory()))
-    return write_random_pipeline(resolved.facts, folder)
+    return components.write_random(resolved.facts, folder)
 
 
 def _in_float32(transformer: Module) -> Module:

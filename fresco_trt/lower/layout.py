@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.flux.model import stage_signature
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import BackendFacts
@@ -77,7 +76,9 @@ def _signature(resolved: Resolved, stage: int, action: Action) -> GraphSignature
         return resolved.signature(stage, action)
     plan, text = resolved.plan, resolved.facts.text_tokens
     feature = plan.velocity_grid is None and any(action == "bypass" for _, action in plan.graphs)
-    return stage_signature(resolved.facts, plan, stage, text, action, feature=feature)
+    return resolved.family.graphs.signature(
+        resolved.facts, plan, stage, action, text_tokens=text, feature=feature
+    )
 
 
 def _refused(given: str, expected: str) -> IncompatibleOptions:

@@ -20,9 +20,7 @@ from fresco_trt.files.canonical_json import build_key
 from fresco_trt.lower.calibrate.basis import basis_identity
 from fresco_trt.lower.earlier import SECONDS
 from fresco_trt.lower.layout import STATIC
-from fresco_trt.models.flux.components import COMPONENTS
-from fresco_trt.models.flux.config import transformer_config
-from fresco_trt.models.flux.layers import format_blocks
+from fresco_trt.plan.depth import format_blocks
 from fresco_trt.plan.sizes import format_size
 
 if TYPE_CHECKING:
@@ -150,7 +148,7 @@ def quantisation_identity(made: Ingredients) -> list[Any] | None:
 def model_record(made: Ingredients) -> ModelRecord:
     """Name, weights digest and dimensions."""
     facts = made.resolved.facts
-    config = transformer_config(facts)
+    config = made.resolved.family.weights.config(facts)
     return ModelRecord(name=facts.name, weights_sha256=made.weights_digest, config=config)
 
 
@@ -170,16 +168,17 @@ def pipeline_record(made: Ingredients, folder: Path) -> PipelineRecord:
 
     Raises OutputNotWritable or DiskFull.
     """
-    files = [file for part in COMPONENTS for file in _files(made.pipeline / part)]
+    names = made.resolved.family.components.names
+    files = [file for name in names for file in _files(made.pipeline / name)]
     if sum(file.stat().st_size for file in files) > BUNDLED_LIMIT:
         outside = str(made.pipeline.resolve())
-        return PipelineRecord(folder=outside, digest=made.pipeline_digest, parts=COMPONENTS)
+        return PipelineRecord(folder=outside, digest=made.pipeline_digest, parts=names)
     for file in files:
         target = folder / PIPELINE_FOLDER / file.relative_to(made.pipeline)
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-    return PipelineRecord(folder=PIPELINE_FOLDER, digest=made.pipeline_digest, parts=COMPONENTS)
+    return PipelineRecord(folder=PIPELINE_FOLDER, digest=made.pipeline_digest, parts=names)
 
 
 def built_record(

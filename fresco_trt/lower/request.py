@@ -15,10 +15,9 @@ from fresco_trt.backends.base import check_precision
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
 from fresco_trt.files.canonical_json import MANIFEST_NAME
 from fresco_trt.lower.layout import STATIC, check_layout, check_streaming
-from fresco_trt.models.flux.layers import format_blocks, with_blocks
-from fresco_trt.models.flux.model import stage_signature
-from fresco_trt.models.registry import model_facts
+from fresco_trt.models.registry import family_of, model_facts
 from fresco_trt.plan.caching import NO_CACHE
+from fresco_trt.plan.depth import format_blocks
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.recipes import find_recipe
 from fresco_trt.plan.sizes import format_size, parse_sizes
@@ -27,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fresco_trt.backends.base import Backend, BackendFacts
-    from fresco_trt.models.flux.layers import Blocks
+    from fresco_trt.models.family import ModelFamily
     from fresco_trt.plan.caching import CacheChoice
+    from fresco_trt.plan.depth import Blocks
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.recipes import Recipe
     from fresco_trt.plan.signature import GraphSignature
@@ -126,6 +126,11 @@ class Resolved:
     graphs: Path | None
 
     @property
+    def family(self) -> ModelFamily:
+        """The model's."""
+        return family_of(self.facts)
+
+    @property
     def rest(self) -> str:
         """The precision of what is not quantised."""
         return rest_of(self.precision, self.backend.describe())
@@ -137,7 +142,9 @@ class Resolved:
 
     def signature(self, stage: int, action: Action) -> GraphSignature:
         """Signature of an engine of the stage counted from 0."""
-        return stage_signature(self.facts, self.plan, stage, self.facts.text_tokens, action)
+        return self.family.graphs.signature(
+            self.facts, self.plan, stage, action, text_tokens=self.facts.text_tokens
+        )
 
 
 def stored_dtype(precision: str, about: BackendFacts) -> str:
@@ -232,13 +239,12 @@ def _facts(request: BuildRequest) -> ModelFacts:
             expected="--weights random: a model with fewer blocks draws noise, whatever they hold",
             fix="leave --blocks out, or pass --weights random",
         )
-    return with_blocks(facts, request.blocks)
+    return family_of(facts).weights.with_blocks(facts, request.blocks)
 
 
 def _name(request: BuildRequest, plan: StagePlan) -> str:
     """A folder of its own for fewer blocks: they must not take the place of the model's engines."""
-    double, single = request.blocks or (None, None)
-    depth = "" if double is None else f"-{double}+{single}blocks"
+    depth = "" if request.blocks is None else f"-{'+'.join(map(str, request.blocks))}blocks"
     return f"{plan.model}{depth}-{format_size(plan.size)}-{len(plan.stages)}stage"
 
 

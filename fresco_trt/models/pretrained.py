@@ -16,8 +16,7 @@ from fresco_trt.errors import FileMissing
 from fresco_trt.files.atomic_folder import create_partial, put_in_place, remove, sweep, written_to
 from fresco_trt.files.cache_folder import cache_folder
 from fresco_trt.files.digests import folder_digest, walk
-from fresco_trt.models.flux.components import COMPONENTS
-from fresco_trt.models.registry import model_names
+from fresco_trt.models.registry import family_of, model_facts, model_names
 from fresco_trt.models.weights import BUNDLED, components_folder
 
 TRANSFORMER = "transformer"
@@ -44,43 +43,37 @@ def whole_folder(folder: Path) -> Path:
     parts = components_folder(folder)
     if parts == folder:
         return folder
-    digest = _digest(folder, parts)
+    names = family_of(model_facts(parts.name)).components.names
+    digest = _digest(folder, parts, names)
     target = cache_folder() / "pretrained" / f"{folder.name}-{digest[:16]}"
-    if not _is_whole(target, digest):
-        _assemble(folder, parts, target, digest)
-    return target
 
+    def is_whole() -> bool:
+        try:
+            return _digest(target, target, names) == digest
+        except FileMissing:
+            return False
 
-def _digest(folder: Path, parts: Path) -> str:
-    """SHA-256 over the contents of a transformer and of the parts around it."""
-    both = folder_digest(folder, (TRANSFORMER,)), folder_digest(parts, COMPONENTS)
-    return hashlib.sha256("\n".join(both).encode()).hexdigest()
-
-
-def _is_whole(target: Path, digest: str) -> bool:
-    try:
-        return _digest(target, target) == digest
-    except FileMissing:
-        return False
-
-
-def _assemble(folder: Path, parts: Path, target: Path, digest: str) -> None:
-    """Copy both into a folder beside ``target``, which then takes its name in one step.
-
-    Of two processes at it, the second leaves what the first put there.
-    """
+    if is_whole():
+        return target
     with written_to(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
         held = create_partial(target)
         try:
             _copy(folder, (TRANSFORMER,), held.folder)
-            _copy(parts, COMPONENTS, held.folder)
-            if not _is_whole(target, digest):
+            _copy(parts, names, held.folder)
+            if not is_whole():  # of two processes at it, the second leaves what the first put there
                 put_in_place(held, target)
         finally:
             remove(held.folder)
             held.release()
+    return target
+
+
+def _digest(folder: Path, parts: Path, names: tuple[str, ...]) -> str:
+    """SHA-256 over the contents of a transformer and of the components around it."""
+    both = folder_digest(folder, (TRANSFORMER,)), folder_digest(parts, names)
+    return hashlib.sha256("\n".join(both).encode()).hexdigest()
 
 
 def _copy(source: Path, names: tuple[str, ...], out: Path) -> None:

@@ -82,15 +82,21 @@ def _plan_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str,
 
 
 def _engine_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str, str]]:
-    from fresco_trt.models.flux.model import stage_signature
+    from fresco_trt.models.registry import family_of
     from fresco_trt.run.sampler import engine_name
 
+    graphs, plan = family_of(facts).graphs, manifest.plan
     wanted = {
-        engine_name(index, action): stage_signature(
-            facts, manifest.plan, index, manifest.text_tokens, action
+        engine_name(index, action): graphs.signature(
+            facts, plan, index, action, text_tokens=manifest.text_tokens
         )
-        for index, action in manifest.plan.graphs
+        for index, action in plan.graphs
     }
+    for record in manifest.engines:
+        if record.family != facts.family:
+            given = f"the engine {record.name} of the family {record.family!r}"
+            yield given, f"{facts.family!r}, that of {facts.name}"
+            return
     found = {record.name: record.signature for record in manifest.engines}
     if found.keys() != wanted.keys():
         yield f"the engines {', '.join(sorted(found))}", f"{', '.join(sorted(wanted))}, as planned"

@@ -10,7 +10,7 @@ import copy
 import math
 import operator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
 
@@ -18,7 +18,7 @@ from fresco_trt.errors import IncompatibleOptions, PlanError, error_context
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     import numpy as np
@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 
     from fresco_trt.backends.base import Backend, Runner
     from fresco_trt.bundle import Bundle
-    from fresco_trt.models.flux.model import FluxLayout
     from fresco_trt.plan.facts import ModelFacts
-    from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.run.request import Conditioning
     from fresco_trt.run.sampler import Step
     from fresco_trt.run.selection import Choice
 
@@ -87,20 +86,25 @@ class FrescoPipeline:
 
     def __init__(self, bundle: Bundle, runners: Mapping[str, Runner], device: str) -> None:
         """Over runners that the caller entered; `device` is where their outputs live."""
-        from fresco_trt.models.flux.components import FluxDecoder, FluxPrompt
-        from fresco_trt.models.flux.model import FluxLayout
-        from fresco_trt.models.registry import model_facts
+        from fresco_trt.models.registry import family_of, model_facts
+        from fresco_trt.run.denoise import Denoiser
 
-        self.bundle, self.runners, self._device = bundle, runners, device
+        self.bundle = bundle
         self._facts = model_facts(bundle.manifest.model.name)
         text_tokens = bundle.manifest.text_tokens
+        components = family_of(self._facts).components
         with error_context(f"bundle {bundle.folder}"):
-            self._prompt = FluxPrompt(bundle.pipeline_folder, text_tokens)
-            self._decoder = FluxDecoder(bundle.pipeline_folder)
-        self._layout = HeldLayout(FluxLayout(facts=self._facts, text_tokens=text_tokens), device)
-        self._basis = basis_of(bundle, device)
+            self._prompt = components.prompt_encoder(bundle.pipeline_folder, text_tokens)
+            self._decoder = components.decoder(bundle.pipeline_folder)
+        self._denoiser = Denoiser.of(
+            self._facts,
+            bundle.plan,
+            runners,
+            text_tokens=text_tokens,
+            device=device,
+            basis=basis_of(bundle, device),
+        )
         self._scope = ExitStack()
-        self._choice: Choice | None = None
 
     @classmethod
     def from_bundle(cls, path: str | os.PathLike[str]) -> FrescoPipeline:
@@ -132,6 +136,11 @@ class FrescoPipeline:
         """The stage plan the engines were built for."""
         return self.bundle.plan
 
+    @property
+    def runners(self) -> Mapping[str, Runner]:
+        """The loaded engines by name."""
+        return self._denoiser.runners
+
     def __call__(
         self,
         prompt: str,
@@ -155,17 +164,17 @@ class FrescoPipeline:
         seed = check_seed(seed)
         scale = guidance_of(self._facts, guidance)
         clock = _Clock()
-        inputs = self._conditioning(prompt, scale)
+        conditioning = self._conditioning(prompt, scale)
         text = clock.lap()
         steps: list[Step] = []
         apart = 0.0
-        for step in self._sample(inputs, seed):
+        for step in self._denoiser.steps(conditioning, seed):
             steps.append(step)
             asked = perf_counter()
             self._tell(step, on_step, on_stage)
             apart += perf_counter() - asked
         # Where engines run asynchronously, this copy is what waits for them.
-        latents = self._layout.unpack(steps[-1].tokens, self.plan.stages[-1].grid).cpu()
+        latents = self._denoiser.latents(steps[-1]).cpu()
         denoise = clock.lap() - apart
         images = [_image(self._decoder(latents))]
         decode = clock.lap()
@@ -188,7 +197,9 @@ class FrescoPipeline:
         in place of the plan's rules (see `fresco_trt.run.selection.select`).
         """
         other = copy.copy(self)
-        other.runners, other._scope, other._choice = runners, ExitStack(), choice
+        chosen = self._denoiser.choice if choice is None else choice
+        other._denoiser = replace(self._denoiser, runners=runners, choice=chosen)
+        other._scope = ExitStack()
         return other
 
     def close(self) -> None:
@@ -208,35 +219,15 @@ class FrescoPipeline:
 
     # --- parts of a request -------------------------------------------------------------------
 
-    def _conditioning(self, prompt: str, scale: float | None) -> dict[str, Tensor]:
+    def _conditioning(self, prompt: str, scale: float | None) -> Conditioning:
         import torch
+
+        from fresco_trt.run.request import Conditioning
 
         inputs = self._prompt(prompt)
         if scale is not None:
             inputs["guidance"] = torch.tensor([scale], dtype=torch.float32)
-        return {name: value.to(self._device) for name, value in inputs.items()}
-
-    def _sample(self, inputs: Mapping[str, Tensor], seed: int) -> Iterator[Step]:
-        from fresco_trt.run.noise import NoisePyramid, fresh_generator
-        from fresco_trt.run.sampler import sample
-        from fresco_trt.run.selection import select
-        from fresco_trt.run.transition import draws
-
-        pyramid = NoisePyramid.of_plan(
-            self.plan, seed, channels=self._facts.latent_channels, device=self._device
-        )
-        fresh = fresh_generator(seed) if any(map(draws, self.plan.transitions)) else None
-        choice = self._choice or select
-        return sample(
-            self.plan,
-            self.runners,
-            inputs,
-            pyramid,
-            self._layout,
-            fresh=fresh,
-            choice=choice,
-            basis=self._basis,
-        )
+        return Conditioning(inputs=inputs)
 
     def _tell(self, step: Step, on_step: OnStep | None, on_stage: OnStage | None) -> None:
         if on_step is not None:
@@ -254,44 +245,8 @@ class FrescoPipeline:
 
         x0 = estimate_x0(step.tokens, step.velocity, step.sigma_next)
         if step.mixed is not None:
-            return step.mixed.picture(x0, self._layout)
-        return self._layout.unpack(x0, self.plan.stages[step.stage].grid)
-
-
-class HeldLayout:
-    """A model's layout whose rotary tables are made once and kept on the engines' device.
-
-    Making them takes 30 ms for FLUX at 1024x1024, and moving them again would cost every step.
-    Tables are the same tensors every time, on the device, and not to be written to.
-    """
-
-    def __init__(self, layout: FluxLayout, device: str) -> None:
-        self._layout, self._device = layout, device
-        self._tables: dict[Grid | bytes, Mapping[str, Tensor]] = {}
-
-    def pack(self, latents: Tensor) -> Tensor:
-        """As the layout's own."""
-        return self._layout.pack(latents)
-
-    def unpack(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """As the layout's own."""
-        return self._layout.unpack(tokens, grid)
-
-    def tables(self, grid: Grid) -> Mapping[str, Tensor]:
-        """As the layout's own, by grid."""
-        return self._held(grid, lambda: self._layout.tables(grid))
-
-    def tables_at(self, positions: Tensor) -> Mapping[str, Tensor]:
-        """As the layout's own, by the values of ``positions``."""
-        key = positions.numpy().tobytes()
-        return self._held(key, lambda: self._layout.tables_at(positions))
-
-    def _held(
-        self, key: Grid | bytes, make: Callable[[], Mapping[str, Tensor]]
-    ) -> Mapping[str, Tensor]:
-        if key not in self._tables:
-            self._tables[key] = {name: value.to(self._device) for name, value in make().items()}
-        return self._tables[key]
+            return step.mixed.picture(x0, self._denoiser.patchifier)
+        return self._denoiser.patchifier.unpack(x0, self.plan.stages[step.stage].grid)
 
 
 def load_runners(bundle: Bundle, library: Backend, scope: ExitStack) -> dict[str, Runner]:

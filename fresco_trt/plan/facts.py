@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fresco_trt.plan.grid import Size
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.schedule import ShiftRule, dynamic_mu
 from fresco_trt.plan.spectrum import Spectrum
@@ -23,9 +24,12 @@ class ModelFacts:
     text length engines are built for; ``vae_scale`` is picture pixels along a latent pixel;
     ``parameters`` counts the transformer alone; ``high_precision`` has patterns of the linear
     layers that are never quantised. ``guidance_default`` is None exactly when the model takes no
-    guidance input; ``shift`` is None when its sigmas are not shifted; ``spectrum``
-    is that of its latents, or None while it was not measured. Sizes are (width, height) in picture
-    pixels. ``presets`` maps a preset's name and a number of stages to a preset.
+    guidance input; ``shift`` is None when its sigmas are not shifted; ``spectrum`` is that of its
+    latents, or None while it was not measured. Sizes are (width, height) in picture pixels. A
+    clip's frames are compressed too: of ``max_frames`` at most, the first is a latent frame of its
+    own and each ``temporal_scale`` after it are one. ``references`` is how many reference pictures
+    stand behind the target's tokens, each on the target's own grid. ``presets`` maps a preset's
+    name and a number of stages to a preset.
     """
 
     name: str
@@ -47,13 +51,16 @@ class ModelFacts:
     vae_scale: int
     latent_channels: int
     patch: int
-    default_size: tuple[int, int]
+    default_size: Size
     max_pixels: int
     parameters: int
     high_precision: tuple[str, ...]
     shift: ShiftRule | None
     spectrum: Spectrum | None
     presets: Mapping[str, Mapping[int, Preset]] = field(hash=False)
+    temporal_scale: int = 1
+    max_frames: int = 1
+    references: int = 0
 
     def __post_init__(self) -> None:
         contradictions = {

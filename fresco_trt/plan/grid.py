@@ -1,15 +1,21 @@
 """Token grids: how many latent pixels and tokens a stage has, and which tokens descend from which.
 
-Second step of the data path, between the schedule and the stages. A grid counts *latent* pixels; a
-token covers ``patch`` x ``patch`` of them. Tokens are numbered in raster order: row by row.
+Second step of the data path, between the schedule and the stages. A grid counts *latent* pixels and
+latent frames, of which a picture has one; a token covers ``patch`` x ``patch`` pixels of one frame.
+Tokens are numbered in raster order: frame by frame, row by row. Only height and width are halved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.reading import REMAKE, number, record, whole
+
+Size: TypeAlias = tuple[int, int] | tuple[int, int, int]
+"""(width, height) in picture pixels, and the frames of a clip behind them."""
 
 _KEYS = ("height", "width", "scale", "patch")
 
@@ -19,18 +25,20 @@ class Grid:
     """One resolution of the latent.
 
     ``height`` and ``width`` are this grid's own latent pixels, ``scale`` its side relative to the
-    full resolution (1.0, 0.5, 0.25, ...), ``patch`` the latent pixels along a token's side. Raises
-    InvalidPlan unless the sides are positive multiples of the patch and the scale is 2**-k.
+    full resolution (1.0, 0.5, 0.25, ...), ``patch`` the latent pixels along a token's side,
+    ``frames`` the latent frames (1 for a picture). Raises InvalidPlan unless the sides are positive
+    multiples of the patch, the frames positive and the scale is 2**-k.
     """
 
     height: int
     width: int
     scale: float
     patch: int = 2
+    frames: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.height, self.width, self.patch) < 1:
-            raise _invalid(f"a grid of {self} patch {self.patch}", "positive sides")
+        if min(self.height, self.width, self.patch, self.frames) < 1:
+            raise _invalid(f"a grid of {self} patch {self.patch}", "positive sides and frames")
         if self.height % self.patch or self.width % self.patch:
             raise _invalid(f"a grid of {self}", f"sides divisible by the patch, {self.patch}")
         if not is_dyadic(self.scale):
@@ -48,25 +56,29 @@ class Grid:
 
     @property
     def tokens(self) -> int:
-        """Image tokens: rows times columns."""
-        return self.rows * self.columns
+        """Image tokens: frames times rows times columns."""
+        return self.frames * self.rows * self.columns
 
     def __str__(self) -> str:
-        return f"{self.height}x{self.width} latent pixels"
+        clip = "" if self.frames == 1 else f", {self.frames} latent frames"
+        return f"{self.height}x{self.width} latent pixels{clip}"
 
     def to_json(self) -> dict[str, object]:
-        """``{height, width, scale, patch}``."""
-        return {key: getattr(self, key) for key in _KEYS}
+        """``{height, width, scale, patch}``, and ``frames`` of a clip."""
+        keys = _KEYS if self.frames == 1 else (*_KEYS, "frames")
+        return {key: getattr(self, key) for key in keys}
 
     @classmethod
     def from_json(cls, value: object) -> Grid:
         """Inverse of :meth:`to_json`. Raises InvalidPlan."""
-        found = record(value, _KEYS, "grid")
+        has_frames = isinstance(value, Mapping) and "frames" in value
+        found = record(value, (*_KEYS, "frames") if has_frames else _KEYS, "grid")
         return cls(
             height=whole(found["height"], "grid height"),
             width=whole(found["width"], "grid width"),
             scale=number(found["scale"], "grid scale"),
             patch=whole(found["patch"], "grid patch"),
+            frames=whole(found["frames"], "grid frames") if has_frames else 1,
         )
 
 
@@ -81,12 +93,13 @@ def is_dyadic(scale: float) -> bool:
 def is_finer(coarse: Grid, fine: Grid) -> bool:
     """Whether ``fine`` covers the same picture at the same or a higher resolution.
 
-    Both sides and the scale then grow by one ratio, 1 or a power of two, and the patch stays.
+    Both sides and the scale then grow by one ratio, 1 or a power of two; patch and frames stay.
     """
     ratio = fine.scale / coarse.scale
     return (
         ratio >= 1.0
         and fine.patch == coarse.patch
+        and fine.frames == coarse.frames
         and fine.height == ratio * coarse.height
         and fine.width == ratio * coarse.width
     )
@@ -116,6 +129,7 @@ def velocity_grid_of(grid: Grid) -> Grid:
         width=grid.width // VELOCITY_RATIO,
         scale=grid.scale / VELOCITY_RATIO,
         patch=grid.patch,
+        frames=grid.frames,
     )
 
 

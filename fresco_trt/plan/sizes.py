@@ -1,7 +1,8 @@
 """Picture sizes: reading them, and which ones a model's grids can hold.
 
-A size is (width, height) in picture pixels. Engines have static shapes, so a size that does not
-fit is refused with the nearest ones that do; nothing is ever padded or cropped behind one's back.
+A size is (width, height) in picture pixels, and (width, height, frames) of a clip. Engines have
+static shapes, so a size that does not fit is refused with the nearest ones that do; nothing is ever
+padded or cropped behind one's back.
 """
 
 from __future__ import annotations
@@ -13,38 +14,49 @@ from collections.abc import Iterable
 from fresco_trt.errors import UnsupportedSize
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
+from fresco_trt.plan.grid import Size as Size
 
-Size = tuple[int, int]
-
-_SIZE = re.compile(r"([0-9]{1,9})[xX\u00d7]([0-9]{1,9})")
+_SIZE = re.compile(r"([0-9]{1,9})[xX\u00d7]([0-9]{1,9})(?:[xX\u00d7]([0-9]{1,9}))?")
 
 
 def parse_size(text: str) -> Size:
-    """``"512x384"`` as (512, 384): width first. Raises UnsupportedSize for anything else."""
+    """``"512x384"`` as (512, 384): width first; ``"512x384x33"`` has 33 frames. Raises
+    UnsupportedSize for anything else.
+    """
     found = _SIZE.fullmatch(text.strip())
     if found is None:
         shown = text if len(text) <= 40 else text[:37] + "..."
         raise UnsupportedSize(
             f"size {shown!r}",
-            expected="WIDTHxHEIGHT in whole pixels",
+            expected="WIDTHxHEIGHT in whole pixels, or WIDTHxHEIGHTxFRAMES",
             fix="write it like --size 512x384",
         )
-    return int(found[1]), int(found[2])
+    return with_frames((int(found[1]), int(found[2])), int(found[3] or 1))
+
+
+def frames_of(size: Size) -> int:
+    """Frames of a clip; 1 for a picture."""
+    return size[2] if len(size) == 3 else 1
+
+
+def with_frames(side: tuple[int, int], frames: int) -> Size:
+    """The size of so many ``frames`` of (width, height); one frame is a picture."""
+    return side if frames == 1 else (*side, frames)
 
 
 def parse_sizes(texts: Iterable[str]) -> tuple[Size, ...]:
-    """Several sizes, each once, largest area first (then widest first).
+    """Several sizes, each once, largest first (then widest first).
 
     Largest first is the order to build in: the later, smaller engines then reuse its memory.
     Raises UnsupportedSize.
     """
     sizes = {parse_size(text) for text in texts}
-    return tuple(sorted(sizes, key=lambda size: (size[0] * size[1], size[0]), reverse=True))
+    return tuple(sorted(sizes, key=lambda size: (math.prod(size), size[0]), reverse=True))
 
 
 def format_size(size: Size) -> str:
     """Inverse of :func:`parse_size`."""
-    return f"{size[0]}x{size[1]}"
+    return "x".join(map(str, size))
 
 
 def size_multiple(facts: ModelFacts, grids: int) -> int:
@@ -57,11 +69,12 @@ def check_size(facts: ModelFacts, size: Size, grids: int) -> None:
 
     Raises TypeError when a side is no int: 256.0 would make grids of float sizes.
     """
-    width, height = size
-    if type(width) is not int or type(height) is not int:
-        raise TypeError(f"a size is two ints, not {size!r}")
+    if any(type(number) is not int for number in size):
+        raise TypeError(f"a size is two ints, or three of a clip, not {size!r}")
+    width, height, frames = *size[:2], frames_of(size)
+    _check_frames(facts, size, frames)
     multiple = size_multiple(facts, grids)
-    if min(size) < multiple or width % multiple or height % multiple:
+    if min(width, height) < multiple or width % multiple or height % multiple:
         expected = (
             f"each side a positive multiple of {multiple} "
             f"(VAE {facts.vae_scale} x patch {facts.patch} x {1 << (grids - 1)} for the "
@@ -71,7 +84,10 @@ def check_size(facts: ModelFacts, size: Size, grids: int) -> None:
         expected = f"at most {facts.max_pixels} pixels in all"
     else:
         return
-    fitting = nearest_sizes(size, multiple, facts.max_pixels)
+    fitting = [
+        with_frames(each, frames)
+        for each in nearest_sizes((width, height), multiple, facts.max_pixels)
+    ]
     raise UnsupportedSize(
         f"size {format_size(size)} for {facts.name}",
         expected=expected,
@@ -79,7 +95,24 @@ def check_size(facts: ModelFacts, size: Size, grids: int) -> None:
     )
 
 
-def nearest_sizes(size: Size, multiple: int, max_pixels: int) -> tuple[Size, ...]:
+def _check_frames(facts: ModelFacts, size: Size, frames: int) -> None:
+    step = facts.temporal_scale
+    if 1 <= frames <= facts.max_frames and (frames - 1) % step == 0:
+        return
+    if facts.max_frames == 1:
+        expected, fix = "one frame: this model draws pictures", format_size(size[:2])
+    else:
+        nearest = min(max((frames - 1) // step * step + 1, 1), facts.max_frames)
+        expected = f"1 + a multiple of {step} frames, at most {facts.max_frames}"
+        fix = format_size(with_frames(size[:2], nearest))
+    raise UnsupportedSize(
+        f"{frames} frames for {facts.name}", expected=expected, fix=f"pass --size {fix}"
+    )
+
+
+def nearest_sizes(
+    size: tuple[int, int], multiple: int, max_pixels: int
+) -> tuple[tuple[int, int], ...]:
     """The sizes that work just below and just above ``size``, each side on its own.
 
     Where even the lower one has too many pixels: the largest that does not, at about the same
@@ -102,18 +135,19 @@ def stage_grids(facts: ModelFacts, size: Size, grids: int) -> tuple[Grid, ...]:
             width=size[0] // (facts.vae_scale * factor),
             scale=1.0 / factor,
             patch=facts.patch,
+            frames=1 + (frames_of(size) - 1) // facts.temporal_scale,
         )
         for factor in (1 << level for level in reversed(range(grids)))
     )
 
 
-def _snap(size: Size, multiple: int, *, up: bool) -> Size:
+def _snap(size: tuple[int, int], multiple: int, *, up: bool) -> tuple[int, int]:
     extra = multiple - 1 if up else 0
     width, height = (max((side + extra) // multiple, 1) * multiple for side in size)
     return width, height
 
 
-def _shrink(size: Size, multiple: int, max_pixels: int) -> Size:
+def _shrink(size: tuple[int, int], multiple: int, max_pixels: int) -> tuple[int, int]:
     """Scale both sides alike; a side too thin for that stays one multiple and the other gives."""
     factor = math.sqrt(max_pixels / (size[0] * size[1]))
     width, height = _snap((int(size[0] * factor), int(size[1] * factor)), multiple, up=False)

@@ -15,7 +15,7 @@ from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.caching import ACTIONS as ACTIONS
 from fresco_trt.plan.caching import Action as Action
 from fresco_trt.plan.caching import CachePlan as CachePlan
-from fresco_trt.plan.grid import Grid, is_doubling, is_finer, velocity_grid_of
+from fresco_trt.plan.grid import Grid, Size, is_doubling, is_finer, velocity_grid_of
 from fresco_trt.plan.reading import REMAKE, agree, choice, items, record, text, whole
 from fresco_trt.plan.refinement import SELECTIONS as SELECTIONS
 from fresco_trt.plan.refinement import Selection as Selection
@@ -53,20 +53,20 @@ _PLAN_KEYS = (
 class StagePlan:
     """A whole run: stages from coarse to full resolution and the transitions between them.
 
-    ``size`` is (width, height) in picture pixels; ``preset`` names where the numbers come from, or
-    is None. ``solver`` takes the steps; ``positions`` are the units that a mixed grid is numbered
-    in, or "aligned": every query's own. ``cache`` predicts what bypass steps start from; a plan has
-    it if and only if it has such steps. Raises InvalidPlan unless: there is one transition between
-    each two stages; the first starts at or below 1 and the last, at scale 1 and in the size's
-    proportions, ends at 0; no grid is coarser than the one before, and its sides follow its scale;
-    neighbours meet at the transition's sigmas; a rewind from s to a grid r times finer restarts at
-    r*s/(1+(r-1)*s); a mixed grid doubles the whole one before it, stays until every token is
-    expanded, and is not the last; and the refinements leave a token coarse and look back over no
-    more steps than there are.
+    ``size`` is (width, height) in picture pixels, and frames of a clip; ``preset`` names where the
+    numbers come from, or is None. ``solver`` takes the steps; ``positions`` are the units that a
+    mixed grid is numbered in, or "aligned": every query's own. ``cache`` predicts what bypass steps
+    start from; a plan has it if and only if it has such steps. Raises InvalidPlan unless: there is
+    one transition between each two stages; the first starts at or below 1 and the last, at scale 1
+    and in the size's proportions, ends at 0; no grid is coarser than the one before, and its sides
+    follow its scale; neighbours meet at the transition's sigmas; a rewind from s to a grid r times
+    finer restarts at r*s/(1+(r-1)*s); a mixed grid doubles the whole one before it, stays until
+    every token is expanded, and is not the last; and the refinements leave a token coarse and look
+    back over no more steps than there are.
     """
 
     model: str
-    size: tuple[int, int]
+    size: Size
     stages: tuple[Stage, ...]
     transitions: tuple[Transition, ...]
     preset: str | None = None
@@ -162,13 +162,14 @@ class StagePlan:
         """
         found = record(value, _PLAN_KEYS, "plan")
         size = [whole(side, "plan size") for side in items(found["size"], "plan size")]
-        if len(size) != 2:
-            raise _invalid(f"a plan size of {len(size)} numbers", "[width, height]")
+        if len(size) not in (2, 3):
+            expected = "[width, height], or [width, height, frames] of a clip"
+            raise _invalid(f"a plan size of {len(size)} numbers", expected)
         stages = items(found["stages"], "plan stages")
         preset, cache = found["preset"], found["cache"]
         plan = cls(
             model=text(found["model"], "plan model"),
-            size=(size[0], size[1]),
+            size=(size[0], size[1]) if len(size) == 2 else (size[0], size[1], size[2]),
             stages=tuple(stage_from_json(stage) for stage in stages),
             transitions=tuple(
                 Transition.from_json(each) for each in items(found["transitions"], "transitions")
@@ -202,7 +203,7 @@ def _check_ends(plan: StagePlan) -> None:
         raise _invalid(f"a last stage at scale {last.grid.scale}", "full resolution, scale 1")
     if last.sigmas[-1] != 0.0:
         raise _invalid(f"a plan that ends at sigma {last.sigmas[-1]}", "0")
-    width, height = plan.size
+    width, height = plan.size[:2]
     if (
         min(plan.size) < 1
         or width % last.grid.width
@@ -210,6 +211,9 @@ def _check_ends(plan: StagePlan) -> None:
     ):
         expected = f"a whole multiple of the last grid, {last.grid}"
         raise _invalid(f"a picture of {width}x{height} pixels", expected)
+    frames = plan.size[2] if len(plan.size) == 3 else 1
+    if (frames == 1) != (last.grid.frames == 1) or frames < last.grid.frames:
+        raise _invalid(f"a clip of {frames} frames", f"as the last grid has, {last.grid}")
 
 
 def _check_choices(plan: StagePlan) -> None:

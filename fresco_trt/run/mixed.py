@@ -2,7 +2,7 @@
 
 Between the stages of :mod:`fresco_trt.run.sampler`, beside :mod:`fresco_trt.run.transition`. Its
 tokens are one sequence, the engine's: the coarse tokens that are kept, in raster order, then the
-four children of each refined one in the order of :func:`fresco_trt.plan.grid.child_indices`.
+four children of each refined one in the order of :func:`fresco_trt.run.resample.children_of`.
 Lifts and noise are defined on whole pictures, so a transition takes the sequence apart into a
 picture of each grid, applies the whole-grid rules to both, and puts together what it needs.
 """
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from fresco_trt.run.transition import apply_transition, lift_nearest, stay
+from fresco_trt.run.resample import block_mean, children_of, lift_nearest
+from fresco_trt.run.transition import apply_transition, stay
 
 if TYPE_CHECKING:
+    from fresco_trt.models.family import Patchifier
     from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import Transition
-    from fresco_trt.run.layout import Layout
     from fresco_trt.run.noise import NoisePyramid
 
 
@@ -71,8 +71,9 @@ class Mixed:
         mask = torch.zeros(self.coarse.tokens, dtype=torch.bool, device=self.kept.device)
         return mask.index_fill(0, self.kept, True)
 
-    def split(self, tokens: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Latents of the coarse and of the fine grid, [1,C,H,W] each, from ``tokens`` [1,K+4P,D].
+    def split(self, tokens: Tensor, patchifier: Patchifier) -> tuple[Tensor, Tensor]:
+        """Latents of the coarse and of the fine grid, [1,C,(F),H,W] each, from ``tokens``
+        [1,K+4P,D].
 
         Where the coarse picture has no token of its own it holds the 2x2 block means of the
         children; where the fine one has none, zeros. Linear, so what it does to latents and
@@ -80,40 +81,31 @@ class Mixed:
         """
         own, children = tokens[:, : len(self.kept)], tokens[:, len(self.kept) :]
         dense = tokens.new_zeros(1, self.fine.tokens, tokens.shape[-1])
-        fine = layout.unpack(dense.index_copy(1, self.children, children), self.fine)
-        means = layout.pack(functional.avg_pool2d(fine, 2))
-        return layout.unpack(means.index_copy(1, self.kept, own), self.coarse), fine
+        fine = patchifier.unpack(dense.index_copy(1, self.children, children), self.fine)
+        means = patchifier.pack(block_mean(fine, 2))
+        return patchifier.unpack(means.index_copy(1, self.kept, own), self.coarse), fine
 
-    def join(self, coarse: Tensor, fine: Tensor, layout: Layout) -> Tensor:
+    def join(self, coarse: Tensor, fine: Tensor, patchifier: Patchifier) -> Tensor:
         """Inverse of :meth:`split`: this stage's ``tokens`` from a picture of each grid."""
-        own = layout.pack(coarse).index_select(1, self.kept)
-        children = layout.pack(fine).index_select(1, self.children)
+        own = patchifier.pack(coarse).index_select(1, self.kept)
+        children = patchifier.pack(fine).index_select(1, self.children)
         return torch.cat([own, children], dim=1)
 
-    def overlay(self, below: Tensor, above: Tensor, layout: Layout) -> Tensor:
+    def overlay(self, below: Tensor, above: Tensor, patchifier: Patchifier) -> Tensor:
         """The fine picture ``below`` with the places of the children taken from ``above``."""
-        children = layout.pack(above).index_select(1, self.children)
-        return layout.unpack(layout.pack(below).index_copy(1, self.children, children), self.fine)
+        children = patchifier.pack(above).index_select(1, self.children)
+        return patchifier.unpack(
+            patchifier.pack(below).index_copy(1, self.children, children), self.fine
+        )
 
-    def picture(self, tokens: Tensor, layout: Layout) -> Tensor:
-        """All tokens as one fine picture [1,C,H,W]; coarse ones are repeated over their place."""
-        coarse, fine = self.split(tokens, layout)
-        return self.overlay(lift_nearest(coarse, 2), fine, layout)
+    def picture(self, tokens: Tensor, patchifier: Patchifier) -> Tensor:
+        """All tokens as a fine picture [1,C,(F),H,W]; coarse ones are repeated over their place."""
+        coarse, fine = self.split(tokens, patchifier)
+        return self.overlay(lift_nearest(coarse, 2), fine, patchifier)
 
-    def dense(self, tokens: Tensor, layout: Layout) -> Tensor:
+    def dense(self, tokens: Tensor, patchifier: Patchifier) -> Tensor:
         """All tokens as tokens of the coarse grid [1,N,D]; of children, the 2x2 block means."""
-        return layout.pack(self.split(tokens, layout)[0])
-
-
-def children_of(parents: Tensor, coarse: Grid, fine: Grid) -> Tensor:
-    """Raster indices [4P] of the children of ``parents`` [P], int64, four in a row.
-
-    On the device, and equal to :func:`fresco_trt.plan.grid.child_indices`.
-    """
-    wide = fine.columns
-    row = parents // coarse.columns
-    corner = 2 * wide * row + 2 * (parents - coarse.columns * row)
-    return torch.stack([corner, corner + 1, corner + wide, corner + wide + 1], dim=-1).flatten()
+        return patchifier.pack(self.split(tokens, patchifier)[0])
 
 
 def cross_mixed(
@@ -122,7 +114,7 @@ def cross_mixed(
     v: Tensor,
     before: Mixed,
     pyramid: NoisePyramid,
-    layout: Layout,
+    patchifier: Patchifier,
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -135,7 +127,10 @@ def cross_mixed(
     ``ValueError`` as :func:`fresco_trt.run.transition.apply_transition`.
     """
     scale, scale_next = before.coarse.scale, before.fine.scale
-    (x_coarse, x_fine), (v_coarse, v_fine) = before.split(x, layout), before.split(v, layout)
+    (x_coarse, x_fine), (v_coarse, v_fine) = (
+        before.split(x, patchifier),
+        before.split(v, patchifier),
+    )
     # First of all, so that from a whole grid it draws what a transition of the whole grid draws.
     expanded = apply_transition(
         transition,
@@ -148,4 +143,4 @@ def cross_mixed(
     )
     kept = stay(transition, x_fine, v_fine, pyramid, scale=scale_next, generator=generator)
     coarse = stay(transition, x_coarse, v_coarse, pyramid, scale=scale, generator=generator)
-    return coarse, before.overlay(expanded, kept, layout)
+    return coarse, before.overlay(expanded, kept, patchifier)

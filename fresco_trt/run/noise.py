@@ -17,42 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fresco_trt.run.resample import Details, haar_merge, haar_split
+
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import StagePlan
-
-Details = tuple[Tensor, Tensor, Tensor]
-"""Detail bands (column, row, diagonal differences) of one Haar level, each [B,C,H/2,W/2]."""
-
-
-def haar_split(fine: Tensor) -> tuple[Tensor, Details]:
-    """Split latents [B,C,H,W] into the LL band [B,C,H/2,W/2] and its three detail bands.
-
-    With the 2x2 block ``a b / c d``: ``LL = (a+b+c+d)/2`` and details ``(a-b+c-d)/2``,
-    ``(a+b-c-d)/2``, ``(a-b-c+d)/2``: an orthonormal transform, so white noise gives four
-    independent white bands of the same variance. Raises ``ValueError`` if a side is odd.
-    """
-    height, width = fine.shape[-2:]
-    if height % 2 or width % 2:
-        raise ValueError(f"cannot halve a {height}x{width} field; both sides must be even")
-    a, b = fine[..., 0::2, 0::2], fine[..., 0::2, 1::2]
-    c, d = fine[..., 1::2, 0::2], fine[..., 1::2, 1::2]
-    top, bottom, top_step, bottom_step = a + b, c + d, a - b, c - d
-    details = (top_step + bottom_step) / 2, (top - bottom) / 2, (top_step - bottom_step) / 2
-    return (top + bottom) / 2, details
-
-
-def haar_merge(low: Tensor, details: Details) -> Tensor:
-    """Rebuild latents [B,C,2H,2W] from the LL band and details of :func:`haar_split`."""
-    column, row, diagonal = details
-    *outer, height, width = low.shape
-    fine = low.new_empty((*outer, 2 * height, 2 * width))
-    top, bottom = low + row, low - row
-    top_step, bottom_step = column + diagonal, column - diagonal
-    fine[..., 0::2, 0::2] = (top + top_step) / 2
-    fine[..., 0::2, 1::2] = (top - top_step) / 2
-    fine[..., 1::2, 0::2] = (bottom + bottom_step) / 2
-    fine[..., 1::2, 1::2] = (bottom - bottom_step) / 2
-    return fine
 
 
 def noise_field(
@@ -61,9 +29,11 @@ def noise_field(
     channels: int,
     height: int,
     width: int,
+    frames: int = 1,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw the full-resolution field E: float32 [B,C,H,W] in latent pixels, B = number of seeds.
+    """Draw the full-resolution field E: float32 [B,C,H,W] in latent pixels, B = number of seeds;
+    [B,C,F,H,W] for more latent ``frames`` than one.
 
     Bit for bit what diffusers' ``FluxPipeline.prepare_latents`` draws, before packing, with one
     CPU generator per picture. The draw is always made on the CPU, so that a seed means the same
@@ -72,7 +42,8 @@ def noise_field(
     each = (seeds,) if isinstance(seeds, int) else tuple(seeds)
     if not each:
         raise ValueError("no seed given; expected one per picture")
-    shape = (1, channels, height, width)
+    clip = () if frames == 1 else (frames,)
+    shape = (1, channels, *clip, height, width)
     drawn = [
         torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32)
         for seed in each
@@ -106,8 +77,8 @@ def level_of(scale: float) -> int:
 class NoisePyramid:
     """A noise field at every resolution of a plan; read-only and shared freely between requests.
 
-    ``fields`` run from finest to coarsest, float32 [B,C,H/2^k,W/2^k]; ``details[k]`` are the bands
-    that turn ``fields[k+1]`` back into ``fields[k]``. Nobody may write to these tensors.
+    ``fields`` run from finest to coarsest, float32 [B,C,(F),H/2^k,W/2^k]; ``details[k]`` are the
+    bands that turn ``fields[k+1]`` back into ``fields[k]``. Nobody may write to these tensors.
     """
 
     fields: tuple[Tensor, ...]
@@ -123,14 +94,14 @@ class NoisePyramid:
 
     @classmethod
     def from_field(cls, field: Tensor, *, coarsest: float = 1.0) -> NoisePyramid:
-        """Split ``field`` (float32 [B,C,H,W], unit variance) down to the scale ``coarsest``.
+        """Split ``field`` (float32 [B,C,(F),H,W], unit variance) down to the scale ``coarsest``.
 
         Raises ``ValueError`` for another dtype, a scale that is not 1 over a power of two, or
         sides that cannot be halved that often.
         """
-        if field.dtype != torch.float32 or field.ndim != 4:
+        if field.dtype != torch.float32 or field.ndim not in (4, 5):
             raise ValueError(
-                f"noise field is {field.dtype} {tuple(field.shape)}; expected float32 [B,C,H,W]"
+                f"noise field is {field.dtype} {tuple(field.shape)}; expected float32 [B,C,(F),H,W]"
             )
         fields, details = [field], list[Details]()
         for _ in range(level_of(coarsest)):
@@ -147,25 +118,32 @@ class NoisePyramid:
         channels: int,
         height: int,
         width: int,
+        frames: int = 1,
         coarsest: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> NoisePyramid:
         """Draw :func:`noise_field` and split it; sizes are full-resolution latent pixels."""
         # Split on the CPU as well: the coarse levels then agree bit for bit across devices.
-        field = noise_field(seeds, channels=channels, height=height, width=width)
+        field = noise_field(seeds, channels=channels, height=height, width=width, frames=frames)
         return cls.from_field(field, coarsest=coarsest).to(device)
 
     @classmethod
     def of_plan(
-        cls, plan: StagePlan, seed: int, *, channels: int, device: torch.device | str = "cpu"
+        cls,
+        plan: StagePlan,
+        seeds: int | Sequence[int],
+        *,
+        channels: int,
+        device: torch.device | str = "cpu",
     ) -> NoisePyramid:
         """The noise that a plan is drawn from: its full grid's, down to its coarsest."""
         full = plan.stages[-1].grid
         return cls.from_seed(
-            seed,
+            seeds,
             channels=channels,
             height=full.height,
             width=full.width,
+            frames=full.frames,
             coarsest=plan.stages[0].grid.scale,
             device=device,
         )

@@ -12,53 +12,71 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from fresco_trt.models.family import Patchifier
     from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import Positions
-    from fresco_trt.run.layout import Layout
     from fresco_trt.run.mixed import Mixed
 
 Units = Literal["fine", "coarse"]
 
 
-def raster(grid: Grid) -> Tensor:
-    """Positions (0, row, column) of a grid's tokens, float32 [N,3]."""
-    row, column = torch.meshgrid(torch.arange(grid.rows), torch.arange(grid.columns), indexing="ij")
-    ids = torch.stack([torch.zeros_like(row), row, column], dim=-1)
-    return ids.reshape(-1, 3).to(torch.float32)
-
-
-def possible_positions(coarse: Grid, fine: Grid, units: Units) -> Tensor:
-    """Positions of all coarse tokens, then of all fine ones: float32 [5N,3] on the CPU.
+def possible_positions(patchifier: Patchifier, coarse: Grid, fine: Grid, units: Units) -> Tensor:
+    """Positions of all coarse tokens, then of all fine ones: float32 [5N,A] on the CPU.
 
     In "fine" units the fine tokens keep the places that they have on their own grid, and a coarse
     token is at the centre of its four. In "coarse" units the coarse tokens keep theirs, and the
     four are at their parent's place plus 0 and 1/2 along each axis (RALU, arXiv 2507.08422, code).
     """
+    own, finer = patchifier.positions(coarse), patchifier.positions(fine)
     if units == "fine":
-        centre = torch.tensor([0.0, 0.5, 0.5])
-        return torch.cat([2 * raster(coarse) + centre, raster(fine)])
-    return torch.cat([raster(coarse), raster(fine) / 2])
+        return torch.cat([_spaced(own, 2.0, 0.5), finer])
+    return torch.cat([own, _spaced(finer, 0.5)])
 
 
-def mixed_tables(layout: Layout, mixed: Mixed, scheme: Positions) -> dict[str, Tensor]:
-    """The layout's tables for the tokens of a mixed stage, in their order, text rows in front.
+def _spaced(positions: Tensor, factor: float, offset: float = 0.0) -> Tensor:
+    """Rows and columns times ``factor`` plus ``offset``; the axes before them stay."""
+    places = positions.clone()
+    places[:, -2:] = places[:, -2:] * factor + offset
+    return places
+
+
+def whole_tables(patchifier: Patchifier, grid: Grid, references: int) -> dict[str, Tensor]:
+    """The tables of a whole grid's tokens and, behind them, of so many references on that grid."""
+    images = [patchifier.positions(grid, image) for image in range(references + 1)]
+    return dict(patchifier.tables(torch.cat(images)))
+
+
+def mixed_tables(
+    patchifier: Patchifier, mixed: Mixed, scheme: Positions, references: int = 0
+) -> dict[str, Tensor]:
+    """The tables for the tokens of a mixed stage, in their order, text rows in front and so many
+    ``references`` on the fine grid behind.
 
     By the scheme "aligned" (PMA, arXiv 2511.19778) those in fine units, for the queries that are
     fine, and with ``_coarse`` behind their names those of the keys that coarse queries see: the
     kept tokens and, at its place on the coarse grid, one child of each refined one.
     """
     if scheme != "aligned":
-        return _mixed_tables(layout, mixed, scheme)
+        return _mixed_tables(patchifier, mixed, scheme, references)
     # The first of four is at twice its parent's row and column: halved, at its parent's place.
-    whole, rows = layout.tables(mixed.coarse), torch.cat([mixed.kept, mixed.refined])
+    whole = patchifier.tables(patchifier.positions(mixed.coarse))
+    rows = torch.cat([mixed.kept, mixed.refined])
     own = {f"{name}_coarse": _gathered(table, rows, len(rows)) for name, table in whole.items()}
-    return _mixed_tables(layout, mixed, "fine") | own
+    return _mixed_tables(patchifier, mixed, "fine", references) | own
 
 
-def _mixed_tables(layout: Layout, mixed: Mixed, units: Units) -> dict[str, Tensor]:
-    positions = possible_positions(mixed.coarse, mixed.fine, units)
-    rows = torch.cat([mixed.kept, mixed.coarse.tokens + mixed.children])
-    tables = layout.tables_at(positions)
+def _mixed_tables(
+    patchifier: Patchifier, mixed: Mixed, units: Units, references: int
+) -> dict[str, Tensor]:
+    own = possible_positions(patchifier, mixed.coarse, mixed.fine, units)
+    factor = 1.0 if units == "fine" else 0.5
+    images = [
+        _spaced(patchifier.positions(mixed.fine, image + 1), factor) for image in range(references)
+    ]
+    positions = torch.cat([own, *images])
+    behind = torch.arange(len(own), len(positions), device=mixed.kept.device)
+    rows = torch.cat([mixed.kept, mixed.coarse.tokens + mixed.children, behind])
+    tables = patchifier.tables(positions)
     return {name: _gathered(table, rows, len(positions)) for name, table in tables.items()}
 
 

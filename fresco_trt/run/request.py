@@ -19,11 +19,62 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.backends.base import Runner
+    from fresco_trt.models.family import Patchifier
     from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import StagePlan
-    from fresco_trt.run.layout import Layout
     from fresco_trt.run.noise import NoisePyramid
     from fresco_trt.run.selection import Choice
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Conditioning:
+    """What a request is drawn from beside its noise; constant over the run, on the engines' device.
+
+    ``inputs`` are engine inputs by name, batch B: those that no step and no stage changes.
+    ``negative`` are the same of the unconditional branch, None without one; with it the velocity is
+    ``v- + true_cfg_scale * (v - v-)`` (classifier-free guidance, arXiv 2207.12598, eq. 6, in
+    diffusers' ``true_cfg_scale``). ``references`` are latents [B,C,(F),H,W] of full resolution, one
+    a reference picture: their tokens stand behind the target's, at each stage's own resolution.
+
+    Raises ValueError for branches of other inputs, and for a scale without a branch.
+    """
+
+    inputs: Mapping[str, Tensor]
+    negative: Mapping[str, Tensor] | None = None
+    true_cfg_scale: float = 1.0
+    references: tuple[Tensor, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.negative is None and self.true_cfg_scale != 1.0:
+            raise ValueError(
+                f"a true guidance scale of {self.true_cfg_scale:g} without an unconditional branch;"
+                " expected its inputs in negative"
+            )
+        wanted = _kinds(self.inputs)
+        if self.negative is not None and _kinds(self.negative) != wanted:
+            given = _kinds(self.negative)
+            raise ValueError(f"an unconditional branch of {given}; expected {wanted}")
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """The same on ``device``; tensors already there are shared, not copied."""
+        negative = self.negative
+        return Conditioning(
+            inputs={name: value.to(device) for name, value in self.inputs.items()},
+            negative=None
+            if negative is None
+            else {name: value.to(device) for name, value in negative.items()},
+            true_cfg_scale=self.true_cfg_scale,
+            references=tuple(each.to(device) for each in self.references),
+        )
+
+    @property
+    def branches(self) -> tuple[Mapping[str, Tensor], ...]:
+        """The conditional branch, and the unconditional one where there is one."""
+        return (self.inputs,) if self.negative is None else (self.inputs, self.negative)
+
+
+def _kinds(inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in sorted(inputs.items())}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -32,9 +83,9 @@ class Request:
 
     plan: StagePlan
     runners: Mapping[str, Runner]
-    inputs: Mapping[str, Tensor]
+    conditioning: Conditioning
     pyramid: NoisePyramid
-    layout: Layout
+    patchifier: Patchifier
     generator: torch.Generator | None
     choice: Choice
     basis: Tensor | None = None
@@ -43,6 +94,7 @@ class Request:
         _check_start(self.plan)
         _check_engines(self.plan, self.runners)
         _check_grids(self.plan, self.pyramid)
+        _check_references(self.plan, self.conditioning, self.pyramid)
         check_transitions(self.plan)
         for index in range(len(self.plan.stages)):
             StageCache.of(self.plan, index, self.basis)
@@ -90,15 +142,31 @@ def _check_engines(plan: StagePlan, runners: Mapping[str, Runner]) -> None:
 
 def _check_grids(plan: StagePlan, pyramid: NoisePyramid) -> None:
     for stage in plan.stages:
-        side = tuple(pyramid.field(stage.grid.scale).shape[-2:])
-        if side != (stage.grid.height, stage.grid.width):
+        shape, grid = pyramid.field(stage.grid.scale).shape, stage.grid
+        frames = shape[2] if len(shape) == 5 else 1
+        if (frames, *shape[-2:]) != (grid.frames, grid.height, grid.width):
             raise ValueError(
-                f"noise of {side} latent pixels at scale {stage.grid.scale:g};"
-                f" expected the grid's {(stage.grid.height, stage.grid.width)}"
+                f"noise of {tuple(shape[2:])} latent pixels at scale {grid.scale:g};"
+                f" expected the grid's, {grid}"
             )
     batch = len(pyramid.fields[0])
     if batch != 1 and any(plan.refined):
         raise ValueError(
             f"a batch of {batch} on a mixed grid; expected one picture: each chooses its own"
             " tokens, and an engine takes one table of positions"
+        )
+
+
+def _check_references(plan: StagePlan, given: Conditioning, pyramid: NoisePyramid) -> None:
+    wanted = pyramid.fields[0].shape
+    for each in given.references:
+        if each.shape != wanted:
+            raise ValueError(
+                f"a reference of latents {tuple(each.shape)}; expected {tuple(wanted)}, as the"
+                " picture's own"
+            )
+    if given.references and (any(plan.aligned) or plan.velocity_grid is not None):
+        raise ValueError(
+            "references with phase-aligned attention or coarse velocities; expected a plan without:"
+            " both take the target's tokens alone"
         )

@@ -3,7 +3,7 @@
 Sits between the runners and the pipeline: engines, constant conditioning and a noise pyramid go
 in, one small :class:`Step` record per engine call comes out. Progress bars, previews, cancelling
 and timing are the caller's. Nothing is kept between requests and nothing random is drawn here, so
-any number of samplers may be interleaved over the same plan, pyramid and layout.
+any number of samplers may be interleaved over the same plan, pyramid and patchifier.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import error_context
-from fresco_trt.run.layout import Layout
-from fresco_trt.run.request import Request, engine_name
+from fresco_trt.run.request import Conditioning, Request, engine_name
 from fresco_trt.run.selection import Choice, select
 from fresco_trt.run.stage import StageState
 
@@ -24,11 +23,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.backends.base import Runner
+    from fresco_trt.models.family import Patchifier
     from fresco_trt.plan.stages import Stage, StagePlan
     from fresco_trt.run.mixed import Mixed
     from fresco_trt.run.noise import NoisePyramid
 
-__all__ = ["Layout", "Step", "engine_name", "sample"]
+__all__ = ["Conditioning", "Step", "engine_name", "sample"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class Step:
     """One engine call and the step it paid for.
 
     ``stage`` and ``step`` count from 0, ``step`` over the whole run of ``steps_total``. ``tokens``
-    [B,N,4C] float32, at ``sigma_next`` on this stage's grid, is the sampler's own buffer: it may
+    [B,N,C] float32, at ``sigma_next`` on this stage's grid, is the sampler's own buffer: it may
     be read until the next step is asked for, and be kept only as a clone. ``velocity``, of the
     same shape, at ``sigma``, belongs to the runner and is valid until that runner's next call.
     ``mixed`` says where the tokens of a mixed stage are; on a whole grid, where they are in raster
@@ -63,9 +63,9 @@ class Step:
 def sample(
     plan: StagePlan,
     runners: Mapping[str, Runner],
-    inputs: Mapping[str, Tensor],
+    conditioning: Conditioning,
     pyramid: NoisePyramid,
-    layout: Layout,
+    patchifier: Patchifier,
     *,
     fresh: torch.Generator | None = None,
     choice: Choice = select,
@@ -73,23 +73,23 @@ def sample(
 ) -> Generator[Step, None, None]:
     """Check the request, then yield one :class:`Step` per sigma pair of ``plan``.
 
-    ``runners`` are entered by the caller and named by :func:`engine_name`. ``inputs`` are the
+    ``runners`` are entered by the caller and named by :func:`engine_name`. ``conditioning`` has the
     engine inputs that stay constant over the run (``text``, ``pooled``, and ``guidance`` where the
-    model has it); latents, timestep and the layout's tables are added here. Batch and device are
-    the pyramid's. ``fresh`` is for plans whose transitions draw fresh noise or choose tokens at
+    model has it); latents, timestep and the patchifier's tables are added here. Batch and device
+    are the pyramid's. ``fresh`` is for plans whose transitions draw fresh noise or choose tokens at
     random, and only for them. ``choice`` chooses the tokens, by the plan's rules unless told
     otherwise. ``basis`` [H,k] is the SVD basis that a plan with the cache "svd" needs.
 
-    The picture is ``layout.unpack(step.tokens, plan.stages[-1].grid)`` of the last step. A caller
-    may stop at any step; ``close()`` or dropping the generator frees its buffers.
+    The picture is ``patchifier.unpack(step.tokens, plan.stages[-1].grid)`` of the last step. A
+    caller may stop at any step; ``close()`` or dropping the generator frees its buffers.
 
     With the solver "euler" each step is ``x + (sigma_next - sigma) * v`` in float32, in the order
     of operations of diffusers' ``FlowMatchEulerDiscreteScheduler``: a one-stage plan is that
     sampler, bit for bit.
 
     Raises ``ValueError``, before any engine runs, for a plan that does not start at sigma 1, a
-    missing runner, a pyramid that lacks a grid, more than one picture
-    where a stage is mixed, or a transition that cannot be applied. While running,
+    missing runner, a pyramid that lacks a grid, more than one picture where a stage is mixed,
+    references of another size, or a transition that cannot be applied. While running,
     ``SignatureMismatch`` if an engine's velocity does not match its latents, and whatever a runner
     raises, with the stage and step in front.
     """
@@ -97,9 +97,9 @@ def sample(
         Request(
             plan=plan,
             runners=runners,
-            inputs=inputs,
+            conditioning=conditioning,
             pyramid=pyramid,
-            layout=layout,
+            patchifier=patchifier,
             generator=fresh,
             choice=choice,
             basis=basis,

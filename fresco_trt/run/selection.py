@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Window:
-    """The last W steps of a stage on its coarse grid of N = ``rows`` x ``columns`` tokens.
+    """The last W steps of a stage on its coarse grid: N = ``frames`` x ``rows`` x ``columns``
+    tokens.
 
     ``latents`` (after each step) and ``clean`` (its clean estimate) are float32 [W,N,D], oldest
     first.
@@ -31,6 +32,7 @@ class Window:
     columns: int
     latents: Tensor
     clean: Tensor
+    frames: int = 1
 
     @classmethod
     def empty(cls, steps: int, grid: Grid, like: Tensor) -> Self:
@@ -41,6 +43,7 @@ class Window:
             columns=grid.columns,
             latents=like.new_empty(shape),
             clean=like.new_empty(shape),
+            frames=grid.frames,
         )
 
     @property
@@ -91,14 +94,14 @@ def changing_latent(window: Window) -> Tensor:
 
 
 def edge(window: Window) -> Tensor:
-    """Gradient magnitude of the last clean estimate over the token grid.
+    """Gradient magnitude of the last clean estimate over the token grid, frame by frame.
 
     Forward differences with the last row and column repeated, summed over both axes and D: RALU's
     variant that needs no decoder (arXiv 2507.08422).
     """
-    picture = window.clean[-1].reshape(window.rows, window.columns, -1)
-    down = picture.diff(dim=0, append=picture[-1:])
-    across = picture.diff(dim=1, append=picture[:, -1:])
+    frames = window.clean[-1].reshape(window.frames, window.rows, window.columns, -1)
+    down = frames.diff(dim=1, append=frames[:, -1:])
+    across = frames.diff(dim=2, append=frames[:, :, -1:])
     return (down.square() + across.square()).sum(dim=-1).sqrt().flatten()
 
 
@@ -106,7 +109,7 @@ def even(window: Window) -> Tensor:
     """The order of a Bayer matrix: every leading part of it is spread over both axes.
 
     Of the first k tokens, aligned square blocks of a side that is a power of two hold equal shares
-    to within one token, while the grid's own sides are powers of two as well.
+    to within one token, while the grid's own sides are powers of two as well. Frames take turns.
     """
     row = torch.arange(window.rows, device=window.clean.device)[:, None]
     column = torch.arange(window.columns, device=window.clean.device)
@@ -115,7 +118,8 @@ def even(window: Window) -> Tensor:
         # The lowest bit of a position weighs most: neighbours are far apart in the order.
         y, x = row >> bit & 1, column >> bit & 1
         rank = 4 * rank + 2 * (x ^ y) + y
-    return -rank.flatten().to(torch.float32)
+    frame = torch.arange(window.frames, device=window.clean.device)[:, None, None]
+    return -(rank * window.frames + frame).flatten().to(torch.float32)
 
 
 RULES: Mapping[Selection, Callable[[Window], Tensor]] = {
@@ -135,7 +139,7 @@ def score(rule: Selection, window: Window, generator: torch.Generator | None) ->
         return RULES[rule](window)
     if generator is None:
         raise ValueError("the rule 'random' without a generator; expected one")
-    count, device = window.rows * window.columns, generator.device
+    count, device = window.frames * window.rows * window.columns, generator.device
     return torch.rand(count, generator=generator, device=device).to(window.clean.device)
 
 

@@ -19,14 +19,14 @@ from fresco_trt.errors import SignatureMismatch
 from fresco_trt.run.cache.coarse_velocity import CoarseVelocity
 from fresco_trt.run.cache.stage_cache import StageCache
 from fresco_trt.run.mixed import Mixed, cross_mixed
-from fresco_trt.run.positions import mixed_tables
+from fresco_trt.run.positions import mixed_tables, whole_tables
 from fresco_trt.run.request import engine_name
+from fresco_trt.run.resample import block_mean
 from fresco_trt.run.selection import Window
 from fresco_trt.run.solver import SOLVERS, StageSolver
-from fresco_trt.run.transition import apply_transition, estimate_x0
+from fresco_trt.run.transition import apply_transition, estimate_x0, ratio_of
 
 if TYPE_CHECKING:
-    from fresco_trt.backends.base import Runner
     from fresco_trt.plan.stages import Transition
     from fresco_trt.run.request import Request
 
@@ -40,100 +40,128 @@ class Called:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class StageState:
-    """One stage's places, buffers and history; ``inputs`` holds tokens and timestep by name.
+class Branch:
+    """One pass of the network through a stage: with the prompt, without it, or both stacked.
 
-    ``mixed`` is None on a whole grid. ``window`` records only where a partial transition follows,
-    and has no room otherwise. ``cache``, empty on entry, is None where no step is a bypass, and so
-    is ``coarse_velocity``, which answers them in its place.
+    ``inputs`` holds all that a full engine takes, by name. ``cache``, empty on entry, is None where
+    no step is a bypass, and so is ``coarse_velocity``, which answers them in its place.
     """
 
-    index: int
-    mixed: Mixed | None
-    tokens: Tensor
-    timestep: Tensor
     inputs: Mapping[str, Tensor]
-    solver: StageSolver
-    window: Window
     cache: StageCache | None
     coarse_velocity: CoarseVelocity | None
 
-    @classmethod
-    def first(cls, request: Request) -> Self:
-        """The first stage, at pure noise."""
-        scale = request.plan.stages[0].grid.scale
-        return cls.enter(request, 0, request.layout.pack(request.pyramid.field(scale)), None)
-
-    @classmethod
-    def enter(cls, request: Request, index: int, tokens: Tensor, mixed: Mixed | None) -> Self:
-        """The stage ``index`` from the tokens [B,N,4C] that it starts with, which are copied.
-
-        Raises ``ValueError`` for a constant input that has the name of one set here.
-        """
-        # A copy, because packing may be a view and the pyramid must not be stepped in place.
-        tokens = tokens.clone(memory_format=torch.contiguous_format)
-        timestep = tokens.new_empty(tokens.shape[0])
-        named = {"latents": tokens, "timestep": timestep, **_tables(request, index, mixed)}
-        twice = sorted(named.keys() & request.inputs.keys())
-        if twice:
-            raise ValueError(f"constant inputs {twice} are set by the sampler; expected others")
-        return cls(
-            index=index,
-            mixed=mixed,
-            tokens=tokens,
-            timestep=timestep,
-            inputs={**named, **request.inputs},
-            solver=SOLVERS[request.plan.solver](tokens),
-            window=_window(request, index, tokens, mixed),
-            cache=StageCache.of(request.plan, index, request.basis),
-            coarse_velocity=_coarse_velocity(request, index, tokens),
-        )
-
-    def call(self, request: Request, action: str, step: int, sigma: float) -> Called:
-        """Run the engine of ``action`` at ``sigma``; ``step`` counts from the stage's first.
+    def call(
+        self, request: Request, state: StageState, action: str, step: int, sigma: float
+    ) -> Called:
+        """Run the engine of ``action``; ``step`` counts from the stage's first.
 
         A full step leaves its feature in the cache, a bypass starts from what the cache predicts.
         Raises ``SignatureMismatch`` if the velocity does not match the latents.
         """
         if action == "bypass" and self.coarse_velocity is not None:
-            velocity, seconds = self.coarse_velocity.predict(self.tokens, sigma)
+            velocity, seconds = self.coarse_velocity.predict(state.tokens, sigma)
             return Called(velocity=velocity, engine_seconds=seconds)
-        self.timestep.fill_(sigma)
-        runner, inputs = request.runners[engine_name(self.index, action)], self.inputs
+        runner, inputs = request.runners[engine_name(state.index, action)], self.inputs
         if action == "bypass":
-            inputs = self._bypassed(runner, step, sigma)
+            if self.cache is None:
+                raise ValueError("a bypass in a stage without a cache; expected a plan with one")
+            predicted = {self.cache.feature: self.cache.predict(step, sigma), **inputs}
+            # A bypass graph asks for some of the inputs only.
+            inputs = {spec.name: predicted[spec.name] for spec in runner.signature.inputs}
         began = perf_counter()
-        with torch.no_grad():
-            outputs = runner(inputs)
+        outputs = runner(inputs)
         seconds = perf_counter() - began
-        velocity = self._velocity(outputs)
+        velocity = _velocity(outputs, state.tokens, len(state.timestep))
         if self.cache is not None and action == "full":
             self.cache.observe(outputs[self.cache.feature], step, sigma)
-        if self.coarse_velocity is not None and self._predicts_next(request, step):
-            seconds += self.coarse_velocity.observe(self.tokens, velocity, sigma)
+        actions = request.plan.stages[state.index].actions
+        if self.coarse_velocity is not None and actions[step + 1 : step + 2] == ("bypass",):
+            seconds += self.coarse_velocity.observe(state.tokens, velocity, sigma)
         return Called(velocity=velocity, engine_seconds=seconds)
 
-    def _predicts_next(self, request: Request, step: int) -> bool:
-        actions = request.plan.stages[self.index].actions
-        return actions[step + 1 : step + 2] == ("bypass",)
 
-    def _bypassed(self, runner: Runner, step: int, sigma: float) -> Mapping[str, Tensor]:
-        """What a bypass graph takes: the predicted feature, and of the inputs what it asks for."""
-        if self.cache is None:
-            raise ValueError("a bypass in a stage without a cache; expected a plan with one")
-        inputs = {self.cache.feature: self.cache.predict(step, sigma), **self.inputs}
-        return {spec.name: inputs[spec.name] for spec in runner.signature.inputs}
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StageState:
+    """One stage's places, buffers and history.
 
-    def _velocity(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        velocity = outputs.get("velocity")
-        if velocity is None or _kind(velocity) != _kind(self.tokens):
-            raise SignatureMismatch(
-                f"the engine gave {'nothing' if velocity is None else _kind(velocity)}"
-                " for velocity",
-                expected=f"{_kind(self.tokens)}, as its latents are",
-                fix="put the noise pyramid on the engine's device, or build engines from this plan",
-            )
-        return velocity
+    ``mixed`` is None on a whole grid. ``targets`` is where the tokens go in the engines' input if
+    that is another tensor: with reference tokens behind them, or once for each of two stacked
+    branches. ``window`` records only where a partial transition follows, and has no room otherwise.
+    """
+
+    index: int
+    mixed: Mixed | None
+    tokens: Tensor
+    targets: Tensor | None
+    timestep: Tensor
+    branches: tuple[Branch, ...]
+    solver: StageSolver
+    window: Window
+
+    @classmethod
+    def first(cls, request: Request) -> Self:
+        """The first stage, at pure noise."""
+        scale = request.plan.stages[0].grid.scale
+        return cls.enter(request, 0, request.patchifier.pack(request.pyramid.field(scale)), None)
+
+    @classmethod
+    def enter(cls, request: Request, index: int, tokens: Tensor, mixed: Mixed | None) -> Self:
+        """The stage ``index`` from the tokens [B,N,C] that it starts with, which are copied.
+
+        Raises ``ValueError`` for a constant input that has the name of one set here.
+        """
+        # A copy, because packing may be a view and the pyramid must not be stepped in place.
+        tokens = tokens.clone(memory_format=torch.contiguous_format)
+        given, stacked = request.conditioning, _is_stacked(request, index, tokens)
+        latents, targets = _latents(request, index, tokens, stacked)
+        timestep = tokens.new_empty(len(latents))
+        named = {"latents": latents, "timestep": timestep, **_tables(request, index, mixed)}
+        twice = sorted(named.keys() & given.inputs.keys())
+        if twice:
+            raise ValueError(f"constant inputs {twice} are set by the sampler; expected others")
+        inputs = given.branches
+        if stacked:
+            first, second = inputs
+            inputs = ({name: torch.cat([first[name], second[name]]) for name in first},)
+        return cls(
+            index=index,
+            mixed=mixed,
+            tokens=tokens,
+            targets=targets,
+            timestep=timestep,
+            branches=tuple(
+                Branch(
+                    inputs={**named, **each},
+                    cache=StageCache.of(request.plan, index, request.basis),
+                    coarse_velocity=_coarse_velocity(request, index, tokens, each),
+                )
+                for each in inputs
+            ),
+            solver=SOLVERS[request.plan.solver](tokens),
+            window=_window(request, index, tokens, mixed),
+        )
+
+    def call(self, request: Request, action: str, step: int, sigma: float) -> Called:
+        """The velocity at ``sigma``, the start of a step; ``step`` counts from the stage's first.
+
+        With an unconditional branch both are run, one after the other or, where the engine was
+        built for twice the batch, in one call, and guided. Raises as :meth:`Branch.call`.
+        """
+        self.timestep.fill_(sigma)
+        with torch.no_grad():
+            if self.targets is not None:
+                self.targets.copy_(self.tokens)
+            if request.conditioning.negative is None:
+                return self.branches[0].call(request, self, action, step, sigma)
+            velocities, seconds = [], 0.0
+            for branch in self.branches:
+                called = branch.call(request, self, action, step, sigma)
+                velocities.append(called.velocity.clone())  # the next call may overwrite it
+                seconds += called.engine_seconds
+            given, negative = torch.cat(velocities).chunk(2)
+            guided = negative + request.conditioning.true_cfg_scale * (given - negative)
+        return Called(velocity=guided, engine_seconds=seconds)
 
     def record(self, request: Request, left: int, velocity: Tensor, sigma: float) -> None:
         """Keep the latents at ``sigma``, a step's end, for the rules, if they look back so far."""
@@ -142,8 +170,8 @@ class StageState:
         with torch.no_grad():
             latents, clean = self.tokens, estimate_x0(self.tokens, velocity, sigma)
             if self.mixed is not None:
-                latents = self.mixed.dense(latents, request.layout)
-                clean = self.mixed.dense(clean, request.layout)
+                latents = self.mixed.dense(latents, request.patchifier)
+                clean = self.mixed.dense(clean, request.patchifier)
             self.window.record_(left, latents, clean)
 
     def leave(self, request: Request, velocity: Tensor) -> Self:
@@ -158,23 +186,23 @@ class StageState:
     def _cross_whole(
         self, request: Request, transition: Transition, velocity: Tensor
     ) -> tuple[Tensor, None]:
-        layout = request.layout
+        patchifier = request.patchifier
         grid, grid_next = (stage.grid for stage in request.plan.stages[self.index :][:2])
         latents = apply_transition(
             transition,
-            layout.unpack(self.tokens, grid),
-            layout.unpack(velocity, grid),
+            patchifier.unpack(self.tokens, grid),
+            patchifier.unpack(velocity, grid),
             request.pyramid,
             scale=grid.scale,
             scale_next=grid_next.scale,
             generator=_noise_generator(request, transition),
         )
-        return layout.pack(latents), None
+        return patchifier.pack(latents), None
 
     def _cross_mixed(
         self, request: Request, transition: Transition, velocity: Tensor
     ) -> tuple[Tensor, Mixed | None]:
-        layout = request.layout
+        patchifier = request.patchifier
         grid, grid_next = (stage.grid for stage in request.plan.stages[self.index :][:2])
         before = self.mixed or Mixed.whole(grid, grid_next, self.tokens.device)
         coarse, fine = cross_mixed(
@@ -183,13 +211,13 @@ class StageState:
             velocity,
             before,
             request.pyramid,
-            layout,
+            patchifier,
             generator=_noise_generator(request, transition),
         )
         if not transition.is_partial:
-            return layout.pack(fine), None
+            return patchifier.pack(fine), None
         after = self._refine(request, transition, before)
-        return after.join(coarse, fine, layout), after
+        return after.join(coarse, fine, patchifier), after
 
     def _refine(self, request: Request, transition: Transition, before: Mixed) -> Mixed:
         """The places of the next stage: those of ``before`` and what the rules choose."""
@@ -200,17 +228,63 @@ class StageState:
         return Mixed.from_mask(before.coarse, before.fine, expanded, count)
 
 
+def _velocity(outputs: Mapping[str, Tensor], tokens: Tensor, batch: int) -> Tensor:
+    velocity = outputs.get("velocity")
+    wanted = tokens if batch == len(tokens) else tokens.expand(batch, -1, -1)
+    if velocity is None or _kind(velocity) != _kind(wanted):
+        raise SignatureMismatch(
+            f"the engine gave {'nothing' if velocity is None else _kind(velocity)} for velocity",
+            expected=f"{_kind(wanted)}, as its latents are",
+            fix="put the noise pyramid on the engine's device, or build engines from this plan",
+        )
+    return velocity
+
+
+def _is_stacked(request: Request, index: int, tokens: Tensor) -> bool:
+    """Whether the stage's engine takes both branches in one call."""
+    if request.conditioning.negative is None:
+        return False
+    signature = request.runners[engine_name(index, "full")].signature
+    stacked = signature.input("latents").shape[0] == 2 * len(tokens)
+    if stacked and request.plan.velocity_grid is not None:
+        raise ValueError("coarse velocities of two stacked branches; expected engines of one each")
+    return stacked
+
+
+def _latents(
+    request: Request, index: int, tokens: Tensor, stacked: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The engines' latents, and where the tokens go in them if they are not the tokens themselves.
+
+    References are pooled to the stage's grid: "coarse in coarse stages".
+    """
+    references = request.conditioning.references
+    if not (references or stacked):
+        return tokens, None
+    scale = request.plan.stages[index].grid.scale
+    behind = [
+        request.patchifier.pack(block_mean(each, ratio_of(scale, 1.0))) for each in references
+    ]
+    branches, (batch, count, _) = 2 if stacked else 1, tokens.shape
+    latents = torch.cat([tokens, *behind], dim=1).repeat(branches, 1, 1)
+    return latents, latents.view(branches, batch, *latents.shape[1:])[:, :, :count]
+
+
 def _tables(request: Request, index: int, mixed: Mixed | None) -> Mapping[str, Tensor]:
+    patchifier, references = request.patchifier, len(request.conditioning.references)
     if mixed is None:
-        return request.layout.tables(request.plan.stages[index].grid)
-    return mixed_tables(request.layout, mixed, request.plan.positions)
+        return whole_tables(patchifier, request.plan.stages[index].grid, references)
+    return mixed_tables(patchifier, mixed, request.plan.positions, references)
 
 
-def _coarse_velocity(request: Request, index: int, tokens: Tensor) -> CoarseVelocity | None:
+def _coarse_velocity(
+    request: Request, index: int, tokens: Tensor, inputs: Mapping[str, Tensor]
+) -> CoarseVelocity | None:
     plan = request.plan
     if plan.velocity_grid is None or "bypass" not in plan.stages[index].actions:
         return None
-    return CoarseVelocity.of(request, index, request.runners[engine_name(index, "bypass")], tokens)
+    runner = request.runners[engine_name(index, "bypass")]
+    return CoarseVelocity.of(request, index, runner, tokens, inputs)
 
 
 def _window(request: Request, index: int, tokens: Tensor, mixed: Mixed | None) -> Window:

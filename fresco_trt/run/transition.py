@@ -2,7 +2,8 @@
 
 Sits between two stages of :mod:`fresco_trt.run.sampler`: ``(x, v)`` at the end of a stage goes in,
 the latents at the next stage's resolution and restart sigma come out. Everything works on unpacked
-latents [B,C,H,W] in float32: FLUX packs 2x2 latent pixels into a token, so tokens cannot be lifted.
+latents [B,C,(F),H,W] in float32: FLUX packs 2x2 latent pixels into a token, so tokens cannot be
+lifted.
 
 With ``x = (1-sigma)*x0 + sigma*noise`` and ``v = noise - x0``, sigma 1 is noise and 0 is clean.
 Three noise sources re-noise a lifted clean estimate, ``x' = (1-restart)*lift(x0) + restart*noise``:
@@ -20,16 +21,15 @@ that keep their resolution is :func:`stay`; :mod:`fresco_trt.run.mixed` puts bot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stages import SIGMA_TOLERANCE
-from fresco_trt.run.noise import NoisePyramid, haar_merge, level_of
+from fresco_trt.run.noise import NoisePyramid, level_of
+from fresco_trt.run.resample import LIFTS
 
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import Transition
@@ -48,44 +48,6 @@ def estimate_noise(x: Tensor, v: Tensor, sigma: float) -> Tensor:
 def renoise(x0: Tensor, noise: Tensor, sigma: float) -> Tensor:
     """The flow marginal ``(1-sigma)*x0 + sigma*noise``."""
     return (1.0 - sigma) * x0 + sigma * noise
-
-
-def lift_nearest(x0: Tensor, ratio: int) -> Tensor:
-    """Repeat every latent pixel ``ratio`` times per side; its block mean gives ``x0`` back."""
-    return x0.repeat_interleave(ratio, dim=-2).repeat_interleave(ratio, dim=-1)
-
-
-def lift_bilinear(x0: Tensor, ratio: int) -> Tensor:
-    """Bilinear interpolation between pixel centres, edges repeated.
-
-    Keeps constants, but is *not* undone by the block mean: at ratio 2 the mean of the children is
-    ``x0`` blurred by (1/8, 3/4, 1/8) per axis, which is the softness seen at low switch sigmas.
-    """
-    if ratio == 1:
-        return x0
-    return functional.interpolate(x0, scale_factor=ratio, mode="bilinear", align_corners=False)
-
-
-def lift_haar(x0: Tensor, ratio: int) -> Tensor:
-    """Orthonormal Haar expansion with zero details, amplitude restored.
-
-    An orthonormal expansion spreads a pixel p over its 2x2 block as p/2; times 2 per doubling, a
-    constant picture keeps its amplitude. That is pixel repetition: the result equals
-    :func:`lift_nearest` bit for bit (halving and doubling are exact). It is a name of its own
-    because it is the clean half of :func:`rewind`, whose amplitude is restored by sigma instead.
-    """
-    for _ in range(ratio.bit_length() - 1):
-        zeros = torch.zeros_like(x0)
-        x0 = 2.0 * haar_merge(x0, (zeros, zeros, zeros))
-    return x0
-
-
-LIFTS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
-    "nearest": lift_nearest,
-    "bilinear": lift_bilinear,
-    "haar": lift_haar,
-}
-"""Lifts of a clean estimate by name: ``(x0, ratio)`` with ratio 1, 2, 4, ... per side."""
 
 
 def rewind(
@@ -142,7 +104,7 @@ def apply_transition(
 ) -> Tensor:
     """Latents at ``scale_next`` and ``transition.restart`` from a stage's end. Inputs are kept.
 
-    ``x`` and ``v`` are float32 [B,C,H,W] on the grid at ``scale``: the latents at
+    ``x`` and ``v`` are float32 [B,C,(F),H,W] on the grid at ``scale``: the latents at
     ``transition.sigma`` and the velocity of the step that led there (after an Euler step its clean
     estimate is the same at both ends). Every token is expanded, whatever the refinements say.
     ``generator`` is for noise ``fresh`` and only for it. When both scales are equal the lift is the

@@ -13,13 +13,10 @@ from fresco_trt.backends.base import Runner, StageGraph
 from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import (
-    full_graph,
-    full_signature,
-    position_ids,
-    random_transformer,
-    rotary_tables,
-)
+from fresco_trt.models.flux.graph import full_graph
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import full_signature
+from fresco_trt.models.flux.tokens import position_ids, rotary_tables
 from fresco_trt.plan.signature import GraphSignature
 
 FACTS = replace(

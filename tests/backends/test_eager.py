@@ -15,7 +15,9 @@ from fresco_trt.backends.eager import EagerBackend
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.errors import BuildError, EngineFailed, FileMissing, UnsupportedPrecision
 from fresco_trt.lower.weights import write_source
-from fresco_trt.models.flux import model as flux
+from fresco_trt.models.flux import loading
+from fresco_trt.models.flux.family import FLUX
+from fresco_trt.models.flux.loading import transformer_from_folder
 from fresco_trt.plan.signature import GraphSignature
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def test_a_backend_shares_the_transformer_with_whoever_holds_it(
 ) -> None:
     record = build_all(stages, folder)[0]
     shared = SharedTransformers()
-    held: Any = shared.of(flux, folder / FOLDER)
+    held: Any = shared.of(FLUX, folder / FOLDER)
     inputs = stages[0].inputs
     with EagerBackend(shared).load(folder, record) as runner:
         before = runner(inputs)["velocity"].clone()
@@ -67,13 +69,13 @@ def test_runners_in_scope_share_one_transformer(
     stages: Stages, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads: list[Path] = []
-    load = flux.transformer_from_folder
+    load = transformer_from_folder
 
     def watched(path: Path) -> torch.nn.Module:
         loads.append(path)
         return load(path)
 
-    monkeypatch.setattr(flux, "transformer_from_folder", watched)
+    monkeypatch.setattr(loading, "transformer_from_folder", watched)
     records = build_all(stages, folder)
     backend = EagerBackend()
     first, second = (backend.load(folder, record) for record in records[:2])
@@ -94,7 +96,7 @@ def test_weights_are_run_in_the_precision_asked_for(stages: Stages, folder: Path
         backend.build(stages[0].graph, BuildOptions(folder=folder, precision="bf16"))
     with pytest.raises(UnsupportedPrecision):
         backend.build(stages[0].graph, BuildOptions(folder=folder, precision="int8"))
-    half = torch.nn.Module.to(flux.transformer_from_folder(stages[0].graph.source), torch.bfloat16)
+    half = torch.nn.Module.to(transformer_from_folder(stages[0].graph.source), torch.bfloat16)
     graph = replace(stages[0].graph, source=write_source(half, folder / "half"))
     files = backend.build(graph, BuildOptions(folder=folder, precision="bf16"))
     with backend.load(folder, stages[0].record(files)) as runner:

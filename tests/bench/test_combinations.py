@@ -22,7 +22,7 @@ from fresco_trt.bench.plain import is_judged
 from fresco_trt.bench.points import chosen
 from fresco_trt.bench.table import combinations_table
 from fresco_trt.cli.main import main as cli
-from fresco_trt.models.flux.model import load_transformer
+from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import BUNDLED, weights_digest
 from fresco_trt.plan.facts import ModelFacts

@@ -13,7 +13,8 @@ import torch
 from fresco_trt.backends import backend
 from fresco_trt.bench.engines import EnginePool, Kind, kinds_of, plan_method
 from fresco_trt.bench.plain import Plain, denoise, load_pipeline
-from fresco_trt.models.flux.model import FluxLayout, load_transformer
+from fresco_trt.models.flux.loading import load_transformer
+from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.plan.caching import NO_CACHE, CacheChoice
@@ -90,7 +91,7 @@ def test_one_stage_is_the_pipeline_at_the_same_shift(
     with ExitStack() as scope:
         pool = EnginePool(TINY, backend("eager"), folder, scope)
         plan = plan_of(Preset(steps=(4,), shift=shift))
-        layout = FluxLayout(facts=TINY, text_tokens=TINY.text_tokens)
+        layout = FluxPatchifier(TINY, TINY.text_tokens)
         drawn = plan_method(plan, TINY, pool.runners(plan), layout, "cpu")(inputs, 5)
     torch.testing.assert_close(drawn.latents, expected, atol=2e-4, rtol=0)
     assert seconds > 0
@@ -101,7 +102,7 @@ def test_one_stage_is_the_pipeline_at_the_same_shift(
 @pytest.mark.parametrize("preset", [STAGED, MIXED, ALIGNED, replace(STAGED, noise="fresh")])
 def test_a_seed_is_a_picture(folder: Path, inputs: dict[str, torch.Tensor], preset: Preset) -> None:
     plan = plan_of(preset)
-    layout = FluxLayout(facts=TINY, text_tokens=TINY.text_tokens)
+    layout = FluxPatchifier(TINY, TINY.text_tokens)
     with ExitStack() as scope:
         pool = EnginePool(TINY, backend("eager"), folder, scope)
         draw = plan_method(plan, TINY, pool.runners(plan), layout, "cpu")
@@ -116,7 +117,7 @@ def test_exported_engines_draw_what_the_eager_ones_do(
     folder: Path, tmp_path: Path, inputs: dict[str, torch.Tensor]
 ) -> None:
     plan = plan_of(MIXED)
-    layout = FluxLayout(facts=TINY, text_tokens=TINY.text_tokens)
+    layout = FluxPatchifier(TINY, TINY.text_tokens)
     found = []
     with ExitStack() as scope:
         for name, place in (("eager", folder), ("onnxruntime", tmp_path)):
@@ -146,7 +147,7 @@ def test_engines_of_another_site_are_others(folder: Path, inputs: dict[str, torc
         runners = pool.runners(plan)
         assert runners["stage1.full"].signature.output("residual").shape == (1, 64, TINY.hidden)
         assert runners["stage1.bypass"].signature.input("latents").shape[1] == 64
-        layout = FluxLayout(facts=TINY, text_tokens=TINY.text_tokens)
+        layout = FluxPatchifier(TINY, TINY.text_tokens)
         drawn = plan_method(plan, TINY, runners, layout, "cpu")(inputs, 3)
     assert drawn.latents.isfinite().all()
 
@@ -156,7 +157,7 @@ def test_skipped_steps_are_not_paid_for(folder: Path, inputs: dict[str, torch.Te
     assert (plan.nfe, plan.full_steps) == (7, 3)
     with ExitStack() as scope:
         pool = EnginePool(TINY, backend("eager"), folder, scope)
-        layout = FluxLayout(facts=TINY, text_tokens=TINY.text_tokens)
+        layout = FluxPatchifier(TINY, TINY.text_tokens)
         drawn = [
             plan_method(each, TINY, pool.runners(each), layout, "cpu")(inputs, 3)
             for each in (plan, plain)

@@ -24,8 +24,8 @@ from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.run.mixed import Mixed
-from fresco_trt.run.noise import haar_split
 from fresco_trt.run.positions import mixed_tables
+from fresco_trt.run.resample import haar_split
 
 TINY = model_facts("flux-tiny")
 FINE = Grid(height=16, width=16, scale=1.0)

@@ -28,7 +28,7 @@ from fresco_trt.lower import gather, record
 from fresco_trt.lower.build import REUSED, BuildRequest, run
 from fresco_trt.models.flux.components import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import load_transformer
+from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.weights import BUNDLED, weights_digest
 
 TINY = BUNDLED / "flux-tiny"

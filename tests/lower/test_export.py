@@ -17,13 +17,9 @@ from fresco_trt.lower import export
 from fresco_trt.lower.export import INLINE_BYTES, export_stages
 from fresco_trt.lower.weights import LINE, WeightFile
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import (
-    bypass_signature,
-    full_graph,
-    full_signature,
-    graph_from_signature,
-    random_transformer,
-)
+from fresco_trt.models.flux.graph import full_graph, graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 from fresco_trt.plan.caching import SITES, CacheSite
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 

@@ -14,7 +14,7 @@ from fresco_trt.lower.layout import LAYOUTS, graph_of, graph_signatures
 from fresco_trt.lower.profiles import counts, varying
 from fresco_trt.lower.request import BuildRequest, resolve
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import bypass_signature, full_signature
+from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset

@@ -22,12 +22,9 @@ from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.profiles import counts, varying
 from fresco_trt.lower.quantize.qdq import Quantizer
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import (
-    bypass_signature,
-    full_signature,
-    graph_from_signature,
-    random_transformer,
-)
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 

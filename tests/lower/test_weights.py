@@ -12,7 +12,7 @@ from diffusers import FluxTransformer2DModel
 from fresco_trt.errors import OutputNotWritable
 from fresco_trt.lower.weights import LINE, PAGE, weight_file, write_source
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import random_transformer
+from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.models.weights import weights_digest
 
 SMALL = replace(FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1)

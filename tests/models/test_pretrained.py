@@ -12,7 +12,7 @@ import fresco_trt
 from fresco_trt.errors import OutputNotWritable, WeightsNotFound
 from fresco_trt.models import pretrained as shipped
 from fresco_trt.models.flux.components import COMPONENTS
-from fresco_trt.models.flux.model import load_transformer
+from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.pretrained import siblings, whole_folder
 from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.models.weights import BUNDLED, WEIGHTS_NAME, weights_digest

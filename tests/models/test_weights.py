@@ -17,7 +17,7 @@ from fresco_trt.errors import IncompatibleOptions, WeightsNotFound
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models import weights as weights_module
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import (
+from fresco_trt.models.flux.loading import (
     load_transformer,
     random_transformer,
     transformer_from_folder,

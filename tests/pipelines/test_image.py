@@ -26,12 +26,12 @@ from fresco_trt.errors import (
     IncompatibleOptions,
     PlanError,
 )
-from fresco_trt.models.flux.components import PromptWarning
+from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import FluxLayout
-from fresco_trt.pipelines.image import MAX_SEED, FrescoPipeline, HeldLayout
-from fresco_trt.plan.grid import Grid
+from fresco_trt.models.flux.tokens import FluxPatchifier
+from fresco_trt.pipelines.image import MAX_SEED, FrescoPipeline
 from fresco_trt.plan.signature import GraphSignature
+from fresco_trt.run.denoise import HeldPatchifier
 from fresco_trt.run.sampler import Step
 
 PROMPT = "a red apple on a plain blue background"
@@ -407,39 +407,21 @@ def test_other_runners_are_not_freed_with_a_pipeline(pipe: FrescoPipeline) -> No
     assert pipe(PROMPT).nfe == pipe.plan.nfe
 
 
-def test_tables_are_made_once_a_grid_and_are_the_layouts_own() -> None:
-    made: list[Grid] = []
-
-    class Counting:
-        def tables(self, grid: Grid) -> Mapping[str, torch.Tensor]:
-            made.append(grid)
-            return layout.tables(grid)
-
-    layout = FluxLayout(facts=FLUX_TINY, text_tokens=8)
-    untyped: Any = Counting()
-    held = HeldLayout(untyped, "cpu")
-    grids = [Grid(height=side, width=16, scale=1.0, patch=2) for side in (8, 16)]
-    for grid in (*grids, *grids):
-        for name, table in layout.tables(grid).items():
-            assert torch.equal(held.tables(grid)[name], table)
-    assert made == grids
-
-
-def test_tables_of_positions_are_made_once_and_are_the_layouts_own() -> None:
+def test_tables_of_positions_are_made_once_and_are_the_patchifiers_own() -> None:
     made: list[torch.Tensor] = []
 
     class Counting:
-        def tables_at(self, positions: torch.Tensor) -> Mapping[str, torch.Tensor]:
+        def tables(self, positions: torch.Tensor) -> Mapping[str, torch.Tensor]:
             made.append(positions)
-            return layout.tables_at(positions)
+            return patchifier.tables(positions)
 
-    layout = FluxLayout(facts=FLUX_TINY, text_tokens=8)
+    patchifier = FluxPatchifier(FLUX_TINY, 8)
     untyped: Any = Counting()
-    held = HeldLayout(untyped, "cpu")
+    held = HeldPatchifier(untyped, "cpu")
     some, others = torch.rand(2, 6, 3)
     for positions in (some, others, some.clone(), others):
-        for name, table in layout.tables_at(positions).items():
-            assert torch.equal(held.tables_at(positions)[name], table)
+        for name, table in patchifier.tables(positions).items():
+            assert torch.equal(held.tables(positions)[name], table)
     assert len(made) == 2
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fresco_trt.models.flux.layers import graph_parameters, with_blocks
-from fresco_trt.models.flux.model import stage_signature
+from fresco_trt.models.flux.signatures import stage_signature
 from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
 from fresco_trt.plan.facts import ModelFacts
@@ -55,7 +55,7 @@ def of_flux(facts: ModelFacts, tokens: int, precision: str) -> GraphMemory:
     """The graph of one stage with so many tokens at 1024x1024."""
     plan = make_plan(facts, stages=3)
     stage = plan.tokens.index(tokens)
-    signature = stage_signature(facts, plan, stage, facts.text_tokens)
+    signature = stage_signature(facts, plan, stage, text_tokens=facts.text_tokens)
     return graph_memory(facts, "engine", signature, graph_parameters(facts), precision)
 
 
@@ -109,7 +109,7 @@ def test_a_bypass_is_of_another_kind_and_takes_less(site: str) -> None:
         action: graph_memory(
             FLUX,
             action,
-            stage_signature(FLUX, plan, 0, FLUX.text_tokens, action),
+            stage_signature(FLUX, plan, 0, action, text_tokens=FLUX.text_tokens),
             graph_parameters(FLUX, action, plan.cache.site if plan.cache else "final"),
             "bf16",
             action=action,
@@ -212,7 +212,7 @@ def test_profiles_save_all_but_one_copy_of_the_weights(model: str, stages: int) 
 
 def of_stage(facts: ModelFacts, stage: int, stages: int) -> GraphMemory:
     plan = make_plan(facts, stages=stages)
-    signature = stage_signature(facts, plan, stage, facts.text_tokens)
+    signature = stage_signature(facts, plan, stage, text_tokens=facts.text_tokens)
     return graph_memory(facts, f"stage{stage + 1}", signature, graph_parameters(facts), "bf16")
 
 

@@ -45,7 +45,7 @@ def test_other_spellings_of_a_size(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "512", "x", "512x", "x384", "512x384x3", "-512x384", "5.5x4", "512 384"),
+        *("", "512", "x", "512x", "x384", "512x384x3x1", "-512x384", "5.5x4", "512 384"),
         *("512x384\nx", "\u0665\u0661\u0662x384", "1e3x1e3", "9" * 5000 + "x1"),
     ],
     ids=range(13),

@@ -14,12 +14,10 @@ from torch import Tensor
 from fresco_trt.backends.base import EngineRunner
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.flux.model import (
-    FluxLayout,
-    graph_from_signature,
-    load_transformer,
-    stage_signature,
-)
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import load_transformer
+from fresco_trt.models.flux.signatures import stage_signature
+from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.caching import (
     DEFAULTS,
@@ -34,12 +32,12 @@ from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.stages import StagePlan
 from fresco_trt.run.cache import predictor
 from fresco_trt.run.noise import NoisePyramid
-from fresco_trt.run.sampler import Step, engine_name, sample
+from fresco_trt.run.sampler import Conditioning, Step, engine_name, sample
 
 FACTS = replace(
     model_facts("flux-tiny"), hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=5
 )
-LAYOUT = FluxLayout(facts=FACTS, text_tokens=FACTS.text_tokens)
+PATCHIFIER = FluxPatchifier(FACTS, FACTS.text_tokens)
 MODEL = load_transformer("random", FACTS, seed=3)
 SIZE = (64, 64)
 
@@ -76,7 +74,7 @@ class Listening:
 def runners_of(plan: StagePlan, scope: ExitStack) -> dict[str, Listening]:
     found = {}
     for index, action in plan.graphs:
-        signature = stage_signature(FACTS, plan, index, FACTS.text_tokens, action)
+        signature = stage_signature(FACTS, plan, index, action, text_tokens=FACTS.text_tokens)
         graph = graph_from_signature(MODEL, signature)
         runner = scope.enter_context(module_runner(graph, signature))
         found[engine_name(index, action)] = Listening(runner)
@@ -95,7 +93,9 @@ def inputs_of(seed: int = 0) -> dict[str, Tensor]:
 def steps_of(plan: StagePlan, runners: Mapping[str, Listening], seed: int = 0) -> Any:
     pyramid = NoisePyramid.of_plan(plan, seed, channels=FACTS.latent_channels, device="cpu")
     basis = BASIS if plan.cache is not None and plan.cache.name == "svd" else None
-    return sample(plan, runners, inputs_of(seed), pyramid, LAYOUT, basis=basis)
+    return sample(
+        plan, runners, Conditioning(inputs=inputs_of(seed)), pyramid, PATCHIFIER, basis=basis
+    )
 
 
 def drawn(plan: StagePlan, seed: int = 0) -> tuple[list[Step], dict[str, Listening]]:
@@ -210,13 +210,13 @@ def test_svd_without_a_basis_is_refused_before_any_engine_runs() -> None:
             0, channels=4, height=16, width=16, coarsest=1.0, device="cpu"
         )
         with pytest.raises(IncompatibleOptions, match="basis"):
-            sample(plan, runners, inputs_of(), pyramid, LAYOUT)
+            sample(plan, runners, Conditioning(inputs=inputs_of()), pyramid, PATCHIFIER)
         assert not any(runner.calls for runner in runners.values())
 
 
 @pytest.mark.parametrize("name", FEATURE_CACHES)
 def test_a_state_keeps_no_more_than_the_plan_says(name: CacheName) -> None:
     cache = DEFAULTS[name]
-    found = predictor(cache, grid=(16, 16), basis=BASIS)
+    found = predictor(cache, grid=(1, 16, 16), basis=BASIS)
     one = 256 * FACTS.hidden * 4
     assert found.nbytes(one) <= kept_features(cache) * one

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import FluxLayout
+from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.plan.grid import Grid, child_indices
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stages import Transition
-from fresco_trt.run.mixed import Mixed, children_of, cross_mixed
+from fresco_trt.run.mixed import Mixed, cross_mixed
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
-from fresco_trt.run.transition import apply_transition, lift_bilinear, lift_nearest, renoise
+from fresco_trt.run.resample import children_of, lift_bilinear, lift_nearest
+from fresco_trt.run.transition import apply_transition, renoise
 
 SIGMA = 0.6
 LANDS = rewind_sigma(SIGMA)
@@ -35,7 +36,7 @@ RESTARTS = [
 ]
 
 CHANNELS = 4
-LAYOUT = FluxLayout(facts=FLUX_TINY, text_tokens=5)
+PATCHIFIER = FluxPatchifier(FLUX_TINY, 5)
 COARSE = Grid(height=8, width=12, scale=0.5)
 FINE = Grid(height=16, width=24, scale=1.0)
 N = COARSE.tokens
@@ -71,7 +72,7 @@ def cross(
     transition: Transition, x: Tensor, v: Tensor, before: Mixed, pyramid: NoisePyramid
 ) -> tuple[Tensor, Tensor]:
     generator = fresh_generator(99) if transition.noise == "fresh" else None
-    return cross_mixed(transition, x, v, before, pyramid, LAYOUT, generator=generator)
+    return cross_mixed(transition, x, v, before, pyramid, PATCHIFIER, generator=generator)
 
 
 def transition_of(lift: Any, noise: Any, restart: float = LANDS) -> Transition:
@@ -80,7 +81,7 @@ def transition_of(lift: Any, noise: Any, restart: float = LANDS) -> Transition:
 
 def tokens_of(pyramid: NoisePyramid, mixed: Mixed) -> Tensor:
     """The tokens of the field itself at both resolutions."""
-    return mixed.join(pyramid.field(0.5), pyramid.field(1.0), LAYOUT)
+    return mixed.join(pyramid.field(0.5), pyramid.field(1.0), PATCHIFIER)
 
 
 def white(*shape: int, seed: int = 3) -> Tensor:
@@ -109,9 +110,9 @@ def test_children_are_those_of_the_plan() -> None:
 
 def test_a_whole_grid_is_a_mixed_one_with_nothing_expanded() -> None:
     mixed, tokens = Mixed.whole(COARSE, FINE, torch.device("cpu")), torch.randn(1, N, 16)
-    coarse, fine = mixed.split(tokens, LAYOUT)
+    coarse, fine = mixed.split(tokens, PATCHIFIER)
     assert mixed.tokens == N
-    assert torch.equal(coarse, LAYOUT.unpack(tokens, COARSE))
+    assert torch.equal(coarse, PATCHIFIER.unpack(tokens, COARSE))
     assert not fine.any()
 
 
@@ -122,23 +123,23 @@ def test_a_whole_grid_is_a_mixed_one_with_nothing_expanded() -> None:
 def test_taking_apart_and_joining_is_the_identity_bit_for_bit(mask: list[bool]) -> None:
     mixed = mixed_of(torch.tensor(mask))
     tokens = white(1, mixed.tokens, 16)
-    assert torch.equal(mixed.join(*mixed.split(tokens, LAYOUT), LAYOUT), tokens)
+    assert torch.equal(mixed.join(*mixed.split(tokens, PATCHIFIER), PATCHIFIER), tokens)
 
 
 @given(MASKS)
 def test_the_coarse_picture_of_a_repeated_one_is_itself(mask: list[bool]) -> None:
     """Where tokens are fine it holds their block means, and those of four equal pixels are one."""
     mixed, picture = mixed_of(torch.tensor(mask)), white(1, CHANNELS, COARSE.height, COARSE.width)
-    tokens = mixed.join(picture, lift_nearest(picture, 2), LAYOUT)
-    assert torch.equal(mixed.split(tokens, LAYOUT)[0], picture)
-    assert torch.equal(mixed.dense(tokens, LAYOUT), LAYOUT.pack(picture))
-    assert torch.equal(mixed.picture(tokens, LAYOUT), lift_nearest(picture, 2))
+    tokens = mixed.join(picture, lift_nearest(picture, 2), PATCHIFIER)
+    assert torch.equal(mixed.split(tokens, PATCHIFIER)[0], picture)
+    assert torch.equal(mixed.dense(tokens, PATCHIFIER), PATCHIFIER.pack(picture))
+    assert torch.equal(mixed.picture(tokens, PATCHIFIER), lift_nearest(picture, 2))
 
 
 def test_a_picture_shows_fine_tokens_as_they_are_and_coarse_ones_repeated() -> None:
     mixed, _ = before_and_after("within")
     coarse, fine = white(1, 4, COARSE.height, COARSE.width), white(1, 4, FINE.height, FINE.width)
-    shown = mixed.picture(mixed.join(coarse, fine, LAYOUT), LAYOUT)
+    shown = mixed.picture(mixed.join(coarse, fine, PATCHIFIER), PATCHIFIER)
     token_is_fine = torch.zeros(N).index_fill(0, mixed.refined, 1.0)
     over = token_is_fine.reshape(COARSE.rows, COARSE.columns).bool()
     over = over.repeat_interleave(4, dim=0).repeat_interleave(4, dim=1)
@@ -158,17 +159,17 @@ def test_refining_everything_is_the_transition_of_the_whole_grid_bit_for_bit(
     coarse, fine = cross(transition, x, v, before, pyramid)
     expected = apply_transition(
         transition,
-        LAYOUT.unpack(x, COARSE),
-        LAYOUT.unpack(v, COARSE),
+        PATCHIFIER.unpack(x, COARSE),
+        PATCHIFIER.unpack(v, COARSE),
         pyramid,
         scale=0.5,
         scale_next=1.0,
         generator=fresh_generator(99) if noise == "fresh" else None,
     )
     assert torch.equal(fine, expected)
-    tokens = after.join(coarse, fine, LAYOUT)
+    tokens = after.join(coarse, fine, PATCHIFIER)
     order = torch.tensor(child_indices(COARSE, FINE)).flatten()
-    assert torch.equal(tokens, LAYOUT.pack(expected)[:, order])
+    assert torch.equal(tokens, PATCHIFIER.pack(expected)[:, order])
 
 
 @pytest.mark.parametrize(("lift", "noise", "restart"), RESTARTS)
@@ -182,7 +183,7 @@ def test_a_refined_token_does_not_see_which_others_are(
     everyone = mixed_of(torch.ones(N, dtype=torch.bool))
     crossed = cross(transition, x, v, before, pyramid)
     tokens, all_fine, all_coarse = (
-        mixed.join(*crossed, LAYOUT) for mixed in (after, everyone, before)
+        mixed.join(*crossed, PATCHIFIER) for mixed in (after, everyone, before)
     )
     kept = len(after.kept)
     assert torch.equal(tokens[:, :kept], all_coarse[:, after.kept])
@@ -203,7 +204,7 @@ def test_a_constant_clean_picture_keeps_its_amplitude(
     for clean in (0.0, 1.7):
         x0 = torch.full_like(z, clean)
         crossed = cross(transition, renoise(x0, z, SIGMA), z - x0, before, pyramid)
-        results.append(after.join(*crossed, LAYOUT))
+        results.append(after.join(*crossed, PATCHIFIER))
     assert ((results[1] - results[0]) - (1 - restart) * 1.7).abs().max() <= 3e-6
 
 
@@ -216,7 +217,7 @@ def test_the_exact_path_is_rejoined(lift: str, noise: str, restart: float, way: 
     clean = 0.8
     z = tokens_of(pyramid, before)
     x = renoise(torch.full_like(z, clean), z, SIGMA)
-    landed = after.join(*cross(transition, x, z - clean, before, pyramid), LAYOUT)
+    landed = after.join(*cross(transition, x, z - clean, before, pyramid), PATCHIFIER)
     on_path = renoise(torch.tensor(clean), tokens_of(pyramid, after), restart)
     if noise == "fresh":
         assert not torch.allclose(landed, on_path, atol=0.1)
@@ -231,9 +232,9 @@ def test_own_noise_at_the_same_sigma_leaves_unchanged_what_keeps_its_resolution(
     transition = transition_of("bilinear", "parent", SIGMA)
     x, v = white(2, 1, before.tokens, 16)
     coarse, fine = cross(transition, x, v, before, pyramid_of())
-    again = after.join(coarse, fine, LAYOUT)
-    assert torch.equal(before.join(coarse, fine, LAYOUT), x)
-    dense_x, dense_again = before.dense(x, LAYOUT), after.dense(again, LAYOUT)
+    again = after.join(coarse, fine, PATCHIFIER)
+    assert torch.equal(before.join(coarse, fine, PATCHIFIER), x)
+    dense_x, dense_again = before.dense(x, PATCHIFIER), after.dense(again, PATCHIFIER)
     assert torch.equal(dense_again[:, after.kept], dense_x[:, after.kept])
     newly = (before.candidates() & ~after.candidates()).nonzero().flatten()
     assert (dense_again - dense_x)[:, newly].abs().max() > 0.1
@@ -250,9 +251,9 @@ def test_a_token_that_is_fine_keeps_its_clean_estimate(lift: str, noise: str, wa
     x0 = white(1, before.tokens, 16)
     z = torch.zeros_like(x0)
     crossed = cross(transition, renoise(x0, z, SIGMA), z - x0, before, quiet)
-    again = before.join(*crossed, LAYOUT)[:, kept:]
+    again = before.join(*crossed, PATCHIFIER)[:, kept:]
     drawn = cross(transition, z, z, before, quiet)
-    noise_alone = before.join(*drawn, LAYOUT)[:, kept:]
+    noise_alone = before.join(*drawn, PATCHIFIER)[:, kept:]
     expected = (1 - LANDS) * x0[:, kept:] + noise_alone
     assert (again - expected).abs().max() <= 3e-6
 
@@ -265,7 +266,7 @@ def test_a_lift_reads_neighbours_over_a_picture_without_holes() -> None:
     fine_down, fine_across = torch.arange(FINE.height), torch.arange(FINE.width)
     fine_ramp = (fine_down[:, None] - 0.5) / 2 + (fine_across - 0.5)
     fine_ramp = fine_ramp.expand(1, CHANNELS, -1, -1)
-    x0 = before.join(ramp, fine_ramp, LAYOUT)
+    x0 = before.join(ramp, fine_ramp, PATCHIFIER)
     transition = transition_of("bilinear", "field", SIGMA)
     _, fine = cross(transition, (1 - SIGMA) * x0, -x0, before, silent(pyramid_of()))
     inside = (..., slice(1, -1), slice(1, -1))
@@ -318,7 +319,7 @@ def test_noise_only_input_stays_white_at_the_restart(
     before, after = before_and_after(way, BIG_COARSE, BIG_FINE)
     z = tokens_of(pyramid, before) if own else white(1, before.tokens, 4 * channels)
     transition = transition_of(lift, noise)
-    tokens = after.join(*cross(transition, SIGMA * z, z, before, pyramid), LAYOUT)
+    tokens = after.join(*cross(transition, SIGMA * z, z, before, pyramid), PATCHIFIER)
     coarse, fine = tokens[:, : len(after.kept)], tokens[:, len(after.kept) :]
     assert_white(patches(fine, channels, 4), LANDS)
     if coarse.numel():
@@ -331,6 +332,6 @@ def test_the_whiteness_check_sees_a_lifted_noise() -> None:
     z = white(1, 8, 64, 64)
     everyone = mixed_of(torch.ones(squares[0].tokens, dtype=torch.bool), *squares)
     for lifted in (lift_nearest(z, 2), lift_bilinear(z, 2)):
-        samples = patches(everyone.join(z, lifted, LAYOUT), 8, 4)
+        samples = patches(everyone.join(z, lifted, PATCHIFIER), 8, 4)
         with pytest.raises(AssertionError):
             assert_white(samples, float(lifted.std()))

@@ -16,12 +16,10 @@ from fresco_trt.backends.eager import module_runner
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.errors import SignatureMismatch
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import (
-    FluxLayout,
-    graph_from_signature,
-    random_transformer,
-    stage_signature,
-)
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import stage_signature
+from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.schedule import rewind_sigma, stage_sigmas
 from fresco_trt.plan.stages import (
@@ -36,13 +34,13 @@ from fresco_trt.plan.stages import (
 )
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
 from fresco_trt.run.request import coarse_grid
-from fresco_trt.run.sampler import Step, engine_name, sample
+from fresco_trt.run.sampler import Conditioning, Step, engine_name, sample
 from fresco_trt.run.selection import Choice, Window, select
 from fresco_trt.run.transition import draws, estimate_x0, renoise
 
 HEIGHT, WIDTH = 16, 24
 FACTS = replace(FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=5)
-LAYOUT = FluxLayout(facts=FACTS, text_tokens=FACTS.text_tokens)
+PATCHIFIER = FluxPatchifier(FACTS, FACTS.text_tokens)
 CHANNELS = FACTS.latent_channels
 
 Engine = Callable[[Mapping[str, Tensor]], Tensor]
@@ -167,17 +165,20 @@ def erratic(named: Mapping[str, Tensor]) -> Tensor:
     return 2 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def conditioning() -> dict[str, Tensor]:
+def conditioning() -> Conditioning:
     """Text of a prompt, and guidance."""
     generator = torch.Generator().manual_seed(11)
     text = torch.randn(1, FACTS.text_tokens, FACTS.text_dim, generator=generator)
     pooled = torch.randn(1, FACTS.pooled_dim, generator=generator)
-    return {"text": text, "pooled": pooled, "guidance": torch.tensor([3.5])}
+    inputs = {"text": text, "pooled": pooled, "guidance": torch.tensor([3.5])}
+    return Conditioning(inputs=inputs)
 
 
 def signatures(plan: StagePlan) -> dict[str, Any]:
     return {
-        engine_name(index, "full"): stage_signature(FACTS, plan, index, FACTS.text_tokens)
+        engine_name(index, "full"): stage_signature(
+            FACTS, plan, index, text_tokens=FACTS.text_tokens
+        )
         for index in range(len(plan.stages))
     }
 
@@ -207,7 +208,7 @@ def run(
         fakes(plan) if runners is None else runners,
         conditioning(),
         pyramid_of(seed),
-        LAYOUT,
+        PATCHIFIER,
         fresh=generator_of(plan, seed),
         choice=choice,
     )
@@ -230,9 +231,9 @@ def run_model(plan: StagePlan, model: torch.nn.Module, seed: int = 7) -> list[St
 def field_tokens(step: Step, plan: StagePlan, pyramid: NoisePyramid) -> Tensor:
     """The noise field at the places of a step's tokens."""
     if step.mixed is None:
-        return LAYOUT.pack(pyramid.field(plan.stages[step.stage].grid.scale))
+        return PATCHIFIER.pack(pyramid.field(plan.stages[step.stage].grid.scale))
     coarse, fine = step.mixed.coarse.scale, step.mixed.fine.scale
-    return step.mixed.join(pyramid.field(coarse), pyramid.field(fine), LAYOUT)
+    return step.mixed.join(pyramid.field(coarse), pyramid.field(fine), PATCHIFIER)
 
 
 def refined(steps: list[Step]) -> list[set[int]]:
@@ -306,7 +307,7 @@ def test_every_rule_and_every_choice_of_the_plan_changes_the_picture(
 def test_interleaved_samplers_share_no_state() -> None:
     made, pyramid = several(noise="parent", solver="multistep"), pyramid_of()
     alone, runners = run(made), fakes(made)
-    first, second = (sample(made, runners, conditioning(), pyramid, LAYOUT) for _ in range(2))
+    first, second = (sample(made, runners, conditioning(), pyramid, PATCHIFIER) for _ in range(2))
     next(first)
     for expected, ahead, _ in zip(alone[1:], first, second, strict=False):
         assert torch.equal(ahead.tokens, expected.tokens)
@@ -325,8 +326,8 @@ def oracle(rule: str, steps: list[Step], rows: int, columns: int) -> Tensor:
             latents.append(step.tokens[0])
             clean.append(x0[0])
         else:
-            latents.append(step.mixed.dense(step.tokens, LAYOUT)[0])
-            clean.append(step.mixed.dense(x0, LAYOUT)[0])
+            latents.append(step.mixed.dense(step.tokens, PATCHIFIER)[0])
+            clean.append(step.mixed.dense(x0, PATCHIFIER)[0])
     if rule == "edge":
         grid = clean[-1].reshape(rows, columns, -1)
         down = torch.cat([grid[1:] - grid[:-1], torch.zeros(1, columns, grid.shape[-1])])
@@ -375,7 +376,7 @@ def test_a_window_holds_what_the_steps_tell() -> None:
             x0 = estimate_x0(step.tokens, step.velocity, step.sigma_next)
             both = step.tokens, x0
             if step.mixed is not None:
-                both = step.mixed.dense(step.tokens, LAYOUT), step.mixed.dense(x0, LAYOUT)
+                both = step.mixed.dense(step.tokens, PATCHIFIER), step.mixed.dense(x0, PATCHIFIER)
             assert torch.equal(latents[slot], both[0][0])
             assert torch.equal(clean[slot], both[1][0])
     assert len(seen) == 2
@@ -390,9 +391,9 @@ def test_without_a_refinement_nothing_is_recorded() -> None:
     request = Request(
         plan=made,
         runners=fakes(made),
-        inputs=conditioning(),
+        conditioning=conditioning(),
         pyramid=pyramid_of(),
-        layout=LAYOUT,
+        patchifier=PATCHIFIER,
         generator=None,
         choice=select,
     )
@@ -409,7 +410,9 @@ def test_without_a_refinement_nothing_is_recorded() -> None:
 def test_every_token_is_at_its_own_place() -> None:
     """An engine that draws what the rotary tables say: each token paints its row and column."""
     made = several(noise="field")
-    every = LAYOUT.tables(made.stages[-1].grid)["rope_cos"][FACTS.text_tokens :]
+    every = PATCHIFIER.tables(PATCHIFIER.positions(made.stages[-1].grid))["rope_cos"][
+        FACTS.text_tokens :
+    ]
     paint = torch.randn(every.shape[1], 4 * CHANNELS, generator=torch.Generator().manual_seed(1))
 
     def painter(named: Mapping[str, Tensor]) -> Tensor:
@@ -421,7 +424,7 @@ def test_every_token_is_at_its_own_place() -> None:
         if step.mixed is None:
             continue
         x0 = estimate_x0(step.tokens, step.velocity, step.sigma_next)
-        shown = LAYOUT.pack(step.mixed.picture(x0, LAYOUT))[0]
+        shown = PATCHIFIER.pack(step.mixed.picture(x0, PATCHIFIER))[0]
         fine = step.mixed.children
         assert torch.allclose(shown[fine], (every @ paint)[fine], atol=1e-3)
     assert torch.allclose(steps[-1].tokens[0], every @ paint, atol=1e-3)
@@ -511,17 +514,16 @@ class Meta:
         return {"velocity": torch.empty_like(inputs["latents"])}
 
 
-class MetaLayout:
-    """The layout with its tables held on the meta device."""
+class MetaPatchifier:
+    """The patchifier with its tables held on the meta device."""
 
-    pack = staticmethod(LAYOUT.pack)
-    unpack = staticmethod(LAYOUT.unpack)
+    pack = staticmethod(PATCHIFIER.pack)
+    unpack = staticmethod(PATCHIFIER.unpack)
 
-    def tables(self, grid: Grid) -> Mapping[str, Tensor]:
-        return {name: value.to("meta") for name, value in LAYOUT.tables(grid).items()}
+    positions = staticmethod(PATCHIFIER.positions)
 
-    def tables_at(self, positions: Tensor) -> Mapping[str, Tensor]:
-        return {name: value.to("meta") for name, value in LAYOUT.tables_at(positions).items()}
+    def tables(self, positions: Tensor) -> Mapping[str, Tensor]:
+        return {name: value.to("meta") for name, value in PATCHIFIER.tables(positions).items()}
 
 
 @pytest.mark.parametrize("noise", [*SOURCES, "fresh"])
@@ -538,10 +540,12 @@ def test_nothing_reads_a_value_from_the_device(rule: str, noise: str) -> None:
         positions="aligned",  # both kinds of tables
     )
     runners: Any = {name: Meta(signature) for name, signature in signatures(made).items()}
-    inputs = {name: value.to("meta") for name, value in conditioning().items()}
+    inputs = {name: value.to("meta") for name, value in conditioning().inputs.items()}
     pyramid = pyramid_of().to("meta")
-    layout, fresh = MetaLayout(), generator_of(made)
-    steps = list(sample(made, runners, inputs, pyramid, layout, fresh=fresh))
+    patchifier, fresh = MetaPatchifier(), generator_of(made)
+    steps = list(
+        sample(made, runners, Conditioning(inputs=inputs), pyramid, patchifier, fresh=fresh)
+    )
     assert len(steps) == made.nfe
     mixed = steps[-4].mixed
     assert mixed is not None
@@ -563,7 +567,7 @@ def test_nothing_reads_a_value_from_the_device(rule: str, noise: str) -> None:
 def refuse(match: str, plan: StagePlan, pyramid: NoisePyramid, fresh: Any = None) -> None:
     runners = fakes(plan)
     with pytest.raises(ValueError, match=match):
-        sample(plan, runners, conditioning(), pyramid, LAYOUT, fresh=fresh)
+        sample(plan, runners, conditioning(), pyramid, PATCHIFIER, fresh=fresh)
     assert not any(runner.calls for runner in runners.values())
 
 

@@ -10,11 +10,10 @@ import torch
 from fresco_trt.run.noise import (
     NoisePyramid,
     fresh_generator,
-    haar_merge,
-    haar_split,
     level_of,
     noise_field,
 )
+from fresco_trt.run.resample import haar_merge, haar_split
 
 SEED = 1234
 

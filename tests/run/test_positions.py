@@ -10,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import COARSE_ROPE, FluxLayout, position_ids
+from fresco_trt.models.flux.signatures import COARSE_ROPE
+from fresco_trt.models.flux.tokens import FluxPatchifier, position_ids
 from fresco_trt.plan.grid import Grid, child_indices
 from fresco_trt.run.mixed import Mixed
-from fresco_trt.run.positions import mixed_tables, possible_positions, raster
+from fresco_trt.run.positions import mixed_tables, possible_positions
 
 COARSE = Grid(height=6, width=8, scale=0.5)
 FINE = Grid(height=12, width=16, scale=1.0)
 TEXT = 5
-LAYOUT = FluxLayout(facts=FLUX_TINY, text_tokens=TEXT)
+PATCHIFIER = FluxPatchifier(FLUX_TINY, TEXT)
 
 MASKS = st.lists(st.booleans(), min_size=COARSE.tokens, max_size=COARSE.tokens)
 
@@ -43,22 +44,18 @@ def places(units: str, mask: list[bool]) -> torch.Tensor:
     return torch.tensor([(0.0, row, column) for row, column in rows])
 
 
-def test_a_raster_is_the_models() -> None:
-    assert torch.equal(raster(FINE), position_ids(FINE.rows, FINE.columns))
-
-
 def test_in_fine_units_children_keep_their_place_and_parents_are_at_their_centre() -> None:
-    positions = possible_positions(COARSE, FINE, "fine")
+    positions = possible_positions(PATCHIFIER, COARSE, FINE, "fine")
     parents, children = positions[: COARSE.tokens], positions[COARSE.tokens :]
-    assert torch.equal(children, raster(FINE))
+    assert torch.equal(children, position_ids(FINE.rows, FINE.columns))
     families = children[torch.tensor(child_indices(COARSE, FINE))]
     assert torch.equal(parents, families.mean(dim=1))
 
 
 def test_in_coarse_units_parents_keep_their_place_and_children_are_half_steps_on() -> None:
-    positions = possible_positions(COARSE, FINE, "coarse")
+    positions = possible_positions(PATCHIFIER, COARSE, FINE, "coarse")
     parents, children = positions[: COARSE.tokens], positions[COARSE.tokens :]
-    assert torch.equal(parents, raster(COARSE))
+    assert torch.equal(parents, position_ids(COARSE.rows, COARSE.columns))
     families = children[torch.tensor(child_indices(COARSE, FINE))]
     halves = torch.tensor([(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1)]) / 2
     assert torch.equal(families, parents[:, None] + halves)
@@ -67,9 +64,11 @@ def test_in_coarse_units_parents_keep_their_place_and_children_are_half_steps_on
 @pytest.mark.parametrize("units", ["fine", "coarse"])
 @given(mask=MASKS)
 def test_gathered_tables_are_those_of_the_tokens_places(units: Any, mask: list[bool]) -> None:
-    gathered = mixed_tables(LAYOUT, mixed_of(mask), units)
-    expected = LAYOUT.tables_at(places(units, mask))
-    assert gathered.keys() == expected.keys() == LAYOUT.tables(FINE).keys()
+    gathered = mixed_tables(PATCHIFIER, mixed_of(mask), units)
+    expected = PATCHIFIER.tables(places(units, mask))
+    assert (
+        gathered.keys() == expected.keys() == PATCHIFIER.tables(PATCHIFIER.positions(FINE)).keys()
+    )
     for name, table in expected.items():
         assert torch.equal(gathered[name], table)
 
@@ -77,12 +76,12 @@ def test_gathered_tables_are_those_of_the_tokens_places(units: Any, mask: list[b
 @given(mask=MASKS)
 def test_aligned_tables_are_both_units_and_each_query_finds_its_own_grid(mask: list[bool]) -> None:
     """In fine units all tokens; in coarse ones the coarse tokens and one child of each four."""
-    gathered = mixed_tables(LAYOUT, mixed_of(mask), "aligned")
+    gathered = mixed_tables(PATCHIFIER, mixed_of(mask), "aligned")
     kept = mask.count(False)
     coarse = places("coarse", mask)
     seen = torch.cat([coarse[:kept], coarse[kept::4]])
     assert torch.equal(seen, seen.round())
-    fine, own = LAYOUT.tables_at(places("fine", mask)), LAYOUT.tables_at(seen)
+    fine, own = PATCHIFIER.tables(places("fine", mask)), PATCHIFIER.tables(seen)
     expected = {**fine, **{f"{name}_coarse": table for name, table in own.items()}}
     assert gathered.keys() == expected.keys() == {*fine, *COARSE_ROPE}
     for name, table in expected.items():
@@ -94,9 +93,9 @@ def test_a_mixed_grid_that_is_all_fine_or_all_coarse_has_that_grids_tables() -> 
     count = COARSE.tokens
     order = torch.tensor(child_indices(COARSE, FINE)).flatten() + TEXT
     text = torch.arange(TEXT)
-    fine = mixed_tables(LAYOUT, mixed_of([True] * count), "fine")
-    coarse = mixed_tables(LAYOUT, mixed_of([False] * count), "coarse")
-    for name, table in LAYOUT.tables(FINE).items():
+    fine = mixed_tables(PATCHIFIER, mixed_of([True] * count), "fine")
+    coarse = mixed_tables(PATCHIFIER, mixed_of([False] * count), "coarse")
+    for name, table in PATCHIFIER.tables(PATCHIFIER.positions(FINE)).items():
         assert torch.equal(fine[name], table[torch.cat([text, order])])
-    for name, table in LAYOUT.tables(COARSE).items():
+    for name, table in PATCHIFIER.tables(PATCHIFIER.positions(COARSE)).items():
         assert torch.equal(coarse[name], table)

@@ -16,20 +16,22 @@ import torch
 
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.errors import EngineFailed, SignatureMismatch
+from fresco_trt.models.family import Patchifier
 from fresco_trt.plan.caching import DEFAULTS
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.schedule import rewind_sigma, stage_sigmas
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 from fresco_trt.plan.stages import Action, Stage, StagePlan, Transition
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
-from fresco_trt.run.sampler import Layout, Step, engine_name, sample
+from fresco_trt.run.sampler import Conditioning, Step, engine_name, sample
 from fresco_trt.run.transition import renoise
 
 CHANNELS, SIDE = 4, 64
+NOTHING = Conditioning(inputs={})
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class PackedLayout:
+class PackedPatchifier:
     """FLUX's 2x2 packing, with the token count as the only table."""
 
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
@@ -42,15 +44,15 @@ class PackedLayout:
         blocks = tokens.reshape(len(tokens), grid.height // 2, grid.width // 2, -1, 2, 2)
         return blocks.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, grid.height, grid.width)
 
-    def tables(self, grid: Grid) -> Mapping[str, torch.Tensor]:
-        return self.tables_at(torch.zeros(grid.tokens, 3))
+    def positions(self, grid: Grid, image: int = 0) -> torch.Tensor:
+        return torch.zeros(grid.tokens, 3)
 
-    def tables_at(self, positions: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    def tables(self, positions: torch.Tensor) -> Mapping[str, torch.Tensor]:
         count = len(positions)
         return {"rope_cos": torch.ones(count, 2), "rope_sin": torch.zeros(count, 2)}
 
 
-class FlatLayout(PackedLayout):
+class FlatPatchifier(PackedPatchifier):
     """Packing as a view of the latents: stepping it in place would ruin the noise pyramid."""
 
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
@@ -158,15 +160,15 @@ def run(
     seeds: Sequence[int] = (7,),
     *,
     pyramid: NoisePyramid | None = None,
-    layout: Layout | None = None,
+    patchifier: Patchifier | None = None,
     fresh: torch.Generator | None = None,
 ) -> list[Step]:
     """All steps, with their tokens and velocity kept as the contract says: as clones."""
     runners = runners_of(plan, velocity, batch=len(seeds))
-    pyramid, layout = pyramid or pyramid_of(seeds), layout or PackedLayout()
+    pyramid, patchifier = pyramid or pyramid_of(seeds), patchifier or PackedPatchifier()
     return [
         replace(step, tokens=step.tokens.clone(), velocity=step.velocity.clone())
-        for step in sample(plan, runners, {}, pyramid, layout, fresh=fresh)
+        for step in sample(plan, runners, NOTHING, pyramid, patchifier, fresh=fresh)
     ]
 
 
@@ -180,7 +182,7 @@ def test_one_stage_is_the_diffusers_sampler(steps: int) -> None:
     scheduler: Any = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(sigmas=[1 - k / steps for k in range(steps)], mu=1.15)
     plan = one_stage(scheduler.sigmas.tolist())
-    x = PackedLayout().pack(pyramid_of().field(1.0))
+    x = PackedPatchifier().pack(pyramid_of().field(1.0))
     for step, timestep, sigma in zip(
         run(plan), scheduler.timesteps, scheduler.sigmas, strict=False
     ):
@@ -194,7 +196,7 @@ def test_one_stage_is_the_diffusers_sampler(steps: int) -> None:
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("multistep", 2)])
 def test_the_plans_solver_is_of_its_order(solver: str, order: int) -> None:
     """On dx/dsigma = x the solution at 0 is x(1)/e; twice the steps divide the error by 2^order."""
-    start = PackedLayout().pack(pyramid_of().field(1.0))
+    start = PackedPatchifier().pack(pyramid_of().field(1.0))
     counts, errors = (8, 16, 32, 64, 128), []
     for count in counts:
         final = run(one_stage(line(1.0, 0.0, count), solver), lambda x, _: x)[-1].tokens
@@ -209,7 +211,7 @@ def test_a_multistep_solver_begins_every_stage_without_history() -> None:
     """The first step of a stage is Euler's, bit for bit; the second is not."""
     plan = replace(three_stages(), solver="multistep")
     runners = runners_of(plan, curved)
-    steps = sample(plan, runners, {}, pyramid_of(), PackedLayout())
+    steps = sample(plan, runners, NOTHING, pyramid_of(), PackedPatchifier())
     first = {0, 2, 5}
     for step in steps:
         given = runners[engine_name(step.stage, "full")].calls[-1]["latents"]
@@ -227,7 +229,7 @@ def test_every_step_of_every_stage_is_on_the_path_of_one_noise_field(noise: str)
         grid = plan.stages[step.stage].grid
         clean = torch.full_like(pyramid.field(grid.scale), 0.4)
         expected = renoise(clean, pyramid.field(grid.scale), step.sigma_next)
-        latents = PackedLayout().unpack(step.tokens, grid)
+        latents = PackedPatchifier().unpack(step.tokens, grid)
         assert torch.allclose(latents, expected, atol=1e-5), step
 
 
@@ -272,7 +274,9 @@ def test_engines_get_constants_tables_and_their_own_sigma() -> None:
     plan = three_stages()
     inputs = {"text": torch.ones(2, 3, 5), "pooled": torch.ones(2, 5), "guidance": torch.ones(2)}
     runners = runners_of(plan, curved, inputs, batch=2)
-    steps = list(sample(plan, runners, inputs, pyramid_of([1, 2]), PackedLayout()))
+    steps = list(
+        sample(plan, runners, Conditioning(inputs=inputs), pyramid_of([1, 2]), PackedPatchifier())
+    )
     calls = [call for runner in runners.values() for call in runner.calls]
     for step, call in zip(steps, calls, strict=True):
         assert torch.equal(call["timestep"], torch.full((2,), step.sigma, dtype=torch.float32))
@@ -305,7 +309,7 @@ def test_interleaved_samplers_share_runners_pyramid_and_no_state() -> None:
     plan, pyramid = three_stages(noise="parent"), pyramid_of()
     alone = run(plan)
     runners = runners_of(plan, curved)
-    first, second = (sample(plan, runners, {}, pyramid, PackedLayout()) for _ in range(2))
+    first, second = (sample(plan, runners, NOTHING, pyramid, PackedPatchifier()) for _ in range(2))
     next(first)
     for expected, ahead, behind in zip(alone[1:], first, second, strict=False):
         assert torch.equal(ahead.tokens, expected.tokens)
@@ -313,10 +317,10 @@ def test_interleaved_samplers_share_runners_pyramid_and_no_state() -> None:
     assert torch.equal(next(second).tokens, alone[-1].tokens)
 
 
-@pytest.mark.parametrize("layout", [PackedLayout(), FlatLayout()])
-def test_the_noise_is_not_stepped_in_place(layout: PackedLayout) -> None:
+@pytest.mark.parametrize("patchifier", [PackedPatchifier(), FlatPatchifier()])
+def test_the_noise_is_not_stepped_in_place(patchifier: PackedPatchifier) -> None:
     pyramid, untouched = pyramid_of(), pyramid_of()
-    run(three_stages(), pyramid=pyramid, layout=layout)
+    run(three_stages(), pyramid=pyramid, patchifier=patchifier)
     for now, before in zip(pyramid.fields, untouched.fields, strict=True):
         assert torch.equal(now, before)
 
@@ -325,7 +329,13 @@ def test_within_a_stage_tokens_are_one_buffer() -> None:
     plan = three_stages()
     seen = [
         (step.stage, step.tokens.data_ptr(), step.tokens)
-        for step in sample(plan, runners_of(plan, curved), {}, pyramid_of(), PackedLayout())
+        for step in sample(
+            plan,
+            runners_of(plan, curved),
+            NOTHING,
+            pyramid_of(),
+            PackedPatchifier(),
+        )
     ]
     assert len({(stage, pointer) for stage, pointer, _ in seen}) == len(plan.stages)
 
@@ -334,7 +344,7 @@ def test_within_a_stage_tokens_are_one_buffer() -> None:
 def test_a_caller_may_stop_early_and_nothing_is_left(after: int) -> None:
     plan = three_stages()
     runners = runners_of(plan, curved)
-    steps = sample(plan, runners, {}, pyramid_of(), PackedLayout())
+    steps = sample(plan, runners, NOTHING, pyramid_of(), PackedPatchifier())
     buffers = [weakref.ref(next(steps).tokens) for _ in range(after)]
     steps.close()
     gc.collect()
@@ -345,7 +355,7 @@ def test_a_caller_may_stop_early_and_nothing_is_left(after: int) -> None:
 
 def test_the_caller_keeps_its_gradient_mode() -> None:
     plan = three_stages()
-    for step in sample(plan, runners_of(plan, curved), {}, pyramid_of(), PackedLayout()):
+    for step in sample(plan, runners_of(plan, curved), NOTHING, pyramid_of(), PackedPatchifier()):
         assert torch.is_grad_enabled()
         assert not step.tokens.requires_grad
 
@@ -358,7 +368,7 @@ def refuse(match: str, plan: StagePlan, **options: Any) -> None:
     runners = options.pop("runners", runners_of(plan, curved))
     pyramid = options.pop("pyramid", pyramid_of())
     with pytest.raises(ValueError, match=match):
-        sample(plan, runners, {}, pyramid, PackedLayout(), **options)
+        sample(plan, runners, NOTHING, pyramid, PackedPatchifier(), **options)
 
 
 def test_a_missing_runner_is_refused() -> None:
@@ -393,7 +403,15 @@ def test_constants_may_not_replace_the_samplers_own_inputs() -> None:
     plan = one_stage((1.0, 0.0))
     inputs = {"timestep": torch.ones(1)}
     with pytest.raises(ValueError, match="timestep"):
-        next(sample(plan, runners_of(plan, curved), inputs, pyramid_of(), PackedLayout()))
+        next(
+            sample(
+                plan,
+                runners_of(plan, curved),
+                Conditioning(inputs=inputs),
+                pyramid_of(),
+                PackedPatchifier(),
+            )
+        )
 
 
 @pytest.mark.parametrize(
@@ -408,7 +426,7 @@ def test_a_wrong_velocity_is_named_with_its_stage(outputs: dict[str, torch.Tenso
     plan = one_stage((1.0, 0.5, 0.0))
     runners: dict[str, Any] = {"stage1.full": lambda inputs: outputs}
     with pytest.raises(SignatureMismatch, match=r"^stage 1 of 1 \(32x32 tokens\), step 1 of 2: "):
-        next(sample(plan, runners, {}, pyramid_of(), PackedLayout()))
+        next(sample(plan, runners, NOTHING, pyramid_of(), PackedPatchifier()))
 
 
 def test_a_failing_engine_is_named_with_its_stage() -> None:
@@ -419,4 +437,12 @@ def test_a_failing_engine_is_named_with_its_stage() -> None:
 
     plan = three_stages()
     with pytest.raises(EngineFailed, match=r"^stage 2 of 3 \(16x16 tokens\), step 3 of 9: "):
-        list(sample(plan, runners_of(plan, broken), {}, pyramid_of(), PackedLayout()))
+        list(
+            sample(
+                plan,
+                runners_of(plan, broken),
+                NOTHING,
+                pyramid_of(),
+                PackedPatchifier(),
+            )
+        )

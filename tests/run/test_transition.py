@@ -14,16 +14,13 @@ from torch.nn import functional
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stages import TokenRefinement, Transition
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
+from fresco_trt.run.resample import LIFTS, lift_bilinear, lift_haar, lift_nearest
 from fresco_trt.run.transition import (
-    LIFTS,
     apply_transition,
     check_transition,
     draws,
     estimate_noise,
     estimate_x0,
-    lift_bilinear,
-    lift_haar,
-    lift_nearest,
     ratio_of,
     renoise,
     rewind,

@@ -3,7 +3,7 @@
 An engine is the ``transformer/`` folder with the weights, which all stages share, and for each part
 of the stage graph a file of compiled code in ``blocks/``, without weights: half a megabyte that
 serves every layer of its kind, and every stage with as many tokens. How a graph is cut into parts
-is the family's own knowledge (``models/flux_blocks.py``).
+is the family's own knowledge.
 
 A ``.pt2`` file holds a compiled shared library, as any engine does: it is loaded only from a bundle
 whose digests are right, and to be trusted as far as they are.
@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile, ZipFile
 
 from fresco_trt.backends.base import (
@@ -53,7 +53,6 @@ from fresco_trt.backends.torch_graph import TorchBackend, replayed
 from fresco_trt.backends.transformer import (
     STORED,
     WEIGHTS,
-    family_of,
     missing_packages,
     store_transformer,
     torch_device,
@@ -62,32 +61,20 @@ from fresco_trt.backends.transformer import (
 )
 from fresco_trt.errors import BuildError, EngineFailed
 from fresco_trt.files.atomic_file import writing
+from fresco_trt.models.registry import family_named
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
     from fresco_trt.backends.cuda_graph import Graph
-    from fresco_trt.plan.signature import GraphSignature
+    from fresco_trt.models.family import Part
 
 BLOCKS = "blocks"
 HOST = "host.json"
 
 OLDEST = (2, 11)
 """torch from here on says what the processor is able to."""
-
-
-class Part(Protocol):
-    """Layers that one compiled file serves, as the family's file in ``models/`` cuts them."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def signature(self) -> GraphSignature: ...
-    @property
-    def layers(self) -> tuple[Module, ...]: ...
 
 
 def create(name: str) -> InductorBackend:
@@ -107,7 +94,7 @@ class InductorBackend(TorchBackend):
         check_precision(about, options.precision)
         no_targets(self.name, options, "are for the kind of machine that they are built on")
         weights = store_transformer(graph.source, options.folder, options.precision, about.rest)
-        parts = family_of(graph.source).cut(graph.module, graph.signature).parts
+        parts = family_named(graph.family).graphs.cut(graph.module, graph.signature).parts
         self._write_host(options.folder)
         for index, part in enumerate(parts):
             options.progress(f"compile {part.name}", index / len(parts))
@@ -162,12 +149,12 @@ class InductorBackend(TorchBackend):
         import torch
 
         source = find_engine(folder, record, WEIGHTS).parent
-        family, device = family_of(source), torch_device()
+        family, device = family_named(record.family), torch_device()
         with ExitStack() as scope:
             with torch_errors(f"loading {record.name}"):
                 transformer = self._transformers.of(family, source)
-                graph = family.graph_from_signature(transformer, record.signature)
-                cut = family.cut(graph, record.signature)
+                graph = family.graphs.module(transformer, record.signature)
+                cut = family.graphs.cut(graph, record.signature)
                 layers = {part.kind: _loaded(part, folder, record, scope) for part in cut.parts}
 
             def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

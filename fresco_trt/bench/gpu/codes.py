@@ -15,7 +15,8 @@ from fresco_trt.backends.transformer import FOLDER, WEIGHTS
 from fresco_trt.bench.gpu.engines import example_inputs
 from fresco_trt.bundle.amax import Amax, AmaxRecord, LayerAmax
 from fresco_trt.files.atomic_file import writing
-from fresco_trt.models.flux import model as flux
+from fresco_trt.models.flux.signatures import full_signature
+from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.plan.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _ranges(subject: Subject, transformer: Module) -> Amax:
     from fresco_trt.lower.calibrate.amax import layers_of
 
     facts = subject.facts
-    signature = flux.full_signature(facts, subject.tokens, facts.text_tokens)
+    signature = full_signature(facts, subject.tokens, facts.text_tokens)
     inputs = example_inputs(signature, subject.device)
     entered: dict[str, Tensor] = {}
     layers = layers_of(transformer, facts.high_precision)
@@ -68,7 +69,7 @@ def _ranges(subject: Subject, transformer: Module) -> Amax:
         for name in layers:
             hook = transformer.get_submodule(name).register_forward_pre_hook(_look(entered, name))
             scope.callback(hook.remove)
-        flux.graph_from_signature(transformer, signature)(*inputs.values())
+        graph_from_signature(transformer, signature)(*inputs.values())
     weights = {name: transformer.get_submodule(name).weight for name in layers}
     return Amax(
         layers={name: _range(entered[name], weights[name]) for name in layers},

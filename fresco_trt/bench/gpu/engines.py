@@ -29,7 +29,9 @@ from fresco_trt.errors import (
     UnsupportedPrecision,
 )
 from fresco_trt.files.atomic_file import replacing, writing
-from fresco_trt.models.flux import model as flux
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import stage_signature
 from fresco_trt.models.flux.config import transformer_config
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
@@ -192,7 +194,7 @@ def place_weights(subject: Subject, folder: Path) -> dict[str, Any]:
         shutil.rmtree(partial, ignore_errors=True)
         _check_room(subject, folder)
         began = perf_counter()
-        transformer = flux.random_transformer(
+        transformer = random_transformer(
             subject.facts, dtype=subject.dtype, device=subject.device
         )
         made = perf_counter() - began
@@ -264,7 +266,7 @@ class Workshop:
         graph = StageGraph(
             name=kind.key,
             signature=signature,
-            module=flux.graph_from_signature(network, signature),
+            module=graph_from_signature(network, signature),
             onnx=None,
             weights=None,
             source=self.engines / FOLDER,
@@ -324,7 +326,7 @@ class Workshop:
 def engines_of(facts: ModelFacts, plans: Iterable[StagePlan]) -> dict[Kind, GraphSignature]:
     """Every engine that some plans need, those of most tokens first, plain full graphs foremost."""
     found = {
-        kinds_of(plan)[engine_name(index, action)]: flux.stage_signature(
+        kinds_of(plan)[engine_name(index, action)]: stage_signature(
             facts, plan, index, facts.text_tokens, action
         )
         for plan in plans
@@ -344,7 +346,7 @@ def examine(runner: EngineRunner, network: Module, device: str) -> dict[str, Any
     finite), ``seconds`` the least of a few calls, ``cuda_graph`` whether those replayed a graph.
     """
     signature = runner.signature
-    graph = flux.graph_from_signature(network, signature)
+    graph = graph_from_signature(network, signature)
     inputs, others = (example_inputs(signature, device, seed=seed) for seed in range(2))
     for _ in range(WARMING):
         runner(others)

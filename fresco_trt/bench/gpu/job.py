@@ -300,14 +300,14 @@ def _fitting(job: Job, known: Mapping[str, float]) -> list[Point]:
 def _method(job: Job, point: Point) -> Method:
     if point.plan is None:
         return job.plain[point.compiled].method(point.steps)
-    from fresco_trt.models.flux.model import FluxLayout
+    from fresco_trt.models.flux.tokens import FluxPatchifier
     from fresco_trt.pipelines.image import HeldLayout
 
     subject, plan = job.subject, point.plan
     runners = {
         name: job.workshop.runner(kind, job.engines[kind]) for name, kind in kinds_of(plan).items()
     }
-    layout = FluxLayout(facts=subject.facts, text_tokens=subject.facts.text_tokens)
+    layout = FluxPatchifier(subject.facts, subject.facts.text_tokens)
     held = HeldLayout(layout, subject.device)
     return staged_method(plan, subject, runners, held, conditioning(subject))
 

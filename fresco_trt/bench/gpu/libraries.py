@@ -17,7 +17,9 @@ from fresco_trt.bench.engines import Engine
 from fresco_trt.bench.gpu.engines import example_inputs
 from fresco_trt.bench.instrument import said
 from fresco_trt.errors import FrescoError
-from fresco_trt.models.flux import model as flux
+from fresco_trt.models.flux.signatures import bypass_signature
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.models.flux.facts import FLUX_TINY
 
 if TYPE_CHECKING:
@@ -64,12 +66,12 @@ def _targets(known: tuple[str, ...], capability: str | None) -> tuple[str, ...]:
 def _try(library: Backend, targets: tuple[str, ...], folder: Path, found: dict[str, Any]) -> None:
     from fresco_trt.lower.export import export_stages
 
-    signature = flux.bypass_signature(FLUX_TINY, TOKENS, FLUX_TINY.text_tokens)
-    transformer = flux.random_transformer(FLUX_TINY, layers=(1, 1))
+    signature = bypass_signature(FLUX_TINY, TOKENS, FLUX_TINY.text_tokens)
+    transformer = random_transformer(FLUX_TINY, layers=(1, 1))
     graph = StageGraph(
         name="trial",
         signature=signature,
-        module=flux.graph_from_signature(transformer, signature),
+        module=graph_from_signature(transformer, signature),
         onnx=None,
         weights=None,
         source=folder,

@@ -26,7 +26,6 @@ from fresco_trt.bundle.amax import Amax, AmaxRecord, AttentionAmax, LayerAmax, c
 from fresco_trt.errors import BackendUnavailable, CalibrationError
 from fresco_trt.lower.calibrate.trajectories import in_full, walks
 from fresco_trt.lower.quantize.simulation import shallow
-from fresco_trt.models.flux.attention import attention_paths
 from fresco_trt.plan.recipes import kept_by
 
 if TYPE_CHECKING:
@@ -56,13 +55,13 @@ def layers_of(transformer: nn.Module, kept: Sequence[str]) -> tuple[str, ...]:
     return layers
 
 
-def attentions_of(transformer: nn.Module, recipe: Recipe, kept: Sequence[str]) -> tuple[str, ...]:
+def attentions_of(reference: Reference, recipe: Recipe, kept: Sequence[str]) -> tuple[str, ...]:
     """Paths of the attentions whose products the recipe quantises and no pattern keeps. Raises
     CalibrationError if it quantises them and none is left.
     """
     if not recipe.attention:
         return ()
-    every = attention_paths(transformer)
+    every = reference.family.graphs.attention(reference.transformer)
     paths = tuple(path for path in every if not kept_by(kept, path))
     if not paths:
         raise CalibrationError(
@@ -90,7 +89,7 @@ def measure_amax(
     for name, weight in reference.transformer.named_parameters():
         _require_finite(f"the weight {name}", weight)
     layers, full = layers_of(reference.transformer, kept), in_full(plan)
-    attentions = attentions_of(reference.transformer, recipe, kept)
+    attentions = attentions_of(reference, recipe, kept)
     # SmoothQuant divides weights in place.
     copied = copy.deepcopy if recipe.smooth else shallow
     model = copied(reference.transformer)

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from fresco_trt.backends.base import Progress, silent
 from fresco_trt.bundle.svd_basis import Basis, BasisRecord
 from fresco_trt.errors import CalibrationError
+from fresco_trt.models.registry import family_of
 from fresco_trt.models.weights import bundled_components
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
+    from fresco_trt.models.family import ModelFamily
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
 
@@ -47,6 +49,11 @@ class Reference:
     pipeline: Path
     prompts: tuple[str, ...]
     seed: int = SEED
+
+    @property
+    def family(self) -> ModelFamily:
+        """The model's."""
+        return family_of(self.facts)
 
     @property
     def prompts_sha256(self) -> str:

@@ -20,7 +20,6 @@ from fresco_trt.backends.base import Progress, silent
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.errors import CalibrationError
 from fresco_trt.lower.calibrate.trajectories import Seen, in_full, walks
-from fresco_trt.models.flux.model import bypass_signature, graph_from_signature
 from fresco_trt.plan.caching import spelling_of
 from fresco_trt.run.cache.stage_cache import StageCache
 
@@ -134,9 +133,10 @@ def measure_cache_schedule(
 
 def _bypasses(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[EngineRunner]:
     found = []
-    for tokens in plan.tokens:
-        signature = bypass_signature(reference.facts, tokens, reference.facts.text_tokens)
-        graph = graph_from_signature(reference.transformer, signature)
+    facts, graphs = reference.facts, reference.family.graphs
+    for index in range(len(plan.stages)):
+        signature = graphs.signature(facts, plan, index, "bypass", text_tokens=facts.text_tokens)
+        graph = graphs.module(reference.transformer, signature)
         found.append(scope.enter_context(module_runner(graph, signature)))
     return found
 

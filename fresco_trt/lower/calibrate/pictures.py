@@ -58,7 +58,7 @@ def read_picture(path: Path, size: Size) -> npt.NDArray[np.uint8]:
 
     try:
         with Image.open(path) as image:
-            fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
+            fitted = ImageOps.fit(image.convert("RGB"), size[:2], Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from error
     return np.asarray(fitted)

@@ -15,8 +15,8 @@ from fresco_trt.lower.calibrate.options import STAGES
 from fresco_trt.lower.calibrate.run_features import measured_on, reference_of
 
 if TYPE_CHECKING:
+    from fresco_trt.backends.base import Progress
     from fresco_trt.bundle.amax import Amax
-    from fresco_trt.cli.display import Report
     from fresco_trt.lower.calibrate.basis import Reference
     from fresco_trt.lower.calibrate.options import Options
     from fresco_trt.plan.facts import ModelFacts
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def run_amax(options: Options, progress: Report) -> dict[str, Any]:
+def run_amax(options: Options, progress: Progress) -> dict[str, Any]:
     """Measure and store the amax of a model's layers on one plan; what was stored.
 
     Raises what planning does, CalibrationError, BackendUnavailable without nvidia-modelopt,
@@ -36,7 +36,7 @@ def run_amax(options: Options, progress: Report) -> dict[str, Any]:
     return amax.to_json()
 
 
-def run_sensitivity(options: Options, progress: Report) -> dict[str, Any]:
+def run_sensitivity(options: Options, progress: Progress) -> dict[str, Any]:
     """Measure what quantising each group of layers alone does to the velocity, and store it.
 
     Raises as :func:`run_amax`.
@@ -59,7 +59,7 @@ def run_sensitivity(options: Options, progress: Report) -> dict[str, Any]:
     return document
 
 
-def _measured(options: Options, progress: Report) -> tuple[Reference, StagePlan, Amax]:
+def _measured(options: Options, progress: Progress) -> tuple[Reference, StagePlan, Amax]:
     from fresco_trt.models.registry import model_facts
 
     facts = model_facts(options.model)

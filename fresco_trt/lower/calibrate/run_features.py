@@ -15,7 +15,7 @@ from fresco_trt.lower.calibrate.options import CACHE, STAGES
 from fresco_trt.plan.caching import FEATURE_CACHES
 
 if TYPE_CHECKING:
-    from fresco_trt.cli.display import Report
+    from fresco_trt.backends.base import Progress
     from fresco_trt.lower.calibrate.basis import Reference
     from fresco_trt.lower.calibrate.options import Options
     from fresco_trt.plan.facts import ModelFacts
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-def run_basis(options: Options, progress: Report) -> dict[str, Any]:
+def run_basis(options: Options, progress: Progress) -> dict[str, Any]:
     """Measure and store the SVD basis of a model's features; what was stored, in short.
 
     On the trajectories of its balanced plan of most stages. Raises UnknownModel, CalibrationError,
@@ -43,7 +43,7 @@ def run_basis(options: Options, progress: Report) -> dict[str, Any]:
     return basis.to_json()
 
 
-def run_cache_schedule(options: Options, progress: Report) -> dict[str, Any]:
+def run_cache_schedule(options: Options, progress: Progress) -> dict[str, Any]:
     """Measure which steps of a plan may be skipped, and store the lists; what was stored.
 
     Raises what planning does, CalibrationError, WeightsNotFound, OutputNotWritable and DiskFull.
@@ -83,22 +83,22 @@ def run_cache_schedule(options: Options, progress: Report) -> dict[str, Any]:
     return document
 
 
-def reference_of(options: Options, facts: ModelFacts, progress: Report) -> Reference:
+def reference_of(options: Options, facts: ModelFacts, progress: Progress) -> Reference:
     """Model and prompts, read once it is known that the result can be written."""
     from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
-    from fresco_trt.models.flux.components import find_pipeline
-    from fresco_trt.models.flux.model import load_transformer
+    from fresco_trt.models.registry import family_of
     from fresco_trt.models.weights import weights_digest
 
     prompts = read_prompts(options.prompts or default_prompts(facts.name))
     check_writable(options.path)
     progress("loading weights", 0.0)
-    transformer = load_transformer(options.weights, facts)
+    family = family_of(facts)
+    transformer = family.weights.load(options.weights, facts)
     return Reference(
         facts=facts,
         transformer=transformer,
         weights_sha256=weights_digest(transformer),
-        pipeline=find_pipeline(options.weights, facts.name),
+        pipeline=family.components.find(options.weights, facts.name),
         prompts=prompts,
     )
 

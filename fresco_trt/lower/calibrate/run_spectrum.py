@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from fresco_trt.cli.display import Report
+    from fresco_trt.backends.base import Progress
     from fresco_trt.lower.calibrate.options import Options
     from fresco_trt.lower.calibrate.spectrum import Measured
-    from fresco_trt.models.flux.components import FluxEncoder
+    from fresco_trt.models.family import Encoder
     from fresco_trt.plan.facts import ModelFacts
 
     Pixels = npt.NDArray[np.uint8]
@@ -50,25 +50,24 @@ class Source:
     draw: Callable[[], Iterator[Pixels]]
 
 
-def run_spectrum(options: Options, progress: Report) -> dict[str, Any]:
+def run_spectrum(options: Options, progress: Progress) -> dict[str, Any]:
     """Measure and store; what was stored.
 
     Raises UnknownModel, IncompatibleOptions, PlanError, CalibrationError, WeightsNotFound,
     OutputNotWritable and DiskFull; all but the last before anything is measured, unless a picture
     turns out to be broken.
     """
-    from fresco_trt.models.flux.components import find_codec
-    from fresco_trt.models.registry import model_facts
+    from fresco_trt.models.registry import family_of, model_facts
 
     facts = model_facts(options.model)
     source = _source(options, facts)
     check_writable(options.path)
-    folder = find_codec(options.weights, facts.name)
+    components = family_of(facts).components
+    folder = components.find_vae(options.weights, facts.name)
 
     from fresco_trt.lower.calibrate.spectrum import measure
-    from fresco_trt.models.flux.components import FluxEncoder
 
-    encoder = FluxEncoder(folder)
+    encoder = components.encoder(folder)
     measured = measure(encoder, _batches(source, facts, progress), facts)
     document = _document(facts, encoder, source, measured)
     store_json(document, options.path)
@@ -131,11 +130,11 @@ def _folder(folder: Path, facts: ModelFacts) -> Source:
     return Source(name="a given folder", count=len(files), seed=None, draw=draw)
 
 
-def _batches(source: Source, facts: ModelFacts, progress: Report) -> Iterator[Pixels]:
+def _batches(source: Source, facts: ModelFacts, progress: Progress) -> Iterator[Pixels]:
     """The pictures in batches uint8 [B,H,W,3], telling how many were asked for so far."""
     import numpy as np
 
-    width, height = facts.default_size
+    width, height = facts.default_size[:2]
     pictures, done = source.draw(), 0
     while batch := list(islice(pictures, max(1, _BATCH_PIXELS // (width * height)))):
         progress("measuring the spectrum", done / source.count)
@@ -148,7 +147,7 @@ def _batches(source: Source, facts: ModelFacts, progress: Report) -> Iterator[Pi
 
 
 def _document(
-    facts: ModelFacts, encoder: FluxEncoder, source: Source, measured: Measured
+    facts: ModelFacts, encoder: Encoder, source: Source, measured: Measured
 ) -> dict[str, Any]:
     law = asdict(measured.law)
     document = {

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.lower.calibrate.trajectories import conditions, drawn, full_runners, in_full
 from fresco_trt.lower.quantize.simulation import simulate
-from fresco_trt.models.flux.model import graph_from_signature
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress, Runner
@@ -87,7 +86,7 @@ def measure_sensitivity(
     for done, (group, (pattern, layers)) in enumerate(groups.items()):
         progress("measuring sensitivity", done / len(groups))
         simulation = simulate(reference.transformer, amax, recipe, layers)
-        error = fmean(_error(simulation, case) for case in cases)
+        error = fmean(_error(reference, simulation, case) for case in cases)
         errors.append(GroupError(group=group, pattern=pattern, layers=len(layers), error=error))
     progress("measuring sensitivity", 1.0)
     return tuple(sorted(errors, key=lambda each: -each.error))
@@ -96,7 +95,7 @@ def measure_sensitivity(
 def error_of(reference: Reference, plan: StagePlan, amax: Amax, recipe: Recipe) -> float:
     """The same error with every layer quantised."""
     simulation = simulate(reference.transformer, amax, recipe)
-    return fmean(_error(simulation, case) for case in _cases(reference, in_full(plan)))
+    return fmean(_error(reference, simulation, case) for case in _cases(reference, in_full(plan)))
 
 
 class _Recorder(BorrowedRunner):
@@ -129,8 +128,8 @@ def _cases(reference: Reference, plan: StagePlan) -> list[_Case]:
     return [case for cases in every for case in (cases[0], cases[len(cases) // 2], cases[-1])]
 
 
-def _error(simulation: nn.Module, case: _Case) -> float:
-    graph = graph_from_signature(simulation, case.signature)
+def _error(reference: Reference, simulation: nn.Module, case: _Case) -> float:
+    graph = reference.family.graphs.module(simulation, case.signature)
     with torch.no_grad():
         velocity = graph(*case.inputs)[0]
     return float((velocity - case.velocity).norm() / case.velocity.norm())

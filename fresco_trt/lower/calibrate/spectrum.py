@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from fresco_trt.errors import CalibrationError, IncompatibleOptions
+from fresco_trt.run.resample import dct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from fresco_trt.models.flux.components import FluxEncoder
+    from fresco_trt.models.family import Encoder
     from fresco_trt.plan.facts import ModelFacts
 
 FIT_FROM = 2
@@ -94,7 +95,7 @@ class Measured:
 
 
 def measure(
-    encoder: FluxEncoder, batches: Iterable[npt.NDArray[np.uint8]], facts: ModelFacts
+    encoder: Encoder, batches: Iterable[npt.NDArray[np.uint8]], facts: ModelFacts
 ) -> Measured:
     """Encode pictures uint8 [B,H,W,3], all of one size, and measure their latents.
 
@@ -182,7 +183,7 @@ def cosine_power(latents: Tensor) -> Tensor:
     ``[..., i, j]`` belongs to the cosine with i/2 cycles down the picture and j/2 across it.
     """
     height, width = latents.shape[-2:]
-    return (_cosines(height) @ latents.double() @ _cosines(width).mT).square()
+    return (dct(height) @ latents.double() @ dct(width).mT).square()
 
 
 def radial_frequency(height: int, width: int) -> Tensor:
@@ -191,14 +192,6 @@ def radial_frequency(height: int, width: int) -> Tensor:
         torch.arange(side, dtype=torch.float64) / (2 * side) for side in (height, width)
     )
     return min(height, width) * torch.hypot(down[:, None], across[None, :])
-
-
-def _cosines(side: int) -> Tensor:
-    """The orthonormal DCT-II as a matrix [side,side], one cosine a row."""
-    place = torch.arange(side, dtype=torch.float64)
-    rows = torch.cos(math.pi / side * place[:, None] * (place + 0.5)) * math.sqrt(2 / side)
-    rows[0] /= math.sqrt(2)
-    return rows
 
 
 # --- power law --------------------------------------------------------------------------------
@@ -261,7 +254,7 @@ def _unfit(given: str) -> CalibrationError:
     )
 
 
-def _check_codec(encoder: FluxEncoder, facts: ModelFacts) -> None:
+def _check_codec(encoder: Encoder, facts: ModelFacts) -> None:
     given, wanted = (encoder.channels, encoder.scale), (facts.latent_channels, facts.vae_scale)
     if given != wanted:
         raise IncompatibleOptions(

@@ -17,11 +17,9 @@ from torch import Tensor
 
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.backends.eager import module_runner
-from fresco_trt.models.flux.components import FluxPrompt
-from fresco_trt.models.flux.model import FluxLayout, full_signature, graph_from_signature
-from fresco_trt.run.noise import NoisePyramid, fresh_generator
-from fresco_trt.run.sampler import Step, engine_name, sample
-from fresco_trt.run.transition import draws
+from fresco_trt.run.denoise import Denoiser
+from fresco_trt.run.request import Conditioning
+from fresco_trt.run.sampler import Step, engine_name
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import EngineRunner, Progress, Runner
@@ -104,17 +102,16 @@ def drawn(
     basis: Tensor | None = None,
 ) -> Iterator[Step]:
     """The sampler's steps of the prompt counted from 0, from its own seed, over any runners."""
-    facts, seed = reference.facts, reference.seed + number
-    layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
-    fresh = fresh_generator(seed) if any(map(draws, plan.transitions)) else None
-    pyramid = NoisePyramid.of_plan(plan, seed, channels=facts.latent_channels)
-    return sample(plan, runners, inputs, pyramid, layout, fresh=fresh, basis=basis)
+    facts = reference.facts
+    denoiser = Denoiser.of(facts, plan, runners, text_tokens=facts.text_tokens, basis=basis)
+    return denoiser.steps(Conditioning(inputs=inputs), reference.seed + number)
 
 
 def conditions(reference: Reference) -> list[dict[str, Tensor]]:
     """What each prompt gives the engines: text, pooled, and guidance where the model takes it."""
-    encode = FluxPrompt(reference.pipeline, reference.facts.text_tokens)
-    return [_inputs(reference.facts, encode(prompt)) for prompt in reference.prompts]
+    facts = reference.facts
+    encode = reference.family.components.prompt_encoder(reference.pipeline, facts.text_tokens)
+    return [_inputs(facts, encode(prompt)) for prompt in reference.prompts]
 
 
 class _Tap(BorrowedRunner):
@@ -137,11 +134,13 @@ def full_runners(
     reference: Reference, plan: StagePlan, scope: ExitStack
 ) -> dict[str, EngineRunner]:
     """The eager model as the full engine of every stage, its feature given; by engine name."""
-    facts = reference.facts
+    facts, graphs = reference.facts, reference.family.graphs
     runners: dict[str, EngineRunner] = {}
-    for index, (tokens, refined) in enumerate(zip(plan.tokens, plan.aligned, strict=True)):
-        signature = full_signature(facts, tokens, facts.text_tokens, refined=refined, feature=True)
-        graph = graph_from_signature(reference.transformer, signature)
+    for index in range(len(plan.stages)):
+        signature = graphs.signature(
+            facts, plan, index, text_tokens=facts.text_tokens, feature=True
+        )
+        graph = graphs.module(reference.transformer, signature)
         runner = scope.enter_context(module_runner(graph, signature))
         runners[engine_name(index, "full")] = runner
     return runners

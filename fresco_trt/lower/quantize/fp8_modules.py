@@ -12,8 +12,8 @@ import torch
 
 from fresco_trt.lower.quantize.qdq import input_scale, weight_scale
 from fresco_trt.lower.quantize.simulation import shallow
-from fresco_trt.models.flux.model import cut
 from fresco_trt.models.fp8 import Fp8Linear, exchange
+from fresco_trt.models.registry import family_named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +44,8 @@ def with_fp8_modules(transformer: nn.Module, quantizer: Quantizer) -> nn.Module:
 def products_of(graph: StageGraph) -> Counter[str]:
     """Linear layers that a graph runs, by what they multiply in; attention's products aside."""
     kinds: Counter[str] = Counter()
-    for part in cut(graph.module, graph.signature).parts:
+    graphs = family_named(graph.family).graphs
+    for part in graphs.cut(graph.module, graph.signature).parts:
         for layer in part.layers:
             for module in layer.modules():
                 if isinstance(module, Fp8Linear):

@@ -20,8 +20,6 @@ from fresco_trt.backends.comparing import ComparingRunner
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.lower.calibrate.trajectories import conditions, drawn
 from fresco_trt.lower.similarity import ssim
-from fresco_trt.models.flux.components import FluxDecoder
-from fresco_trt.models.flux.model import FluxLayout, graph_from_signature
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.backends.base import Backend, EngineFile, Progress, Runner
     from fresco_trt.lower.calibrate.basis import Reference
-    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.models.family import Decoder
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.sampler import Step
@@ -67,7 +65,7 @@ def judge(
     ``runners``, entered by the caller, are named as engines are; ``basis`` [H,k] is what the
     plan's cache may need. Each engine is also compared on the reference's own steps.
     """
-    decode = FluxDecoder(reference.pipeline)
+    decode = reference.family.components.decoder(reference.pipeline)
     likeness = []
     with ExitStack() as scope:
         comparing = _comparing(reference, runners, scope)
@@ -76,10 +74,7 @@ def judge(
             progress(JUDGING, number / len(cases))
             wanted, got = (
                 _pixels(
-                    plan,
-                    reference.facts,
-                    decode,
-                    drawn(reference, plan, drawers, inputs, number, basis),
+                    reference, plan, decode, drawn(reference, plan, drawers, inputs, number, basis)
                 )
                 for drawers in (comparing, runners)
             )
@@ -98,10 +93,11 @@ def engine_runners(
 
 
 def simulated_runners(
-    simulation: Module, records: Sequence[EngineFile], scope: ExitStack
+    reference: Reference, simulation: Module, records: Sequence[EngineFile], scope: ExitStack
 ) -> dict[str, Runner]:
     """The simulated model in place of engines that this machine cannot run."""
-    return _eager(simulation, {each.name: each.signature for each in records}, scope)
+    signatures = {each.name: each.signature for each in records}
+    return _eager(reference, simulation, signatures, scope)
 
 
 class _Brought(BorrowedRunner):
@@ -112,10 +108,14 @@ class _Brought(BorrowedRunner):
 
 
 def _eager(
-    module: Module, signatures: Mapping[str, GraphSignature], scope: ExitStack
+    reference: Reference,
+    transformer: Module,
+    signatures: Mapping[str, GraphSignature],
+    scope: ExitStack,
 ) -> dict[str, Runner]:
+    graphs = reference.family.graphs
     return {
-        name: scope.enter_context(module_runner(graph_from_signature(module, wanted), wanted))
+        name: scope.enter_context(module_runner(graphs.module(transformer, wanted), wanted))
         for name, wanted in signatures.items()
     }
 
@@ -124,15 +124,15 @@ def _comparing(
     reference: Reference, runners: Mapping[str, Runner], scope: ExitStack
 ) -> dict[str, ComparingRunner]:
     signatures = {name: runner.signature for name, runner in runners.items()}
-    eager = _eager(reference.transformer, signatures, scope)
+    eager = _eager(reference, reference.transformer, signatures, scope)
     return {name: ComparingRunner(name, runners[name], eager[name]) for name in runners}
 
 
 def _pixels(
-    plan: StagePlan, facts: ModelFacts, decode: FluxDecoder, steps: Iterator[Step]
+    reference: Reference, plan: StagePlan, decode: Decoder, steps: Iterator[Step]
 ) -> Tensor:
-    """The picture at the end, float32 [1,3,H,W] in [-1,1]."""
+    """The picture at the end, float32 [1,3,H,W] in [-1,1]; of a clip one for each frame."""
     *_, last = steps
-    layout = FluxLayout(facts=facts, text_tokens=facts.text_tokens)
-    picture = decode(layout.unpack(last.tokens, plan.stages[-1].grid))
-    return torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 127.5 - 1
+    patchifier = reference.family.patchifier(reference.facts, reference.facts.text_tokens)
+    picture = torch.from_numpy(decode(patchifier.unpack(last.tokens, plan.stages[-1].grid)))
+    return picture.flatten(0, -4).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -94,7 +94,7 @@ class Quantisation:
             if self._elsewhere:
                 amax, recipe = self.quantizer.amax, self.quantizer.recipe
                 simulation = simulate(self.reference.transformer, amax, recipe)
-                runners = simulated_runners(simulation, engines, scope)
+                runners = simulated_runners(self.reference, simulation, engines, scope)
             else:
                 runners = engine_runners(self.made.resolved.backend, folder, engines, scope)
             plan = self.made.resolved.plan

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fresco_trt.lower.quantize.attention import attention_scales
 from fresco_trt.lower.quantize.qdq import encode, input_scale
-from fresco_trt.models.flux.attention import put_products
 from fresco_trt.models.fp8 import exchange
+from fresco_trt.models.registry import family_of, model_facts
 
 if TYPE_CHECKING:
     from fresco_trt.bundle.amax import Amax, AttentionAmax, LayerAmax
@@ -40,9 +40,11 @@ def simulate(
     for name, found in amax.layers.items():
         if parts is None or name in parts:
             exchange(copied, name, RoundedLinear(copied.get_submodule(name), found, recipe))
+    family = family_of(model_facts(amax.record.model))
+    put = family.graphs.attention(copied) if amax.attention else {}
     for name, attention in amax.attention.items():
         if parts is None or name in parts:
-            put_products(copied.get_submodule(name), RoundedProducts(attention, recipe))
+            put[name](RoundedProducts(attention, recipe))
     return copied
 
 

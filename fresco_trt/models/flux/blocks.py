@@ -1,6 +1,6 @@
 """FLUX's stage graphs cut into pieces that are compiled one by one and run in turn.
 
-Beside ``flux_graph.py``, whose graphs these pieces make up again: conditioning, embedders, one
+Beside ``graph.py``, whose graphs these pieces make up again: conditioning, embedders, one
 double-stream block, one single-stream block, final norm and projection. Blocks of one kind differ
 in their weights only, so one compiled piece serves them all. Each piece is a module with tensors in
 and tensors out, of static shapes; between the blocks they are of the weights' own type.
@@ -8,19 +8,19 @@ and tensors out, of static shapes; between the blocks they are of the weights' o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from fresco_trt.models.family import Layer, Part
 from fresco_trt.models.flux.graph import Streams, condition_of, leave, through
-from fresco_trt.models.flux.model import COARSE_ROPE
+from fresco_trt.models.flux.signatures import COARSE_ROPE
 from fresco_trt.plan.caching import FEATURES
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
 Shape: TypeAlias = tuple[int, ...]
-Layer: TypeAlias = Callable[..., Sequence[Tensor]]
 
 _GIVEN = ("pooled", "timestep", "guidance")
 _ROPE = ("rope_cos", "rope_sin", *COARSE_ROPE)
@@ -91,20 +91,7 @@ class Leave(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Part:
-    """Layers that one compiled piece serves: equal but for their weights, which they share with the
-    graph. Each takes the inputs of ``signature`` in order and returns a tuple of its outputs;
-    ``kind`` is unique within a cut, ``name`` says the shape too.
-    """
-
-    kind: str
-    name: str
-    signature: GraphSignature
-    layers: tuple[nn.Module, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Cut:
+class FluxCut:
     """A stage graph as parts, and how they make it up again."""
 
     signature: GraphSignature
@@ -144,12 +131,12 @@ class Cut:
         return streams[0], {_FEATURE: streams[0].float()} if _FEATURE in outputs else {}
 
 
-def cut(graph: Any, signature: GraphSignature) -> Cut:
-    """The parts of a stage graph of this family, as ``flux.graph_from_signature`` makes it for
+def cut(graph: Any, signature: GraphSignature) -> FluxCut:
+    """The parts of a stage graph of this family, as ``graph.graph_from_signature`` makes it for
     ``signature``.
     """
     parts = tuple(_parts(graph.transformer, signature))
-    return Cut(signature=signature, parts=parts)
+    return FluxCut(signature=signature, parts=parts)
 
 
 def _parts(transformer: Any, signature: GraphSignature) -> Iterator[Part]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import PlanError, WeightsNotFound
+from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.flux.config import REPOSITORIES
 from fresco_trt.models.weights import BUNDLED, bundled_components, components_folder, weights_digest
 
@@ -65,7 +66,7 @@ def find_pipeline(weights: str | None, model: str) -> Path:
     return _from_hub(model, looked)
 
 
-def find_codec(weights: str | None, model: str) -> Path:
+def find_vae(weights: str | None, model: str) -> Path:
     """The pipeline folder whose `vae` is that of `model`: around `weights`, or the bundled one.
 
     Raises WeightsNotFound, which lists the places looked at. No substitute is taken for a path that
@@ -111,10 +112,6 @@ def _from_hub(model: str, looked: list[Path]) -> Path:
 
 
 # --- prompts ----------------------------------------------------------------------------------
-
-
-class PromptWarning(UserWarning):
-    """Part of a prompt could not be used; the message says which and what the limit is."""
 
 
 class FluxPrompt:

@@ -1,8 +1,7 @@
 """FLUX's transformer as a stage graph: diffusers' own blocks with the rotary tables as inputs.
 
-Between ``models/flux.py`` (facts, positions, weights) and ``lower/export.py`` (tracing). This is
-the only file of the family that needs torch to be imported at all, so it is reached through
-``flux.full_graph`` and the planning commands start without it.
+Between the family's signatures and ``lower/export.py`` (tracing). It needs torch to be imported at
+all, so it is reached through ``family.py`` and the planning commands start without it.
 """
 
 from __future__ import annotations
@@ -13,12 +12,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fresco_trt.models.flux.signatures import COARSE_ROPE
+from fresco_trt.plan.caching import FEATURES, CacheSite
+
 if TYPE_CHECKING:
-    from fresco_trt.plan.caching import CacheSite
+    from fresco_trt.plan.signature import GraphSignature
 
 
 class FullGraph(nn.Module):
-    """Every block of a FLUX transformer, called with the tensors of ``flux.full_signature``.
+    """Every block of a FLUX transformer, called with the tensors of ``signatures.full_signature``.
 
     Equal to ``FluxTransformer2DModel.forward`` except that positions arrive as cos and sin tables
     instead of integer ids: one graph then serves any layout of the same number of tokens, and the
@@ -168,3 +170,23 @@ def initialise(module: nn.Module, *, seed: int) -> None:
             parameter.uniform_(-bound, bound, generator=generator)
             if vector and not name.endswith("bias"):
                 parameter.add_(1.0)
+
+
+def graph_from_signature(transformer: nn.Module, signature: GraphSignature) -> nn.Module:
+    """The module a signature of this family was written for; shares the transformer's weights."""
+    inputs = {spec.name for spec in signature.inputs}
+    if inputs & set(FEATURES.values()):
+        bypass = BypassGraph if FEATURES["final"] in inputs else TrunkBypassGraph
+        return bypass(transformer).eval()
+    outputs = {spec.name for spec in signature.outputs}
+    site: CacheSite = "trunk" if FEATURES["trunk"] in outputs else "final"
+    feature = FEATURES[site] in outputs
+    if COARSE_ROPE[0] not in inputs:
+        return FullGraph(transformer, feature=feature, site=site).eval()
+    from fresco_trt.models.flux.aligned import AlignedGraph, MixedOrder
+
+    text, tokens = (signature.input(name).shape[1] for name in ("text", "latents"))
+    coarse = signature.input(COARSE_ROPE[0]).shape[0] - text
+    refined = (tokens - coarse) // 3
+    order = MixedOrder(text=text, kept=coarse - refined, refined=refined)
+    return AlignedGraph(transformer, order, feature=feature).eval()

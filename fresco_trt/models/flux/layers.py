@@ -6,23 +6,19 @@ before any weight is read, for the model and for the same model with fewer block
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fresco_trt.errors import PlanError
 from fresco_trt.plan.caching import Action, CacheSite
+from fresco_trt.plan.depth import Blocks, format_blocks
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.memory import Parameters
 from fresco_trt.plan.recipes import Recipe, kept_by
 
-Blocks = tuple[int, int]
-"""How many double-stream and how many single-stream blocks."""
-
 SINUSOIDS = 256
 """Channels that sigma and guidance are expanded to before they are embedded."""
 
-_BLOCKS = re.compile(r"([0-9]{1,3}),([0-9]{1,3})")
 _HEAD = ("time_text_embed.", "norm_out.", "proj_out")  # what follows the last block, with its input
 
 
@@ -122,30 +118,15 @@ def graph_parameters(
 # --- fewer blocks -----------------------------------------------------------------------------
 
 
-def parse_blocks(text: str) -> Blocks:
-    """``"1,2"`` as (1, 2): double-stream blocks first. Raises PlanError for anything else."""
-    found = _BLOCKS.fullmatch(text.strip())
-    if found is None:
-        raise PlanError(
-            f"--blocks {text[:40]}",
-            expected="two whole numbers: double-stream and single-stream blocks",
-            fix="write it like --blocks 1,1",
-        )
-    return int(found[1]), int(found[2])
-
-
-def format_blocks(blocks: Blocks) -> str:
-    """Inverse of :func:`parse_blocks`."""
-    return f"{blocks[0]},{blocks[1]}"
-
-
 def with_blocks(facts: ModelFacts, blocks: Blocks) -> ModelFacts:
-    """The facts of the same model with only so many blocks, its widths and its name unchanged.
+    """The facts of the same model with only so many double-stream and single-stream ``blocks``, its
+    widths and its name unchanged.
 
     Raises PlanError for no block of a kind, or more than the model has.
     """
     own = (facts.double_blocks, facts.single_blocks)
-    if not all(1 <= asked <= there for asked, there in zip(blocks, own, strict=True)):
+    counts = zip(blocks, own, strict=False)
+    if len(blocks) != len(own) or not all(1 <= asked <= there for asked, there in counts):
         raise PlanError(
             f"--blocks {format_blocks(blocks)} of {facts.name}",
             expected=f"from 1,1 to {format_blocks(own)}, double-stream and single-stream",

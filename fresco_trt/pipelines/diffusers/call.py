@@ -17,34 +17,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fresco_trt.models.family import DiffusersDriver
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-
-_HONOURED = frozenset(
-    {
-        "generator",
-        "guidance_scale",
-        "height",
-        "latents",
-        "max_sequence_length",
-        "num_inference_steps",
-        "output_type",
-        "pooled_prompt_embeds",
-        "prompt",
-        "prompt_2",
-        "prompt_embeds",
-        "return_dict",
-        "width",
-    }
-)
-
-_WHY = {
-    "sigmas": "nothing: the stage plan decides every noise level",
-    "num_images_per_prompt": "1: a request draws one picture",
-    "true_cfg_scale": "1: the engines run one prompt, not two",
-    "negative_prompt": "nothing: the engines run one prompt, not two",
-    "callback_on_step_end": "nothing: the latents of a stage have the size of its own grid",
-    "joint_attention_kwargs": "nothing: the engines' attention takes none",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,7 +47,11 @@ class Call:
 
 
 def read_call(
-    function: Callable[..., Any], pipe: Any, args: Sequence[Any], given: Mapping[str, Any]
+    function: Callable[..., Any],
+    driver: DiffusersDriver,
+    pipe: Any,
+    args: Sequence[Any],
+    given: Mapping[str, Any],
 ) -> Call:
     """The arguments of a call of ``function``, a pipeline class's own ``__call__``.
 
@@ -84,8 +63,8 @@ def read_call(
     explicit = dict(bound.arguments)
     defaults = {name: each.default for name, each in signature.parameters.items()}
     for name in list(explicit)[1:]:
-        if name not in _HONOURED and not _is_neutral(explicit[name], defaults[name]):
-            raise _refused(name)
+        if name not in driver.honoured and not _is_neutral(explicit[name], defaults[name]):
+            raise _refused(name, driver.refused)
     bound.apply_defaults()
     call = _call(bound.arguments, explicit, defaults)
     _check(call)
@@ -147,8 +126,8 @@ def _is_neutral(value: object, default: object) -> bool:
     return isinstance(value, plain) and isinstance(default, plain) and value == default
 
 
-def _refused(name: str) -> IncompatibleOptions:
-    why = _WHY.get(name) or _WHY.get("negative_prompt" if "negative" in name else "")
+def _refused(name: str, reasons: Mapping[str, str]) -> IncompatibleOptions:
+    why = reasons.get(name) or reasons.get("negative_prompt" if "negative" in name else "")
     return IncompatibleOptions(
         f"{name} in a call of an enabled pipeline",
         expected=why or "an argument that the stage plan can honour",

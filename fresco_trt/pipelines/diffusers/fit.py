@@ -10,41 +10,49 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.flux.config import TRANSFORMER, transformer_config
-from fresco_trt.models.registry import model_facts, model_names
+from fresco_trt.models.registry import (
+    family_named,
+    family_names,
+    family_of,
+    model_facts,
+    model_names,
+)
 
 if TYPE_CHECKING:
+    from fresco_trt.models.family import DiffusersDriver
     from fresco_trt.plan.facts import ModelFacts
-
-PIPELINE = "FluxPipeline"
-SCHEDULER = "FlowMatchEulerDiscreteScheduler"
-
-_AS_LOADED = f"a {TRANSFORMER} that is as from_pretrained gives it"
-
-# What the plan's sigmas take for granted of a scheduler; diffusers' own defaults.
-_PLAIN_SIGMAS = {
-    "shift_terminal": None,
-    "invert_sigmas": False,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "stochastic_sampling": False,
-}
 
 
 def check_kind(kind: type) -> None:
-    """Raise IncompatibleOptions unless ``kind``, the pipeline's own class, is FluxPipeline itself:
-    what another class adds in its call would be lost.
+    """Raise IncompatibleOptions unless ``kind``, the pipeline's own class, is one of diffusers'
+    that a family drives: what another class adds in its call would be lost.
     """
     import diffusers
 
-    untyped: Any = diffusers
-    if kind is not untyped.FluxPipeline:
+    driven = [driver.pipeline for driver in _drivers()]
+    if not any(kind is getattr(diffusers, name) for name in driven):
         raise IncompatibleOptions(
             f"a pipeline of the class {kind.__name__}",
-            expected=f"diffusers' own {PIPELINE}, which draws from text alone",
+            expected=f"diffusers' own {' or '.join(driven)}, which draws from text alone",
             fix="enable such a pipeline, or call this one as it is",
         )
+
+
+def driver_of(facts: ModelFacts) -> DiffusersDriver:
+    """How pipelines of a model's family are driven; IncompatibleOptions where they are not."""
+    driver = family_of(facts).diffusers
+    if driver is None:
+        raise IncompatibleOptions(
+            f"a diffusers pipeline of {facts.name}",
+            expected=f"one of {', '.join(each.pipeline for each in _drivers())}",
+            fix="build a bundle of the model, and draw with FrescoPipeline",
+        )
+    return driver
+
+
+def _drivers() -> list[DiffusersDriver]:
+    drivers = (family_named(name).diffusers for name in family_names())
+    return [driver for driver in drivers if driver is not None]
 
 
 def facts_of(pipe: Any, model: str | None = None) -> ModelFacts:
@@ -54,7 +62,9 @@ def facts_of(pipe: Any, model: str | None = None) -> ModelFacts:
     wrapped, hooked, compiled or in training, and for a scheduler or a decoder that the facts do not
     describe.
     """
-    _refuse(_transformer_problems(pipe.transformer), _AS_LOADED)
+    kinds = [driver.transformer for driver in _drivers()]
+    as_loaded = f"a {' or '.join(kinds)} that is as from_pretrained gives it"
+    _refuse(_transformer_problems(pipe.transformer, kinds), as_loaded)
     names = model_names() if model is None else (model,)
     facts = _by_dimensions(pipe.transformer, names)
     _refuse(_surrounding_problems(pipe, facts), f"those of {facts.name}")
@@ -67,9 +77,10 @@ def _by_dimensions(transformer: Any, names: tuple[str, ...]) -> ModelFacts:
     """
     stored = transformer.config
     for name in names:
-        wanted = transformer_config(model_facts(name))
-        if all(key == "out_channels" or stored[key] == wanted[key] for key in wanted):
-            return model_facts(name)
+        facts = model_facts(name)
+        wanted = family_of(facts).weights.config(facts)
+        if all(key == "out_channels" or stored.get(key) == wanted[key] for key in wanted):
+            return facts
     depths = f"{stored['num_layers']}+{stored['num_single_layers']} blocks"
     raise IncompatibleOptions(
         f"a transformer of {depths} with {stored['num_attention_heads']} heads",
@@ -78,9 +89,9 @@ def _by_dimensions(transformer: Any, names: tuple[str, ...]) -> ModelFacts:
     )
 
 
-def _transformer_problems(transformer: Any) -> Iterator[str]:
+def _transformer_problems(transformer: Any, kinds: list[str]) -> Iterator[str]:
     """What the pipeline would run and the stage graphs, which call the blocks, would not."""
-    if type(transformer).__name__ != TRANSFORMER:
+    if type(transformer).__name__ not in kinds:
         yield f"a transformer of the class {type(transformer).__name__}"
         return
     if transformer._compiled_call_impl is not None:
@@ -101,32 +112,16 @@ def _hooked(transformer: Any) -> bool:
 
 
 def _surrounding_problems(pipe: Any, facts: ModelFacts) -> Iterator[str]:
+    driver, scheduler = driver_of(facts), pipe.scheduler
     if pipe.vae_scale_factor != facts.vae_scale:
         yield f"a decoder that enlarges by {pipe.vae_scale_factor}, not {facts.vae_scale}"
-    scheduler = pipe.scheduler
-    if type(scheduler).__name__ != SCHEDULER:
-        yield f"a scheduler of the class {type(scheduler).__name__}, not {SCHEDULER}"
+    if type(scheduler).__name__ != driver.scheduler:
+        yield f"a scheduler of the class {type(scheduler).__name__}, not {driver.scheduler}"
         return
-    for name, value in _sigma_rules(facts).items():
+    for name, value in driver.scheduler_rules(facts).items():
         given = scheduler.config.get(name, value)
         if given != value:
             yield f"a scheduler with {name}={given!r}, not {value!r}"
-
-
-def _sigma_rules(facts: ModelFacts) -> dict[str, object]:
-    """The scheduler's settings that decide the sigmas of this model."""
-    rule = facts.shift
-    if rule is None:
-        return {**_PLAIN_SIGMAS, "use_dynamic_shifting": False, "shift": 1.0}
-    return {
-        **_PLAIN_SIGMAS,
-        "use_dynamic_shifting": True,
-        "time_shift_type": "exponential",
-        "base_shift": rule.base_shift,
-        "max_shift": rule.max_shift,
-        "base_image_seq_len": rule.base_tokens,
-        "max_image_seq_len": rule.max_tokens,
-    }
 
 
 def _refuse(problems: Iterator[str], expected: str) -> None:

@@ -166,16 +166,16 @@ class OwnTransformer:
     ) -> Iterator[tuple[Runners, Tensor | None, str]]:
         """As :class:`Source`."""
         from fresco_trt.backends.eager import module_runner
-        from fresco_trt.models.flux.model import graph_from_signature, stage_signature
+        from fresco_trt.models.registry import family_of
         from fresco_trt.run.sampler import engine_name
 
         device = str(pipe.transformer.device)
         basis = None if self.directions is None else self.directions.on(pipe, device)
-        runners: dict[str, Runner] = {}
+        graphs, runners = family_of(facts).graphs, dict[str, "Runner"]()
         with ExitStack() as scope:
             for index, action in plan.graphs:
-                signature = stage_signature(facts, plan, index, text_tokens, action)
-                graph = graph_from_signature(pipe.transformer, signature)
+                signature = graphs.signature(facts, plan, index, action, text_tokens=text_tokens)
+                graph = graphs.module(pipe.transformer, signature)
                 runner = module_runner(graph, signature, device=device)
                 runners[engine_name(index, action)] = scope.enter_context(runner)
             yield runners, basis, device

@@ -7,7 +7,7 @@ and refuses what it would ignore: a setting without effect is a mistake that nob
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -15,6 +15,9 @@ from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.caching import DEFAULTS, ORDERS, CachePlan
 
 State = TypeVar("State")
+
+Places: TypeAlias = tuple[int, int, int]
+"""Frames, rows and columns of a grid of tokens."""
 
 
 class Predictor(Protocol[State]):

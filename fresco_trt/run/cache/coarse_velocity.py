@@ -29,24 +29,25 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Self
 
 import torch
-from torch.nn import functional
 
 from fresco_trt.plan.grid import VELOCITY_RATIO
-from fresco_trt.run.transition import estimate_noise, estimate_x0, lift_nearest
+from fresco_trt.run.positions import whole_tables
+from fresco_trt.run.resample import block_mean, lift_nearest
+from fresco_trt.run.transition import estimate_noise, estimate_x0
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.backends.base import Runner
+    from fresco_trt.models.family import Patchifier
     from fresco_trt.plan.grid import Grid
-    from fresco_trt.run.layout import Layout
     from fresco_trt.run.request import Request
 
 
 def pooled_sample(latents: Tensor, sigma: float, ratio: int) -> tuple[Tensor, float]:
-    """Latents [B,C,H/r,W/r] on the straight path of the small grid, and their sigma there."""
+    """Latents [B,C,(F),H/r,W/r] on the straight path of the small grid, and their sigma there."""
     gain = 1.0 / (1.0 - sigma + sigma / ratio)
-    return functional.avg_pool2d(latents, ratio) * gain, gain * sigma / ratio
+    return block_mean(latents, ratio) * gain, gain * sigma / ratio
 
 
 def pooled_velocity(sample: Tensor, velocity: Tensor, sigma: float, ratio: int) -> Tensor:
@@ -58,12 +59,12 @@ def pooled_velocity(sample: Tensor, velocity: Tensor, sigma: float, ratio: int) 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CoarseVelocity:
     """The coarse velocities of one stage of one request. ``inputs`` are the small grid's, latents
-    and timestep by name; ``kept`` is the velocity of the last full step [B,C,H,W] and what the
+    and timestep by name; ``kept`` is the velocity of the last full step [B,C,(F),H,W] and what the
     small grid said of it, None before the first.
     """
 
     runner: Runner
-    layout: Layout
+    patchifier: Patchifier
     grid: Grid
     small: Grid
     tokens: Tensor
@@ -72,22 +73,31 @@ class CoarseVelocity:
     kept: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, request: Request, index: int, runner: Runner, tokens: Tensor) -> Self:
-        """For the stage counted from 0 with ``tokens`` [B,N,4C]; ``runner`` is the small grid's."""
+    def of(
+        cls,
+        request: Request,
+        index: int,
+        runner: Runner,
+        tokens: Tensor,
+        inputs: Mapping[str, Tensor],
+    ) -> Self:
+        """For the stage counted from 0 with ``tokens`` [B,N,4C]; ``runner`` is the small
+        grid's, ``inputs`` the constant ones of a branch.
+        """
         grid, small = request.plan.stages[index].grid, request.plan.velocity_grid
         if small is None:
             raise ValueError("a plan without coarse velocities; expected one with that cache")
         own = tokens.new_empty(tokens.shape[0], small.tokens, tokens.shape[2])
         timestep = tokens.new_empty(tokens.shape[0])
-        named = {"latents": own, "timestep": timestep, **request.layout.tables(small)}
+        named = {"latents": own, "timestep": timestep, **whole_tables(request.patchifier, small, 0)}
         return cls(
             runner=runner,
-            layout=request.layout,
+            patchifier=request.patchifier,
             grid=grid,
             small=small,
             tokens=own,
             timestep=timestep,
-            inputs={**named, **request.inputs},
+            inputs={**named, **inputs},
         )
 
     def observe(self, tokens: Tensor, velocity: Tensor, sigma: float) -> float:
@@ -95,7 +105,7 @@ class CoarseVelocity:
         with torch.no_grad():
             pooled, seconds = self._ask(tokens, sigma)
             # Copies: both belong to runners that will be called again.
-            self.kept = self.layout.unpack(velocity, self.grid).clone(), pooled
+            self.kept = self.patchifier.unpack(velocity, self.grid).clone(), pooled
         return seconds
 
     def predict(self, tokens: Tensor, sigma: float) -> tuple[Tensor, float]:
@@ -106,16 +116,16 @@ class CoarseVelocity:
         with torch.no_grad():
             pooled, seconds = self._ask(tokens, sigma)
             changed = lift_nearest(pooled - before, VELOCITY_RATIO)
-            return self.layout.pack(velocity + changed).contiguous(), seconds
+            return self.patchifier.pack(velocity + changed).contiguous(), seconds
 
     def _ask(self, tokens: Tensor, sigma: float) -> tuple[Tensor, float]:
-        """The pooled velocity [B,C,H/r,W/r] at ``tokens``, by the small grid's engine."""
-        latents = self.layout.unpack(tokens, self.grid)
+        """The pooled velocity [B,C,(F),H/r,W/r] at ``tokens``, by the small grid's engine."""
+        latents = self.patchifier.unpack(tokens, self.grid)
         sample, level = pooled_sample(latents, sigma, VELOCITY_RATIO)
-        self.tokens.copy_(self.layout.pack(sample))
+        self.tokens.copy_(self.patchifier.pack(sample))
         self.timestep.fill_(level)
         began = perf_counter()
         outputs = self.runner(self.inputs)
         seconds = perf_counter() - began
-        velocity = self.layout.unpack(outputs["velocity"], self.small)
+        velocity = self.patchifier.unpack(outputs["velocity"], self.small)
         return pooled_velocity(sample, velocity, level, VELOCITY_RATIO), seconds

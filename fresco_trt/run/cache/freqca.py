@@ -6,7 +6,6 @@ continued are the other way round than by energy (:mod:`fresco_trt.run.cache.svd
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,24 +14,16 @@ from torch import Tensor
 
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.caching import DEFAULTS, CachePlan
-from fresco_trt.run.cache.base import check_order, empty_cache
+from fresco_trt.run.cache.base import Places, check_order, empty_cache
 from fresco_trt.run.cache.differences import Differences, Parts, continued, recursive
 from fresco_trt.run.cache.hicache import hermite_weights
+from fresco_trt.run.resample import dct
 
 REACH = 10
 """The low band's radius is the largest radius divided by this."""
 
 
 # --- the bands --------------------------------------------------------------------------------
-
-
-def dct(size: int, device: torch.device | None = None) -> Tensor:
-    """The orthonormal DCT-II as a matrix [size,size], float64: one frequency a row."""
-    position = torch.arange(size, dtype=torch.float64, device=device)
-    angles = torch.outer(position, 2 * position + 1).mul_(math.pi / (2 * size))
-    matrix = angles.cos_().mul_(math.sqrt(2 / size))
-    matrix[0] *= math.sqrt(0.5)
-    return matrix
 
 
 @lru_cache
@@ -77,7 +68,8 @@ def split(feature: Tensor, band: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FreqCaPredictor:
-    """A :class:`~fresco_trt.run.cache.base.Predictor` for a grid of ``rows`` x ``columns`` tokens.
+    """A :class:`~fresco_trt.run.cache.base.Predictor` for ``frames`` of ``rows`` x ``columns``
+    tokens.
 
     The high band goes as in :class:`~fresco_trt.run.cache.hicache.HiCachePredictor`, and for the
     same reason the axis is to count steps; at the default scale, the published code's 0.71, a slope
@@ -87,6 +79,7 @@ class FreqCaPredictor:
 
     rows: int
     columns: int
+    frames: int = 1
     order: int = 2
     scale: float = DEFAULTS["freqca"].scale
 
@@ -96,11 +89,13 @@ class FreqCaPredictor:
 
     def observe(self, state: Parts | None, feature: Tensor, at: float) -> Parts | None:
         """As in the protocol. Raises ValueError for another number of tokens than the grid's."""
-        if feature.ndim != 3 or feature.shape[1] != self.rows * self.columns:
-            given, grid = tuple(feature.shape), f"{self.rows}x{self.columns}"
+        each = self.rows * self.columns
+        if feature.ndim != 3 or feature.shape[1] != self.frames * each:
+            given, grid = tuple(feature.shape), f"{self.frames}x{self.rows}x{self.columns}"
             raise ValueError(f"a feature of shape {given}; expected [B,N,H] with N of {grid}")
         past = state.continued if state is not None else Differences()
-        low, high = split(feature, self._band(feature))
+        frames = feature.reshape(-1, each, feature.shape[-1])
+        low, high = split(frames, self._band(frames))
         return Parts(reused=low, continued=recursive(past, high, at, self.order))
 
     def predict(self, state: Parts | None, at: float) -> Tensor:
@@ -109,7 +104,8 @@ class FreqCaPredictor:
             raise empty_cache()
         high = continued(state.continued, hermite_weights(self.scale), at)
         with torch.no_grad():
-            return (self._band(high).T @ state.reused).add_(high)
+            frames = (self._band(high).T @ state.reused).add_(high)
+            return frames.reshape(-1, self.frames * high.shape[1], high.shape[2])
 
     def nbytes(self, feature_bytes: int) -> int:
         """The high band with its differences, and the low band's coefficients."""
@@ -120,8 +116,8 @@ class FreqCaPredictor:
         return low_band(self.rows, self.columns, like.dtype, like.device)
 
 
-def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -> FreqCaPredictor:
-    """Of a plan and a grid (rows, columns).
+def make(cache: CachePlan, grid: Places | None, basis: Tensor | None) -> FreqCaPredictor:
+    """Of a plan and a grid (frames, rows, columns).
 
     Raises IncompatibleOptions without a whole grid and for an order outside 1..3.
     """
@@ -132,5 +128,7 @@ def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -
             fix="use the cache 'taylor' or 'hicache', or a preset without mixed stages",
         )
     check_order(cache)
-    rows, columns = grid
-    return FreqCaPredictor(rows=rows, columns=columns, order=cache.order, scale=cache.scale)
+    frames, rows, columns = grid
+    return FreqCaPredictor(
+        frames=frames, rows=rows, columns=columns, order=cache.order, scale=cache.scale
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fresco_trt.plan.caching import DEFAULTS, CachePlan
-from fresco_trt.run.cache.base import check_order
+from fresco_trt.run.cache.base import Places, check_order
 from fresco_trt.run.cache.differences import Differences, Weights, continued, recursive
 
 
@@ -72,7 +72,7 @@ class HiCachePredictor:
         return (self.order + 1) * feature_bytes
 
 
-def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -> HiCachePredictor:
+def make(cache: CachePlan, grid: Places | None, basis: Tensor | None) -> HiCachePredictor:
     """Of a plan. Raises IncompatibleOptions for an order outside 1..3."""
     check_order(cache)
     return HiCachePredictor(order=cache.order, scale=cache.scale)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fresco_trt.plan.caching import CacheName, CachePlan
 from fresco_trt.run.cache import freqca, hicache, reuse, svd, taylor
-from fresco_trt.run.cache.base import Predictor
+from fresco_trt.run.cache.base import Places, Predictor
 
-Make: TypeAlias = Callable[[CachePlan, tuple[int, int] | None, Tensor | None], Predictor[Any]]
+Make: TypeAlias = Callable[[CachePlan, Places | None, Tensor | None], Predictor[Any]]
 
 PREDICTORS: Mapping[CacheName, Make] = {
     "reuse": reuse.make,
@@ -23,12 +23,10 @@ PREDICTORS: Mapping[CacheName, Make] = {
 """Makes a predictor from a plan, a grid and a basis: by the plan's name for it."""
 
 
-def predictor(
-    cache: CachePlan, *, grid: tuple[int, int] | None, basis: Tensor | None
-) -> Predictor[Any]:
+def predictor(cache: CachePlan, *, grid: Places | None, basis: Tensor | None) -> Predictor[Any]:
     """The predictor of a stage.
 
-    ``grid`` is (rows, columns) in tokens, or None where tokens of two sizes are mixed; only
+    ``grid`` is (frames, rows, columns) in tokens, or None where tokens of two sizes are mixed; only
     "freqca" reads it. ``basis`` is float32 [H,k] with orthonormal columns, on the features' device,
     or None where there is none; only "svd" reads it.
 

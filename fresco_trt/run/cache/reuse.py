@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fresco_trt.plan.caching import CachePlan
-from fresco_trt.run.cache.base import check_no_scale, check_order, empty_cache
+from fresco_trt.run.cache.base import Places, check_no_scale, check_order, empty_cache
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +38,7 @@ class ReusePredictor:
         return feature_bytes
 
 
-def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -> ReusePredictor:
+def make(cache: CachePlan, grid: Places | None, basis: Tensor | None) -> ReusePredictor:
     """Of a plan. Raises IncompatibleOptions for an order above 0 or a scale."""
     check_order(cache)
     check_no_scale(cache)

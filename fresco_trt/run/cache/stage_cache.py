@@ -50,7 +50,7 @@ class StageCache:
     def over(cls, plan: StagePlan, index: int, cache: CachePlan, basis: Tensor | None) -> Self:
         """An empty cache for a stage, whatever the plan's own is; raises as :meth:`of`."""
         grid = plan.stages[index].grid
-        places = None if plan.refined[index] else (grid.rows, grid.columns)
+        places = None if plan.refined[index] else (grid.frames, grid.rows, grid.columns)
         return cls(predictor(cache, grid=places, basis=basis), cache)
 
     def observe(self, feature: Tensor, step: int, sigma: float) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.caching import DEFAULTS, CachePlan
-from fresco_trt.run.cache.base import check_no_scale, check_order, empty_cache
+from fresco_trt.run.cache.base import Places, check_no_scale, check_order, empty_cache
 from fresco_trt.run.cache.differences import Differences, Parts, continued, divided, newton
 
 BETA = 0.9
@@ -152,7 +152,7 @@ class SvdPredictor:
         return feature_bytes + kept * -(-feature_bytes * rank // width)
 
 
-def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -> SvdPredictor:
+def make(cache: CachePlan, grid: Places | None, basis: Tensor | None) -> SvdPredictor:
     """Of a plan and a basis.
 
     Raises IncompatibleOptions without a basis, for a scale, for an order outside 1..3, and for any

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fresco_trt.plan.caching import CachePlan
-from fresco_trt.run.cache.base import check_no_scale, check_order
+from fresco_trt.run.cache.base import Places, check_no_scale, check_order
 from fresco_trt.run.cache.differences import (
     Differences,
     Weights,
@@ -74,7 +74,7 @@ class TaylorPredictor:
         return (self.order + 1) * feature_bytes
 
 
-def make(cache: CachePlan, grid: tuple[int, int] | None, basis: Tensor | None) -> TaylorPredictor:
+def make(cache: CachePlan, grid: Places | None, basis: Tensor | None) -> TaylorPredictor:
     """Of a plan. Raises IncompatibleOptions for an order outside 1..3 or a scale."""
     check_order(cache)
     check_no_scale(cache)

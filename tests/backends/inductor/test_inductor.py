@@ -38,8 +38,14 @@ from fresco_trt.errors import (
 from fresco_trt.lower import build
 from fresco_trt.lower.build import BuildRequest, run
 from fresco_trt.lower.weights import write_source
-from fresco_trt.models.flux import model as flux
 from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import (
+    load_transformer,
+    random_transformer,
+    transformer_from_folder,
+)
+from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 from fresco_trt.models.weights import BUNDLED
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.verify import verify_bundle
@@ -54,13 +60,13 @@ TINY = BUNDLED / "flux-tiny"
 TEXT, TOKENS = FLUX_TINY.text_tokens, 64
 
 SIGNATURES = {
-    "full": flux.full_signature(FLUX_TINY, TOKENS, TEXT),
-    "feature": flux.full_signature(FLUX_TINY, TOKENS, TEXT, feature=True),
-    "residual": flux.full_signature(FLUX_TINY, TOKENS, TEXT, feature=True, site="trunk"),
-    "bypass": flux.bypass_signature(FLUX_TINY, TOKENS, TEXT),
-    "trunk-bypass": flux.bypass_signature(FLUX_TINY, TOKENS, TEXT, site="trunk"),
-    "aligned": flux.full_signature(FLUX_TINY, TOKENS, TEXT, refined=2, feature=True),
-    "smaller": flux.bypass_signature(FLUX_TINY, 4, TEXT),
+    "full": full_signature(FLUX_TINY, TOKENS, TEXT),
+    "feature": full_signature(FLUX_TINY, TOKENS, TEXT, feature=True),
+    "residual": full_signature(FLUX_TINY, TOKENS, TEXT, feature=True, site="trunk"),
+    "bypass": bypass_signature(FLUX_TINY, TOKENS, TEXT),
+    "trunk-bypass": bypass_signature(FLUX_TINY, TOKENS, TEXT, site="trunk"),
+    "aligned": full_signature(FLUX_TINY, TOKENS, TEXT, refined=2, feature=True),
+    "smaller": bypass_signature(FLUX_TINY, 4, TEXT),
 }
 
 
@@ -103,7 +109,7 @@ class Built:
 
 def stage_graph(name: str, model: Any, source: Path) -> StageGraph:
     signature = SIGNATURES[name]
-    module = flux.graph_from_signature(model, signature)
+    module = graph_from_signature(model, signature)
     return StageGraph(
         name=name, signature=signature, module=module, onnx=None, weights=None, source=source
     )
@@ -112,7 +118,7 @@ def stage_graph(name: str, model: Any, source: Path) -> StageGraph:
 def own_weights(folder: Path) -> Path:
     """The bundled model with values that a compiler could fold into the code, were it to look."""
     shutil.copytree(TINY, folder)
-    model = flux.load_transformer(folder, FLUX_TINY)
+    model = load_transformer(folder, FLUX_TINY)
     for name, parameter in model.get_submodule("transformer_blocks.0").named_parameters():
         if parameter.ndim == 1:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
@@ -126,7 +132,7 @@ def engines_of(bundle: Path, folder: Path, told: list[tuple[str, float]]) -> dic
     for name in (FOLDER, BLOCKS):
         shutil.copytree(bundle / name, folder / name)
     source = folder / FOLDER
-    model = flux.transformer_from_folder(source)
+    model = transformer_from_folder(source)
     options = BuildOptions(folder=folder, progress=lambda *said: told.append(said), threads=1)
     graphs = [stage_graph(name, model, source) for name in SIGNATURES]
     built = [(graph, InductorBackend().build(graph, options)) for graph in graphs]
@@ -314,7 +320,7 @@ def test_all_stages_and_layers_read_the_weights_where_they_are(
             assert torch.allclose(new["velocity"], old + 1.0, atol=1e-5)
         for engine, old, new in zip(engines[:2], before[:2], after[:2], strict=True):
             assert not torch.allclose(new["velocity"], old + 1.0, atol=1e-3)
-            graph = flux.graph_from_signature(held[0], engine.signature)
+            graph = graph_from_signature(held[0], engine.signature)
             with torch.no_grad():
                 expected = graph(*engine.inputs().values())
             assert torch.allclose(new["velocity"], expected[0], atol=1e-4)
@@ -325,7 +331,7 @@ def test_a_child_process_gives_the_names_of_the_weights(
 ) -> None:
     monkeypatch.setattr(inductor_probe, "_PROVEN", set())
     (name,) = (name for name in built.engines["full"].files if "single-64" in name)
-    block = flux.transformer_from_folder(built.folder / FOLDER).single_transformer_blocks[0]
+    block = transformer_from_folder(built.folder / FOLDER).single_transformer_blocks[0]
     found = inductor_probe.constants_of(built.folder / name, "cuda")
     assert {each.removeprefix("block.") for each in found} == {
         n for n, _ in block.named_parameters()
@@ -428,7 +434,7 @@ def test_code_of_another_transformer_is_refused(built: Built, copied: Path) -> N
     """File names go by what the code relies on, so code that does not fit is never run."""
     wider = replace(FLUX_TINY, hidden=256, heads=8)
     shutil.rmtree(copied / FOLDER)
-    write_source(flux.random_transformer(wider), copied / FOLDER)
+    write_source(random_transformer(wider), copied / FOLDER)
     with (
         pytest.raises(EngineFailed, match=r"has no blocks/condition"),
         InductorBackend().load(copied, built.engines["full"]),
@@ -458,7 +464,7 @@ def test_options_it_cannot_honour_are_refused(built: Built, tmp_path: Path) -> N
         with pytest.raises(UnsupportedPrecision, match="expected one of fp32"):
             backend.build(graph, BuildOptions(folder=tmp_path, precision=precision))
     assert list(tmp_path.iterdir()) == []
-    half = flux.random_transformer(FLUX_TINY, dtype=torch.bfloat16)
+    half = random_transformer(FLUX_TINY, dtype=torch.bfloat16)
     graph = replace(graph, source=write_source(half, tmp_path / "half"))
     with pytest.raises(BuildError, match="stored as BF16; expected F32"):
         backend.build(graph, BuildOptions(folder=tmp_path))

@@ -15,8 +15,11 @@ from fresco_trt.backends.inductor import build as inductor_build
 from fresco_trt.backends.inductor.backend import HOST, InductorBackend
 from fresco_trt.backends.inductor.host import check_host, this_host, write_host
 from fresco_trt.errors import BuildError, EnvironmentMismatch
-from fresco_trt.models.flux import model as flux
+from fresco_trt.models.flux.blocks import cut
 from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import full_signature
 
 
 def test_a_processor_that_is_able_to_more_is_fine(tmp_path: Path) -> None:
@@ -62,10 +65,10 @@ def test_no_source_is_packed_and_its_name_only_where_torch_looks_for_it(
 
 
 def test_layers_that_differ_in_shape_share_no_code(tmp_path: Path) -> None:
-    wider = flux.random_transformer(replace(FLUX_TINY, hidden=256, heads=8))
-    model: Any = flux.random_transformer(FLUX_TINY)
+    wider = random_transformer(replace(FLUX_TINY, hidden=256, heads=8))
+    model: Any = random_transformer(FLUX_TINY)
     model.transformer_blocks[1] = wider.get_submodule("transformer_blocks.1")
-    signature = flux.full_signature(FLUX_TINY, 64, FLUX_TINY.text_tokens)
-    part = flux.cut(flux.graph_from_signature(model, signature), signature).parts[2]
+    signature = full_signature(FLUX_TINY, 64, FLUX_TINY.text_tokens)
+    part = cut(graph_from_signature(model, signature), signature).parts[2]
     with pytest.raises(BuildError, match="double-64 are of different shapes"):
         inductor._compile_once(part, BuildOptions(folder=tmp_path))

@@ -20,7 +20,7 @@ from fresco_trt.errors import BuildError, EnvironmentMismatch
 from fresco_trt.lower.build import BuildRequest, run
 from fresco_trt.lower.export import export_stages
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import full_signature, stage_signature
+from fresco_trt.models.flux.signatures import full_signature, stage_signature
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.run.sampler import engine_name
 
@@ -107,7 +107,9 @@ def test_a_bundle_of_profiles_holds_the_weights_once(tmp_path: Path) -> None:
     assert weights < sizes["full.sm89.plan"] < 2 * weights  # kernels for both stages included
     assert sizes["bypass.sm89.plan"] < 0.2 * weights
     for index, action in bundle.plan.graphs:
-        wanted = stage_signature(FLUX_TINY, bundle.plan, index, FLUX_TINY.text_tokens, action)
+        wanted = stage_signature(
+            FLUX_TINY, bundle.plan, index, action, text_tokens=FLUX_TINY.text_tokens
+        )
         assert engines[engine_name(index, action)].signature == wanted
 
 

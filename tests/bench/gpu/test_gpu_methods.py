@@ -37,9 +37,11 @@ from fresco_trt.bench.gpu.methods import (
     staged_method,
 )
 from fresco_trt.errors import DiskFull, IncompatibleOptions, OutOfDeviceMemory
-from fresco_trt.models.flux import model as flux
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
-from fresco_trt.models.flux.model import FluxLayout
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import bypass_signature
+from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.pipelines.image import HeldLayout
 from fresco_trt.plan.making import make_plan
 from tests.backends.host_device import HostDevice
@@ -62,9 +64,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 @pytest.mark.parametrize("captures", [True, False])
 def test_an_engine_is_timed_and_compared_once_it_is_captured(captures: bool) -> None:
     device = HostDevice()
-    signature = flux.bypass_signature(FLUX_TINY, 4, FLUX_TINY.text_tokens)
-    transformer = flux.random_transformer(FLUX_TINY, layers=(1, 1))
-    with module_runner(flux.graph_from_signature(transformer, signature), signature) as inner:
+    signature = bypass_signature(FLUX_TINY, 4, FLUX_TINY.text_tokens)
+    transformer = random_transformer(FLUX_TINY, layers=(1, 1))
+    with module_runner(graph_from_signature(transformer, signature), signature) as inner:
         graph = Graph("4-bypass", device, captures=captures)
         open_session = partial(replayed, inner, signature, graph)
         with EngineRunner(signature, open_session, replays=graph.is_captured) as runner:
@@ -121,7 +123,7 @@ def test_the_plain_pipeline_and_one_static_engine_draw_the_same(workshop: Worksh
     """The pipeline is put together without encoders and decoder; its schedule is the model's."""
     transformer, inputs = workshop.transformer(), conditioning(SUBJECT)
     plan = make_plan(SUBJECT.facts, stages=1, steps=STEPS, size=SUBJECT.size)
-    layout = FluxLayout(facts=SUBJECT.facts, text_tokens=SUBJECT.facts.text_tokens)
+    layout = FluxPatchifier(SUBJECT.facts, SUBJECT.facts.text_tokens)
     ((kind, signature),) = engines_of(SUBJECT.facts, [plan]).items()
     workshop.build(kind, signature, transformer)
     with ExitStack() as scope:
@@ -217,7 +219,7 @@ def test_a_cpu_has_no_card_and_a_resident_set() -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_has_its_own_clock_memory_and_random_weights() -> None:
-    from fresco_trt.models.flux.model import random_transformer
+    from fresco_trt.models.flux.loading import random_transformer
 
     facts, before = device_facts("cuda"), memory_in_use("cuda")
     model = random_transformer(SUBJECT.facts, dtype=torch.bfloat16, device="cuda")

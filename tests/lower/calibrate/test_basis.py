@@ -17,7 +17,7 @@ from fresco_trt.lower.calibrate import basis as calibration_basis
 from fresco_trt.lower.calibrate.basis import Reference, measure_basis, read_prompts
 from fresco_trt.lower.calibrate.trajectories import features, in_full
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import load_transformer
+from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.weights import BUNDLED, weights_digest
 from fresco_trt.plan.caching import CacheChoice, spelt_actions
 

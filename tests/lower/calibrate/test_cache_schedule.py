@@ -16,7 +16,7 @@ from fresco_trt.lower.calibrate.basis import Reference
 from fresco_trt.lower.calibrate.cache_schedule import measure_cache_schedule
 from fresco_trt.lower.calibrate.options import Options
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.model import load_transformer
+from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.weights import BUNDLED, weights_digest
 from fresco_trt.plan.caching import DEFAULTS
 from fresco_trt.plan.stages import StagePlan

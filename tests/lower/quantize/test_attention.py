@@ -29,12 +29,9 @@ from fresco_trt.lower.quantize.attention import attention_scales, quantise_atten
 from fresco_trt.lower.quantize.qdq import Quantizer
 from fresco_trt.lower.quantize.simulation import RoundedProducts
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
-from fresco_trt.models.flux.model import (
-    full_signature,
-    graph_from_signature,
-    load_transformer,
-    stage_signature,
-)
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import load_transformer
+from fresco_trt.models.flux.signatures import full_signature, stage_signature
 from fresco_trt.models.weights import BUNDLED, weights_digest
 from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.signature import GraphSignature
@@ -70,7 +67,7 @@ def stage_graph(
     signature: GraphSignature | None = None, model: nn.Module = MODEL, **options: Any
 ) -> StageGraph:
     """A full graph, the second stage's by default, not exported."""
-    wanted = signature or stage_signature(FLUX_TINY, PLAN, 1, TEXT)
+    wanted = signature or stage_signature(FLUX_TINY, PLAN, 1, text_tokens=TEXT)
     return StageGraph(
         name="stage2.full",
         signature=wanted,
@@ -242,7 +239,9 @@ def test_without_its_ranges_the_graph_is_the_plain_recipes(measured: Amax, tmp_p
 
 
 def test_a_graph_of_several_token_counts_has_the_same_nodes(measured: Amax, tmp_path: Path) -> None:
-    signatures = tuple(stage_signature(FLUX_TINY, PLAN, stage, TEXT) for stage in (0, 1))
+    signatures = tuple(
+        stage_signature(FLUX_TINY, PLAN, stage, text_tokens=TEXT) for stage in (0, 1)
+    )
     graph = exported(stage_graph(profiles=signatures), tmp_path, measured)
     assert quantising(graph) == dict.fromkeys(BLOCKS, 4)
 

@@ -33,12 +33,9 @@ from fresco_trt.lower.quantize.qdq import Quantizer, encode, input_scale
 from fresco_trt.lower.quantize.simulation import RoundedLinear, simulate
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
-from fresco_trt.models.flux.model import (
-    graph_from_signature,
-    load_transformer,
-    stage_signature,
-    transformer_from_folder,
-)
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import load_transformer, transformer_from_folder
+from fresco_trt.models.flux.signatures import stage_signature
 from fresco_trt.models.fp8 import Fp8Linear
 from fresco_trt.models.weights import BUNDLED, weights_digest
 from fresco_trt.plan.recipes import RECIPES, Recipe
@@ -119,12 +116,12 @@ def inputs() -> dict[str, Tensor]:
 
 
 def ordered(inputs: dict[str, Tensor]) -> list[Tensor]:
-    signature = stage_signature(FLUX_TINY, PLAN, 1, FLUX_TINY.text_tokens)
+    signature = stage_signature(FLUX_TINY, PLAN, 1, text_tokens=FLUX_TINY.text_tokens)
     return [inputs[spec.name] for spec in signature.inputs]
 
 
 def velocity(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    signature = stage_signature(FLUX_TINY, PLAN, 1, FLUX_TINY.text_tokens)
+    signature = stage_signature(FLUX_TINY, PLAN, 1, text_tokens=FLUX_TINY.text_tokens)
     with torch.no_grad():
         result: Tensor = graph_from_signature(model, signature)(*ordered(inputs))[0]
     return result
@@ -132,7 +129,7 @@ def velocity(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 def stage_graph(stage: int, model: nn.Module = MODEL) -> StageGraph:
     """The full graph of a stage counted from 1, not exported."""
-    signature = stage_signature(FLUX_TINY, PLAN, stage - 1, FLUX_TINY.text_tokens)
+    signature = stage_signature(FLUX_TINY, PLAN, stage - 1, text_tokens=FLUX_TINY.text_tokens)
     return StageGraph(
         name=f"stage{stage}.full",
         signature=signature,

@@ -179,7 +179,7 @@ def test_torchs_engines_multiply_fp8_codes(tmp_path: Path) -> None:
 def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -> None:
     from fresco_trt.lower.calibrate.amax import measure_amax
     from fresco_trt.models.flux.facts import FLUX_TINY
-    from fresco_trt.models.flux.model import load_transformer
+    from fresco_trt.models.flux.loading import load_transformer
     from fresco_trt.models.weights import BUNDLED, weights_digest
     from fresco_trt.plan.recipes import RECIPES
 

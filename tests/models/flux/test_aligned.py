@@ -17,16 +17,19 @@ from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.bench.engines import Engine
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.lower.export import export_stages
-from fresco_trt.models.flux import model as flux
 from fresco_trt.models.flux.aligned import AlignedGraph, AlignedProcessor, MixedOrder
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
+from fresco_trt.models.flux.graph import FullGraph, graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import COARSE_ROPE, full_signature
+from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.plan.grid import Grid
 from fresco_trt.run.mixed import Mixed
 from fresco_trt.run.positions import mixed_tables
 
 TEXT = 5
 FACTS = replace(FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=TEXT)
-LAYOUT = flux.FluxLayout(facts=FACTS, text_tokens=TEXT)
+PATCHIFIER = FluxPatchifier(FACTS, TEXT)
 COARSE = Grid(height=4, width=6, scale=0.5)
 FINE = Grid(height=8, width=12, scale=1.0)
 REFINED = [1, 5]
@@ -44,12 +47,12 @@ def mixed_of(refined: list[int]) -> Mixed:
 
 
 def rope_of(refined: list[int]) -> tuple[Tensor, ...]:
-    tables = mixed_tables(LAYOUT, mixed_of(refined), "aligned")
-    return tuple(tables[name] for name in ("rope_cos", "rope_sin", *flux.COARSE_ROPE))
+    tables = mixed_tables(PATCHIFIER, mixed_of(refined), "aligned")
+    return tuple(tables[name] for name in ("rope_cos", "rope_sin", *COARSE_ROPE))
 
 
 def model_of(seed: int = 0) -> Any:
-    return flux.random_transformer(FACTS, seed=seed)
+    return random_transformer(FACTS, seed=seed)
 
 
 def attention(kind: str, processor: Any, joint: Tensor, rope: tuple[Tensor, ...]) -> Tensor:
@@ -130,7 +133,7 @@ def test_coarse_queries_see_a_whole_coarse_grid(kind: str) -> None:
     text, tokens = whole[:, :TEXT], whole[:, TEXT:]
     children = tokens[:, REFINED].repeat_interleave(4, dim=1)
     joint = torch.cat([text, tokens[:, KEPT], children], dim=1)
-    tables = LAYOUT.tables(COARSE)
+    tables = PATCHIFIER.tables(PATCHIFIER.positions(COARSE))
     expected = ordinary(kind, whole, (tables["rope_cos"], tables["rope_sin"]))[:, TEXT:][:, KEPT]
     own = slice(TEXT, ORDER.fine)
 
@@ -150,18 +153,18 @@ def test_coarse_queries_see_a_whole_coarse_grid(kind: str) -> None:
 
 def graph_of(refined: int = 2, tokens: int = 12, **choices: Any) -> tuple[Any, Any]:
     """The graph of a signature, both for batches of two."""
-    signature = flux.full_signature(FACTS, tokens, TEXT, refined=refined, batch=2, **choices)
-    return flux.graph_from_signature(model_of(), signature), signature
+    signature = full_signature(FACTS, tokens, TEXT, refined=refined, batch=2, **choices)
+    return graph_from_signature(model_of(), signature), signature
 
 
 def example(signature: Any, refined: list[int]) -> dict[str, Tensor]:
     inputs = {spec.name: torch.randn(spec.shape) for spec in signature.inputs}
     inputs["timestep"] = torch.rand(inputs["timestep"].shape)
-    return inputs | mixed_tables(LAYOUT, mixed_of(refined), "aligned")
+    return inputs | mixed_tables(PATCHIFIER, mixed_of(refined), "aligned")
 
 
 def test_the_signature_has_tables_of_both_frames() -> None:
-    dev = flux.full_signature(FLUX_DEV, 768 + 4 * 256, 512, refined=256)
+    dev = full_signature(FLUX_DEV, 768 + 4 * 256, 512, refined=256)
     assert [str(spec) for spec in dev.inputs[-4:]] == [
         "rope_cos float32[2304,128]",
         "rope_sin float32[2304,128]",
@@ -170,7 +173,7 @@ def test_the_signature_has_tables_of_both_frames() -> None:
     ]
     for refined in (-1, 4):
         with pytest.raises(InvalidPlan, match="15 tokens"):
-            flux.full_signature(FLUX_DEV, 15, 512, refined=refined)
+            full_signature(FLUX_DEV, 15, 512, refined=refined)
 
 
 @pytest.mark.parametrize(("tokens", "refined"), [(12, 2), (9, 1), (24, 6), (21, 5)])
@@ -188,7 +191,7 @@ def test_a_whole_fine_grid_is_the_ordinary_graph() -> None:
     graph, signature = graph_of(COARSE.tokens, FINE.tokens)
     inputs = example(signature, list(range(COARSE.tokens)))
     (found,) = graph(*inputs.values())
-    (expected,) = flux.full_graph(model_of())(*list(inputs.values())[:-2])
+    (expected,) = FullGraph(model_of())(*list(inputs.values())[:-2])
     torch.testing.assert_close(found, expected, **CLOSE)
 
 
@@ -204,7 +207,7 @@ def test_every_input_matters() -> None:
 def test_tables_of_another_mixed_grid_are_refused() -> None:
     graph, signature = graph_of()
     inputs = example(signature, REFINED)
-    one_more = mixed_tables(LAYOUT, mixed_of([0, 1, 5]), "aligned")
+    one_more = mixed_tables(PATCHIFIER, mixed_of([0, 1, 5]), "aligned")
     with pytest.raises(RuntimeError):
         graph(*(inputs | one_more).values())
     with pytest.raises(TypeError, match="7 inputs given; expected 9"):
@@ -220,7 +223,7 @@ def test_the_order_of_tokens_and_of_families_is_no_matter() -> None:
     families = torch.cat([rows[: TEXT + 4], torch.tensor([TEXT + 5, TEXT + 4])])
     moved = {"latents": inputs["latents"][:, order]}
     moved |= {name: inputs[name][rows] for name in ("rope_cos", "rope_sin")}
-    moved |= {name: inputs[name][families] for name in flux.COARSE_ROPE}
+    moved |= {name: inputs[name][families] for name in COARSE_ROPE}
     (permuted,) = graph(*(inputs | moved).values())
     torch.testing.assert_close(permuted, velocity[:, order], **CLOSE)
 
@@ -230,7 +233,7 @@ def test_half_precision_weights_keep_float32_inputs_and_outputs() -> None:
     inputs = example(signature, REFINED)
     (exact,) = graph(*inputs.values())
     half = Module.to(model_of(), torch.bfloat16)
-    (velocity,) = flux.graph_from_signature(half, signature)(*inputs.values())
+    (velocity,) = graph_from_signature(half, signature)(*inputs.values())
     assert velocity.dtype == torch.float32
     assert 0 < (velocity - exact).abs().max() < 0.1
 
@@ -240,11 +243,11 @@ def test_half_precision_weights_keep_float32_inputs_and_outputs() -> None:
 
 def test_other_graphs_over_the_transformer_stay_as_they_are() -> None:
     model = model_of()
-    signature = flux.full_signature(FACTS, 12, TEXT, refined=2)
+    signature = full_signature(FACTS, 12, TEXT, refined=2)
     inputs = example(signature, REFINED)
-    plain, given = flux.full_graph(model), list(inputs.values())[:-2]
+    plain, given = FullGraph(model), list(inputs.values())[:-2]
     (before,) = plain(*given)
-    aligned = flux.graph_from_signature(model, signature)
+    aligned = graph_from_signature(model, signature)
     aligned(*inputs.values())
     assert torch.equal(plain(*given)[0], before)
     mine, others = dict(aligned.named_parameters()), dict(plain.named_parameters())
@@ -255,14 +258,14 @@ def test_other_graphs_over_the_transformer_stay_as_they_are() -> None:
 def test_exported_it_is_the_eager_graph_over_the_same_file_of_weights(tmp_path: Path) -> None:
     model = model_of()
     signatures = {
-        "stage1.full": flux.full_signature(FACTS, 6, TEXT),
-        "stage2.full": flux.full_signature(FACTS, 12, TEXT, refined=2),
+        "stage1.full": full_signature(FACTS, 6, TEXT),
+        "stage2.full": full_signature(FACTS, 12, TEXT, refined=2),
     }
     graphs = [
         StageGraph(
             name=name,
             signature=signature,
-            module=flux.graph_from_signature(model, signature),
+            module=graph_from_signature(model, signature),
             onnx=None,
             weights=None,
             source=tmp_path,

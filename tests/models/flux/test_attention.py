@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fresco_trt.bench.gpu.engines import example_inputs
-from fresco_trt.models.flux import model as flux
 from fresco_trt.models.flux.attention import attention_paths, products_of, put_products
 from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import full_signature
 
 TEXT = 5
 FACTS = replace(FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=TEXT)
@@ -36,15 +38,15 @@ class Products(nn.Module):
 
 
 def velocity(model: nn.Module, grid: dict[str, Any]) -> Tensor:
-    signature = flux.full_signature(FACTS, 12, TEXT, **grid)
+    signature = full_signature(FACTS, 12, TEXT, **grid)
     with torch.no_grad():
         inputs = example_inputs(signature, "cpu").values()
-        found: Tensor = flux.graph_from_signature(model, signature)(*inputs)[0]
+        found: Tensor = graph_from_signature(model, signature)(*inputs)[0]
     return found
 
 
 def model_of(products: Products | None = None) -> Any:
-    model = flux.random_transformer(FACTS, seed=0)
+    model = random_transformer(FACTS, seed=0)
     for path in PATHS if products is not None else ():
         put_products(model.get_submodule(path), products)
     return model

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fresco_trt.models.flux import model as flux
-from fresco_trt.models.flux.blocks import Cut
+from fresco_trt.models.flux.blocks import FluxCut, cut
 from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 from fresco_trt.plan.signature import GraphSignature
 
 FACTS = replace(
@@ -20,12 +22,12 @@ FACTS = replace(
 TOKENS = 12
 
 SIGNATURES = {
-    "full": flux.full_signature(FACTS, TOKENS, 5, batch=2),
-    "feature": flux.full_signature(FACTS, TOKENS, 5, feature=True),
-    "residual": flux.full_signature(FACTS, TOKENS, 5, feature=True, site="trunk"),
-    "bypass": flux.bypass_signature(FACTS, TOKENS, 5),
-    "trunk bypass": flux.bypass_signature(FACTS, TOKENS, 5, site="trunk"),
-    "aligned": flux.full_signature(FACTS, TOKENS, 5, refined=2, feature=True),
+    "full": full_signature(FACTS, TOKENS, 5, batch=2),
+    "feature": full_signature(FACTS, TOKENS, 5, feature=True),
+    "residual": full_signature(FACTS, TOKENS, 5, feature=True, site="trunk"),
+    "bypass": bypass_signature(FACTS, TOKENS, 5),
+    "trunk bypass": bypass_signature(FACTS, TOKENS, 5, site="trunk"),
+    "aligned": full_signature(FACTS, TOKENS, 5, refined=2, feature=True),
 }
 
 
@@ -34,12 +36,12 @@ def inputs_of(signature: GraphSignature) -> dict[str, Tensor]:
     return {spec.name: torch.randn(spec.shape, generator=generator) for spec in signature.inputs}
 
 
-def cut_of(model: Any, signature: GraphSignature) -> tuple[Any, Cut]:
-    graph = flux.graph_from_signature(model, signature)
-    return graph, flux.cut(graph, signature)
+def cut_of(model: Any, signature: GraphSignature) -> tuple[Any, FluxCut]:
+    graph = graph_from_signature(model, signature)
+    return graph, cut(graph, signature)
 
 
-def layers_of(parts: Cut) -> dict[str, Any]:
+def layers_of(parts: FluxCut) -> dict[str, Any]:
     return {part.kind: part.layers for part in parts.parts}
 
 
@@ -47,7 +49,7 @@ def layers_of(parts: Cut) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_parts_make_up_the_graph_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
     signature = SIGNATURES[kind]
-    graph, parts = cut_of(flux.random_transformer(FACTS, dtype=dtype), signature)
+    graph, parts = cut_of(random_transformer(FACTS, dtype=dtype), signature)
     inputs = inputs_of(signature)
     with torch.no_grad():
         expected = graph(*inputs.values())
@@ -58,7 +60,7 @@ def test_parts_make_up_the_graph_bit_for_bit(kind: str, dtype: torch.dtype) -> N
 
 def test_a_model_of_single_stream_blocks_alone_is_cut_too() -> None:
     signature = SIGNATURES["residual"]
-    model = flux.random_transformer(FACTS, layers=(0, 2))
+    model = random_transformer(FACTS, layers=(0, 2))
     graph, parts = cut_of(model, signature)
     inputs = inputs_of(signature)
     with torch.no_grad():
@@ -70,7 +72,7 @@ def test_a_model_of_single_stream_blocks_alone_is_cut_too() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", SIGNATURES)
 def test_every_layer_keeps_to_its_signature(kind: str, dtype: str) -> None:
-    model = flux.random_transformer(FACTS, dtype=getattr(torch, dtype))
+    model = random_transformer(FACTS, dtype=getattr(torch, dtype))
     for part in cut_of(model, SIGNATURES[kind])[1].parts:
         inputs = [
             torch.ones(spec.shape, dtype=getattr(torch, spec.dtype))
@@ -86,7 +88,7 @@ def test_every_layer_keeps_to_its_signature(kind: str, dtype: str) -> None:
 
 
 def test_a_part_serves_every_block_of_its_kind() -> None:
-    model = flux.random_transformer(FACTS)
+    model = random_transformer(FACTS)
     wanted = {"condition": 1, "enter": 1, "double": 2, "single": 3, "leave": 1}
     found = cut_of(model, SIGNATURES["full"])[1].parts
     assert {part.kind: len(part.layers) for part in found} == wanted
@@ -100,7 +102,7 @@ def test_a_part_serves_every_block_of_its_kind() -> None:
 
 def test_only_what_differs_has_another_name_or_signature() -> None:
     """What two graphs of one size have in common is the same part, to be compiled once."""
-    model = flux.random_transformer(FACTS)
+    model = random_transformer(FACTS)
     known: dict[str, GraphSignature] = {}
     for kind in ("feature", "residual", "bypass", "trunk bypass", "aligned"):
         for part in cut_of(model, SIGNATURES[kind])[1].parts:
@@ -111,7 +113,7 @@ def test_only_what_differs_has_another_name_or_signature() -> None:
 
 @pytest.mark.parametrize("kind", SIGNATURES)
 def test_weights_are_the_transformers_own(kind: str) -> None:
-    model = flux.random_transformer(FACTS)
+    model = random_transformer(FACTS)
     own = {value.data_ptr() for value in model.state_dict().values()}
     parts = cut_of(model, SIGNATURES[kind])[1].parts
     used = [v.data_ptr() for p in parts for layer in p.layers for v in layer.state_dict().values()]

@@ -20,8 +20,8 @@ from fresco_trt.models.flux.components import (
     FluxEncoder,
     FluxPrompt,
     PromptWarning,
-    find_codec,
     find_pipeline,
+    find_vae,
     no_bar,
 )
 from fresco_trt.models.flux.facts import FLUX_TINY
@@ -287,11 +287,11 @@ def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("inside", [".", "vae", "transformer"])
 def test_the_codec_is_the_given_one_or_the_bundled_one(tmp_path: Path, inside: str) -> None:
-    assert find_codec(None, "flux-tiny") == TINY
+    assert find_vae(None, "flux-tiny") == TINY
     own = tmp_path / "own"
     shutil.copytree(TINY / "vae", own / "vae")
     (own / "transformer").mkdir()
-    assert find_codec(str(own / inside), "flux-tiny").resolve() == own
+    assert find_vae(str(own / inside), "flux-tiny").resolve() == own
 
 
 @pytest.mark.parametrize("weights", [None, "random", "absent", "here", "file.safetensors"])
@@ -306,7 +306,7 @@ def test_no_codec_stands_in_for_another(
     (tmp_path / "file.safetensors").touch()
     model = "flux" if weights is None else "flux-tiny"
     with pytest.raises(WeightsNotFound, match="no VAE for flux") as caught:
-        find_codec(weights, model)
+        find_vae(weights, model)
     assert str(BUNDLED / "flux" if weights is None else weights) in caught.value.given
 
 
@@ -348,7 +348,7 @@ STUDENT = BUNDLED / "flux-tiny-turbo"
 def test_a_student_draws_with_the_parts_it_says_it_shares(weights: str | None) -> None:
     assert find_pipeline(weights, "flux-tiny-turbo") == TINY
     if weights != "random":
-        assert find_codec(weights, "flux-tiny-turbo") == TINY
+        assert find_vae(weights, "flux-tiny-turbo") == TINY
 
 
 def test_a_folder_says_for_itself_whose_parts_it_shares(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_a_folder_says_for_itself_whose_parts_it_shares(tmp_path: Path) -> None:
     assert components_folder(own) == own
     (own / SHARES_NAME).write_text('{"parts_of": "flux-tiny"}')
     assert components_folder(own) == TINY
-    assert find_codec(str(own), "flux") == TINY  # what the folder says, whatever the model is
+    assert find_vae(str(own), "flux") == TINY  # what the folder says, whatever the model is
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ from fresco_trt.errors import PlanError
 from fresco_trt.models.flux.config import transformer_config
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_FACTS, FLUX_SCHNELL, FLUX_TINY
 from fresco_trt.models.flux.layers import (
-    format_blocks,
     graph_parameters,
     linear_layers,
-    parse_blocks,
     with_blocks,
 )
+from fresco_trt.plan.depth import format_blocks, parse_blocks
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.recipes import RECIPES, kept_by
 
@@ -97,13 +96,13 @@ def test_fewer_blocks_keep_every_width(blocks: tuple[int, int]) -> None:
     assert parse_blocks(format_blocks(blocks)) == blocks
 
 
-@pytest.mark.parametrize("blocks", [(0, 1), (1, 0), (20, 1), (1, 39)])
-def test_a_depth_that_the_model_has_not_is_refused(blocks: tuple[int, int]) -> None:
+@pytest.mark.parametrize("blocks", [(0, 1), (1, 0), (20, 1), (1, 39), (1,), (1, 1, 1)])
+def test_a_depth_that_the_model_has_not_is_refused(blocks: tuple[int, ...]) -> None:
     with pytest.raises(PlanError, match=r"from 1,1 to 19,38"):
         with_blocks(FLUX_DEV, blocks)
 
 
-@pytest.mark.parametrize("text", ["", "1", "1,", "1,1,1", "-1,1", "1.0,1", "a,b", "1,1" * 100])
+@pytest.mark.parametrize("text", ["", "1,", ",1", "-1,1", "1.0,1", "a,b", "1,1" * 100])
 def test_a_depth_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(PlanError, match="--blocks 1,1"):
         parse_blocks(text)

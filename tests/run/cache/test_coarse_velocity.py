@@ -15,12 +15,10 @@ from torch.nn import functional
 from fresco_trt.backends.base import EngineRunner
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.errors import IncompatibleOptions, InvalidPlan, PlanError
-from fresco_trt.models.flux.model import (
-    FluxLayout,
-    graph_from_signature,
-    load_transformer,
-    stage_signature,
-)
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import load_transformer
+from fresco_trt.models.flux.signatures import stage_signature
+from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.caching import CacheChoice, CachePlan
 from fresco_trt.plan.cost import cache_bytes, flops_of_step, plan_cost, stage_flops
@@ -29,12 +27,12 @@ from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.plan.stages import StagePlan
 from fresco_trt.run.cache.coarse_velocity import pooled_sample, pooled_velocity
 from fresco_trt.run.noise import NoisePyramid
-from fresco_trt.run.sampler import Step, engine_name, sample
+from fresco_trt.run.sampler import Conditioning, Step, engine_name, sample
 
 FACTS = replace(
     model_facts("flux-tiny"), hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=5
 )
-LAYOUT = FluxLayout(facts=FACTS, text_tokens=FACTS.text_tokens)
+PATCHIFIER = FluxPatchifier(FACTS, FACTS.text_tokens)
 MODEL = load_transformer("random", FACTS, seed=3)
 SIZE = (64, 64)
 SIGMAS = (0.999, 0.9, 0.5, 0.1)
@@ -57,7 +55,7 @@ def inputs_of() -> dict[str, Tensor]:
 def sampled(plan: StagePlan, runners: Mapping[str, Any], seed: int = 0) -> list[Step]:
     pyramid = NoisePyramid.of_plan(plan, seed, channels=FACTS.latent_channels, device="cpu")
     steps = []
-    for step in sample(plan, runners, inputs_of(), pyramid, LAYOUT):
+    for step in sample(plan, runners, Conditioning(inputs=inputs_of()), pyramid, PATCHIFIER):
         steps.append(replace(step, tokens=step.tokens.clone(), velocity=step.velocity.clone()))
     return steps
 
@@ -66,7 +64,7 @@ def drawn(plan: StagePlan, seed: int = 0) -> list[Step]:
     with ExitStack() as scope:
         runners = {}
         for index, action in plan.graphs:
-            signature = stage_signature(FACTS, plan, index, FACTS.text_tokens, action)
+            signature = stage_signature(FACTS, plan, index, action, text_tokens=FACTS.text_tokens)
             graph = graph_from_signature(MODEL, signature)
             runners[engine_name(index, action)] = scope.enter_context(
                 module_runner(graph, signature)
@@ -87,13 +85,13 @@ class Field:
         rows = int(tokens.shape[1] ** 0.5)
         grid = plan_of("FB").stages[0].grid
         grid = replace(grid, height=2 * rows, width=2 * rows)
-        return {"velocity": LAYOUT.pack(self._flow(LAYOUT.unpack(tokens, grid), sigma))}
+        return {"velocity": PATCHIFIER.pack(self._flow(PATCHIFIER.unpack(tokens, grid), sigma))}
 
 
 def fields(plan: StagePlan, flow: Any) -> dict[str, Field]:
     return {
         engine_name(index, action): Field(
-            stage_signature(FACTS, plan, index, FACTS.text_tokens, action), flow
+            stage_signature(FACTS, plan, index, action, text_tokens=FACTS.text_tokens), flow
         )
         for index, action in plan.graphs
     }
@@ -167,7 +165,7 @@ def test_a_step_changes_by_what_the_small_grid_says_and_by_nothing_within_a_cell
     plan = plan_of("FB")
     grid = plan.stages[0].grid
     first, second = drawn(plan)
-    change = LAYOUT.unpack(second.velocity - first.velocity, grid)
+    change = PATCHIFIER.unpack(second.velocity - first.velocity, grid)
     cells = functional.avg_pool2d(change, 4).repeat_interleave(4, -1).repeat_interleave(4, -2)
     torch.testing.assert_close(change, cells, atol=1e-5, rtol=0)
     assert change.abs().max() > 1e-4
@@ -182,7 +180,7 @@ def test_a_coarse_velocity_follows_the_pooled_latents_of_an_exact_flow() -> None
 
     def error(steps: list[Step]) -> float:
         pooled = [
-            functional.avg_pool2d(LAYOUT.unpack(each[-1].tokens, full.stages[0].grid), 4)
+            functional.avg_pool2d(PATCHIFIER.unpack(each[-1].tokens, full.stages[0].grid), 4)
             for each in (steps, exact)
         ]
         return float((pooled[0] - pooled[1]).norm() / pooled[1].norm())
@@ -217,7 +215,7 @@ def test_two_requests_share_nothing() -> None:
     with ExitStack() as scope:
         runners: dict[str, EngineRunner] = {}
         for index, action in plan.graphs:
-            signature = stage_signature(FACTS, plan, index, FACTS.text_tokens, action)
+            signature = stage_signature(FACTS, plan, index, action, text_tokens=FACTS.text_tokens)
             graph = graph_from_signature(MODEL, signature)
             runners[engine_name(index, action)] = scope.enter_context(
                 module_runner(graph, signature)
@@ -225,7 +223,10 @@ def test_two_requests_share_nothing() -> None:
         pyramids = [
             NoisePyramid.of_plan(plan, seed, channels=FACTS.latent_channels) for seed in (0, 1)
         ]
-        turns = [sample(plan, runners, inputs_of(), each, LAYOUT) for each in pyramids]
+        turns = [
+            sample(plan, runners, Conditioning(inputs=inputs_of()), each, PATCHIFIER)
+            for each in pyramids
+        ]
         for steps in zip(*turns, strict=True):
             last = [step.tokens for step in steps]
         for one, two in zip(last, alone, strict=True):

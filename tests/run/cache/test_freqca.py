@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from fresco_trt.run.cache.freqca import FreqCaPredictor, dct, low_band, low_counts, split
+from fresco_trt.run.cache.freqca import FreqCaPredictor, low_band, low_counts, split
+from fresco_trt.run.resample import dct
 
 GRIDS = [(32, 32), (24, 40), (1, 16), (64, 32), (1, 1), (8, 8)]
 CPU = torch.device("cpu")
@@ -105,5 +106,5 @@ def test_the_closed_form_of_the_high_band() -> None:
 @pytest.mark.parametrize("shape", [(1, 63, 4), (64, 4), (1, 8, 8, 4)])
 def test_features_of_another_grid_are_refused(shape: tuple[int, ...]) -> None:
     predictor = FreqCaPredictor(rows=8, columns=8)
-    with pytest.raises(ValueError, match="N of 8x8"):
+    with pytest.raises(ValueError, match="N of 1x8x8"):
         predictor.observe(predictor.start(), torch.randn(shape), 0.0)

@@ -16,7 +16,7 @@ from fresco_trt.run.cache.reuse import ReusePredictor
 from fresco_trt.run.cache.svd import SvdPredictor
 from fresco_trt.run.cache.taylor import TaylorPredictor
 
-GRID = 4, 6
+GRID = 1, 4, 6
 BASIS = torch.eye(8)[:, :3]
 
 

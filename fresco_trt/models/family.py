@@ -1,0 +1,333 @@
+"""The seam between the package and a model family: what is peculiar to one, and nothing else.
+
+Beside the data path, read on both sides of the double arrow. Everything outside ``models/`` is
+written against these types and finds a family through ``facts.family``
+(:mod:`fresco_trt.models.registry`). A new family is one folder that makes one :class:`ModelFamily`.
+
+Shapes: B pictures or clips; T text tokens; N target tokens of a grid and R reference tokens behind
+them; A axes of a position; C channels of a token. Latents are [B,C,H,W], or [B,C,F,H,W] where a
+model has latent frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from fresco_trt.plan.facts import ModelFacts
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+    from fresco_trt.plan.caching import Action, CacheSite
+    from fresco_trt.plan.grid import Grid
+    from fresco_trt.plan.memory import Parameters
+    from fresco_trt.plan.recipes import Recipe
+    from fresco_trt.plan.signature import GraphSignature
+    from fresco_trt.plan.stages import StagePlan
+
+Layer: TypeAlias = "Callable[..., Sequence[Tensor]]"
+
+
+# --- tokens -----------------------------------------------------------------------------------
+
+
+class Patchifier(Protocol):
+    """How one model turns latents into tokens, and where those tokens are."""
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Tokens [B,N,C] from latents, in raster order, frames outermost; may be a view."""
+        ...
+
+    def unpack(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Latents of ``grid`` from tokens [B,N,C]; may be a view."""
+        ...
+
+    def positions(self, grid: Grid, image: int = 0) -> Tensor:
+        """Positions of a grid's tokens, float32 [N,A] on the CPU, in raster order.
+
+        The last two axes are row and column, one apart for neighbours. ``image`` 0 is what is
+        drawn, 1 and up are references.
+        """
+        ...
+
+    def tables(self, positions: Tensor) -> Mapping[str, Tensor]:
+        """Named engine inputs that depend on positions [N,A] alone (``rope_cos``, ``rope_sin``).
+
+        Each has one row a token, behind the rows of the text; rows do not depend on one another.
+        """
+        ...
+
+
+# --- engines ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Part:
+    """Layers that one compiled piece serves: equal but for their weights, which they share with the
+    graph. Each takes the inputs of ``signature`` in order and returns a tuple of its outputs;
+    ``kind`` is unique within a cut, ``name`` says the shape too.
+    """
+
+    kind: str
+    name: str
+    signature: GraphSignature
+    layers: tuple[Module, ...]
+
+
+class Cut(Protocol):
+    """A stage graph as parts that are compiled one by one, and how they make it up again."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]: ...
+
+    def run(
+        self, layers: Mapping[str, Sequence[Layer]], inputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The graph's outputs from its inputs, by name; ``layers`` are those of every part, as they
+        are or compiled, by the part's kind.
+        """
+        ...
+
+
+class FamilyGraphs(Protocol):
+    """The graphs that a family's stages are made of."""
+
+    def signature(
+        self,
+        facts: ModelFacts,
+        plan: StagePlan,
+        stage: int,
+        action: Action = "full",
+        *,
+        text_tokens: int,
+        feature: bool | None = None,
+        batch: int = 1,
+    ) -> GraphSignature:
+        """Signature of a graph of a plan's stage, counted from 0; all float32.
+
+        ``latents`` are [B,N+R,C] with the references of ``facts`` behind the target, ``velocity``
+        [B,N,C], ``timestep`` [B] is sigma. The full graph gives what is cached (``FEATURES``) if
+        ``feature`` says so; None: where a later step of the stage starts from it. Raises
+        InvalidPlan for a plan that the family has no graph for.
+        """
+        ...
+
+    def module(self, transformer: Module, signature: GraphSignature) -> Module:
+        """The module that a signature of this family was written for, over the same weights: called
+        with the inputs in order, it returns the outputs in order.
+        """
+        ...
+
+    def cut(self, graph: Module, signature: GraphSignature) -> Cut:
+        """A graph of :meth:`module` as parts, for engines compiled block by block."""
+        ...
+
+    def attention(self, transformer: Module) -> Mapping[str, Callable[[Module], None]]:
+        """Every attention of the transformer, by path: called with a module that multiplies as
+        torch's ``scaled_dot_product_attention`` does, it has the attention use that one instead.
+        """
+        ...
+
+
+# --- weights ----------------------------------------------------------------------------------
+
+
+class FamilyWeights(Protocol):
+    """A family's transformer: its configuration, its weights, and how much of both there is."""
+
+    def config(self, facts: ModelFacts) -> dict[str, Any]:
+        """The transformer's configuration as it is stored with the weights."""
+        ...
+
+    def load(
+        self,
+        weights: str | Path | None,
+        facts: ModelFacts,
+        *,
+        dtype: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> Module:
+        """The transformer in evaluation mode on the CPU, in ``dtype`` (None: float32).
+
+        ``weights`` is a diffusers pipeline folder, a transformer folder, a ``.safetensors`` file,
+        None for the packaged weights or the hub, or "random" for seeded values at the real
+        dimensions. Raises WeightsNotFound, and IncompatibleOptions if they are another model's.
+        """
+        ...
+
+    def stored(self, folder: Path) -> Module:
+        """The transformer of a folder as it is stored there, on the CPU; raises as :meth:`load`."""
+        ...
+
+    def parameters(
+        self,
+        facts: ModelFacts,
+        action: Action,
+        site: CacheSite,
+        *,
+        recipe: Recipe | None = None,
+        kept: tuple[str, ...] = (),
+    ) -> Parameters:
+        """Parameters of a stage's graph, known without weights; those of a full one are the
+        transformer's. ``recipe`` turns linear layers into codes that no pattern of ``kept`` names.
+        """
+        ...
+
+    def with_blocks(self, facts: ModelFacts, blocks: tuple[int, ...]) -> ModelFacts:
+        """The facts of the same model with only so many blocks of each kind. Raises PlanError."""
+        ...
+
+
+# --- what is around the transformer -----------------------------------------------------------
+
+
+class PromptWarning(UserWarning):
+    """Part of a prompt could not be used; the message says which and what the limit is."""
+
+
+class PromptEncoder(Protocol):
+    """Prompt text to constant engine inputs."""
+
+    def __call__(self, prompt: str) -> dict[str, Tensor]:
+        """Engine inputs by name, batch 1, float32. Warns (PromptWarning) of what is not read;
+        raises PlanError for a string that is not text, TypeError for another type.
+        """
+        ...
+
+
+class Decoder(Protocol):
+    """Latents to pixels."""
+
+    def __call__(self, latents: Tensor) -> npt.NDArray[np.uint8]:
+        """Pictures uint8 [B,H,W,3] of normalised latents; clips are [B,F,H,W,3]."""
+        ...
+
+
+class Encoder(Protocol):
+    """Pixels to latents; ``channels`` and ``scale`` (pixels along a latent pixel) are the VAE's,
+    ``digest`` the SHA-256 of its weights, ``scaling`` and ``shift`` how latents are normalised.
+    """
+
+    scaling: float
+    shift: float
+    channels: int
+    scale: int
+
+    @property
+    def digest(self) -> str: ...
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        """Normalised latents float32 [B,C,h,w] of sRGB pictures uint8 [B,H,W,3]."""
+        ...
+
+
+class FamilyComponents(Protocol):
+    """Prompt encoders, VAE and scheduler: what a pipeline folder holds beside the transformer.
+
+    ``names`` are the entries of such a folder that a bundle needs.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def find(self, weights: str | None, model: str) -> Path:
+        """The pipeline folder of a model: around ``weights``, packaged, or from the hub. Raises
+        WeightsNotFound, which lists the places looked at.
+        """
+        ...
+
+    def find_vae(self, weights: str | None, model: str) -> Path:
+        """The folder whose VAE is the model's; nothing is fetched. Raises WeightsNotFound."""
+        ...
+
+    def write_random(self, facts: ModelFacts, folder: Path) -> Path:
+        """Write a folder of random components at the real widths; the folder."""
+        ...
+
+    def prompt_encoder(self, folder: Path, text_tokens: int) -> PromptEncoder:
+        """The prompt encoders of a folder, for engines of so many text tokens."""
+        ...
+
+    def decoder(self, folder: Path) -> Decoder:
+        """The VAE's decoder."""
+        ...
+
+    def encoder(self, folder: Path) -> Encoder:
+        """The VAE's encoder."""
+        ...
+
+
+class DiffusersDriver(Protocol):
+    """How a diffusers pipeline of this family is recognised and driven.
+
+    ``pipeline`` and ``transformer`` are names of diffusers' classes, ``scheduler`` that of the
+    scheduler whose sigmas the plans have; ``honoured`` are the arguments of a call that a stage
+    plan can honour, ``refused`` why it cannot honour others, by name.
+    """
+
+    @property
+    def pipeline(self) -> str: ...
+    @property
+    def transformer(self) -> str: ...
+    @property
+    def scheduler(self) -> str: ...
+    @property
+    def honoured(self) -> frozenset[str]: ...
+    @property
+    def refused(self) -> Mapping[str, str]: ...
+
+    def scheduler_rules(self, facts: ModelFacts) -> dict[str, object]:
+        """The scheduler's settings that decide the sigmas, and the values that plans take."""
+        ...
+
+    def encoded(
+        self, pipe: Any, prompt: Mapping[str, Any], size: tuple[int, int], text_tokens: int
+    ) -> tuple[dict[str, Tensor], torch.dtype]:
+        """Constant engine inputs, float32, by the pipeline's own encoders from the ``prompt``
+        arguments of a call, and the dtype that the pipeline would draw in.
+        """
+        ...
+
+    def noise(
+        self, pipe: Any, facts: ModelFacts, plan: StagePlan, given: Mapping[str, Any]
+    ) -> Tensor:
+        """The noise that the pipeline itself would start from: latents of the full grid, float32 on
+        the CPU. ``given`` are the call's ``generator`` and ``latents``, and the ``dtype`` it draws
+        in. Raises IncompatibleOptions for latents of another shape.
+        """
+        ...
+
+    def output(self, pipe: Any, plan: StagePlan, tokens: Tensor, output_type: str) -> Any:
+        """The pictures in the form that was asked for, from the finished tokens."""
+        ...
+
+    def wrapped(self, pictures: Any) -> Any:
+        """The pictures in the class that the pipeline returns."""
+        ...
+
+
+# --- a family ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ModelFamily:
+    """One family: its ``name``, its ``models``, and the five things that are peculiar to it.
+
+    ``patchifier`` is called with facts and the number of text tokens. ``diffusers`` is None for a
+    family whose pipelines cannot be enabled.
+    """
+
+    name: str
+    models: tuple[ModelFacts, ...]
+    patchifier: Callable[[ModelFacts, int], Patchifier]
+    graphs: FamilyGraphs
+    weights: FamilyWeights
+    components: FamilyComponents
+    diffusers: DiffusersDriver | None = None

@@ -1,0 +1,155 @@
+"""FLUX as a :class:`~fresco_trt.models.family.ModelFamily`: where each of its parts is.
+
+Architecture: Black Forest Labs, FLUX.1 (2024), as in diffusers' ``FluxTransformer2DModel``.
+Importing this file imports no torch; what needs it is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.models.family import ModelFamily
+from fresco_trt.models.flux import components, layers, loading
+from fresco_trt.models.flux.config import transformer_config
+from fresco_trt.models.flux.diffusers import FluxDriver
+from fresco_trt.models.flux.facts import FLUX_FACTS
+from fresco_trt.models.flux.signatures import stage_signature
+from fresco_trt.models.flux.tokens import FluxPatchifier
+
+if TYPE_CHECKING:
+    import torch
+    from torch.nn import Module
+
+    from fresco_trt.models.flux.blocks import FluxCut
+    from fresco_trt.plan.caching import Action, CacheSite
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.memory import Parameters
+    from fresco_trt.plan.recipes import Recipe
+    from fresco_trt.plan.signature import GraphSignature
+    from fresco_trt.plan.stages import StagePlan
+
+
+class FluxGraphs:
+    """A :class:`~fresco_trt.models.family.FamilyGraphs`."""
+
+    def signature(
+        self,
+        facts: ModelFacts,
+        plan: StagePlan,
+        stage: int,
+        action: Action = "full",
+        *,
+        text_tokens: int,
+        feature: bool | None = None,
+        batch: int = 1,
+    ) -> GraphSignature:
+        """As :func:`~fresco_trt.models.flux.signatures.stage_signature`."""
+        return stage_signature(
+            facts, plan, stage, action, text_tokens=text_tokens, feature=feature, batch=batch
+        )
+
+    def module(self, transformer: Module, signature: GraphSignature) -> Module:
+        """As :func:`~fresco_trt.models.flux.graph.graph_from_signature`."""
+        from fresco_trt.models.flux.graph import graph_from_signature
+
+        return graph_from_signature(transformer, signature)
+
+    def cut(self, graph: Module, signature: GraphSignature) -> FluxCut:
+        """As :func:`~fresco_trt.models.flux.blocks.cut`."""
+        from fresco_trt.models.flux.blocks import cut
+
+        return cut(graph, signature)
+
+    def attention(self, transformer: Module) -> Mapping[str, Callable[[Module], None]]:
+        """One for each block."""
+        from fresco_trt.models.flux.attention import attention_paths, put_products
+
+        return {
+            path: partial(put_products, transformer.get_submodule(path))
+            for path in attention_paths(transformer)
+        }
+
+
+class FluxWeights:
+    """A :class:`~fresco_trt.models.family.FamilyWeights`."""
+
+    def config(self, facts: ModelFacts) -> dict[str, Any]:
+        """As diffusers writes it."""
+        return transformer_config(facts)
+
+    def load(
+        self,
+        weights: str | Path | None,
+        facts: ModelFacts,
+        *,
+        dtype: torch.dtype | None = None,
+        seed: int = 0,
+    ) -> Module:
+        """As :func:`~fresco_trt.models.flux.loading.load_transformer`."""
+        return loading.load_transformer(weights, facts, dtype=dtype, seed=seed)
+
+    def stored(self, folder: Path) -> Module:
+        """As :func:`~fresco_trt.models.flux.loading.transformer_from_folder`."""
+        return loading.transformer_from_folder(folder)
+
+    def parameters(
+        self,
+        facts: ModelFacts,
+        action: Action,
+        site: CacheSite,
+        *,
+        recipe: Recipe | None = None,
+        kept: tuple[str, ...] = (),
+    ) -> Parameters:
+        """As :func:`~fresco_trt.models.flux.layers.graph_parameters`."""
+        return layers.graph_parameters(facts, action, site, recipe=recipe, kept=kept)
+
+    def with_blocks(self, facts: ModelFacts, blocks: tuple[int, ...]) -> ModelFacts:
+        """As :func:`~fresco_trt.models.flux.layers.with_blocks`."""
+        return layers.with_blocks(facts, blocks)
+
+
+class FluxComponents:
+    """A :class:`~fresco_trt.models.family.FamilyComponents`."""
+
+    names = components.COMPONENTS
+
+    def find(self, weights: str | None, model: str) -> Path:
+        """As :func:`~fresco_trt.models.flux.components.find_pipeline`."""
+        return components.find_pipeline(weights, model)
+
+    def find_vae(self, weights: str | None, model: str) -> Path:
+        """As :func:`~fresco_trt.models.flux.components.find_vae`."""
+        return components.find_vae(weights, model)
+
+    def write_random(self, facts: ModelFacts, folder: Path) -> Path:
+        """As :func:`~fresco_trt.models.flux.random.write_random_pipeline`."""
+        from fresco_trt.models.flux.random import write_random_pipeline
+
+        return write_random_pipeline(facts, folder)
+
+    def prompt_encoder(self, folder: Path, text_tokens: int) -> components.FluxPrompt:
+        """CLIP and T5."""
+        return components.FluxPrompt(folder, text_tokens)
+
+    def decoder(self, folder: Path) -> components.FluxDecoder:
+        """The decoder of an AutoencoderKL."""
+        return components.FluxDecoder(folder)
+
+    def encoder(self, folder: Path) -> components.FluxEncoder:
+        """The encoder of an AutoencoderKL."""
+        return components.FluxEncoder(folder)
+
+
+FLUX = ModelFamily(
+    name="flux",
+    models=FLUX_FACTS,
+    patchifier=FluxPatchifier,
+    graphs=FluxGraphs(),
+    weights=FluxWeights(),
+    components=FluxComponents(),
+    diffusers=FluxDriver(),
+)

@@ -1,0 +1,128 @@
+"""What the engines of a FLUX stage take and give: names, dtypes and static shapes.
+
+Numbers only; importing this file imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from fresco_trt.errors import InvalidPlan
+from fresco_trt.plan.caching import FEATURES, CacheSite
+from fresco_trt.plan.facts import ModelFacts
+from fresco_trt.plan.signature import GraphSignature, TensorSpec
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.stages import Action, StagePlan
+
+COARSE_ROPE = ("rope_cos_coarse", "rope_sin_coarse")
+"""Inputs that only the phase-aligned graphs have."""
+
+
+def full_signature(
+    facts: ModelFacts,
+    tokens: int,
+    text_tokens: int,
+    *,
+    refined: int = 0,
+    feature: bool = False,
+    site: CacheSite = "final",
+    batch: int = 1,
+) -> GraphSignature:
+    """Signature of the ``full`` graph for ``tokens`` image tokens; all float32.
+
+    ``timestep`` is sigma and ``guidance`` the plain scale (neither times 1000); ``guidance`` is an
+    input only of guidance-distilled models. With ``refined``, how many coarse tokens the last
+    ``4 * refined`` are the children of, it is the phase-aligned variant's, which takes tables of
+    the coarse frame too. Raises InvalidPlan for a count below one, or children beyond ``tokens``.
+    """
+    if refined and not 0 < 4 * refined <= tokens:
+        given = f"{tokens} tokens, {refined} of them expanded to four"
+        raise InvalidPlan(given, expected=f"from 0 to {tokens // 4}", fix="correct the plan")
+    inputs = _full_inputs(facts, tokens, text_tokens, refined, batch)
+    outputs = {"velocity": (batch, tokens, facts.in_channels)}
+    if feature:
+        outputs.setdefault(FEATURES[site], (batch, tokens, facts.hidden))
+    return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+
+
+def _full_inputs(
+    facts: ModelFacts, tokens: int, text_tokens: int, refined: int, batch: int
+) -> dict[str, tuple[int, ...]]:
+    coarse_rows = text_tokens + tokens - 3 * refined
+    return {
+        "latents": (batch, tokens, facts.in_channels),
+        "text": (batch, text_tokens, facts.text_dim),
+        "pooled": (batch, facts.pooled_dim),
+        "timestep": (batch,),
+        **({"guidance": (batch,)} if facts.guidance else {}),
+        "rope_cos": (text_tokens + tokens, facts.head_dim),
+        "rope_sin": (text_tokens + tokens, facts.head_dim),
+        **(dict.fromkeys(COARSE_ROPE, (coarse_rows, facts.head_dim)) if refined else {}),
+    }
+
+
+def bypass_signature(
+    facts: ModelFacts,
+    tokens: int,
+    text_tokens: int,
+    *,
+    site: CacheSite = "final",
+    batch: int = 1,
+) -> GraphSignature:
+    """Signature of the ``bypass`` graph for ``tokens`` image tokens; all float32.
+
+    ``feature`` stands for the image tokens after the last block, ``residual`` at the trunk for what
+    all blocks after the first add to them; the rest as in :func:`full_signature`.
+    """
+    outputs = {"velocity": (batch, tokens, facts.in_channels)}
+    if site == "trunk":
+        whole = _full_inputs(facts, tokens, text_tokens, 0, batch)
+        inputs = {FEATURES[site]: (batch, tokens, facts.hidden), **whole}
+        return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+    inputs = {
+        "feature": (batch, tokens, facts.hidden),
+        "pooled": (batch, facts.pooled_dim),
+        "timestep": (batch,),
+        **({"guidance": (batch,)} if facts.guidance else {}),
+    }
+    return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+
+
+def stage_signature(
+    facts: ModelFacts,
+    plan: StagePlan,
+    stage: int,
+    action: Action = "full",
+    *,
+    text_tokens: int,
+    feature: bool | None = None,
+    batch: int = 1,
+) -> GraphSignature:
+    """Signature of a graph of a plan's stage, counted from 0.
+
+    The full graph gives its feature if ``feature`` says so; None: where a later step of the stage
+    is a bypass. Where bypass steps are coarse velocities, theirs is the full graph of that grid,
+    and no graph has a feature.
+    """
+    tokens = plan.tokens[stage]
+    site: CacheSite = "final" if plan.cache is None else plan.cache.site
+    if action == "bypass" and plan.velocity_grid is not None:
+        return full_signature(facts, plan.velocity_grid.tokens, text_tokens, batch=batch)
+    if action == "bypass":
+        return bypass_signature(facts, tokens, text_tokens, site=site, batch=batch)
+    if plan.velocity_grid is not None:
+        feature = False
+    elif feature is None:
+        feature = "bypass" in plan.stages[stage].actions
+    refined = plan.aligned[stage]
+    return full_signature(
+        facts, tokens, text_tokens, refined=refined, feature=feature, site=site, batch=batch
+    )
+
+
+def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()
+    )
