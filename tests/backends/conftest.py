@@ -13,7 +13,7 @@ from fresco_trt.backends.base import Runner, StageGraph
 from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.graph import full_graph
+from fresco_trt.models.flux.graph import FullGraph
 from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.models.flux.signatures import full_signature
 from fresco_trt.models.flux.tokens import position_ids, rotary_tables
@@ -32,6 +32,7 @@ class Record:
     name: str
     files: tuple[str, ...]
     signature: GraphSignature
+    family: str = "flux"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,10 +65,11 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stage, ...]:
         graph = StageGraph(
             name=f"stage{index + 1}.full",
             signature=full_signature(FACTS, rows * columns, FACTS.text_tokens, feature=feature),
-            module=full_graph(model, feature=feature),
+            module=FullGraph(model, feature=feature).eval(),
             onnx=None,
             weights=None,
             source=source,
+            family="flux",
         )
         graphs.append(graph)
     exported = export_stages(graphs, folder)

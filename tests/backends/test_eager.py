@@ -13,7 +13,14 @@ import torch
 from fresco_trt.backends.base import BuildOptions
 from fresco_trt.backends.eager import EagerBackend
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
-from fresco_trt.errors import BuildError, EngineFailed, FileMissing, UnsupportedPrecision
+from fresco_trt.errors import (
+    BuildError,
+    EngineFailed,
+    FileMissing,
+    IncompatibleOptions,
+    UnknownModel,
+    UnsupportedPrecision,
+)
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models.flux import loading
 from fresco_trt.models.flux.family import FLUX
@@ -119,15 +126,22 @@ def test_a_bundle_without_its_transformer_is_refused_at_load(stages: Stages, fol
 
 
 @pytest.mark.parametrize("name", ["UnknownTransformer2DModel", "os", "../flux", None])
-def test_a_transformer_of_no_known_family_is_refused(
+def test_a_transformer_of_another_class_is_refused(
     stages: Stages, folder: Path, name: str | None
 ) -> None:
     records = build_all(stages, folder)
     path = folder / FOLDER / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": name}))
     runner = EagerBackend().load(folder, records[0])
-    with pytest.raises(EngineFailed, match="transformer class"), runner:
+    with pytest.raises(IncompatibleOptions, match=f"of the class {name}"), runner:
         pass
+
+
+@pytest.mark.parametrize("family", ["os", "../flux", ""])
+def test_an_engine_of_no_known_family_is_refused(stages: Stages, folder: Path, family: str) -> None:
+    record = replace(build_all(stages, folder)[0], family=family)
+    with pytest.raises(UnknownModel, match="unknown model family"):
+        EagerBackend().load(folder, record).__enter__()
 
 
 def test_a_failure_of_torch_is_an_engine_that_failed(stages: Stages, folder: Path) -> None:

@@ -17,7 +17,7 @@ from fresco_trt.lower import export
 from fresco_trt.lower.export import INLINE_BYTES, export_stages
 from fresco_trt.lower.weights import LINE, WeightFile
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.graph import full_graph, graph_from_signature
+from fresco_trt.models.flux.graph import FullGraph, graph_from_signature
 from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 from fresco_trt.plan.caching import SITES, CacheSite
@@ -35,10 +35,11 @@ def stage_graphs(tokens: tuple[int, ...] = (4, 16)) -> tuple[StageGraph, ...]:
         StageGraph(
             name=f"stage{index + 1}.full",
             signature=full_signature(SMALL, count, SMALL.text_tokens, feature=True),
-            module=full_graph(MODEL, feature=True),
+            module=FullGraph(MODEL, feature=True).eval(),
             onnx=None,
             weights=None,
             source=Path(),
+            family="flux",
         )
         for index, count in enumerate(tokens)
     )
@@ -193,6 +194,7 @@ def doubling(module: nn.Module, outputs: tuple[int, ...] = (2, 3)) -> StageGraph
         onnx=None,
         weights=None,
         source=Path(),
+        family="flux",
     )
 
 
@@ -277,6 +279,7 @@ def test_a_bypass_adds_no_weights(site: CacheSite, tmp_path: Path) -> None:
             onnx=None,
             weights=None,
             source=Path(),
+            family="flux",
         )
         for name, signature in signatures.items()
     )

@@ -50,6 +50,7 @@ def graph_of(name: str, *signatures: GraphSignature, model: nn.Module = MODEL) -
         onnx=None,
         weights=None,
         source=Path(),
+        family="flux",
         profiles=signatures if len(signatures) > 1 else (),
     )
 

@@ -15,8 +15,8 @@ from fresco_trt.backends.transformer import FOLDER, WEIGHTS
 from fresco_trt.bench.gpu.engines import example_inputs
 from fresco_trt.bundle.amax import Amax, AmaxRecord, LayerAmax
 from fresco_trt.files.atomic_file import writing
-from fresco_trt.models.flux.signatures import full_signature
 from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.signatures import full_signature
 from fresco_trt.plan.recipes import RECIPES
 
 if TYPE_CHECKING:

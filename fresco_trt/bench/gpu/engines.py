@@ -29,11 +29,12 @@ from fresco_trt.errors import (
     UnsupportedPrecision,
 )
 from fresco_trt.files.atomic_file import replacing, writing
+from fresco_trt.models.flux.config import transformer_config
+from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
+from fresco_trt.models.flux.family import FLUX
 from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.models.flux.signatures import stage_signature
-from fresco_trt.models.flux.config import transformer_config
-from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
 from fresco_trt.plan.sizes import stage_grids
 from fresco_trt.run.request import engine_name
@@ -194,9 +195,7 @@ def place_weights(subject: Subject, folder: Path) -> dict[str, Any]:
         shutil.rmtree(partial, ignore_errors=True)
         _check_room(subject, folder)
         began = perf_counter()
-        transformer = random_transformer(
-            subject.facts, dtype=subject.dtype, device=subject.device
-        )
+        transformer = random_transformer(subject.facts, dtype=subject.dtype, device=subject.device)
         made = perf_counter() - began
         write_source(transformer, partial)
         with writing(target):
@@ -253,11 +252,11 @@ class Workshop:
 
     def transformer(self) -> Module:
         """The transformer of the folder on the device, read once as long as anyone holds it."""
-        return self._shared.of(flux, self.folder / FOLDER)
+        return self._shared.of(FLUX, self.folder / FOLDER)
 
     def network(self) -> Module:
         """What the engines are built from, which may have codes; else the transformer."""
-        return self._shared.of(flux, self.engines / FOLDER)
+        return self._shared.of(FLUX, self.engines / FOLDER)
 
     def build(self, kind: Kind, signature: GraphSignature, network: Module) -> dict[str, Any]:
         """Build one engine, unless it is there; seconds (None: it was) and new files."""

@@ -17,10 +17,10 @@ from fresco_trt.bench.engines import Engine
 from fresco_trt.bench.gpu.engines import example_inputs
 from fresco_trt.bench.instrument import said
 from fresco_trt.errors import FrescoError
-from fresco_trt.models.flux.signatures import bypass_signature
+from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.loading import random_transformer
-from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.signatures import bypass_signature
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Backend

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.flux.config import REPOSITORIES, check_config, transformer_config
+from fresco_trt.models.flux.config import (
+    REPOSITORIES,
+    TRANSFORMER,
+    check_config,
+    transformer_config,
+)
 from fresco_trt.models.weights import check_names, find_transformer, read_config, read_weights
 from fresco_trt.plan.facts import ModelFacts
 
@@ -58,6 +63,12 @@ def transformer_from_folder(folder: Path) -> Module:
     For engines, whose folder a build has checked. Raises WeightsNotFound or IncompatibleOptions.
     """
     stored = read_config(folder)
+    if stored.get("_class_name") != TRANSFORMER:
+        raise IncompatibleOptions(
+            f"a transformer of the class {stored.get('_class_name')}",
+            expected=TRANSFORMER,
+            fix="build the bundle again with this version",
+        )
     config = {name: value for name, value in stored.items() if not name.startswith("_")}
     return _assembled(folder, config, None)
 

@@ -78,6 +78,7 @@ class Engine:
     files: tuple[str, ...]
     signature: GraphSignature
     graph: StageGraph
+    family: str = "flux"
 
     def inputs(self) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(len(self.name))

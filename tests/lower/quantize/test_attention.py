@@ -75,6 +75,7 @@ def stage_graph(
         onnx=None,
         weights=None,
         source=Path(),
+        family="flux",
         **options,
     )
 

@@ -137,6 +137,7 @@ def stage_graph(stage: int, model: nn.Module = MODEL) -> StageGraph:
         onnx=None,
         weights=None,
         source=Path(),
+        family="flux",
     )
 
 
@@ -333,7 +334,7 @@ def by_engine(graph: StageGraph, recipe: Recipe, inputs: dict[str, Tensor], fold
     """The velocity of an ONNX Runtime engine built into ``folder``."""
     library = backend("onnxruntime")
     files = library.build(graph, BuildOptions(folder=folder, precision=recipe.precision))
-    record = EngineRecord(name=graph.name, files=files, signature=graph.signature)
+    record = EngineRecord(name=graph.name, family="flux", files=files, signature=graph.signature)
     with library.load(folder, record) as runner:
         return runner(inputs)["velocity"].clone()
 

@@ -269,6 +269,7 @@ def test_exported_it_is_the_eager_graph_over_the_same_file_of_weights(tmp_path: 
             onnx=None,
             weights=None,
             source=tmp_path,
+            family="flux",
         )
         for name, signature in signatures.items()
     ]
