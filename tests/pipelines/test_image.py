@@ -119,7 +119,8 @@ def test_random_refinements_are_the_seeds(
         for each in mixed.plan.transitions
     ]
     random = replace(mixed.plan, transitions=tuple(transitions))
-    monkeypatch.setattr(FrescoPipeline, "plan", random)
+    denoiser = replace(mixed._denoiser, plan=random)
+    monkeypatch.setattr(mixed, "_denoiser", denoiser)
     first, same = (pixels(mixed(PROMPT, seed=4).images[0]) for _ in range(2))
     assert (first == same).all()
     assert (first != ruled).any()
