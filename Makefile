@@ -7,13 +7,14 @@ BIN := .venv/bin
 STAMP := .venv/.fresco-trt
 DEMO := engines/flux-tiny-256x256-3stage
 
-.PHONY: help venv demo test check bench clean
+.PHONY: help venv demo test check bench train-demo clean
 
 help:
 	@echo "make demo    build the bundled demo model's engines and draw a picture into demo-out/"
 	@echo "make test    lint, type-check and run every test"
 	@echo "make check   lint and type-check only"
 	@echo "make bench   measure speed and quality side by side, in short, into bench-out/"
+	@echo "make train-demo  train the demo model from nothing, for hours, into training-out/"
 	@echo "make venv    only create .venv with everything that the others need"
 	@echo "make clean   remove caches and what 'make demo' wrote"
 
@@ -52,6 +53,13 @@ $(STAMP)-bench: $(STAMP)
 bench: $(STAMP)-bench
 	$(BIN)/fresco-trt bench --model flux-tiny --quick --out bench-out
 
+# Each line goes on where it was killed; what ships was trained on from such a folder on a GPU.
+train-demo: venv
+	$(BIN)/python -m training.train vae --work training-out
+	$(BIN)/python -m training.train base --work training-out
+	$(BIN)/python -m training.train guided --work training-out
+	$(BIN)/python -m training.train export --work training-out training-out/flux-tiny
+
 clean:
 	rm -rf demo-out $(DEMO) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find fresco_trt tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find fresco_trt bench training tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fresco_trt.errors import WeightsNotFound
 from fresco_trt.models.registry import model_facts, model_names
-from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.making import make_plan
 
@@ -83,12 +83,12 @@ def pretrained(name: str) -> Path:
     Raises UnknownModel for a name that no model has, WeightsNotFound for a model whose weights are
     not bundled, OutputNotWritable or DiskFull where the folder cannot be put together.
     """
-    folder = BUNDLED / model_facts(name).name
+    folder = bundled_folder(model_facts(name).name)
     if folder.is_dir():
         from fresco_trt.models.pretrained import whole_folder
 
         return whole_folder(folder)
-    bundled = [each for each in model_names() if (BUNDLED / each).is_dir()]
+    bundled = [each for each in model_names() if bundled_folder(each).is_dir()]
     raise WeightsNotFound(
         f"the weights of {name} do not ship with the package (looked at {folder})",
         expected=f"a bundled model: {', '.join(bundled) or 'this installation has none'}",

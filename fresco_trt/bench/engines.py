@@ -19,15 +19,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent
 from fresco_trt.bench.instrument import Draw, Drawn
 from fresco_trt.files.atomic_file import writing
-from fresco_trt.models.flux.graph import graph_from_signature
-from fresco_trt.models.flux.signatures import bypass_signature, full_signature
+from fresco_trt.models.registry import family_of
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.run.request import engine_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    import torch
     from torch import Tensor
     from torch.nn import Module
 
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.stages import Action, StagePlan
-    from fresco_trt.run.layout import Layout
+    from fresco_trt.run.denoise import Denoiser
 
 LIST = "engines.json"
 
@@ -78,11 +76,24 @@ def _kind(plan: StagePlan, index: int, action: Action) -> Kind:
     return Kind(tokens, refined, "feature", plan.cache.site)
 
 
+def signatures_of(facts: ModelFacts, plans: Iterable[StagePlan]) -> dict[Kind, GraphSignature]:
+    """Every engine that some plans need, and its signature."""
+    graphs = family_of(facts).graphs
+    return {
+        _kind(plan, index, action): graphs.signature(
+            facts, plan, index, action, text_tokens=facts.text_tokens
+        )
+        for plan in plans
+        for index, action in plan.graphs
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """A built engine, as a backend's ``load`` asks for it."""
 
     name: str
+    family: str
     files: tuple[str, ...]
     signature: GraphSignature
 
@@ -109,7 +120,7 @@ class EnginePool:
 
     def build(
         self,
-        kinds: Iterable[Kind],
+        signatures: Mapping[Kind, GraphSignature],
         transformer: Module,
         progress: Progress = silent,
         quantizer: Quantizer | None = None,
@@ -120,24 +131,27 @@ class EnginePool:
         layout. Raises what the backend's ``build`` raises, ExportError, and ValueError for a folder
         that has engines already.
         """
-        wanted, have = sorted(set(kinds)), self._files()
+        wanted, have = sorted(signatures), self._files()
         if have:
             given = ", ".join(kind.key for kind in wanted)
             raise ValueError(f"engines for {given} tokens in a folder with some for {list(have)}")
         self._folder.mkdir(parents=True, exist_ok=True)
-        files = self._built(wanted, transformer, progress, quantizer)
+        ordered = {kind: signatures[kind] for kind in wanted}
+        files = self._built(ordered, transformer, progress, quantizer)
         stored = {kind.key: list(names) for kind, names in zip(wanted, files, strict=True)}
         with writing(self._folder):
             (self._folder / LIST).write_text(json.dumps(stored) + "\n", encoding="utf-8")
 
     def runners(self, plan: StagePlan) -> dict[str, Runner]:
         """Entered runners for a plan's stages, by the names that the sampler calls them."""
-        return {name: self._runner(kind) for name, kind in kinds_of(plan).items()}
+        signatures = signatures_of(self._facts, [plan])
+        return {name: self._runner(kind, signatures[kind]) for name, kind in kinds_of(plan).items()}
 
-    def _runner(self, kind: Kind) -> Runner:
+    def _runner(self, kind: Kind, signature: GraphSignature) -> Runner:
         if kind not in self._runners:
             files = self._files()[kind.key]
-            engine = Engine(name=_name(kind), files=files, signature=self._signature(kind))
+            family = self._facts.family
+            engine = Engine(name=_name(kind), family=family, files=files, signature=signature)
             runner = self._library.load(self._folder, engine)
             self._runners[kind] = self._scope.enter_context(runner)
         return self._runners[kind]
@@ -147,23 +161,9 @@ class EnginePool:
         stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return {key: tuple(names) for key, names in stored.items()}
 
-    def _signature(self, kind: Kind) -> GraphSignature:
-        if kind.graph == "bypass":
-            return bypass_signature(
-                self._facts, kind.tokens, self._facts.text_tokens, site=kind.site
-            )
-        return full_signature(
-            self._facts,
-            kind.tokens,
-            self._facts.text_tokens,
-            refined=kind.refined,
-            feature=kind.graph == "feature",
-            site=kind.site,
-        )
-
     def _built(
         self,
-        kinds: list[Kind],
+        signatures: Mapping[Kind, GraphSignature],
         transformer: Module,
         progress: Progress,
         quantizer: Quantizer | None,
@@ -171,6 +171,7 @@ class EnginePool:
         from fresco_trt.lower.export import export_stages
         from fresco_trt.lower.weights import write_source
 
+        family = family_of(self._facts)
         precision = "fp32" if quantizer is None else quantizer.recipe.precision
         options = BuildOptions(folder=self._folder, precision=precision, progress=progress)
         with TemporaryDirectory(dir=self._folder, prefix=".work-") as work:
@@ -178,13 +179,14 @@ class EnginePool:
             graphs: tuple[StageGraph, ...] = tuple(
                 StageGraph(
                     name=_name(kind),
-                    signature=self._signature(kind),
-                    module=graph_from_signature(transformer, self._signature(kind)),
+                    family=self._facts.family,
+                    signature=signature,
+                    module=family.graphs.module(transformer, signature),
                     onnx=None,
                     weights=None,
                     source=source,
                 )
-                for kind in kinds
+                for kind, signature in signatures.items()
             )
             if self._library.describe().graph_format == "onnx":
                 graphs = export_stages(graphs, Path(work), progress=progress, quantizer=quantizer)
@@ -193,37 +195,22 @@ class EnginePool:
             return [self._library.build(graph, options) for graph in graphs]
 
 
-def plan_method(
-    plan: StagePlan,
-    facts: ModelFacts,
-    runners: Mapping[str, Runner],
-    layout: Layout,
-    device: str,
-    basis: Tensor | None = None,
-) -> Draw:
-    """What draws by a plan on entered runners: the sampler's loop, timed as a request's is.
+def plan_method(denoiser: Denoiser) -> Draw:
+    """What draws by a denoiser's plan on its entered runners: the sampler's loop, timed as a
+    request's is.
 
-    The seconds hold the drawing of the noise, every step and every transition. ``basis`` is for
-    plans with the cache "svd".
+    The seconds hold the drawing of the noise, every step and every transition.
     """
-    from fresco_trt.run.noise import NoisePyramid, fresh_generator
-    from fresco_trt.run.sampler import sample
-    from fresco_trt.run.transition import draws
+    from fresco_trt.run.request import Conditioning
 
-    full = plan.stages[-1].grid
-    flops = plan_cost(facts, plan).flops
-    random = any(map(draws, plan.transitions))
+    flops = plan_cost(denoiser.facts, denoiser.plan).flops
 
     def draw(inputs: Mapping[str, Tensor], seed: int) -> Drawn:
-        began = perf_counter()
-        pyramid = NoisePyramid.of_plan(plan, seed, channels=facts.latent_channels, device=device)
-        fresh: torch.Generator | None = fresh_generator(seed) if random else None
-        inside = 0.0
-        for step in sample(plan, runners, inputs, pyramid, layout, fresh=fresh, basis=basis):
+        began, inside = perf_counter(), 0.0
+        for step in denoiser.steps(Conditioning(inputs=inputs), seed):
             inside += step.engine_seconds
-            tokens = step.tokens
         # Where engines run asynchronously, this copy is what waits for them.
-        latents = layout.unpack(tokens, full).cpu()
+        latents = denoiser.latents(step).cpu()
         seconds = perf_counter() - began
         return Drawn(latents=latents, seconds=seconds, engine_seconds=inside, flops=flops)
 

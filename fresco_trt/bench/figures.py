@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fresco_trt.bench.contact_sheet import sheet
 from fresco_trt.bench.methods import METHODS
-from fresco_trt.bench.table import has_interval
+from fresco_trt.bench.sheet import sheet
 from fresco_trt.files.atomic_file import replacing
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-# Okabe and Ito's colours, told apart by people who see fewer of them; marks differ as well.
+# Okabe and Ito's colours, told apart by people who see fewer of them; markers differ as well.
 _COLOURS = (
     "#000000",
     "#7f7f7f",
@@ -39,7 +38,7 @@ _COLOURS = (
     "#f0e442",
     "#d55e00",
 )
-_MARKS = ("*", "o", "s", "D", "v", "^", "P", "h", "X")
+_MARKERS = ("*", "o", "s", "D", "v", "^", "P", "h", "X")
 _TICKS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 60)
 
 AXES = {"speedup": "speed-up, measured", "flops_ratio": "times fewer FLOPs"}
@@ -49,9 +48,9 @@ QUALITIES = {"score": "score", "ssim": "SSIM to the reference"}
 def pareto(document: Mapping[str, Any], path: Path) -> None:
     """Draw quality over speed-up and over FLOPs as a PNG: score above, SSIM below.
 
-    Ablations are small and hollow, and so are a sibling's marks; a line joins each method's points
-    that no other of it beats in both, for each model. An axis without figures is left out. Raises
-    ImportError without matplotlib.
+    Ablations are small and hollow, and so are a sibling's markers; a line joins those points of
+    each method that no other of it beats in both, for each model. An axis without figures is
+    left out. Raises ImportError without matplotlib.
     """
     figures: Any = import_module("matplotlib.figure")
     rows = document["rows"]
@@ -73,7 +72,7 @@ def pareto(document: Mapping[str, Any], path: Path) -> None:
 
 
 def _panel(panel: Any, rows: Sequence[Row], axis: str, quality: str) -> None:
-    for method, colour, mark in zip(METHODS, _COLOURS, _MARKS, strict=True):
+    for method, colour, marker in zip(METHODS, _COLOURS, _MARKERS, strict=True):
         own = [row for row in rows if row["method"] == method and row[axis] is not None]
         own = [row for row in own if row[quality] is not None]
         changed = [row for row in own if row["ablation"]]
@@ -84,9 +83,10 @@ def _panel(panel: Any, rows: Sequence[Row], axis: str, quality: str) -> None:
             panel.plot(*zip(*front, strict=True), color=colour, linewidth=1.0, alpha=0.6)
             sibling = None if model == rows[0].get("model") else model
             label = method if sibling is None else f"{method}, {sibling}"
-            marks = _scatter(panel, whole, axis, quality, colour=colour, mark=mark, label=label)
+            style = {"fmt": marker, "color": colour, "label": label}
+            markers = _scatter(panel, whole, axis, quality, style)
             if sibling is not None:
-                marks.set_markerfacecolor("none")
+                markers.set_markerfacecolor("none")
         panel.scatter(
             [row[axis] for row in changed],
             [row[quality] for row in changed],
@@ -114,9 +114,9 @@ def _by_model(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
 
 
 def _scatter(
-    panel: Any, rows: Sequence[Row], axis: str, quality: str, *, colour: str, mark: str, label: str
+    panel: Any, rows: Sequence[Row], axis: str, quality: str, style: Mapping[str, str]
 ) -> Any:
-    """Points with their 95% intervals, thin; the marks."""
+    """Points with their 95% intervals, thin; the markers."""
     values = [row[quality] for row in rows]
     ends = [
         [abs(row[quality] - row[f"{quality}_{side}"]) for row in rows] for side in ("low", "high")
@@ -125,11 +125,9 @@ def _scatter(
         [row[axis] for row in rows],
         values,
         yerr=ends,
-        fmt=mark,
-        color=colour,
-        markersize=9 if label.startswith("fresco") else 5.5,
+        markersize=9 if style["label"].startswith("fresco") else 5.5,
         elinewidth=0.5,
-        label=label,
+        **style,
     )
     return drawn.lines[0]
 
@@ -197,8 +195,13 @@ def _of_quantised(rows: Sequence[Row]) -> list[Row]:
     return [row for row in presets if row in worst.values()]
 
 
+def has_interval(row: Mapping[str, Any]) -> bool:
+    """Whether a row's variant is a cache at an interval, on top of what the preset says."""
+    return "interval" in (row["variant"] or "")
+
+
 def label_of(row: Row, axis: str, model: str | None = None) -> str:
-    """A row in the margin of the sheet: its method, setting, precision where it is quantised, and
+    """A row in the margin of the sheet: its method, setup, precision where it is quantised, and
     how many times faster, by its FLOPs where there are no seconds; and what drew it, where that is
     not ``model``.
     """

@@ -1,7 +1,7 @@
 """What the bench measures with: something that draws by every method and judges what it drew.
 
-Two of them: a model with its trained weights (:mod:`fresco_trt.bench.studio`) and an exact flow
-that needs no training (:mod:`fresco_trt.bench.oracle_studio`).
+A model with its trained weights (:mod:`fresco_trt.bench.model_runner`), or what a study puts in its
+place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Draw: TypeAlias = "Callable[[Mapping[str, Tensor], int], Drawn]"
 """Draws one picture: (what the prompt was encoded to, seed)."""
 
-Marks: TypeAlias = "dict[str, Any]"
+Scores: TypeAlias = "dict[str, Any]"
 """What is kept of one picture, as JSON values: seconds, engine_seconds, decode_seconds, flops,
 right, psnr, ssim and features, None for what an instrument or a method does not have; and of a
 quantised point "twin_ssim", to the picture of the same one unquantised."""
@@ -53,7 +53,7 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
+class LeftOut:
     """A point, or an output, that there is no row for, and why."""
 
     what: str
@@ -75,7 +75,7 @@ class Instrument(Protocol):
 
     def methods(
         self, points: Sequence[Point], scope: ExitStack
-    ) -> tuple[dict[str, Draw], list[Skipped]]:
+    ) -> tuple[dict[str, Draw], list[LeftOut]]:
         """What draws, by the point's name; ``scope`` holds what they need."""
         ...
 
@@ -85,8 +85,8 @@ class Instrument(Protocol):
 
     def judge(
         self, case: Case, drawn: Mapping[str, Drawn], reference: str
-    ) -> tuple[dict[str, Marks], dict[str, Pixels]]:
-        """Marks and pictures uint8 [H,W,3] of what was drawn, by name."""
+    ) -> tuple[dict[str, Scores], dict[str, Pixels]]:
+        """Scores and pictures uint8 [H,W,3] of what was drawn, by name."""
         ...
 
     def real_features(self) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What the bench compares: methods, the recipes that they draw by, and points, which name both."""
+"""What the bench compares: methods, the settings that they draw by, and points, which name both."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class CacheDit:
     mu: float | None = None
 
 
-Recipe = Plain | TaylorSeer | FirstBlock | CacheDit | Preset
+Settings = Plain | TaylorSeer | FirstBlock | CacheDit | Preset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class Point:
     """
 
     method: Method
-    recipe: Recipe
+    settings: Settings
     model: str | None = None
     preset: str | None = None
     ablation: str | None = None
@@ -100,5 +100,5 @@ class Point:
     @property
     def nfe(self) -> int:
         """Sampling steps, those that a cache answers included, as the papers' tables count."""
-        steps = self.recipe.steps
+        steps = self.settings.steps
         return steps if isinstance(steps, int) else sum(steps)

@@ -1,6 +1,6 @@
 """The methods that run inside diffusers' own pipeline: plain steps and the caches put upon it.
 
-A recipe of :mod:`fresco_trt.bench.points` goes in, a function that draws comes out. FLOPs are
+Settings of :mod:`fresco_trt.bench.points` go in, a function that draws comes out. FLOPs are
 counted at the linear layers that really ran, so that what a cache saved is what it saved here.
 """
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
 
-DiffusersRecipe = Plain | TaylorSeer | FirstBlock | CacheDit
+DiffusersSettings = Plain | TaylorSeer | FirstBlock | CacheDit
 
 
 class DiffusersMethods:
-    """diffusers' pipeline over a model folder, with each recipe's cache on while it draws.
+    """diffusers' pipeline over a model folder, with the cache that settings name on while it draws.
 
     cache-dit rewrites the modules that it is put on, so it has a pipeline of its own.
     """
@@ -39,15 +39,15 @@ class DiffusersMethods:
         self._folder, self._facts, self._size, self._device = folder, facts, size, device
         self._pipes: dict[bool, Any] = {}
 
-    def method(self, recipe: DiffusersRecipe) -> Draw:
-        """What draws by a recipe.
+    def method(self, settings: DiffusersSettings) -> Draw:
+        """What draws by some settings.
 
         Raises ImportError where cache-dit is not installed, and whatever it raises on import.
         """
-        pipe = self._pipe(apart=isinstance(recipe, CacheDit))
-        cache = cache_of(recipe)
-        point = Plain(steps=recipe.steps, mu=recipe.mu)
-        width, height = self._size
+        pipe = self._pipe(apart=isinstance(settings, CacheDit))
+        cache = cache_of(settings)
+        point = Plain(steps=settings.steps, mu=settings.mu)
+        width, height = self._size[:2]
         cell = self._facts.vae_scale * self._facts.patch
         length = width // cell * (height // cell) + self._facts.text_tokens
 
@@ -64,26 +64,26 @@ class DiffusersMethods:
         return self._pipes[apart]
 
 
-def cache_of(recipe: DiffusersRecipe) -> Callable[[Any], AbstractContextManager[None]]:
-    """What puts a recipe's cache on a pipeline for the length of a scope, and empties it after."""
-    if isinstance(recipe, TaylorSeer):
-        return _hooked(_taylor_config(recipe))
-    if isinstance(recipe, FirstBlock):
+def cache_of(settings: DiffusersSettings) -> Callable[[Any], AbstractContextManager[None]]:
+    """What puts a cache on a pipeline for the length of a scope, and empties it after."""
+    if isinstance(settings, TaylorSeer):
+        return _hooked(_taylor_config(settings))
+    if isinstance(settings, FirstBlock):
         hooks: Any = import_module("diffusers.hooks")
-        return _hooked(hooks.FirstBlockCacheConfig(threshold=recipe.threshold))
-    if isinstance(recipe, CacheDit):
-        return _dit(recipe)
+        return _hooked(hooks.FirstBlockCacheConfig(threshold=settings.threshold))
+    if isinstance(settings, CacheDit):
+        return _dit(settings)
     return _bare
 
 
-def _taylor_config(recipe: TaylorSeer) -> Any:
+def _taylor_config(settings: TaylorSeer) -> Any:
     import torch
 
     hooks: Any = import_module("diffusers.hooks")
     return hooks.TaylorSeerCacheConfig(
-        cache_interval=recipe.interval,
-        max_order=recipe.order,
-        use_lite_mode=recipe.lite,
+        cache_interval=settings.interval,
+        max_order=settings.order,
+        use_lite_mode=settings.lite,
         taylor_factors_dtype=torch.float32,  # the weights' own; its default is for bfloat16 models
     )
 
@@ -105,7 +105,7 @@ def _hooked(config: Any) -> Callable[[Any], AbstractContextManager[None]]:
     return hooked
 
 
-def _dit(recipe: CacheDit) -> Callable[[Any], AbstractContextManager[None]]:
+def _dit(settings: CacheDit) -> Callable[[Any], AbstractContextManager[None]]:
     """cache-dit's own defaults but for the threshold, the blocks that always run and the warm-up.
 
     By default it always computes eight blocks, which are all that a small model has, and eight
@@ -113,7 +113,7 @@ def _dit(recipe: CacheDit) -> Callable[[Any], AbstractContextManager[None]]:
     """
     library: Any = import_module("cache_dit")
     logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
-    calibrator = library.TaylorSeerCalibratorConfig(taylorseer_order=1) if recipe.taylor else None
+    calibrator = library.TaylorSeerCalibratorConfig(taylorseer_order=1) if settings.taylor else None
 
     @contextmanager
     def cached(pipe: Any) -> Iterator[None]:
@@ -121,7 +121,7 @@ def _dit(recipe: CacheDit) -> Callable[[Any], AbstractContextManager[None]]:
             Fn_compute_blocks=1,
             Bn_compute_blocks=0,
             max_warmup_steps=3,
-            residual_diff_threshold=recipe.threshold,
+            residual_diff_threshold=settings.threshold,
         )
         library.enable_cache(pipe, cache_config=config, calibrator_config=calibrator)
         try:

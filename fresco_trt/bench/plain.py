@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.demo.scenes import Scene, random_scene
+from fresco_trt.bench.scenes.scene import Scene, random_scene
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import bundled_components
 
@@ -58,8 +58,8 @@ def load_pipeline(folder: Path | None = None, device: str = "cpu") -> Any:
     """diffusers' FluxPipeline over `folder` (default: the bundled weights), float32, silent."""
     import diffusers
 
-    from fresco_trt.models.flux.components import no_bar
-    from fresco_trt.models.weights import BUNDLED
+    from fresco_trt.models.quiet import no_bar
+    from fresco_trt.models.weights import bundled_folder
 
     for library in ("diffusers", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -67,7 +67,7 @@ def load_pipeline(folder: Path | None = None, device: str = "cpu") -> Any:
     untyped.utils.logging.disable_progress_bar()
     with no_bar():
         pipe = untyped.FluxPipeline.from_pretrained(
-            folder or BUNDLED / MODEL, low_cpu_mem_usage=False
+            folder or bundled_folder(MODEL), low_cpu_mem_usage=False
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
@@ -113,7 +113,7 @@ def denoise(
     """
     import torch
 
-    width, height = size
+    width, height = size[:2]
     _set_shift(pipe, facts, point.mu)
     guidance = {} if facts.guidance_default is None else {"guidance_scale": facts.guidance_default}
     with torch.no_grad():

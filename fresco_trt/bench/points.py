@@ -1,17 +1,18 @@
 """Operating points: every method at every setting that the bench compares, as values.
 
-One table for all models. A point is a method's name, how it draws (its recipe), and what the rows
-call it; :func:`points_of` lists a model's, :func:`chosen` those that a request asks for.
+One table for all models. A point is a method's name, how it draws (its settings), and what the rows
+call it; :func:`points_of` lists a model's, :func:`chosen` those that a request asks for. Studies
+have tables of their own, which :func:`table_named` finds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from fresco_trt.bench.ablations import ablations
 from fresco_trt.bench.methods import METHODS, CacheDit, FirstBlock, Method, Point, TaylorSeer
 from fresco_trt.bench.plain import Plain
 from fresco_trt.errors import IncompatibleOptions
@@ -23,6 +24,8 @@ from fresco_trt.plan.presets import Preset
 if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
+
+    PointTable = Callable[[ModelFacts, Size], Sequence[Point]]
 
 
 def _matched(shifts: tuple[float, ...], z: float) -> MatchedShifts:
@@ -98,12 +101,9 @@ FEWEST: Mapping[tuple[int, ...], tuple[float, ...]] = {
 """Steps and ends of stages beyond the fastest preset, where plain sampling has 2 or 3 steps left;
 chosen on the demo among 27 such plans, on 16 scenes that are not the bench's."""
 
-ABLATED = "turbo"
-
 _QUICK_FEW, _QUICK_TUNED = (10, 5, 2), ((10, 1.6), (10, 2.2), (5, 1.6), (5, 2.2))
 _QUICK_CACHES = (("hicache", 7), ("svd", 7))
 _QUICK_THRESHOLDS = (0.2, 0.4, 0.24, 0.48)
-_QUICK_ABLATIONS = ("noise fresh", "lift nearest", "selection converged", "solver multistep")
 
 # RALU's settings for FLUX.1-dev: steps, ends as times (0 noise, 1 clean), share of the coarse
 # tokens expanded first, shift factors and Z. "4x" and "7x" are those of its code (arXiv 2507.08422,
@@ -122,7 +122,7 @@ def points_of(facts: ModelFacts, size: Size | None = None) -> tuple[Point, ...]:
     """Every operating point of a model, the plain pipeline first; each has a name of its own."""
     size = size or facts.default_size
     return (
-        Point(method="plain", recipe=Plain(steps=facts.default_steps), quick=True),
+        Point(method="plain", settings=Plain(steps=facts.default_steps), quick=True),
         *_few_step(facts),
         *_cached(facts),
         *_spectral(facts, size),
@@ -151,11 +151,26 @@ def chosen(points: Iterable[Point], methods: Iterable[str] | None, quick: bool) 
     return [point for point in points if point.method in wanted and (point.quick or not quick)]
 
 
+def table_named(name: str) -> PointTable:
+    """The function "module:function" that lists the points of a model at a size, as
+    :func:`points_of` does; what :class:`~fresco_trt.bench.job.Study` calls its points.
+    """
+    module, _, function = name.partition(":")
+    found: PointTable = getattr(import_module(module), function)
+    return found
+
+
 def _few_step(facts: ModelFacts) -> Iterator[Point]:
     """The plain sampler with fewer steps: diffusers' own, and our one-stage engine at any shift."""
     default = facts.default_steps
     for steps in (each for each in DIFFUSERS_STEPS if each < default):
-        yield _diffusers_steps(steps, quick=steps in _QUICK_FEW)
+        yield Point(
+            method="few-step",
+            settings=Plain(steps=steps),
+            preset=f"{steps} steps",
+            variant="diffusers, default shift",
+            quick=steps in _QUICK_FEW,
+        )
     yield _engine_steps(default, None, quick=False)
     shifts = SHIFTS if facts.shift is not None else ()
     for steps in (each for each in FEW_STEPS if each < default):
@@ -164,23 +179,15 @@ def _few_step(facts: ModelFacts) -> Iterator[Point]:
             yield _engine_steps(steps, mu, quick=(steps, mu) in _QUICK_TUNED)
 
 
-def _diffusers_steps(steps: int, *, quick: bool) -> Point:
-    recipe, variant = Plain(steps=steps), _variant("diffusers", None)
-    return Point(
-        method="few-step", recipe=recipe, preset=f"{steps} steps", variant=variant, quick=quick
-    )
-
-
 def _engine_steps(steps: int, mu: float | None, *, quick: bool) -> Point:
     shift = None if mu is None else (math.exp(mu),)
-    recipe, variant = Preset(steps=(steps,), shift=shift), _variant("engine", mu)
     return Point(
-        method="few-step", recipe=recipe, preset=f"{steps} steps", variant=variant, quick=quick
+        method="few-step",
+        settings=Preset(steps=(steps,), shift=shift),
+        preset=f"{steps} steps",
+        variant="engine, default shift" if mu is None else f"engine, mu {mu:g}",
+        quick=quick,
     )
-
-
-def _variant(who: str, mu: float | None) -> str:
-    return f"{who}, default shift" if mu is None else f"{who}, mu {mu:g}"
 
 
 def _cached(facts: ModelFacts) -> Iterator[Point]:
@@ -204,10 +211,10 @@ def _peers(steps: int, mu: float | None, intervals: tuple[int, ...]) -> Iterator
 
 
 def _peer(
-    method: Method, recipe: TaylorSeer | FirstBlock | CacheDit, label: str, *, quick: bool
+    method: Method, settings: TaylorSeer | FirstBlock | CacheDit, label: str, *, quick: bool
 ) -> Point:
-    preset = f"{_few(recipe.steps, recipe.mu)}, {label}"
-    return Point(method=method, recipe=recipe, preset=preset, variant="diffusers", quick=quick)
+    preset = f"{_few(settings.steps, settings.mu)}, {label}"
+    return Point(method=method, settings=settings, preset=preset, variant="diffusers", quick=quick)
 
 
 def _few(steps: int, mu: float | None) -> str:
@@ -227,10 +234,10 @@ def _spectral(facts: ModelFacts, size: Size) -> Iterator[Point]:
     """SPEED's rule: orthonormal expansion with rewind, switching where the spectrum says."""
     for steps in SPECTRAL_STEPS:
         for label, switch in _switches(facts, size, len(steps)):
-            recipe = Preset(steps=steps, switch=switch, lift="haar", noise="rewind")
+            settings = Preset(steps=steps, switch=switch, lift="haar", noise="rewind")
             preset = f"{_steps_label(steps)}, {label}"
             quick = steps in ((5, 5), (3, 3, 3)) and label in ("delta 0.05", "fixed switch")
-            yield Point(method="spectral", recipe=recipe, preset=preset, quick=quick)
+            yield Point(method="spectral", settings=settings, preset=preset, quick=quick)
 
 
 def _steps_label(steps: tuple[int, ...]) -> str:
@@ -249,8 +256,8 @@ def _switches(
 
 def _ralu() -> Iterator[Point]:
     for label, (steps, ends, share, matched) in _RALU.items():
-        recipe = ralu_preset(steps=steps, ends=ends, share=share, matched=matched)
-        yield Point(method="ralu", recipe=recipe, preset=label, quick=label in ("4x", "7x"))
+        settings = ralu_preset(steps=steps, ends=ends, share=share, matched=matched)
+        yield Point(method="ralu", settings=settings, preset=label, quick=label in ("4x", "7x"))
 
 
 def _caches(facts: ModelFacts) -> Iterator[Point]:
@@ -260,12 +267,12 @@ def _caches(facts: ModelFacts) -> Iterator[Point]:
     for name in FEATURE_CACHES:
         for interval, alone in _intervals(facts, plain, name, warmup=3):
             label, quick = f"{name}, interval {interval}", (name, interval) in _QUICK_CACHES
-            yield Point(method="cache", recipe=alone, preset=label, quick=quick)
+            yield Point(method="cache", settings=alone, preset=label, quick=quick)
         for preset in CACHED_PRESETS:
             base = find_preset(facts, preset, stages)
             for interval, both in _intervals(facts, base, name, warmup=1):
                 label = f"{name}, interval {interval}"
-                yield Point(method="fresco", recipe=both, preset=preset, variant=label)
+                yield Point(method="fresco", settings=both, preset=preset, variant=label)
 
 
 def _tuned_caches(facts: ModelFacts) -> Iterator[Point]:
@@ -276,30 +283,28 @@ def _tuned_caches(facts: ModelFacts) -> Iterator[Point]:
         for name in names:
             cache = CacheChoice(name=name, interval=interval, warmup=warmup)
             shift = None if mu is None else (math.exp(mu),)
-            recipe = Preset(steps=(steps,), shift=shift, cache=cache)
-            if not _skips(facts, recipe):
+            settings = Preset(steps=(steps,), shift=shift, cache=cache)
+            if not _skips(facts, settings):
                 continue
             label = f"{_few(steps, mu)}, {name}, interval {interval}, warm-up {warmup}"
             quick = (share, warmup, name) == (FEWER, 1, "hicache")
-            yield Point(method="cache", recipe=recipe, preset=label, quick=quick)
+            yield Point(method="cache", settings=settings, preset=label, quick=quick)
 
 
 def _coarse(facts: ModelFacts) -> Iterator[Point]:
     """Our coarse velocities among few full ones, on a model whose time is shifted."""
     for word, mu in COARSE if facts.shift is not None else ():
         cache = CacheChoice(name="coarse_velocity", actions=(word,))
-        recipe = Preset(steps=(len(word),), shift=(math.exp(mu),), cache=cache)
-        label, quick = (
-            f"{_few(len(word), mu)}, coarse_velocity {word}",
-            (word, mu) == ("FBFBFF", 2.2),
-        )
-        yield Point(method="cache", recipe=recipe, preset=label, quick=quick)
+        settings = Preset(steps=(len(word),), shift=(math.exp(mu),), cache=cache)
+        label = f"{_few(len(word), mu)}, coarse_velocity {word}"
+        quick = (word, mu) == ("FBFBFF", 2.2)
+        yield Point(method="cache", settings=settings, preset=label, quick=quick)
 
 
-def _skips(facts: ModelFacts, recipe: Preset) -> bool:
+def _skips(facts: ModelFacts, settings: Preset) -> bool:
     """Whether the cache answers any step; of a very short run every step may be full."""
     try:
-        plan_from_preset(facts, recipe)
+        plan_from_preset(facts, settings)
     except IncompatibleOptions:
         return False
     return True
@@ -311,29 +316,27 @@ def _intervals(
     """``base`` at each interval, once where short stages make two of them the same."""
     seen = set()
     for interval in CACHE_INTERVALS:
-        recipe = replace(base, cache=CacheChoice(name=name, interval=interval, warmup=warmup))
-        if not _skips(facts, recipe):
+        settings = replace(base, cache=CacheChoice(name=name, interval=interval, warmup=warmup))
+        if not _skips(facts, settings):
             continue
-        actions = tuple(stage.actions for stage in plan_from_preset(facts, recipe).stages)
+        actions = tuple(stage.actions for stage in plan_from_preset(facts, settings).stages)
         if actions not in seen:
             seen.add(actions)
-            yield interval, recipe
+            yield interval, settings
 
 
 def _fresco(facts: ModelFacts) -> Iterator[Point]:
-    """Our presets at every number of stages, and one with one thing changed at a time."""
-    stages = max(facts.stage_counts)
+    """Our presets at every number of stages, and faster ones than any of them."""
     for name, schedules in facts.presets.items():
         for count in sorted(schedules.keys() - {1}, reverse=True):
             most = count == max(schedules)
             variant = None if most else f"{count} stages"
-            recipe = schedules[count]
-            yield Point(method="fresco", recipe=recipe, preset=name, variant=variant, quick=most)
+            settings = schedules[count]
+            yield Point(
+                method="fresco", settings=settings, preset=name, variant=variant, quick=most
+            )
     for steps, switch in FEWEST.items():
         if len(steps) in facts.stage_counts:
-            recipe = Preset(steps=steps, switch=switch, lift="haar", noise="field")
+            settings = Preset(steps=steps, switch=switch, lift="haar", noise="field")
             quick = steps == (3, 3, 1)
-            yield Point(method="fresco", recipe=recipe, preset=_steps_label(steps), quick=quick)
-    for ablation, recipe in ablations(find_preset(facts, ABLATED, stages)).items():
-        quick = ablation in _QUICK_ABLATIONS
-        yield Point(method="fresco", recipe=recipe, preset=ABLATED, ablation=ablation, quick=quick)
+            yield Point(method="fresco", settings=settings, preset=_steps_label(steps), quick=quick)

@@ -54,6 +54,15 @@ def mean_interval(values: Sequence[float], most: float = math.inf) -> tuple[floa
     return mean, mean - half, min(mean + half, most)
 
 
+def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """95% interval of a proportion (Wilson 1927)."""
+    share = right / total
+    centre = share + z * z / (2 * total)
+    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return (centre - spread) / scale, (centre + spread) / scale
+
+
 def distance_interval(
     features: Tensor, real: Tensor, draws: int = 20
 ) -> tuple[float, float, float]:
@@ -63,8 +72,6 @@ def distance_interval(
     (bootstrap); their own mean is not used, a resample being further away than the sample. No
     distance is below 0. Raises ValueError for fewer than two pictures, which have no covariance.
     """
-    from fresco_trt.demo.score import frechet_distance
-
     count = len(features)
     if count < 2:
         raise ValueError(f"{count} pictures; expected two or more for a distance")
@@ -73,3 +80,18 @@ def distance_interval(
     spread = statistics.stdev(frechet_distance(features[pick], real) for pick in picks)
     distance = frechet_distance(features, real)
     return distance, max(distance - Z95 * spread, 0.0), distance + Z95 * spread
+
+
+def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Frechet distance between Gaussians fitted to feature sets [N,D] (Dowson & Landau 1982)."""
+    a, b = first.double(), second.double()
+    root = _square_root(torch.cov(a.T))
+    cross = torch.linalg.eigvalsh(root @ torch.cov(b.T) @ root).clamp(min=0).sqrt().sum()
+    traces = torch.cov(a.T).trace() + torch.cov(b.T).trace()
+    return float((a.mean(0) - b.mean(0)).square().sum() + traces - 2 * cross)
+
+
+def _square_root(matrix: torch.Tensor) -> torch.Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    root: torch.Tensor = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
+    return root

@@ -1,4 +1,4 @@
-"""From the journal's marks to the stored document: one row a point, and what follows from them.
+"""From the log's scores to the stored document: one row a point, and what follows from them.
 
 Pure functions of what was measured; nothing is drawn or timed here. Keys of the document:
 ``bench/results/README.md``.
@@ -18,7 +18,7 @@ from fresco_trt.bench.quality import DECIBELS, distance_interval, mean_interval,
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fresco_trt.bench.instrument import Marks, Skipped
+    from fresco_trt.bench.instrument import LeftOut, Scores
 
     Row = dict[str, Any]
 
@@ -30,7 +30,7 @@ QUALITIES = ("score", "ssim")
 
 def rows_of(
     points: Sequence[Point],
-    scenes: Sequence[Mapping[str, Marks]],
+    scenes: Sequence[Mapping[str, Scores]],
     real: Tensor | None,
     peaks: Mapping[str, float],
     *,
@@ -41,7 +41,7 @@ def rows_of(
 ) -> list[Row]:
     """One row a point, the plain pipeline's first.
 
-    ``scenes`` are the marks of each scene by point; ``real`` features of true pictures; ``peaks``
+    ``scenes`` are the scores of each scene by point; ``real`` features of true pictures; ``peaks``
     the memory of a process by point; ``model`` what draws where a point does not say;
     ``shared_seconds`` what every picture takes beside its denoising. Where not ``timed``, and for
     points quantised to a precision that is ``simulated``, everything that comes from a clock is
@@ -50,7 +50,7 @@ def rows_of(
     reference = [scene[points[0].name] for scene in scenes]
     rows = []
     for point in points:
-        marks = [scene[point.name] for scene in scenes]
+        scores = [scene[point.name] for scene in scenes]
         clocked = timed and point.precision not in simulated
         row = {
             "method": point.method,
@@ -60,12 +60,12 @@ def rows_of(
             "variant": point.variant,
             "precision": point.precision,
             "nfe": point.nfe,
-            **(_times(marks, reference, shared_seconds) if clocked else dict.fromkeys(_TIMES)),
-            "flops_ratio": _sum(reference, "flops") / _sum(marks, "flops"),
-            **_score(marks),
-            **_closeness(marks),
-            "twin_ssim": _twin_ssim(marks),
-            **_distance(marks, real),
+            **(_times(scores, reference, shared_seconds) if clocked else dict.fromkeys(_TIMES)),
+            "flops_ratio": _sum(reference, "flops") / _sum(scores, "flops"),
+            **_score(scores),
+            **_closeness(scores),
+            "twin_ssim": _twin_ssim(scores),
+            **_distance(scores, real),
             "peak_mb": peaks.get(point.name),
             "point": point.name,
         }
@@ -83,58 +83,58 @@ _TIMES = (
 )
 
 
-def _times(marks: Sequence[Marks], reference: Sequence[Marks], shared: float) -> Row:
+def _times(scores: Sequence[Scores], reference: Sequence[Scores], shared: float) -> Row:
     """The paired speed-up, scene by scene, its median with the interval; and what it rests on."""
-    pairs = zip(reference, marks, strict=True)
+    pairs = zip(reference, scores, strict=True)
     ratios = [theirs["seconds"] / ours["seconds"] for theirs, ours in pairs]
-    seconds = statistics.median(each["seconds"] for each in marks)
-    inside = [each["engine_seconds"] for each in marks]
-    host = None if None in inside else 1 - sum(inside) / _sum(marks, "seconds")
+    seconds = statistics.median(each["seconds"] for each in scores)
+    inside = [each["engine_seconds"] for each in scores]
+    host = None if None in inside else 1 - sum(inside) / _sum(scores, "seconds")
     values = (*median_interval(ratios), 1 / (seconds + shared), seconds, host)
     return dict(zip(_TIMES, values, strict=True))
 
 
-def _score(marks: Sequence[Marks]) -> Row:
-    from fresco_trt.demo.score import wilson_interval
+def _score(scores: Sequence[Scores]) -> Row:
+    from fresco_trt.bench.quality import wilson_interval
 
-    right = [each["right"] for each in marks]
+    right = [each["right"] for each in scores]
     if None in right:
         return dict.fromkeys(("score", "score_low", "score_high"))
     low, high = wilson_interval(sum(right), len(right))
     return {"score": sum(right) / len(right), "score_low": low, "score_high": high}
 
 
-def _closeness(marks: Sequence[Marks]) -> Row:
+def _closeness(scores: Sequence[Scores]) -> Row:
     found: Row = {}
     for name, most in (("ssim", 1.0), ("psnr", DECIBELS)):
-        values = [each[name] for each in marks]
+        values = [each[name] for each in scores]
         interval = (None,) * 3 if None in values else mean_interval(values, most)
         keys = (name, f"{name}_low", f"{name}_high")
         found |= dict(zip(keys, interval, strict=True))
     return found
 
 
-def _twin_ssim(marks: Sequence[Marks]) -> float | None:
+def _twin_ssim(scores: Sequence[Scores]) -> float | None:
     """Mean SSIM to the pictures of the same point unquantised; None for one that is, and where
     that one was not drawn."""
-    found = [each["twin_ssim"] for each in marks if "twin_ssim" in each]
+    found = [each["twin_ssim"] for each in scores if "twin_ssim" in each]
     return statistics.fmean(found) if found else None
 
 
-def _distance(marks: Sequence[Marks], real: Tensor | None) -> Row:
+def _distance(scores: Sequence[Scores], real: Tensor | None) -> Row:
     import torch
 
-    from fresco_trt.bench.eye import decode
+    from fresco_trt.bench.evaluator import decode
 
     keys = ("distance", "distance_low", "distance_high")
-    if real is None or len(marks) < 2:
+    if real is None or len(scores) < 2:
         return dict.fromkeys(keys)
-    features = torch.stack([decode(each["features"]) for each in marks])
+    features = torch.stack([decode(each["features"]) for each in scores])
     return dict(zip(keys, distance_interval(features, real), strict=True))
 
 
-def _sum(marks: Iterable[Marks], key: str) -> float:
-    total: float = sum(each[key] for each in marks)
+def _sum(scores: Iterable[Scores], key: str) -> float:
+    total: float = sum(each[key] for each in scores)
     return total
 
 
@@ -170,8 +170,8 @@ def tuned(points: Sequence[Point], rows: Sequence[Row]) -> tuple[list[Row], list
 
 def _is_tuned(point: Point) -> bool:
     """Whether it is a few-step point with a time shift that is not the model's own."""
-    recipe = point.recipe
-    shift = recipe.mu if isinstance(recipe, Plain) else getattr(recipe, "shift", None)
+    settings = point.settings
+    shift = settings.mu if isinstance(settings, Plain) else getattr(settings, "shift", None)
     return point.method == "few-step" and shift is not None
 
 
@@ -230,9 +230,9 @@ def _highest(rows: Iterable[Row], quality: str) -> Row | None:
 
 
 def document_of(
-    points: Sequence[Point], rows: Sequence[Row], skipped: Iterable[Skipped], *, timed: bool
+    points: Sequence[Point], rows: Sequence[Row], left_out: Iterable[LeftOut], *, timed: bool
 ) -> dict[str, Any]:
-    """``rows``, ``tuning``, ``frontier`` and ``skipped`` of the stored document.
+    """``rows``, ``tuning``, ``frontier`` and ``left_out`` of the stored document.
 
     The frontier is that of the model itself: a sibling is another one.
     """
@@ -243,5 +243,5 @@ def document_of(
         "rows": shown,
         "tuning": tried,
         "frontier": {axis: frontier(own, axis) for axis in axes},
-        "skipped": [asdict(each) for each in skipped],
+        "left_out": [asdict(each) for each in left_out],
     }

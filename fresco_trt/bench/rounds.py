@@ -12,8 +12,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.base import Progress
-from fresco_trt.bench.instrument import Skipped, said
-from fresco_trt.bench.journal import Journal
+from fresco_trt.bench.instrument import LeftOut, said
+from fresco_trt.bench.results_log import ResultsLog
 from fresco_trt.errors import EngineFailed
 from fresco_trt.files.atomic_file import writing
 
@@ -33,11 +33,11 @@ TILES, TILE = 8, 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The points that were measured, every scene's marks by point, and what was left out."""
+    """The points that were measured, every scene's scores by point, and what was left out."""
 
     points: tuple[Point, ...]
-    journal: Journal
-    skipped: tuple[Skipped, ...]
+    log: ResultsLog
+    left_out: tuple[LeftOut, ...]
 
 
 def measure(
@@ -45,25 +45,25 @@ def measure(
     points: Sequence[Point],
     scope: ExitStack,
     *,
-    journal: Path,
+    log: Path,
     header: Mapping[str, Any],
     tiles: Path,
     progress: Progress,
     say: Callable[[str], None],
 ) -> Measured:
-    """Draw and judge every case with every point that can run; resumes a journal of this request.
+    """Draw and judge every case with every point that can run; resumes a log of this request.
 
     ``say`` is told once whether it did, and if not, why not.
 
     Raises EngineFailed if the reference itself cannot run, and what a method raises after it once
-    ran: the journal then keeps the scenes before.
+    ran: the log then keeps the scenes before.
     """
     progress("preparing", 0.0)
-    methods, skipped = instrument.methods(points, scope)
-    skipped += _warm_up(instrument, methods, progress)
+    methods, left_out = instrument.methods(points, scope)
+    left_out += _warm_up(instrument, methods, progress)
     usable = tuple(point for point in points if point.name in methods)
-    reference = _reference(points, methods, skipped)
-    kept = Journal(journal, {**header, "points": [point.name for point in usable]})
+    reference = _reference(points, methods, left_out)
+    kept = ResultsLog(log, {**header, "points": [point.name for point in usable]})
     say(kept.said)
     if not kept.scenes:
         shutil.rmtree(tiles, ignore_errors=True)
@@ -75,17 +75,17 @@ def measure(
         inputs = instrument.encode(case)
         text_seconds = perf_counter() - began
         drawn = _take_turns(methods, inputs, case)
-        marks, pictures = instrument.judge(case, drawn, reference)
+        scores, pictures = instrument.judge(case, drawn, reference)
         if case.number < TILES:
             _keep_tiles(tiles, case.number, [pictures[point.name] for point in usable])
         line = {"caption": case.caption, "seed": case.seed, "text_seconds": text_seconds}
-        kept.add_scene(case.number, {**line, "marks": marks})
-    return Measured(points=usable, journal=kept, skipped=tuple(skipped))
+        kept.add_scene(case.number, {**line, "scores": scores})
+    return Measured(points=usable, log=kept, left_out=tuple(left_out))
 
 
-def _warm_up(instrument: Instrument, methods: dict[str, Draw], progress: Progress) -> list[Skipped]:
+def _warm_up(instrument: Instrument, methods: dict[str, Draw], progress: Progress) -> list[LeftOut]:
     """Draw one case with each method; those that cannot are taken out and say why."""
-    skipped: list[Skipped] = []
+    left_out: list[LeftOut] = []
     inputs = instrument.encode(instrument.warm_up)
     for index, name in enumerate(list(methods)):
         progress("warming up", index / len(methods))
@@ -93,18 +93,18 @@ def _warm_up(instrument: Instrument, methods: dict[str, Draw], progress: Progres
             methods[name](inputs, instrument.warm_up.seed)
         except Exception as error:  # a peer's code raises whatever it likes
             del methods[name]
-            skipped.append(Skipped(what=name, reason=said(error)))
-    return skipped
+            left_out.append(LeftOut(what=name, reason=said(error)))
+    return left_out
 
 
 def _reference(
-    points: Sequence[Point], methods: Mapping[str, Draw], skipped: Sequence[Skipped]
+    points: Sequence[Point], methods: Mapping[str, Draw], left_out: Sequence[LeftOut]
 ) -> str:
     """The name of the plain pipeline's point."""
     name = next(point.name for point in points if point.method == "plain")
     if name in methods:
         return name
-    reasons = [each.reason for each in skipped if each.what == name]
+    reasons = [each.reason for each in left_out if each.what == name]
     raise EngineFailed(
         f"the plain pipeline, which all else is measured against: {reasons[0]}",
         expected="a model that diffusers' pipeline draws with",

@@ -1,135 +1,9 @@
-"""Stored figures as the Markdown that the README shows; a test keeps the two the same.
-
-python -m fresco_trt.bench.table
-"""
+"""A run's document as Markdown: every point, its intervals, blanks where nothing was measured."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-RESULTS = Path(__file__).parents[2] / "bench" / "results"
-
-
-def main_job_table(document: dict[str, Any]) -> str:
-    """One row a method of `main-job.json`, in its order, and a line on everything else in it."""
-    lines = [
-        "| method | denoise seconds, median (low to high) | speed-up over diffusers, 50 steps "
-        "| prompt score | PSNR to it, dB |",
-        "|---|--:|--:|--:|--:|",
-        *(_main_job_row(row) for row in document["rows"]),
-    ]
-    machine, cold = document["machine"], document["cold_start"]
-    lines += [
-        "",
-        f"{document['scenes']} captions, model `{document['model']}` at 256x256, float32, ONNX "
-        f"Runtime {machine['onnxruntime']}, {machine['cores']} cores of {machine['processor']}. "
-        f"Build {document['build_seconds']:.0f} s; a fresh process from its start to a written "
-        f"picture {cold['seconds']:.1f} s at {cold['peak_mib']:.0f} MiB; `import fresco_trt` "
-        f"{1000 * document['import_seconds']['median']:.0f} ms.",
-    ]
-    return "\n".join(lines)
-
-
-def _main_job_row(row: dict[str, Any]) -> str:
-    seconds, speedup = row["denoise_seconds"], row["speedup"]
-    psnr = "" if row["psnr"] is None else f"{row['psnr']:.1f}"
-    return (
-        f"| {row['method']} | {seconds['median']:.2f} ({seconds['low']:.2f} to "
-        f"{seconds['high']:.2f}) | {speedup['median']:.2f} | {row['score']:.2f} | {psnr} |"
-    )
-
-
-def fitness_table(document: dict[str, Any]) -> str:
-    """One row a plain operating point of `demo-fitness.json`, with 95% intervals."""
-    lines = [
-        "| plain pipeline | prompt score (95%) | Frechet distance to renders (95%) |",
-        "|---|--:|--:|",
-        *(
-            f"| {row['name']} | {row['score']:.2f} ({row['score_low']:.2f} to "
-            f"{row['score_high']:.2f}) | {row['distance']:.1f} ({row['distance_low']:.1f} to "
-            f"{row['distance_high']:.1f}) |"
-            for row in document["rows"]
-        ),
-    ]
-    return "\n".join(lines)
-
-
-def tables(document: dict[str, Any]) -> str:
-    """What a bench leaves beside its document: every point, and the ablations apart."""
-    if document["compare"] == "combinations":
-        return combinations_table(document)
-    return f"{bench_table(document)}\n\n{ablation_table(document)}"
-
-
-def combinations_table(document: dict[str, Any]) -> str:
-    """One row a combination of model, stages, cache and precision, and a line on how it was run.
-
-    Where a machine only simulates a precision there are no seconds: the speed-up is then that of
-    the FLOPs alone, and says so.
-    """
-    rows = [row for row in document["rows"] if row["method"] != "plain"]
-    heads = ("model", "steps", "cache", "precision", "speed-up", "fewer FLOPs", "score", "SSIM")
-    return "\n".join(
-        [
-            f"| {' | '.join((*heads, 'SSIM to the same unquantised'))} |",
-            f"|---|---|---|---|{'--:|' * 5}",
-            *(_combination_row(row) for row in rows),
-            "",
-            _how(document),
-        ]
-    )
-
-
-def _combination_row(row: dict[str, Any]) -> str:
-    speedup = interval(row, "speedup", 2) or f"{row['flops_ratio']:.2f} by FLOPs"
-    cells = (
-        row["model"],
-        row["preset"],
-        row["variant"],
-        row["precision"],
-        speedup,
-        number(row["flops_ratio"], 2),
-        interval(row, "score", 2),
-        number(row["ssim"], 3),
-        number(row["twin_ssim"], 3),
-    )
-    return f"| {' | '.join(cells)} |"
-
-
-def composition_table(document: dict[str, Any]) -> str:
-    """The same rows without intervals: one line a model, its steps and a precision, and a column
-    for each cache, empty where stages are too short for it.
-    """
-    lines: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in document["rows"]:
-        if row["method"] != "plain":
-            key = (row["model"], row["preset"], row["precision"])
-            lines.setdefault(key, {})[row["variant"].split(",")[0]] = _composition_cell(row)
-    caches = list(dict.fromkeys(cache for cells in lines.values() for cache in cells))
-    return "\n".join(
-        [
-            f"| {' | '.join(['model', 'steps', 'precision', *caches])} |",
-            f"|---|---|---|{'---|' * len(caches)}",
-            *(
-                f"| {' | '.join([*key, *(cells.get(cache, '') for cache in caches)])} |"
-                for key, cells in lines.items()
-            ),
-        ]
-    )
-
-
-def _composition_cell(row: Mapping[str, Any]) -> str:
-    """Speed-up, score and SSIM; behind them the SSIM to the same unquantised."""
-    measured, flops = row["speedup"], row["flops_ratio"]
-    speed = f"({flops:.1f}x)" if measured is None else f"{measured:.1f}x"
-    twin = "" if row["twin_ssim"] is None else f", {row['twin_ssim']:.3f}"
-    return f"{speed}, {row['score']:.2f}, {row['ssim']:.2f}{twin}"
+from typing import Any
 
 
 def bench_table(document: dict[str, Any]) -> str:
@@ -137,15 +11,16 @@ def bench_table(document: dict[str, Any]) -> str:
     rows = [row for row in document["rows"] if not row["ablation"]]
     return "\n".join(
         [
-            *_bench_head("method"),
-            *(_bench_row(_named(row, "method", "preset", "variant"), row) for row in rows),
+            *bench_head("method"),
+            *(bench_row(named(row, "method", "preset", "variant"), row) for row in rows),
             "",
-            _how(document),
+            how(document),
         ]
     )
 
 
-def _how(document: Mapping[str, Any]) -> str:
+def how(document: Mapping[str, Any]) -> str:
+    """The line below a table: what was measured, where and with which command."""
     machine, (width, height) = document["machine"], document["size"]
     return (
         f"`{document['command']}` at {document['commit']}: {document['scenes']} scenes, model "
@@ -155,110 +30,15 @@ def _how(document: Mapping[str, Any]) -> str:
     )
 
 
-def ablation_table(document: dict[str, Any]) -> str:
-    """The ablations of a bench's document below the preset that each changes one thing of."""
-    changed = [row for row in document["rows"] if row["ablation"]]
-    names = {(row["method"], row["preset"]) for row in changed}
-    bases = [
-        row
-        for row in document["rows"]
-        if (row["method"], row["preset"]) in names and not row["ablation"]
-    ]
-    return "\n".join(
-        [
-            *_bench_head("changed"),
-            *(_bench_row(_named(row, "method", "preset"), row) for row in bases),
-            *(_bench_row(row["ablation"], row) for row in changed),
-        ]
-    )
-
-
-def caching_table(document: dict[str, Any]) -> str:
-    """Every cache of a bench's document, ours and the peers', below what it is to speed up."""
-    cached = [row for row in document["rows"] if not row["ablation"] and _is_cached(row)]
-    presets = {row["preset"] for row in cached if row["method"] == "fresco"}
-    bases = [
-        row
-        for row in document["rows"]
-        if row["method"] == "plain"
-        or (row["method"] == "fresco" and row["preset"] in presets and _is_bare(row))
-    ]
-    rows = sorted(
-        [*bases, *cached],
-        key=lambda row: (_CACHING.index(row["method"]), row["preset"] or "", not _is_bare(row)),
-    )
-    return "\n".join(
-        [
-            *_bench_head("method"),
-            *(_bench_row(_named(row, "method", "preset", "variant"), row) for row in rows),
-        ]
-    )
-
-
-_CACHING = ("plain", "taylorseer", "first-block", "cache-dit", "cache", "fresco")
-"""Methods in the order of the caching table; those between plain and fresco are caches."""
-
-
-def _is_cached(row: Mapping[str, Any]) -> bool:
-    on_a_preset = row["method"] == "fresco" and has_interval(row)
-    return row["method"] in _CACHING[1:-1] or on_a_preset
-
-
-def has_interval(row: Mapping[str, Any]) -> bool:
-    """Whether a row's variant is a cache at an interval, on top of what the preset says."""
-    return "interval" in (row["variant"] or "")
-
-
-def _is_bare(row: Mapping[str, Any]) -> bool:
-    return row["variant"] is None and row["ablation"] is None
-
-
-def frontier_table(document: dict[str, Any]) -> str:
-    """At each speed the best that ours, the peers and fewer plain steps reach at least that fast.
-
-    Speed is measured where the document has seconds, and FLOPs saved where it has none.
-    """
-    axis = next(iter(document["frontier"]))
-    entries = document["frontier"][axis]
-    heads = [f"{quality}, {kind}" for quality in BEST for kind in FRONTIER_KINDS]
-    least = "at least" if axis == "speedup" else "FLOPs saved, at least"
-    return "\n".join(
-        [
-            f"| {' | '.join([least, *heads])} |",
-            f"|--:|{'---|' * len(heads)}",
-            *(_frontier_row(entry, axis) for entry in entries),
-        ]
-    )
-
-
-FRONTIER_KINDS = ("fresco", "peer", "few-step")
-BEST: Mapping[str, int] = {"score": 2, "ssim": 3}
-"""Qualities and the digits they are printed with."""
-
-
-def _frontier_row(entry: Mapping[str, Any], axis: str) -> str:
-    cells = [
-        _best_cell(entry[kind][quality], digits)
-        for quality, digits in BEST.items()
-        for kind in FRONTIER_KINDS
-    ]
-    return f"| {' | '.join([f'{entry[axis]:g}x', *cells])} |"
-
-
-def _best_cell(best: Mapping[str, Any] | None, digits: int) -> str:
-    if best is None:
-        return "none so fast"
-    point = str(best["point"]).removeprefix("fresco, ").removeprefix("few-step, ")
-    return f"{best['value']:.{digits}f} ({point})"
-
-
-def _bench_head(first: str) -> tuple[str, str]:
+def bench_head(first: str) -> tuple[str, str]:
+    """The two lines that begin a table of :func:`bench_row` lines."""
     closeness = ("SSIM", "PSNR, dB", "distance")
     columns = (first, "steps", "speed-up", "fewer FLOPs", "score", *closeness, "img/s", "peak MB")
     return f"| {' | '.join(columns)} |", f"|---|{'--:|' * (len(columns) - 1)}"
 
 
-def _bench_row(name: str, row: dict[str, Any]) -> str:
+def bench_row(name: str, row: dict[str, Any]) -> str:
+    """A row as a line under ``name``."""
     cells = (
         name,
         str(row["nfe"]),
@@ -274,7 +54,8 @@ def _bench_row(name: str, row: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _named(row: dict[str, Any], *keys: str) -> str:
+def named(row: dict[str, Any], *keys: str) -> str:
+    """What a row says of itself under some keys, where it says anything."""
     return ", ".join(row[key] for key in keys if row[key])
 
 
@@ -289,36 +70,3 @@ def interval(row: Mapping[str, Any], key: str, digits: int) -> str:
 def number(value: float | None, digits: int) -> str:
     """A value, or nothing where it was not measured."""
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def stored(name: str) -> dict[str, Any]:
-    """A result file of the repository's bench/results/ by its stem."""
-    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return document
-
-
-def readme_tables() -> Iterator[str]:
-    """Every table that the README has to show, of the results that are stored."""
-    from fresco_trt.bench.gpu.report import gpu_table, step_table
-    from fresco_trt.bench.search.report import presets_table, skips_table
-
-    yield main_job_table(stored("main-job"))
-    yield fitness_table(stored("demo-fitness"))
-    yield presets_table([stored(f"flux-tiny-{stages}stage-presets") for stages in (2, 3)])
-    if (RESULTS / "flux-tiny-skips.json").is_file():
-        yield skips_table(stored("flux-tiny-skips"))
-    for name in ("flux-tiny", "flux-tiny-oracle"):
-        if (RESULTS / f"{name}.json").is_file():
-            yield frontier_table(stored(name))
-            yield ablation_table(stored(name))
-    if (RESULTS / "flux-tiny.json").is_file():
-        yield caching_table(stored("flux-tiny"))
-    if (RESULTS / "flux-tiny-combinations.json").is_file():
-        yield composition_table(stored("flux-tiny-combinations"))
-    if (RESULTS / "gpu.json").is_file():
-        yield gpu_table(stored("gpu"))
-        yield step_table(stored("gpu"))
-
-
-if __name__ == "__main__":
-    print(*readme_tables(), sep="\n\n")

@@ -48,7 +48,7 @@ def show(document: Mapping[str, Any]) -> None:
     _print(console, title, _COLUMNS, [_cells(row, document["model"]) for row in document["rows"]])
     for axis, entries in document["frontier"].items():
         _frontier(console, axis, entries)
-    for each in document["skipped"]:
+    for each in document["left_out"]:
         console.print(escape(f"not measured: {each['what']}: {each['reason']}"), soft_wrap=True)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fresco_trt.bench.scenes.pictures import drawn_scenes
 from fresco_trt.cli import calibrate_tables as tables
 from fresco_trt.cli import display
 from fresco_trt.cli.options import Json, Model
@@ -87,7 +89,7 @@ def _measure(name: str) -> Measure:
 def _measurements() -> Mapping[Measure, tuple[Measurement, Callable[[Any], None]]]:
     """What is measured, and how the command shows it."""
     return {
-        "spectrum": (run_spectrum, tables.spectrum_table),
+        "spectrum": (partial(run_spectrum, scenes=drawn_scenes), tables.spectrum_table),
         "basis": (run_basis, tables.basis_table),
         "cache-schedule": (run_cache_schedule, tables.cache_schedule_table),
         "amax": (run_amax, tables.amax_table),

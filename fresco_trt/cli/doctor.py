@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.backends import backend, backend_names
 from fresco_trt.backends.missing import missing_to_build, missing_to_run
 from fresco_trt.models.registry import model_names
-from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.weights import bundled_folder
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Backend
@@ -29,7 +29,8 @@ def examine() -> dict[str, Any]:
         },
         "backends": [_backend(backend(name)) for name in backend_names()],
         "models": [
-            {"name": name, "bundled_weights": (BUNDLED / name).is_dir()} for name in model_names()
+            {"name": name, "bundled_weights": bundled_folder(name).is_dir()}
+            for name in model_names()
         ],
     }
 

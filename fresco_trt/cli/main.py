@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fresco_trt.bench.command import bench
 from fresco_trt.cli import display
+from fresco_trt.cli.bench import bench
 from fresco_trt.cli.calibrate import calibrate
 from fresco_trt.cli.options import (
     Actions,

@@ -18,7 +18,7 @@ from fresco_trt.bundle.svd_basis import Basis, check_basis, read_basis
 from fresco_trt.files.digests import folder_digest
 from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
 from fresco_trt.lower.record import Ingredients
-from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.models.weights import bundled_folder, weights_digest
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -100,7 +100,7 @@ def _given_amax(made: Ingredients) -> Amax | None:
 def _pipeline(resolved: Resolved, scope: ExitStack) -> Path:
     """The prompt encoders and decoder; made up for random weights where none are bundled."""
     name, components = resolved.facts.name, resolved.family.components
-    if resolved.weights != "random" or (BUNDLED / name).is_dir():
+    if resolved.weights != "random" or bundled_folder(name).is_dir():
         return components.find(resolved.weights, name)
     folder = Path(scope.enter_context(tempfile.TemporaryDirectory()))
     return components.write_random(resolved.facts, folder)

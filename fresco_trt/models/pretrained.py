@@ -17,7 +17,7 @@ from fresco_trt.files.atomic_folder import create_partial, put_in_place, remove,
 from fresco_trt.files.cache_folder import cache_folder
 from fresco_trt.files.digests import folder_digest, walk
 from fresco_trt.models.registry import family_of, model_facts, model_names
-from fresco_trt.models.weights import BUNDLED, components_folder
+from fresco_trt.models.weights import bundled_folder, components_folder
 
 TRANSFORMER = "transformer"
 
@@ -27,9 +27,9 @@ def siblings(model: str) -> tuple[str, ...]:
 
     What they draw from one prompt and seed can be compared: encoders and decoder are the same.
     """
-    whole = BUNDLED / model
+    whole = bundled_folder(model)
     names = (name for name in model_names() if name != model)
-    return tuple(name for name in names if components_folder(BUNDLED / name) == whole)
+    return tuple(name for name in names if components_folder(bundled_folder(name)) == whole)
 
 
 def whole_folder(folder: Path) -> Path:

@@ -21,7 +21,7 @@ from fresco_trt.errors import IncompatibleOptions, WeightsNotFound
 if TYPE_CHECKING:
     import torch
 
-BUNDLED = Path(__file__).parents[1] / "demo" / "weights"
+FAMILIES = Path(__file__).parent
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 SHARES_NAME = "shares.json"
 
@@ -32,6 +32,15 @@ _LAYOUTS = (
 _PASS = f"pass --weights PATH, {_LAYOUTS}, or --weights random"
 
 
+def bundled_folder(model: str) -> Path:
+    """Where the weights of ``model`` are if they ship with the package: in its family's folder.
+
+    Of a model that does not ship, a path with a star in the family's place, which is no folder.
+    """
+    inside = f"*/weights/{model}"
+    return next(FAMILIES.glob(inside), FAMILIES / inside)
+
+
 def find_transformer(weights: Path | None, *, model: str, repository: str | None) -> Path:
     """The transformer folder or ``.safetensors`` file that holds the weights of ``model``.
 
@@ -40,7 +49,7 @@ def find_transformer(weights: Path | None, *, model: str, repository: str | None
     """
     if weights is not None:
         return _given(weights.expanduser())
-    bundled = BUNDLED / model
+    bundled = bundled_folder(model)
     if bundled.is_dir():
         return _given(bundled)
     if repository is None:
@@ -55,12 +64,12 @@ def components_folder(folder: Path) -> Path:
     they are there is not looked at. Raises WeightsNotFound for a file that names no such model.
     """
     path = folder / SHARES_NAME
-    return BUNDLED / _shared_model(path) if path.is_file() else folder
+    return bundled_folder(_shared_model(path)) if path.is_file() else folder
 
 
 def bundled_components(model: str) -> Path:
     """:func:`components_folder` of a model that may ship with the package; raises as that does."""
-    return components_folder(BUNDLED / model)
+    return components_folder(bundled_folder(model))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -137,7 +146,8 @@ def _shared_model(path: Path) -> str:
     if not isinstance(stored, dict) or stored.keys() != {"parts_of"}:
         raise _wrong_shares(f"{path} holds something else")
     name = stored["parts_of"]
-    whole = [each.parent.name for each in sorted(BUNDLED.glob("*/model_index.json"))]
+    indices = sorted(FAMILIES.glob("*/weights/*/model_index.json"))
+    whole = [each.parent.name for each in indices]
     if name not in whole:
         have = ", ".join(whole) or "none"
         raise _wrong_shares(f"{path} names {name!r}, and the packaged models are {have}")

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 
+from bench.oracle.command import every_point
 from fresco_trt.bench import job, memory
-from fresco_trt.bench.command import Options
-from fresco_trt.bench.points import ABLATED, points_of
-from fresco_trt.bench.table import tables
-from fresco_trt.cli.main import main as cli
+from fresco_trt.bench.job import METHODS
+from fresco_trt.bench.options import Options
+from fresco_trt.bench.table import bench_table
+from fresco_trt.cli import main as cli
 from fresco_trt.models.registry import model_facts
+from tests.bench.files import check_files
 
 TINY = model_facts("flux-tiny")
 SMALL = ["--size", "64x64", "--backend", "eager", "--quick"]
@@ -27,10 +27,9 @@ SMALL = ["--size", "64x64", "--backend", "eager", "--quick"]
 
 @pytest.fixture
 def quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less of what is the same for every run: true renders, known scenes, memory processes."""
+    """Less of what is the same for every run: true renders, and memory processes."""
     monkeypatch.setattr(job, "QUICK_RENDERS", 20)
-    monkeypatch.setattr(job, "QUICK_MEMBERS", 3)
-    monkeypatch.setattr(job, "peak_mb", lambda setting, point: 123.0)
+    monkeypatch.setattr(job, "peak_mb", lambda setup, point, table: 123.0)
 
 
 def bench(*arguments: object) -> int:
@@ -45,9 +44,6 @@ def bench(*arguments: object) -> int:
     [
         (["--methods", "plain,fresko"], "fresko"),
         (["--scenes", "0"], "--scenes 0"),
-        (["--instrument", "orakel"], "orakel"),
-        (["--compare", "everything"], "--compare everything"),
-        (["--compare", "combinations", "--instrument", "oracle"], "--instrument oracle"),
         (["--model", "flux-huge"], "flux-huge"),
         (["--size", "65x64"], "65x64"),
         (["--backend", "onyx"], "onyx"),
@@ -69,6 +65,15 @@ def test_a_wrong_request_is_refused_before_anything_is_written(
     assert not out.exists()
 
 
+@pytest.mark.parametrize("option", ["--instrument", "--compare"])
+def test_what_became_a_study_is_no_option(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench("--out", tmp_path / "out", option, "anything") == 2
+    assert option in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_is_the_request_whatever_was_typed() -> None:
     options = Options(
         model="flux-tiny",
@@ -76,34 +81,24 @@ def test_the_command_is_the_request_whatever_was_typed() -> None:
         scenes=3,
         methods=("plain", "ralu"),
         quick=True,
-        instrument="oracle",
-        size=None,
-        weights=None,
         backend="onnxruntime",
     )
-    assert options.command == (
-        "fresco-trt bench --model flux-tiny --instrument oracle --scenes 3"
+    assert options.line("fresco-trt bench") == (
+        "fresco-trt bench --model flux-tiny --scenes 3"
         " --methods plain,ralu --backend onnxruntime --out out --quick"
     )
-    assert options.stem == "flux-tiny-oracle-quick"
-
-
-def test_more_scenes_of_a_model_are_the_same_request_and_more_captions_of_the_oracle_not() -> None:
-    few = Options(
-        model="flux-tiny",
-        out=Path("out"),
-        scenes=3,
-        methods=None,
-        quick=False,
-        instrument="model",
-        size=None,
-        weights=None,
-        backend="onnxruntime",
+    assert job.files_of(options).result == Path("out/flux-tiny-quick.json")
+    assert job.files_of(options, replace(METHODS, name="study")).table == Path(
+        "out/flux-tiny-study-quick.md"
     )
-    assert few.request == replace(few, scenes=64).request
-    assert few.request != replace(few, backend="eager").request
-    oracle = replace(few, instrument="oracle")
-    assert oracle.request != replace(oracle, scenes=64).request
+
+
+def test_more_scenes_are_the_same_request() -> None:
+    few = Options(model="flux-tiny", scenes=3)
+    assert METHODS.scenes_alone
+    assert few.line("bench", scenes=False) == replace(few, scenes=64).line("bench", scenes=False)
+    assert few.line("bench", scenes=False) != replace(few, size="64x64").line("bench", scenes=False)
+    assert replace(few, scenes=None).line("bench") == replace(few, scenes=64).line("bench")
 
 
 # --- whole runs -------------------------------------------------------------------------------
@@ -136,61 +131,25 @@ def test_a_run_leaves_its_files_and_a_killed_one_its_measurements(
     assert "going on" in said.err
     document = json.loads(said.out)
     assert document["scenes"] == 2
-    _check(document, tmp_path, {"plain", "fresco", "ralu", "taylorseer"})
+    check_files(document, tmp_path, bench_table(document))
+    assert {row["method"] for row in document["rows"]} == {"plain", "fresco", "ralu", "taylorseer"}
     assert all(row["peak_mb"] == 123.0 for row in document["rows"])
     assert all(row["distance_low"] < row["distance_high"] for row in document["rows"])
     assert set(document["frontier"]) == {"speedup", "flops_ratio"}
-
-
-@pytest.mark.slow
-def test_the_oracle_is_an_instrument_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_parts: None
-) -> None:
-    assert bench("--scenes", 2, "--instrument", "oracle", "--out", tmp_path, "--json") == 0
-    document = json.loads(capsys.readouterr().out)
-    _check(document, tmp_path, {"plain", "few-step", "spectral", "ralu", "fresco"})
-    assert all(row["speedup"] is None for row in document["rows"])
-    assert document["rows"][0]["score"] == 1  # the reference's nearest scene is its own
-    skipped = {each["what"].split(",")[0] for each in document["skipped"]}
-    assert {"taylorseer", "first-block", "cache-dit"} <= skipped
-
-
-@pytest.mark.slow
-def test_the_table_is_for_people(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_parts: None
-) -> None:
-    assert bench("--scenes", 1, "--instrument", "oracle", "--out", tmp_path) == 0
-    shown = capsys.readouterr().out
-    assert f"fresco, {ABLATED}, noise fresh" in shown
-    assert "not measured: cache-dit" in shown
-
-
-def _check(document: dict[str, Any], out: Path, methods: set[str]) -> None:
-    """Whatever was measured: the document is the file, and every method has rows or a reason."""
-    stem = next(out.glob("*.json")).stem
-    assert json.loads((out / f"{stem}.json").read_text()) == document
-    assert {"machine", "command", "commit", "rows"} <= document.keys()
-    assert {row["method"] for row in document["rows"]} == methods
-    left = {path.name for path in out.iterdir()}
-    plot = {f"{stem}-pareto.png"} - {each["what"] for each in document["skipped"]}
-    assert left == {f"{stem}{end}" for end in (".json", ".jsonl", ".md", "-pictures.png")} | plot
-    assert (out / f"{stem}.md").read_text() == f"{tables(document)}\n"
-    with Image.open(out / f"{stem}-pictures.png") as drawn:
-        drawn.load()
 
 
 # --- memory -----------------------------------------------------------------------------------
 
 
 def test_points_that_load_the_same_things_share_a_measurement() -> None:
-    points = {point.name: point for point in points_of(TINY)}
+    points = {point.name: point for point in every_point(TINY, TINY.default_size)}
 
     def kind(name: str) -> str:
         return memory.kind_of(points[name], TINY, TINY.default_size)
 
     assert kind("plain") == kind("few-step, 5 steps, diffusers, default shift")
-    assert kind("fresco, turbo") == kind(f"fresco, {ABLATED}, noise fresh")
-    assert kind("fresco, turbo") != kind(f"fresco, {ABLATED}, selection converged")
+    assert kind("fresco, turbo") == kind("fresco, turbo, noise fresh")
+    assert kind("fresco, turbo") != kind("fresco, turbo, selection converged")
     assert kind("cache, hicache, interval 3") == kind("cache, hicache, interval 7")
     assert kind("cache, hicache, interval 3") != kind("few-step, 5 steps, engine, default shift")
     kinds = {memory.kind_of(point, TINY, TINY.default_size) for point in points.values()}

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from fresco_trt.backends import backend
-from fresco_trt.bench.engines import EnginePool, Kind, kinds_of, plan_method
+from fresco_trt.bench.engines import EnginePool, Kind, kinds_of, plan_method, signatures_of
+from fresco_trt.bench.instrument import Draw
 from fresco_trt.bench.plain import Plain, denoise, load_pipeline
 from fresco_trt.models.flux.loading import load_transformer
-from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.models.registry import model_facts
-from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.caching import NO_CACHE, CacheChoice
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import StagePlan
+from fresco_trt.run.denoise import Denoiser
 
 TINY = model_facts("flux-tiny")
 SIZE = (64, 64)
@@ -35,15 +36,19 @@ def plan_of(preset: Preset) -> StagePlan:
     return plan_from_preset(TINY, preset, size=SIZE)
 
 
+def method_of(plan: StagePlan, runners: Any) -> Draw:
+    """What draws by a plan on entered runners."""
+    return plan_method(Denoiser.of(TINY, plan, runners, text_tokens=TINY.text_tokens))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eager engines for every plan of this file. Read only."""
     made = tmp_path_factory.mktemp("engines")
     plans = [plan_of(preset) for preset in (STAGED, MIXED, ALIGNED, CACHED, TRUNK)]
-    kinds = {kind for plan in plans for kind in kinds_of(plan).values()}
     with ExitStack() as scope:
         pool = EnginePool(TINY, backend("eager"), made, scope)
-        pool.build(kinds, load_transformer(None, TINY))
+        pool.build(signatures_of(TINY, plans), load_transformer(None, TINY))
     return made
 
 
@@ -91,8 +96,7 @@ def test_one_stage_is_the_pipeline_at_the_same_shift(
     with ExitStack() as scope:
         pool = EnginePool(TINY, backend("eager"), folder, scope)
         plan = plan_of(Preset(steps=(4,), shift=shift))
-        layout = FluxPatchifier(TINY, TINY.text_tokens)
-        drawn = plan_method(plan, TINY, pool.runners(plan), layout, "cpu")(inputs, 5)
+        drawn = method_of(plan, pool.runners(plan))(inputs, 5)
     torch.testing.assert_close(drawn.latents, expected, atol=2e-4, rtol=0)
     assert seconds > 0
     assert drawn.engine_seconds is not None
@@ -102,10 +106,9 @@ def test_one_stage_is_the_pipeline_at_the_same_shift(
 @pytest.mark.parametrize("preset", [STAGED, MIXED, ALIGNED, replace(STAGED, noise="fresh")])
 def test_a_seed_is_a_picture(folder: Path, inputs: dict[str, torch.Tensor], preset: Preset) -> None:
     plan = plan_of(preset)
-    layout = FluxPatchifier(TINY, TINY.text_tokens)
     with ExitStack() as scope:
         pool = EnginePool(TINY, backend("eager"), folder, scope)
-        draw = plan_method(plan, TINY, pool.runners(plan), layout, "cpu")
+        draw = method_of(plan, pool.runners(plan))
         first, again, other = (draw(inputs, seed).latents for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -117,14 +120,15 @@ def test_exported_engines_draw_what_the_eager_ones_do(
     folder: Path, tmp_path: Path, inputs: dict[str, torch.Tensor]
 ) -> None:
     plan = plan_of(MIXED)
-    layout = FluxPatchifier(TINY, TINY.text_tokens)
     found = []
     with ExitStack() as scope:
         for name, place in (("eager", folder), ("onnxruntime", tmp_path)):
             pool = EnginePool(TINY, backend(name), place, scope)
             if not pool.has(kinds_of(plan).values()):
-                pool.build(kinds_of(plan).values(), load_transformer(BUNDLED / TINY.name, TINY))
-            draw = plan_method(plan, TINY, pool.runners(plan), layout, "cpu")
+                pool.build(
+                    signatures_of(TINY, [plan]), load_transformer(bundled_folder(TINY.name), TINY)
+                )
+            draw = method_of(plan, pool.runners(plan))
             found.append(draw(inputs, 3).latents)
     torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=0)
     assert not list(tmp_path.glob(".work-*"))
@@ -147,8 +151,7 @@ def test_engines_of_another_site_are_others(folder: Path, inputs: dict[str, torc
         runners = pool.runners(plan)
         assert runners["stage1.full"].signature.output("residual").shape == (1, 64, TINY.hidden)
         assert runners["stage1.bypass"].signature.input("latents").shape[1] == 64
-        layout = FluxPatchifier(TINY, TINY.text_tokens)
-        drawn = plan_method(plan, TINY, runners, layout, "cpu")(inputs, 3)
+        drawn = method_of(plan, runners)(inputs, 3)
     assert drawn.latents.isfinite().all()
 
 
@@ -157,11 +160,7 @@ def test_skipped_steps_are_not_paid_for(folder: Path, inputs: dict[str, torch.Te
     assert (plan.nfe, plan.full_steps) == (7, 3)
     with ExitStack() as scope:
         pool = EnginePool(TINY, backend("eager"), folder, scope)
-        layout = FluxPatchifier(TINY, TINY.text_tokens)
-        drawn = [
-            plan_method(each, TINY, pool.runners(each), layout, "cpu")(inputs, 3)
-            for each in (plan, plain)
-        ]
+        drawn = [method_of(each, pool.runners(each))(inputs, 3) for each in (plan, plain)]
     assert drawn[1].flops / drawn[0].flops == pytest.approx(7 / 3, rel=0.02)
     assert not torch.equal(drawn[0].latents, drawn[1].latents)
     assert drawn[0].latents.isfinite().all()

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fresco_trt.bench.contact_sheet import CAPTION, COLUMNS, MARGIN, TILE
 from fresco_trt.bench.figures import contact_sheet, label_of, pareto, representatives, undominated
+from fresco_trt.bench.sheet import CAPTION, COLUMNS, MARGIN, TILE, sheet
 
 
 def row(method: str, speed: float, **changes: Any) -> dict[str, Any]:
@@ -130,6 +130,15 @@ def test_the_sheet_shows_the_closest_cache_of_every_model() -> None:
 def test_the_fastest_is_shown_though_some_have_no_seconds() -> None:
     rows = [row("plain", 1.0), row("cache", 4.0), row("cache", 3.0) | {"speedup": None}]
     assert representatives(rows, "speedup")[1]["speedup"] == 4.0
+
+
+def test_the_sheet_pairs_pictures_and_breaks_into_bands() -> None:
+    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
+    drawn = sheet([("a caption", (red, blue))] * (COLUMNS + 1))
+    assert drawn.size == (COLUMNS * TILE, 2 * (2 * TILE + CAPTION))
+    assert drawn.getpixel((5, CAPTION + 5)) == (255, 0, 0)
+    assert drawn.getpixel((5, CAPTION + TILE + 5)) == (0, 0, 255)
+    assert drawn.getpixel((TILE + 5, drawn.height - 5)) == (255, 255, 255)
 
 
 def test_the_sheet_is_drawn_from_the_kept_tiles(tmp_path: Path) -> None:

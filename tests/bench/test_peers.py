@@ -9,7 +9,7 @@ from fresco_trt.bench.methods import CacheDit, FirstBlock, TaylorSeer
 from fresco_trt.bench.peers import DiffusersMethods
 from fresco_trt.bench.plain import Plain
 from fresco_trt.models.registry import model_facts
-from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.cost import flops_of_step
 
 TINY = model_facts("flux-tiny")
@@ -23,8 +23,8 @@ DIT = CacheDit(steps=STEPS, threshold=0.9, taylor=False)
 
 
 @pytest.fixture(scope="module")
-def studio() -> DiffusersMethods:
-    return DiffusersMethods(BUNDLED / TINY.name, TINY, (64, 64))
+def pipeline() -> DiffusersMethods:
+    return DiffusersMethods(bundled_folder(TINY.name), TINY, (64, 64))
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def inputs() -> dict[str, torch.Tensor]:
 
 
 def test_plain_steps_cost_what_the_plan_counts(
-    studio: DiffusersMethods, inputs: dict[str, torch.Tensor]
+    pipeline: DiffusersMethods, inputs: dict[str, torch.Tensor]
 ) -> None:
-    drawn = studio.method(Plain(steps=3))(inputs, 1)
+    drawn = pipeline.method(Plain(steps=3))(inputs, 1)
     assert drawn.flops == 3 * flops_of_step(TINY, TOKENS)
     assert drawn.engine_seconds is None
     assert drawn.latents.shape == (1, TINY.latent_channels, 16, 16)
@@ -46,9 +46,9 @@ def test_plain_steps_cost_what_the_plan_counts(
 
 @pytest.mark.parametrize("name", CACHES)
 def test_a_cache_saves_work_and_leaves_the_pipeline_as_it_was(
-    studio: DiffusersMethods, inputs: dict[str, torch.Tensor], name: str
+    pipeline: DiffusersMethods, inputs: dict[str, torch.Tensor], name: str
 ) -> None:
-    plain, cached = studio.method(Plain(steps=STEPS)), studio.method(CACHES[name])
+    plain, cached = pipeline.method(Plain(steps=STEPS)), pipeline.method(CACHES[name])
     before, first, again, after = (draw(inputs, 1) for draw in (plain, cached, cached, plain))
     assert first.flops < before.flops == after.flops
     assert torch.equal(before.latents, after.latents)
@@ -57,19 +57,19 @@ def test_a_cache_saves_work_and_leaves_the_pipeline_as_it_was(
 
 
 def test_a_whole_prediction_saves_whole_steps(
-    studio: DiffusersMethods, inputs: dict[str, torch.Tensor]
+    pipeline: DiffusersMethods, inputs: dict[str, torch.Tensor]
 ) -> None:
-    drawn = studio.method(CACHES["taylorseer"])(inputs, 1)
+    drawn = pipeline.method(CACHES["taylorseer"])(inputs, 1)
     full = drawn.flops / flops_of_step(TINY, TOKENS)
     assert full == round(full)
     assert 3 <= full < STEPS
 
 
 def test_cache_dit_runs_apart_or_says_why_not(
-    studio: DiffusersMethods, inputs: dict[str, torch.Tensor]
+    pipeline: DiffusersMethods, inputs: dict[str, torch.Tensor]
 ) -> None:
     pytest.importorskip("cache_dit", reason="cache-dit comes with the extra 'bench'")
-    plain, cached = studio.method(Plain(steps=STEPS)), studio.method(DIT)
+    plain, cached = pipeline.method(Plain(steps=STEPS)), pipeline.method(DIT)
     before, first, again, after = (draw(inputs, 1) for draw in (plain, cached, cached, plain))
     assert first.flops < before.flops == after.flops
     assert torch.equal(before.latents, after.latents)
@@ -77,8 +77,8 @@ def test_cache_dit_runs_apart_or_says_why_not(
 
 
 def test_without_cache_dit_the_method_is_an_import_error(
-    studio: DiffusersMethods, monkeypatch: pytest.MonkeyPatch
+    pipeline: DiffusersMethods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cache_dit", None)
     with pytest.raises(ImportError, match="cache_dit"):
-        studio.method(DIT)
+        pipeline.method(DIT)

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from fresco_trt.bench.ablations import ablations
 from fresco_trt.bench.methods import METHODS, Point
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.points import SHIFTS, TUNED, chosen, points_of
@@ -17,7 +16,6 @@ from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 
 TINY = model_facts("flux-tiny")
-BASE = Preset(steps=(4, 4, 5), switch=(0.85, 0.7))
 
 
 @pytest.mark.parametrize("model", model_names())
@@ -26,7 +24,7 @@ def test_every_model_has_every_method_under_names_of_their_own(model: str) -> No
     assert {point.method for point in points} == set(METHODS)
     assert len({point.name for point in points}) == len(points)
     assert points[0] == Point(
-        method="plain", recipe=Plain(steps=model_facts(model).default_steps), quick=True
+        method="plain", settings=Plain(steps=model_facts(model).default_steps), quick=True
     )
 
 
@@ -34,13 +32,13 @@ def test_every_model_has_every_method_under_names_of_their_own(model: str) -> No
 def test_every_engine_point_is_a_valid_plan_with_its_own_steps(model: str) -> None:
     facts = model_facts(model)
     for point in points_of(facts):
-        if isinstance(point.recipe, Preset):
-            assert plan_from_preset(facts, point.recipe).nfe == point.nfe
+        if isinstance(point.settings, Preset):
+            assert plan_from_preset(facts, point.settings).nfe == point.nfe
 
 
 def test_no_two_points_of_a_method_are_the_same_work() -> None:
     points = points_of(TINY)
-    same = [(point.method, point.recipe) for point in points]
+    same = [(point.method, point.settings) for point in points]
     assert len(set(same)) == len(same)
 
 
@@ -77,58 +75,24 @@ def test_few_steps_are_tried_with_both_carriers_and_tuned_on_the_faster() -> Non
 
 def test_presets_are_measured_at_every_number_of_stages_but_one() -> None:
     ours = [p for p in points_of(TINY) if p.method == "fresco" and p.ablation is None]
-    plain = [p for p in ours if isinstance(p.recipe, Preset) and p.recipe.cache == NO_CACHE]
+    plain = [p for p in ours if isinstance(p.settings, Preset) and p.settings.cache == NO_CACHE]
     for name, schedules in TINY.presets.items():
-        recipes = {p.recipe for p in plain if p.preset == name}
-        assert recipes == {recipe for stages, recipe in schedules.items() if stages > 1}
+        settings = {p.settings for p in plain if p.preset == name}
+        assert settings == {settings for stages, settings in schedules.items() if stages > 1}
 
 
 def test_a_tuned_engine_takes_the_sigmas_of_the_tuned_pipeline() -> None:
     # e^mu is the shift factor: mu 1.6 moves the middle of the schedule to e^1.6 / (1 + e^1.6).
     point = next(p for p in points_of(TINY) if p.name == "few-step, 4 steps, engine, mu 1.6")
-    assert isinstance(point.recipe, Preset)
-    sigmas = plan_from_preset(TINY, point.recipe).stages[0].sigmas
+    assert isinstance(point.settings, Preset)
+    sigmas = plan_from_preset(TINY, point.settings).stages[0].sigmas
     assert sigmas[2] == pytest.approx(4.953 / 5.953, abs=1e-3)
-
-
-def test_an_ablation_changes_its_base_and_nothing_else_of_it_twice() -> None:
-    found = ablations(BASE)
-    assert BASE not in found.values()
-    assert len(set(found.values())) == len(found)
-    assert {"noise fresh", "noise parent", "noise rewind", "lift nearest", "lift haar"} <= set(
-        found
-    )
-    assert {"restart same", "selection converged", "selection random"} <= set(found)
-    assert {"positions coarse", "positions aligned", "solver multistep"} <= set(found)
-    assert found["solver multistep"] == replace(BASE, solver="multistep")
-
-
-def test_selection_rules_are_compared_at_one_count() -> None:
-    found = ablations(BASE)
-    rules = [preset for name, preset in found.items() if name.startswith("selection")]
-    tokens = {plan_from_preset(TINY, preset).tokens for preset in rules}
-    assert len(rules) == 7
-    assert len(tokens) == 1
-
-
-def test_a_mixed_base_keeps_its_shares_and_is_compared_with_all_at_once() -> None:
-    mixed = replace(BASE, refine=((("even", 0.5),), ()))
-    found = ablations(mixed)
-    assert found["selection all"] == BASE
-    assert found["selection edge"].refine == ((("edge", 0.5),), ())
-    assert "selection even" not in found
-
-
-def test_one_coarse_step_leaves_no_variance_to_select_by() -> None:
-    found = ablations(replace(BASE, steps=(1, 4, 5)))
-    assert "selection edge" in found
-    assert "selection converged" not in found
 
 
 def test_ralu_restarts_where_its_paper_says() -> None:
     point = next(p for p in points_of(TINY) if p.name == "ralu, 4x")
-    assert isinstance(point.recipe, Preset)
-    assert point.recipe.restarts == pytest.approx((0.9365, 0.8853), abs=1e-4)
+    assert isinstance(point.settings, Preset)
+    assert point.settings.restarts == pytest.approx((0.9365, 0.8853), abs=1e-4)
 
 
 def test_spectral_points_follow_the_spectrum_where_there_is_one() -> None:
@@ -139,17 +103,19 @@ def test_spectral_points_follow_the_spectrum_where_there_is_one() -> None:
     blind = points_of(replace(TINY, spectrum=None))
     point = next(p for p in blind if p.method == "spectral")
     assert "fixed" in point.name
-    assert isinstance(point.recipe, Preset)
-    assert (point.recipe.noise, point.recipe.lift) == ("rewind", "haar")
+    assert isinstance(point.settings, Preset)
+    assert (point.settings.noise, point.settings.lift) == ("rewind", "haar")
 
 
 def test_every_cache_is_measured_alone_and_on_presets() -> None:
-    points = [p for p in points_of(TINY) if isinstance(p.recipe, Preset)]
-    cached = [p for p in points if isinstance(p.recipe, Preset) and p.recipe.cache != NO_CACHE]
+    points = [p for p in points_of(TINY) if isinstance(p.settings, Preset)]
+    cached = [p for p in points if isinstance(p.settings, Preset) and p.settings.cache != NO_CACHE]
     for name in FEATURE_CACHES:
-        own = [p for p in cached if isinstance(p.recipe, Preset) and p.recipe.cache.name == name]
+        own = [
+            p for p in cached if isinstance(p.settings, Preset) and p.settings.cache.name == name
+        ]
         alone = [p for p in own if p.method == "cache" and p.nfe == TINY.default_steps]
-        assert [plan_from_preset(TINY, p.recipe).full_steps for p in alone] == [18, 12, 9]  # type: ignore[arg-type]
+        assert [plan_from_preset(TINY, p.settings).full_steps for p in alone] == [18, 12, 9]  # type: ignore[arg-type]
         assert {p.preset for p in own if p.method == "fresco"} == {"balanced", "fast"}
 
 
@@ -162,12 +128,12 @@ def test_caches_on_fewer_steps_take_the_shift_that_the_peers_and_the_control_tak
     }
     ours = [p for p in fewer_steps if p not in coarse]
     assert {"taylor", "hicache", "reuse"} <= {p.name.split(", ")[3] for p in ours}
-    shifts = {p.recipe.shift for p in ours if isinstance(p.recipe, Preset)}
+    shifts = {p.settings.shift for p in ours if isinstance(p.settings, Preset)}
     control = next(p for p in points if p.name == "few-step, 10 steps, engine, mu 2.2")
-    assert isinstance(control.recipe, Preset)
-    assert shifts == {control.recipe.shift}
+    assert isinstance(control.settings, Preset)
+    assert shifts == {control.settings.shift}
     peers = [p for p in points if p.method in ("taylorseer", "first-block", "cache-dit")]
-    fewer = {getattr(p.recipe, "mu", None) for p in peers if p.nfe < TINY.default_steps}
+    fewer = {getattr(p.settings, "mu", None) for p in peers if p.nfe < TINY.default_steps}
     assert fewer == {TUNED}
     assert TUNED in SHIFTS
 

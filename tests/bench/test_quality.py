@@ -9,8 +9,10 @@ import torch
 
 from fresco_trt.bench.quality import (
     distance_interval,
+    frechet_distance,
     mean_interval,
     median_interval,
+    wilson_interval,
 )
 from fresco_trt.lower.similarity import psnr, ssim
 
@@ -107,3 +109,20 @@ def test_a_distance_grows_with_the_shift_and_its_interval_surrounds_it() -> None
     assert far[0] == pytest.approx(4, rel=0.3)  # a unit shift in each of four directions
     with pytest.raises(ValueError, match="two or more"):
         distance_interval(torch.randn(1, 4), real)
+
+
+def test_the_distance_of_gaussians_is_the_closed_form() -> None:
+    torch.manual_seed(0)
+    base = torch.randn(4000, 5, dtype=torch.float64)
+    whitened = (base - base.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(base.T))).T
+    shifted = 3 * whitened + torch.tensor([2.0, 0, 0, 0, 0])
+    # Unit against 3x unit covariance, means 2 apart: 2^2 + 5 * (1 - 3)^2.
+    assert frechet_distance(whitened, shifted) == pytest.approx(4 + 5 * 4, rel=1e-6)
+    assert frechet_distance(whitened, whitened) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_interval_holds_the_share_and_narrows_with_evidence() -> None:
+    few, many = wilson_interval(8, 10), wilson_interval(800, 1000)
+    assert few[0] < many[0] < 0.8 < many[1] < few[1]
+    # Wilson's published example: 10 of 10 leaves 0.722 possible.
+    assert wilson_interval(10, 10)[0] == pytest.approx(0.722, abs=1e-3)

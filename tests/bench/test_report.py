@@ -1,4 +1,4 @@
-"""Rows from marks: pairs, intervals, the tuned control, and who is best how fast."""
+"""Rows from scores: pairs, intervals, the tuned control, and who is best how fast."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fresco_trt.bench.eye import decode, encode
-from fresco_trt.bench.instrument import Marks
+from fresco_trt.bench.evaluator import decode, encode
+from fresco_trt.bench.instrument import Scores
 from fresco_trt.bench.methods import Point
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.report import document_of, frontier, rows_of, tuned
@@ -22,11 +22,11 @@ CONTRACT = {
     "images_per_second",
 }
 
-PLAIN = Point(method="plain", recipe=Plain(steps=50))
-OURS = Point(method="fresco", recipe=Preset(steps=(2, 3), switch=(0.7,)), preset="fast")
+PLAIN = Point(method="plain", settings=Plain(steps=50))
+OURS = Point(method="fresco", settings=Preset(steps=(2, 3), switch=(0.7,)), preset="fast")
 
 
-def marks(seconds: float, **changes: Any) -> Marks:
+def scores(seconds: float, **changes: Any) -> Scores:
     features = encode(torch.randn(4))
     return {
         "seconds": seconds,
@@ -40,14 +40,14 @@ def marks(seconds: float, **changes: Any) -> Marks:
     }
 
 
-def rows(scenes: list[dict[str, Marks]], *points: Point, timed: bool = True) -> list[Any]:
+def rows(scenes: list[dict[str, Scores]], *points: Point, timed: bool = True) -> list[Any]:
     real = torch.randn(50, 4)
     peaks = {points[-1].name: 321.0}
     return rows_of(points, scenes, real, peaks, model="flux-tiny", timed=timed, shared_seconds=0.5)
 
 
 def test_a_row_has_the_keys_that_readers_rely_on() -> None:
-    scenes = [{"plain": marks(5.0), OURS.name: marks(1.0)} for _ in range(3)]
+    scenes = [{"plain": scores(5.0), OURS.name: scores(1.0)} for _ in range(3)]
     found = rows(scenes, PLAIN, OURS)
     assert all(row.keys() >= CONTRACT for row in found)
     json.dumps(found, allow_nan=False)
@@ -55,7 +55,7 @@ def test_a_row_has_the_keys_that_readers_rely_on() -> None:
 
 def test_speed_ups_are_paired_scene_by_scene() -> None:
     # The machine slows down threefold after the first scene; each pair still says five.
-    scenes = [{"plain": marks(t), OURS.name: marks(t / 5)} for t in (10.0, 30.0, 30.0)]
+    scenes = [{"plain": scores(t), OURS.name: scores(t / 5)} for t in (10.0, 30.0, 30.0)]
     plain, ours = rows(scenes, PLAIN, OURS)
     assert (plain["speedup"], plain["speedup_low"], plain["speedup_high"]) == (1, 1, 1)
     assert (ours["speedup"], ours["speedup_low"], ours["speedup_high"]) == (5, 5, 5)
@@ -69,7 +69,7 @@ def test_speed_ups_are_paired_scene_by_scene() -> None:
 def test_a_precision_that_is_only_simulated_has_no_seconds() -> None:
     codes = replace(OURS, quant="fp8")
     scenes = [
-        {"plain": marks(5.0), OURS.name: marks(1.0), codes.name: marks(1.0, twin_ssim=t)}
+        {"plain": scores(5.0), OURS.name: scores(1.0), codes.name: scores(1.0, twin_ssim=t)}
         for t in (0.9, 0.98)
     ]
     real = torch.randn(50, 4)
@@ -94,7 +94,7 @@ def test_a_precision_that_is_only_simulated_has_no_seconds() -> None:
 
 
 def test_scores_are_fractions_with_their_interval() -> None:
-    scenes = [{"plain": marks(1.0), OURS.name: marks(1.0, right=n < 48)} for n in range(64)]
+    scenes = [{"plain": scores(1.0), OURS.name: scores(1.0, right=n < 48)} for n in range(64)]
     row = rows(scenes, PLAIN, OURS)[1]
     assert row["score"] == 0.75
     assert row["score_low"] == pytest.approx(0.632, abs=1e-3)  # Wilson's, 48 of 64
@@ -102,7 +102,7 @@ def test_scores_are_fractions_with_their_interval() -> None:
 
 
 def test_the_reference_has_no_closeness_to_itself() -> None:
-    scenes = [{"plain": marks(1.0, psnr=None, ssim=1.0)} for _ in range(2)]
+    scenes = [{"plain": scores(1.0, psnr=None, ssim=1.0)} for _ in range(2)]
     row = rows(scenes, PLAIN)[0]
     assert row["psnr"] is None
     assert row["psnr_low"] is None
@@ -110,7 +110,7 @@ def test_the_reference_has_no_closeness_to_itself() -> None:
 
 
 def test_an_instrument_without_a_clock_gives_no_times() -> None:
-    scenes = [{"plain": marks(5.0), OURS.name: marks(1.0)} for _ in range(2)]
+    scenes = [{"plain": scores(5.0), OURS.name: scores(1.0)} for _ in range(2)]
     row = rows(scenes, PLAIN, OURS, timed=False)[1]
     times = ("speedup", "speedup_low", "speedup_high", "images_per_second", "host_share")
     assert [row[key] for key in times] == [None] * 5
@@ -118,14 +118,14 @@ def test_an_instrument_without_a_clock_gives_no_times() -> None:
 
 
 def test_without_a_classifier_there_is_closeness_alone() -> None:
-    scenes = [{"plain": marks(1.0, right=None, features=None)} for _ in range(2)]
+    scenes = [{"plain": scores(1.0, right=None, features=None)} for _ in range(2)]
     row = rows_of([PLAIN], scenes, None, {}, model="flux-tiny", timed=True, shared_seconds=0.0)[0]
     assert row["score"] is None
     assert row["distance"] is None
     assert row["ssim"] == 0.9
 
 
-def test_features_survive_the_journal() -> None:
+def test_features_survive_the_log() -> None:
     features = torch.randn(224) * 5
     torch.testing.assert_close(decode(encode(features)), features, rtol=1e-3, atol=1e-3)
 
@@ -137,7 +137,7 @@ def few(steps: int, mu: float | None, **qualities: float) -> tuple[Point, dict[s
     variant = "diffusers, default shift" if mu is None else f"diffusers, mu {mu:g}"
     point = Point(
         method="few-step",
-        recipe=Plain(steps=steps, mu=mu),
+        settings=Plain(steps=steps, mu=mu),
         preset=f"{steps} steps",
         variant=variant,
     )
@@ -181,7 +181,7 @@ def test_every_row_is_either_shown_or_kept_as_tried() -> None:
 
 def test_a_row_says_what_drew_it() -> None:
     sibling = replace(OURS, model="flux-tiny-turbo")
-    scenes = [{name: marks(1.0) for name in ("plain", OURS.name, sibling.name)}]
+    scenes = [{name: scores(1.0) for name in ("plain", OURS.name, sibling.name)}]
     found = rows(scenes, PLAIN, OURS, sibling)
     assert [row["model"] for row in found] == ["flux-tiny", "flux-tiny", "flux-tiny-turbo"]
 

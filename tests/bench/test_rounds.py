@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fresco_trt.backends.base import silent
-from fresco_trt.bench.instrument import Case, Draw, Drawn, Marks, Skipped
+from fresco_trt.bench.instrument import Case, Draw, Drawn, LeftOut, Scores
 from fresco_trt.bench.methods import Method, Point
 from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.rounds import Measured, measure
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def point(method: Method, steps: int) -> Point:
     preset = None if method == "plain" else f"{steps} steps"
-    return Point(method=method, recipe=Plain(steps=steps), preset=preset)
+    return Point(method=method, settings=Plain(steps=steps), preset=preset)
 
 
 POINTS = (point("plain", 50), point("few-step", 5), point("few-step", 9), point("ralu", 3))
@@ -50,10 +50,10 @@ class Counter:
 
     def methods(
         self, points: Sequence[Point], scope: ExitStack
-    ) -> tuple[dict[str, Draw], list[Skipped]]:
+    ) -> tuple[dict[str, Draw], list[LeftOut]]:
         names = [each.name for each in points if each.method != "ralu"]
-        skipped = [Skipped(what="ralu, 3 steps", reason="no such thing here")]
-        return {name: self._method(name) for name in names}, skipped
+        left_out = [LeftOut(what="ralu, 3 steps", reason="no such thing here")]
+        return {name: self._method(name) for name in names}, left_out
 
     def _method(self, name: str) -> Draw:
         def draw(inputs: Mapping[str, Tensor], seed: int) -> Drawn:
@@ -69,7 +69,7 @@ class Counter:
 
     def judge(
         self, case: Case, drawn: Mapping[str, Drawn], reference: str
-    ) -> tuple[dict[str, Marks], dict[str, Pixels]]:
+    ) -> tuple[dict[str, Scores], dict[str, Pixels]]:
         pixels = {name: np.zeros((4, 4, 3), np.uint8) for name in drawn}
         return {name: {"seconds": each.seconds} for name, each in drawn.items()}, pixels
 
@@ -86,7 +86,7 @@ def run(instrument: Counter, folder: Path, said: list[str] | None = None) -> Mea
             instrument,
             POINTS,
             scope,
-            journal=folder / "run.jsonl",
+            log=folder / "run.jsonl",
             header={"command": "this"},
             tiles=folder / "tiles",
             progress=silent,
@@ -104,17 +104,17 @@ def test_every_scene_is_drawn_by_every_method_in_turn(tmp_path: Path) -> None:
         assert sorted(name for at, name in instrument.drawn if at == seed) == sorted(names)
     first = [instrument.drawn[len(names) * (seed + 1)][1] for seed in range(len(names))]
     assert set(first) == set(names)  # and each has its turn to begin
-    assert sorted(measured.journal.scenes) == [0, 1, 2, 3]
+    assert sorted(measured.log.scenes) == [0, 1, 2, 3]
 
 
 def test_the_warm_up_is_not_counted(tmp_path: Path) -> None:
-    assert -1 not in run(Counter(1), tmp_path).journal.scenes
+    assert -1 not in run(Counter(1), tmp_path).log.scenes
 
 
 def test_what_cannot_run_says_why_and_is_no_row(tmp_path: Path) -> None:
     measured = run(Counter(2, {"few-step, 9 steps": -1}), tmp_path)
     assert [each.name for each in measured.points] == ["plain", "few-step, 5 steps"]
-    assert {each.what: each.reason for each in measured.skipped} == {
+    assert {each.what: each.reason for each in measured.left_out} == {
         "ralu, 3 steps": "no such thing here",
         "few-step, 9 steps": "RuntimeError: few-step, 9 steps is broken",
     }
@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_with_the_scene_it_was_at(tmp_path: Path) -> None:
     again, said = Counter(5), list[str]()
     measured = run(again, tmp_path, said)
     assert {seed for seed, _ in again.drawn} == {-1, 3, 4}
-    assert sorted(measured.journal.scenes) == [0, 1, 2, 3, 4]
+    assert sorted(measured.log.scenes) == [0, 1, 2, 3, 4]
     assert "going on" in said[0]
     assert "3 scenes" in said[0]
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fresco_trt.bench.scenes.pictures import drawn_scenes
 from fresco_trt.cli import calibrate_tables as tables
-from fresco_trt.cli.main import main as cli
+from fresco_trt.cli import main as cli
 from fresco_trt.errors import FrescoError
 from fresco_trt.lower.calibrate import run_spectrum as spectrum
 from fresco_trt.lower.calibrate.options import Options
-from fresco_trt.lower.calibrate.run_spectrum import run_spectrum
 from fresco_trt.models.registry import model_facts, model_names
-from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.weights import bundled_folder
+
+run_spectrum = partial(spectrum.run_spectrum, scenes=drawn_scenes)  # as the command does
 
 ROOT = Path(__file__).parents[2]
 STORED = sorted((ROOT / "calibration").glob("*-spectrum.json"))
-TINY = BUNDLED / "flux-tiny"
+TINY = bundled_folder("flux-tiny")
 KEYS = {
     *("schema", "version", "model", "vae", "size", "pictures", "seed", "mean_square"),
     *("amplitude", "beta", "fit", "spectrum"),
 }
 
 needs_resvg = pytest.mark.skipif(
-    find_spec("resvg_py") is None, reason="resvg-py, of the train extra, draws the scenes"
+    find_spec("resvg_py") is None, reason="resvg-py, of the bench extra, draws the scenes"
 )
 
 
@@ -256,7 +259,7 @@ def test_without_resvg_the_command_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(spectrum, "find_spec", lambda name: None)
     assert cli.main(["calibrate", "--model", "flux-tiny"]) == 2
-    assert "pip install 'fresco-trt[train]'" in capsys.readouterr().err
+    assert "pip install 'fresco-trt[bench]'" in capsys.readouterr().err
     assert left(place) == []
 
 

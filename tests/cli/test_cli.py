@@ -27,12 +27,12 @@ from fresco_trt.cli import display
 from fresco_trt.cli.main import main as cli
 from fresco_trt.errors import DiskFull, OutputNotWritable
 from fresco_trt.models.registry import model_facts
-from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.making import make_plan
 
 ROOT = Path(__file__).parents[2]
-TINY = BUNDLED / "flux-tiny"
+TINY = bundled_folder("flux-tiny")
 PROMPT = "a red apple on a plain blue background"
 COMMANDS = ("plan", "build", "generate", "verify", "inspect", "doctor", "calibrate", "bench")
 PATIENCE = 1200  # seconds, against a hang; nothing is measured
@@ -417,7 +417,10 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (build_arguments(graphs="onnx"), ["--graphs onnx", "--backend onnxruntime"]),
     (build_arguments(weights="absent"), ["absent does not exist", "--weights random"]),
     (build_arguments(weights=TINY / "vae"), ["AutoencoderKL", "--model"]),
-    (build_arguments(model="flux", size=None), ["black-forest-labs/FLUX.1-dev", str(BUNDLED)]),
+    (
+        build_arguments(model="flux", size=None),
+        ["black-forest-labs/FLUX.1-dev", str(bundled_folder("flux"))],
+    ),
     (["generate", "--engines", "absent", "--prompt", "a cat"], ["'absent'", "fresco-trt build"]),
     (["verify", "--engines", "absent"], ["'absent'", "fresco-trt build"]),
     (["verify", "--engines", "absent", "--tolerance", "nan"], ["tolerance nan"]),

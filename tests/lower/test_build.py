@@ -29,9 +29,9 @@ from fresco_trt.lower.build import REUSED, BuildRequest, run
 from fresco_trt.models.flux.components import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import load_transformer
-from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.models.weights import bundled_folder, weights_digest
 
-TINY = BUNDLED / "flux-tiny"
+TINY = bundled_folder("flux-tiny")
 
 
 def request(out: Path, **options: Any) -> BuildRequest:
@@ -107,7 +107,7 @@ def test_precision_is_what_weights_are_stored_in(tmp_path: Path) -> None:
 def test_random_weights_need_nothing_at_hand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gather, "BUNDLED", tmp_path / "nothing")
+    monkeypatch.setattr(gather, "bundled_folder", lambda model: tmp_path / "nothing" / model)
     built = run(request(tmp_path / "bundle", weights="random"))
     assert run(request(tmp_path / "bundle", weights="random")).reused
     with fresco_trt.FrescoPipeline.from_bundle(built.bundle.folder) as pipe:

@@ -15,9 +15,9 @@ from fresco_trt.models.flux.components import COMPONENTS
 from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.pretrained import siblings, whole_folder
 from fresco_trt.models.registry import model_facts, model_names
-from fresco_trt.models.weights import BUNDLED, WEIGHTS_NAME, weights_digest
+from fresco_trt.models.weights import WEIGHTS_NAME, bundled_folder, weights_digest
 
-STUDENT, WHOLE = BUNDLED / "flux-tiny-turbo", BUNDLED / "flux-tiny"
+STUDENT, WHOLE = bundled_folder("flux-tiny-turbo"), bundled_folder("flux-tiny")
 ADDED = 12_000_000
 
 

@@ -34,7 +34,7 @@ HUB = replace(SMALL, name="flux")
 def nothing_packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The package ships no weights unless a test puts some there."""
     folder = tmp_path / "packaged"
-    monkeypatch.setattr(weights_module, "BUNDLED", folder)
+    monkeypatch.setattr(weights_module, "bundled_folder", lambda model: folder / model)
     return folder
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fresco_trt import __version__
 from fresco_trt.errors import CalibrationError, IncompatibleOptions, PlanError
@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from fresco_trt.lower.calibrate.spectrum import Measured
     from fresco_trt.models.family import Encoder
     from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.sizes import Size
 
     Pixels = npt.NDArray[np.uint8]
+    Scenes: TypeAlias = Callable[[int, int, Size], Iterator[Pixels]]
+    """(count, seed, size) to pictures uint8 [H,W,3] of the demo's scenes, one at a time."""
 
 SCHEMA = 1
 SEED = 2  # the demo's VAE was trained and normalised on the scenes of 0 and 1
@@ -50,8 +53,8 @@ class Source:
     draw: Callable[[], Iterator[Pixels]]
 
 
-def run_spectrum(options: Options, progress: Progress) -> dict[str, Any]:
-    """Measure and store; what was stored.
+def run_spectrum(options: Options, progress: Progress, scenes: Scenes) -> dict[str, Any]:
+    """Measure and store; what was stored. ``scenes`` draws the demo's.
 
     Raises UnknownModel, IncompatibleOptions, PlanError, CalibrationError, WeightsNotFound,
     OutputNotWritable and DiskFull; all but the last before anything is measured, unless a picture
@@ -60,7 +63,7 @@ def run_spectrum(options: Options, progress: Progress) -> dict[str, Any]:
     from fresco_trt.models.registry import family_of, model_facts
 
     facts = model_facts(options.model)
-    source = _source(options, facts)
+    source = _source(options, facts, scenes)
     check_writable(options.path)
     components = family_of(facts).components
     folder = components.find_vae(options.weights, facts.name)
@@ -77,9 +80,9 @@ def run_spectrum(options: Options, progress: Progress) -> dict[str, Any]:
 # --- pictures ---------------------------------------------------------------------------------
 
 
-def _source(options: Options, facts: ModelFacts) -> Source:
+def _source(options: Options, facts: ModelFacts, scenes: Scenes) -> Source:
     if options.pictures is None:
-        return _renders(facts, SCENES if options.scenes is None else options.scenes)
+        return _renders(facts, SCENES if options.scenes is None else options.scenes, scenes)
     if options.scenes is not None:
         raise IncompatibleOptions(
             f"--scenes {options.scenes} with --pictures {options.pictures}",
@@ -89,7 +92,7 @@ def _source(options: Options, facts: ModelFacts) -> Source:
     return _folder(options.pictures, facts)
 
 
-def _renders(facts: ModelFacts, count: int) -> Source:
+def _renders(facts: ModelFacts, count: int, scenes: Scenes) -> Source:
     if bundled_components(facts.name).name != DEMO:
         raise CalibrationError(
             f"no pictures for {facts.name}",
@@ -106,17 +109,15 @@ def _renders(facts: ModelFacts, count: int) -> Source:
         raise CalibrationError(
             f"scenes of {facts.name} without resvg-py",
             expected="what draws their icons, or --pictures with a folder of pictures",
-            fix="pip install 'fresco-trt[train]'",
+            fix="pip install 'fresco-trt[bench]'",
         )
 
-    def draw() -> Iterator[Pixels]:
-        from fresco_trt.demo.batches import scene_stream
-        from fresco_trt.demo.render import render
-
-        for scene in islice(scene_stream(SEED), count):
-            yield render(scene, *facts.default_size)
-
-    return Source(name="drawn scenes of the demo", count=count, seed=SEED, draw=draw)
+    return Source(
+        name="drawn scenes of the demo",
+        count=count,
+        seed=SEED,
+        draw=lambda: scenes(count, SEED, facts.default_size),
+    )
 
 
 def _folder(folder: Path, facts: ModelFacts) -> Source:

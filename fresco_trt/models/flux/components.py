@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.errors import PlanError, WeightsNotFound
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.flux.config import REPOSITORIES
-from fresco_trt.models.weights import BUNDLED, bundled_components, components_folder, weights_digest
+from fresco_trt.models.quiet import no_bar
+from fresco_trt.models.weights import (
+    bundled_components,
+    bundled_folder,
+    components_folder,
+    weights_digest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +58,7 @@ def find_pipeline(weights: str | None, model: str) -> Path:
     lacks a part: another model's would not fit its transformer.
     """
     given = [] if weights in (None, "random") else _around(Path(str(weights)).expanduser())
-    looked = [components_folder(folder) for folder in (*given, BUNDLED / model)]
+    looked = [components_folder(folder) for folder in (*given, bundled_folder(model))]
     for folder in looked:
         absent = [part for part in COMPONENTS if not (folder / part).exists()]
         if not absent:
@@ -325,18 +331,3 @@ def _loading(folder: Path, *, fix: str = _REBUILD) -> Iterator[None]:
             expected=_WHOLE_FOLDER + ", as diffusers stores them, with safetensors weights",
             fix=fix,
         ) from error
-
-
-@contextmanager
-def no_bar() -> Iterator[None]:
-    """transformers draws a bar for each model it loads or saves; its hook is put back after."""
-    from transformers.utils import logging
-
-    def bare(factory: Any, arguments: Any, options: Any) -> Any:
-        return factory(*arguments, **{**options, "disable": True})
-
-    before = logging.set_tqdm_hook(bare)
-    try:
-        yield
-    finally:
-        logging.set_tqdm_hook(before)

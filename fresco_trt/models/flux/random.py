@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.models.flux.components import no_bar
+from fresco_trt.models.quiet import no_bar
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -46,7 +46,7 @@ from fresco_trt.models.flux.loading import (
     transformer_from_folder,
 )
 from fresco_trt.models.flux.signatures import bypass_signature, full_signature
-from fresco_trt.models.weights import BUNDLED
+from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.verify import verify_bundle
 from tests.backends.host_device import HostDevice
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-TINY = BUNDLED / "flux-tiny"
+TINY = bundled_folder("flux-tiny")
 TEXT, TOKENS = FLUX_TINY.text_tokens, 64
 
 SIGNATURES = {

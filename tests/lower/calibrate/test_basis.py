@@ -18,10 +18,10 @@ from fresco_trt.lower.calibrate.basis import Reference, measure_basis, read_prom
 from fresco_trt.lower.calibrate.trajectories import features, in_full
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import load_transformer
-from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.models.weights import bundled_folder, weights_digest
 from fresco_trt.plan.caching import CacheChoice, spelt_actions
 
-TINY = BUNDLED / "flux-tiny"
+TINY = bundled_folder("flux-tiny")
 PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
 MODEL = load_transformer(None, FLUX_TINY)
 WORDS = tuple("F" + "B" * (stage.steps - 1) for stage in PLAN.stages)

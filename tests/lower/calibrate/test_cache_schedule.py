@@ -17,7 +17,7 @@ from fresco_trt.lower.calibrate.cache_schedule import measure_cache_schedule
 from fresco_trt.lower.calibrate.options import Options
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import load_transformer
-from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.models.weights import bundled_folder, weights_digest
 from fresco_trt.plan.caching import DEFAULTS
 from fresco_trt.plan.stages import StagePlan
 
@@ -26,7 +26,7 @@ REFERENCE = Reference(
     facts=FLUX_TINY,
     transformer=MODEL,
     weights_sha256=weights_digest(MODEL),
-    pipeline=BUNDLED / "flux-tiny",
+    pipeline=bundled_folder("flux-tiny"),
     prompts=("a star on a plain red background", "a cat on a checked blue background"),
 )
 PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="quality", size=(64, 64))

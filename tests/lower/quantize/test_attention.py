@@ -32,7 +32,7 @@ from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.flux.signatures import full_signature, stage_signature
-from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.models.weights import bundled_folder, weights_digest
 from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.signature import GraphSignature
 
@@ -42,7 +42,7 @@ REFERENCE = Reference(
     facts=FLUX_TINY,
     transformer=MODEL,
     weights_sha256=weights_digest(MODEL),
-    pipeline=BUNDLED / "flux-tiny",
+    pipeline=bundled_folder("flux-tiny"),
     prompts=("a star on a plain red background",),
 )
 KEPT = FLUX_DEV.high_precision  # every block is quantised

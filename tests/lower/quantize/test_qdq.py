@@ -37,7 +37,7 @@ from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.loading import load_transformer, transformer_from_folder
 from fresco_trt.models.flux.signatures import stage_signature
 from fresco_trt.models.fp8 import Fp8Linear
-from fresco_trt.models.weights import BUNDLED, weights_digest
+from fresco_trt.models.weights import bundled_folder, weights_digest
 from fresco_trt.plan.recipes import RECIPES, Recipe
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ REFERENCE = Reference(
     facts=FLUX_TINY,
     transformer=MODEL,
     weights_sha256=weights_digest(MODEL),
-    pipeline=BUNDLED / "flux-tiny",
+    pipeline=bundled_folder("flux-tiny"),
     prompts=("a star on a plain red background", "a cat on a checked blue background"),
 )
 KEPT = FLUX_DEV.high_precision  # every block is quantised

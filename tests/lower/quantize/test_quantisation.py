@@ -180,7 +180,7 @@ def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -
     from fresco_trt.lower.calibrate.amax import measure_amax
     from fresco_trt.models.flux.facts import FLUX_TINY
     from fresco_trt.models.flux.loading import load_transformer
-    from fresco_trt.models.weights import BUNDLED, weights_digest
+    from fresco_trt.models.weights import bundled_folder, weights_digest
     from fresco_trt.plan.recipes import RECIPES
 
     model = load_transformer(None, FLUX_TINY)
@@ -188,7 +188,7 @@ def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -
         facts=FLUX_TINY,
         transformer=model,
         weights_sha256=weights_digest(model),
-        pipeline=BUNDLED / "flux-tiny",
+        pipeline=bundled_folder("flux-tiny"),
         prompts=read_prompts(default_prompts("flux-tiny"))[:1],
     )
     plan = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))

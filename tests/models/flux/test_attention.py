@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fresco_trt.bench.gpu.engines import example_inputs
+from bench.gpu.engines import example_inputs
 from fresco_trt.models.flux.attention import attention_paths, products_of, put_products
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.graph import graph_from_signature

@@ -25,9 +25,9 @@ from fresco_trt.models.flux.components import (
     no_bar,
 )
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.weights import BUNDLED, SHARES_NAME, components_folder
+from fresco_trt.models.weights import SHARES_NAME, bundled_folder, components_folder
 
-TINY = BUNDLED / "flux-tiny"
+TINY = bundled_folder("flux-tiny")
 PROMPT = "a red apple on a plain blue background"
 
 
@@ -307,7 +307,7 @@ def test_no_codec_stands_in_for_another(
     model = "flux" if weights is None else "flux-tiny"
     with pytest.raises(WeightsNotFound, match="no VAE for flux") as caught:
         find_vae(weights, model)
-    assert str(BUNDLED / "flux" if weights is None else weights) in caught.value.given
+    assert str(bundled_folder("flux") if weights is None else weights) in caught.value.given
 
 
 @pytest.mark.parametrize("part", COMPONENTS[1:])
@@ -325,7 +325,7 @@ def test_the_places_looked_at_are_named(tmp_path: Path, model: str) -> None:
     with pytest.raises(WeightsNotFound) as caught:
         find_pipeline(str(tmp_path / "own"), model)
     assert str(tmp_path / "own") in caught.value.given
-    assert str(BUNDLED / model) in caught.value.given
+    assert str(bundled_folder(model)) in caught.value.given
     assert "hub" in caught.value.given
 
 
@@ -339,7 +339,7 @@ def test_an_interrupt_while_loading_is_not_turned_into_an_error() -> None:
 # --- parts that are shared --------------------------------------------------------------------
 
 
-STUDENT = BUNDLED / "flux-tiny-turbo"
+STUDENT = bundled_folder("flux-tiny-turbo")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,117 @@
+"""A trained demo model as the folder that diffusers' FluxPipeline loads, and back.
+
+A student of a packaged model is stored as its transformer alone, with the name of that model.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fresco_trt.models.registry import model_facts
+from fresco_trt.models.weights import SHARES_NAME, WEIGHTS_NAME, bundled_folder
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+    from training.model import DemoModel
+
+
+def store_pipeline(model: DemoModel, vae: AutoencoderKL, out: Path) -> None:
+    """Write the pipeline folder; the transformer and codec in float16, the encoders in float32.
+
+    Text encoders stay float32: loaders keep their stored type, and mixed types fail in FLUX.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    rule = model_facts("flux-tiny").shift
+    if rule is None:
+        raise ValueError("flux-tiny is trained with a resolution-dependent shift")
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=rule.base_shift,
+        max_shift=rule.max_shift,
+        base_image_seq_len=rule.base_tokens,
+        max_image_seq_len=rule.max_tokens,
+    )
+    pipeline = FluxPipeline(
+        scheduler=scheduler,
+        vae=vae.to(torch.float16),
+        text_encoder=model.text_encoder,
+        text_encoder_2=model.text_encoder_2,
+        tokenizer=model.tokenizer,
+        tokenizer_2=model.tokenizer_2,
+        transformer=model.transformer.to(torch.float16),
+    )
+    pipeline.save_pretrained(out)
+    _finish(out)
+
+
+def store_student(model: DemoModel, out: Path, teacher: str = "flux-tiny") -> None:
+    """Write the transformer in float16, and that its other parts are those of ``teacher``, which
+    must ship whole with the package.
+
+    Raises ValueError for a model whose text encoders are not ``teacher``'s: it would be told
+    another text than it learnt from.
+    """
+    known = read_pipeline(bundled_folder(teacher))
+    for part in _ENCODERS:
+        own, theirs = (dict(getattr(each, part).state_dict()) for each in (model, known))
+        others = [name for name in own if not torch.allclose(own[name], theirs[name], atol=1e-5)]
+        if others:
+            raise ValueError(f"{part} of the student is not that of {teacher}: {others[0]} differs")
+    model.transformer.to(torch.float16).save_pretrained(out / _TRANSFORMER)
+    shares = json.dumps({"parts_of": teacher}, indent=2)
+    (out / SHARES_NAME).write_text(f"{shares}\n", encoding="utf-8")
+    _finish(out)
+
+
+def _finish(out: Path) -> None:
+    for config in out.glob("*/config.json"):
+        _drop_origin(config)
+    for file in out.rglob("*"):
+        if file.is_file():
+            file.chmod(0o644)
+
+
+def read_pipeline(folder: Path) -> DemoModel:
+    """The demo model of a folder that :func:`store_pipeline` wrote, in float32, to train it on."""
+    from training.model import DemoModel
+
+    model = DemoModel(guidance=True)
+    for part in (_TRANSFORMER, *_ENCODERS):
+        _read_part(model, folder, part)
+    return model
+
+
+def read_student(folder: Path, teacher: Path) -> DemoModel:
+    """The student of a folder that :func:`store_student` wrote, within its teacher's encoders."""
+    model = read_pipeline(teacher)
+    _read_part(model, folder, _TRANSFORMER)
+    return model
+
+
+_TRANSFORMER, _ENCODERS = "transformer", ("text_encoder", "text_encoder_2")
+
+_TIED = {"encoder.embed_tokens.weight"}
+"""Weights that are another name for a stored one."""
+
+
+def _read_part(model: DemoModel, folder: Path, part: str) -> None:
+    from safetensors.torch import load_file
+
+    file = folder / part / (WEIGHTS_NAME if part == _TRANSFORMER else "model.safetensors")
+    stored = {name: value.float() for name, value in load_file(file).items()}
+    missing = getattr(model, part).load_state_dict(stored, strict=False).missing_keys
+    if set(missing) - _TIED:
+        raise ValueError(f"{folder / part} lacks {', '.join(missing)}")
+
+
+def _drop_origin(config: Path) -> None:
+    """Take out where a part was loaded from: a shipped folder names no other machine's paths."""
+    fields = json.loads(config.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in fields.items() if name != "_name_or_path"}
+    config.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
