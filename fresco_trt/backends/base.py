@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fresco_trt.plan.memory import Library
+
 EngineFiles: TypeAlias = tuple[str, ...]
 Progress: TypeAlias = Callable[[str, float], None]
 Call: TypeAlias = "Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]"
@@ -95,7 +97,8 @@ class BackendFacts:
     multiplied in ``rest``: right in their errors, no faster. ``machine`` identifies the kind of
     machine that engines built here are for, where they run on no other. ``layouts`` has "profiles"
     where one engine takes several shapes; ``streams`` says whether engines run with part of their
-    weights on the host.
+    weights on the host. ``memory`` is what the library adds to the bytes of a graph, None where
+    that was not measured.
     """
 
     name: str
@@ -110,6 +113,7 @@ class BackendFacts:
     machine: str | None = None
     layouts: tuple[str, ...] = ("static",)
     streams: bool = False
+    memory: Library | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from fresco_trt.lower.earlier import earlier_builds
 from fresco_trt.lower.request import resolve
 from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.depth import format_blocks
-from fresco_trt.plan.memory import LIBRARIES, graph_memory, held_to_build, layout_memory, reckoning
+from fresco_trt.plan.memory import graph_memory, held_to_build, layout_memory, reckoning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def describe(request: BuildRequest) -> dict[str, Any]:
     build in a bundle beside this one, or None. Raises what :func:`resolve` raises.
     """
     resolved = resolve(request)
-    library = LIBRARIES.get(resolved.backend.name)
+    library = resolved.backend.describe().memory
     return {
         "out": str(resolved.out),
         "backend": resolved.backend.name,

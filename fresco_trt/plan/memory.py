@@ -2,12 +2,12 @@
 
 Beside :mod:`fresco_trt.plan.cost`, and like it numbers only. Bytes of weights are exact, parameters
 times bytes. All else is an estimate: live tensors are those of the widest block, and what a library
-adds (:data:`LIBRARIES`) was measured on few builds, as its comments say.
+adds stands in its backend's own file, with what it was measured on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Literal
@@ -131,7 +131,7 @@ class LayoutMemory:
         }
 
 
-# --- what libraries add -----------------------------------------------------------------------
+# --- what layouts there are --------------------------------------------------------------------
 
 STATIC = Layout(name="static", weights="engine")
 """One plan for every stage, each with its own weights."""
@@ -141,44 +141,6 @@ PROFILES = Layout(name="profiles", weights="kind")
 
 SHARED = Layout(name="shared", weights="bundle")
 """Engines without weights over one file of them."""
-
-_MB = 10**6
-
-# TensorRT for RTX 1.7 for sm89, on a CPU, 2 to 5 blocks as wide as FLUX.1-dev's in bfloat16: peaks
-# of 5.27, 7.70 and 8.91 GB for 1.09, 1.66 and 1.94 GB of weights (one of the copies is the mapped
-# file), 3.8 to 5.1 MB of code, and 1.27 to 1.34 times the live tensors reserved. TensorRT on the
-# GPU that it builds for, which also takes that GPU's memory, was not measured.
-_PLANS = Library(
-    layouts=(STATIC, PROFILES),
-    host=900 * _MB,
-    copies=3.3,
-    program=5 * _MB,
-    program_block=_MB // 2,
-    scratch=1.3,
-)
-
-LIBRARIES: Mapping[str, Library] = {
-    "tensorrt-rtx": _PLANS,
-    "tensorrt": _PLANS,
-    # 3.01 GB for 2.18 GB of weights as wide as FLUX.1-dev's. Its arena held 8 and 17 matrices of
-    # scores at the 384 and 1152 tokens of flux-tiny, being the larger the more they are cut up.
-    "onnxruntime": Library(
-        layouts=(SHARED,),
-        host=850 * _MB,
-        copies=0,
-        program=10_000,
-        program_block=24_000,
-        scores=16,
-        relaid_up_to=256 * 2**20,
-    ),
-    # 1.57 GB for 1.09 GB of weights.
-    "eager": Library(layouts=(SHARED,), host=550 * _MB, copies=0, program=0, program_block=0),
-    # As eager, and a compiler beside it; the code is that of flux-tiny's blocks. Neither was
-    # measured at FLUX's width.
-    "inductor": Library(
-        layouts=(SHARED,), host=900 * _MB, copies=0, program=2_500_000, program_block=0
-    ),
-}
 
 
 def reckoning(library: Library) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fresco_trt.backends import backend_names
+from fresco_trt.backends import backend, backend_names
 from fresco_trt.backends.base import BackendFacts, Missing
 from fresco_trt.lower import request as lower
 from fresco_trt.lower.build import run
@@ -20,18 +20,19 @@ from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.making import plan_from_preset
-from fresco_trt.plan.memory import LIBRARIES
 from fresco_trt.plan.presets import Preset
 
 TINY = BuildRequest(model="flux-tiny")
 FLUX = BuildRequest(
     model="flux", weights="random", backend="tensorrt-rtx", precision="bf16", targets=("sm89",)
 )
+MEMORY = {name: backend(name).describe().memory for name in backend_names()}
 GPU = Missing(what="a GPU", fix="buy one")
 
 
 class Library:
-    """A backend that nothing is known of, with GPUs as targets if it is installed."""
+    """A backend of which a known one's memory is all that is known, with GPUs as targets if it is
+    installed."""
 
     name = "library"
 
@@ -48,6 +49,7 @@ class Library:
             precisions=("fp32", "bf16", "fp8"),
             rest="bf16",
             device="cuda",
+            memory=MEMORY.get(self.name),
         )
 
     def check(self) -> tuple[Missing, ...]:
@@ -164,10 +166,9 @@ def test_every_backend_says_what_its_engines_take(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(lower, "backend", Library)
-    draft = describe(replace(TINY, backend=name))
-    assert [each["name"] for each in draft["layouts"]] == [
-        each.name for each in LIBRARIES[name].layouts
-    ]
+    draft, memory = describe(replace(TINY, backend=name)), MEMORY[name]
+    assert memory is not None
+    assert [each["name"] for each in draft["layouts"]] == [each.name for each in memory.layouts]
     assert draft["estimates"]
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from fresco_trt.backends import backend, backend_names
 from fresco_trt.models.flux.layers import graph_parameters, with_blocks
 from fresco_trt.models.flux.signatures import stage_signature
 from fresco_trt.models.registry import model_facts, model_names
@@ -13,7 +14,6 @@ from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.memory import (
-    LIBRARIES,
     PROFILES,
     SHARED,
     STATIC,
@@ -200,7 +200,8 @@ def test_profiles_save_all_but_one_copy_of_the_weights(model: str, stages: int) 
     facts = model_facts(model)
     plan = make_plan(facts, stages=stages)
     graphs = [of_stage(facts, index, stages) for index in range(stages)]
-    library = LIBRARIES["tensorrt-rtx"]
+    library = backend("tensorrt-rtx").describe().memory
+    assert library is not None
     static, profiles = (
         layout_memory(library, layout, graphs, NOTHING) for layout in (STATIC, PROFILES)
     )
@@ -234,7 +235,8 @@ def test_the_report_has_every_engine_and_the_whole() -> None:
 def test_builds_at_true_width_took_what_is_estimated(singles: int, peak: float) -> None:
     """Of TensorRT for RTX in bfloat16, one double-stream block and so many single-stream ones."""
     facts = with_blocks(FLUX, (1, singles))
-    library = LIBRARIES["tensorrt-rtx"]
+    library = backend("tensorrt-rtx").describe().memory
+    assert library is not None
     held = held_to_build(graph_parameters(facts), "bf16")
     found = layout_memory(library, STATIC, [of_flux(facts, 4096, "bf16")], held)
     assert peak < found.build < 1.1 * peak
@@ -244,14 +246,17 @@ def test_builds_at_true_width_took_what_is_estimated(singles: int, peak: float) 
     ("tokens", "reserved"), [(256, 82_024_448), (1024, 157_194_240), (4096, 468_359_168)]
 )
 def test_plans_at_true_width_reserve_what_is_estimated(tokens: int, reserved: int) -> None:
-    library = LIBRARIES["tensorrt-rtx"]
+    library = backend("tensorrt-rtx").describe().memory
+    assert library is not None
     alive = of_flux(FLUX, tokens, "bf16").activations
     assert library.scratch * alive == pytest.approx(reserved, rel=0.05)
 
 
-@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("name", backend_names())
 def test_the_reckoning_says_what_is_exact_and_what_is_not(name: str) -> None:
-    said = reckoning(LIBRARIES[name])
+    library = backend(name).describe().memory
+    assert library is not None
+    said = reckoning(library)
     assert "exact" in said
     assert "estimated" in said
     assert ("3.3 x an engine's weights" in said) == name.startswith("tensorrt")

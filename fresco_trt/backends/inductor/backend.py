@@ -62,6 +62,7 @@ from fresco_trt.backends.transformer import (
 from fresco_trt.errors import BuildError, EngineFailed
 from fresco_trt.files.atomic_file import writing
 from fresco_trt.models.registry import family_named
+from fresco_trt.plan.memory import SHARED, Library
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +73,11 @@ if TYPE_CHECKING:
 
 BLOCKS = "blocks"
 HOST = "host.json"
+
+# As the eager backend, and a compiler beside it; the code is that of flux-tiny's blocks. Neither
+# was measured at FLUX's width.
+MEMORY = Library(layouts=(SHARED,), host=900_000_000, copies=0, program=2_500_000, program_block=0)
+"""What the library adds to a graph's own bytes."""
 
 OLDEST = (2, 11)
 """torch from here on says what the processor is able to."""
@@ -126,6 +132,7 @@ class InductorBackend(TorchBackend):
             rest="bf16" if device == "cuda" else "fp32",
             simulated=() if device == "cuda" else ("fp8",),
             machine=str(this_host(device)) if usable else None,
+            memory=MEMORY,
         )
 
     def check(self) -> tuple[Missing, ...]:
