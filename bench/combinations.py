@@ -24,7 +24,8 @@ from fresco_trt.bench.plain import MODEL, Plain
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.models.pretrained import siblings
 from fresco_trt.models.registry import model_facts
-from fresco_trt.plan.caching import NO_CACHE, CacheChoice
+from fresco_trt.plan.caching import NO_CACHE
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.making import find_preset, plan_from_preset
 from fresco_trt.plan.presets import Preset
 
@@ -105,7 +106,7 @@ def _cached(
         return
     interval, warmup = pace
     for cache in _CACHES:
-        choice = CacheChoice(name=cache, interval=interval, warmup=warmup)
+        choice = CacheConfig(name=cache, interval=interval, warmup_steps=warmup)
         settings = replace(base.settings, cache=choice)
         try:
             plan_from_preset(facts, settings)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 # function bound here afterwards stays.
 from fresco_trt.api import plan, pretrained
 from fresco_trt.errors import FrescoError
+from fresco_trt.plan.config import CacheConfig, QuantConfig, TargetConfig
 
 if TYPE_CHECKING:
     from fresco_trt.lower.build import build
@@ -41,8 +42,11 @@ _LAZY = {
 }
 
 __all__ = [
+    "CacheConfig",
     "FrescoError",
     "FrescoPipeline",
+    "QuantConfig",
+    "TargetConfig",
     "__version__",
     "build",
     "disable",

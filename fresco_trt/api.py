@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from fresco_trt.errors import WeightsNotFound
 from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.models.weights import bundled_folder
-from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.sizes import as_size
+from fresco_trt.run.cache import registry as registry  # planning knows the caches by their traits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from fresco_trt.plan.config import CacheConfig
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan
 
@@ -27,50 +27,37 @@ def plan(
     *,
     stages: int,
     preset: str = "balanced",
-    size: Size | None = None,
+    size: Size | str | None = None,
     steps: int | None = None,
     delta: float | None = None,
     shift: float | None = None,
-    cache: str = "none",
-    interval: int | None = None,
-    warmup: int | None = None,
-    actions: Sequence[str] | None = None,
-    site: str | None = None,
-    order: int | None = None,
+    cache: CacheConfig | str = "none",
 ) -> StagePlan:
     """The stage plan of a model: grids, sigmas and transitions, before anything is built.
 
-    ``size`` is (width, height) in picture pixels, by default the model's own. A one-stage plan is
-    the plain sampler, with ``steps`` steps if given, else as many as the preset has. With more
-    stages the preset decides every step, and ``steps`` is checked but changes nothing: it is the
-    baseline that ``fresco-trt plan`` compares the cost with. ``delta`` moves the preset's switches
-    to where SPEED's spectral criterion puts them at that tolerance (arXiv 2605.18736). ``shift``
-    replaces the time shift's factor in every stage (e^mu; 3.16 is FLUX.1's own at 1024x1024).
-
-    ``cache`` names what predicts the features of skipped steps: "none", "reuse", "taylor",
-    "hicache", "svd" or "freqca". Of each stage ``warmup`` steps are full and then one in each
-    ``interval``; or ``actions`` says it step by step, one word a stage, "FFBF": F for a full step,
-    B for a skipped one. ``site`` is what is predicted: "final" (None), the features after the last
-    block, or "trunk", what all blocks after the first add: the first then runs at every step.
-    ``order`` is that of the extrapolation, 1 to 3 (None: 2).
+    ``size`` is (width, height) in picture pixels, or "512x384"; by default the model's own. A
+    one-stage plan is the plain sampler, with ``steps`` steps if given, else as many as the preset
+    has. With more stages the preset decides every step, and ``steps`` is checked but changes
+    nothing: it is the baseline that ``fresco-trt plan`` compares the cost with. ``delta`` moves the
+    preset's switches to where SPEED's spectral criterion puts them at that tolerance (arXiv
+    2605.18736). ``shift`` replaces the time shift's factor in every stage (e^mu; 3.16 is FLUX.1's
+    own at 1024x1024). ``cache`` says which steps are skipped and what predicts them: a
+    :class:`~fresco_trt.plan.config.CacheConfig` or its spelling, "hicache,interval=3".
 
     Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong
     ``steps``, ``delta``, ``shift`` or cache, and IncompatibleOptions for a ``delta`` with a model
     whose spectrum is not known, a preset with mixed stages, or one stage, and for options of a
     cache that would skip nothing or that nothing would read; all are FrescoErrors.
     """
-    words = None if actions is None else tuple(actions)
     return make_plan(
         model_facts(model),
         stages=stages,
         preset=preset,
-        size=size,
+        size=None if size is None else as_size(size),
         steps=steps,
         delta=delta,
         shift=shift,
-        cache=CacheChoice(
-            name=cache, interval=interval, warmup=warmup, actions=words, site=site, order=order
-        ),
+        cache=cache,
     )
 
 

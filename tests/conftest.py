@@ -128,23 +128,19 @@ def aligned_onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _mixed_bundle(folder: Path, backend: str, positions: Positions = "fine") -> Path:
     from fresco_trt.lower.build import build
+    from fresco_trt.models.registry import model_facts
     from fresco_trt.plan.making import plan_from_preset
     from fresco_trt.plan.presets import Preset
 
-    recipe = Preset(
+    preset = Preset(
         steps=(3, 2, 2, 2),
         switch=(0.8, 0.7, 0.5),
         refine=((("converged", 0.25), ("edge", 0.125)), (("changing", 0.25),), ()),
         window=2,
         positions=positions,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "fresco_trt.lower.request.make_plan",
-            lambda facts, **options: plan_from_preset(facts, recipe, size=options["size"]),
-        )
-        size = 128, 128
-        return build("flux-tiny", stages=4, size=size, backend=backend, out=folder / "bundle")
+    plan = plan_from_preset(model_facts("flux-tiny"), preset, size=(128, 128))
+    return build(plan, backend=backend, out=folder / "bundle")
 
 
 def _turbo_bundle(folder: Path, backend: str) -> Path:

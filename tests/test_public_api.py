@@ -25,37 +25,24 @@ ROOT = Path(__file__).parents[1]
 # A change here is a change of the interface: it belongs into the release notes.
 SIGNATURES = {
     "plan": (
-        "(model: 'str', *, stages: 'int', preset: 'str' = 'balanced', size: 'Size | None' = None, "
-        "steps: 'int | None' = None, delta: 'float | None' = None, "
-        "shift: 'float | None' = None, cache: 'str' = 'none', "
-        "interval: 'int | None' = None, warmup: 'int | None' = None, "
-        "actions: 'Sequence[str] | None' = None, site: 'str | None' = None, "
-        "order: 'int | None' = None) -> 'StagePlan'"
+        "(model: 'str', *, stages: 'int', preset: 'str' = 'balanced', "
+        "size: 'Size | str | None' = None, steps: 'int | None' = None, "
+        "delta: 'float | None' = None, shift: 'float | None' = None, "
+        "cache: 'CacheConfig | str' = 'none') -> 'StagePlan'"
     ),
     "build": (
-        "(model: 'str', *, stages: 'int' = 3, preset: 'str | None' = None, "
-        "size: 'Size | None' = None, steps: 'int | None' = None, delta: 'float | None' = None, "
-        "shift: 'float | None' = None, weights: 'str | None' = None, "
-        "blocks: 'Blocks | None' = None, backend: 'str' = 'onnxruntime', "
-        "precision: 'str' = 'fp32', recipe: 'str | None' = None, keep: 'Sequence[str]' = (), "
-        "ranges: 'str | Path | None' = None, force: 'bool' = False, "
-        "cache: 'str' = 'none', interval: 'int | None' = None, "
-        "warmup: 'int | None' = None, actions: 'Sequence[str] | None' = None, "
-        "site: 'str | None' = None, order: 'int | None' = None, "
-        "basis: 'str | Path | None' = None, "
-        "targets: 'tuple[str, ...]' = (), layout: 'str' = 'static', "
-        "stream_weights: 'bool' = False, "
-        "out: 'str | Path | None' = None, progress: 'Progress' = silent) -> 'Path'"
+        "(model: 'str | StagePlan', *, stages: 'int | None' = None, preset: 'str | None' = None, "
+        "size: 'Size | str | None' = None, cache: 'CacheConfig | str' = 'none', "
+        "weights: 'str | None' = None, backend: 'str' = 'onnxruntime', "
+        "precision: 'QuantConfig | str' = 'fp32', target: 'TargetConfig | str' = '', "
+        "out: 'str | Path | None' = None) -> 'Path'"
     ),
     "enable": (
         "(pipe: 'Any', *, model: 'str | None' = None, "
         "stages: 'int | None' = None, preset: 'str | None' = None, "
         "delta: 'float | None' = None, shift: 'float | None' = None, "
-        "cache: 'str | None' = None, "
-        "interval: 'int | None' = None, warmup: 'int | None' = None, "
-        "actions: 'Sequence[str] | None' = None, site: 'str | None' = None, "
-        "order: 'int | None' = None, "
-        "basis: 'str | Path | None' = None, engines: 'str | Path | None' = None) -> 'None'"
+        "cache: 'CacheConfig | str | None' = None, "
+        "engines: 'str | Path | None' = None) -> 'None'"
     ),
     "disable": "(pipe: 'Any') -> 'None'",
     "pretrained": "(name: 'str') -> 'Path'",
@@ -84,8 +71,9 @@ def public_callables() -> list[str]:
     members = [
         f"{name}.{member}"
         for name in classes
-        for member in vars(getattr(fresco_trt, name))
-        if not member.startswith("_") or member == "__call__"
+        for member, value in vars(getattr(fresco_trt, name)).items()
+        if (not member.startswith("_") or member == "__call__")
+        and not (inspect.ismemberdescriptor(value) or isinstance(value, str))  # a field, its value
     ]
     return names + members
 
@@ -160,6 +148,12 @@ def test_plan_makes_a_plan_of_so_many_stages(name: str, stages: int) -> None:
 
 def test_one_stage_takes_its_steps_from_the_caller() -> None:
     assert fresco_trt.plan("flux-tiny", stages=1, steps=9).nfe == 9
+
+
+def test_a_size_and_a_cache_may_be_spelt() -> None:
+    spelt = fresco_trt.plan("flux-tiny", stages=2, size="128x64", cache="hicache,interval=2")
+    cache = fresco_trt.CacheConfig(name="hicache", interval=2)
+    assert spelt == fresco_trt.plan("flux-tiny", stages=2, size=(128, 64), cache=cache)
 
 
 def test_shift_is_that_of_every_stage() -> None:

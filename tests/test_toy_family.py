@@ -38,6 +38,7 @@ from fresco_trt.models.registry import (
 from fresco_trt.pipelines.environment import check_environment
 from fresco_trt.pipelines.image import FrescoPipeline
 from fresco_trt.plan.caching import FEATURES, Action, CacheSite
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.making import make_plan
@@ -418,9 +419,7 @@ def test_a_cache_answers_both_branches(cache: str, stages: int) -> None:
 
 
 def cached(name: str) -> dict[str, Any]:
-    from fresco_trt.plan.caching import CacheChoice
-
-    return {"cache": CacheChoice(name=name, interval=2, warmup=2)}
+    return {"cache": CacheConfig(name=name, interval=2, warmup_steps=2)}
 
 
 def test_references_of_another_size_are_refused() -> None:
@@ -440,7 +439,7 @@ def test_a_scale_without_a_branch_is_refused() -> None:
 
 
 def test_a_bundle_of_it_is_built_opened_and_drawn_with(tmp_path: Path) -> None:
-    knobs: dict[str, Any] = {"cache": "taylor", "interval": 2, "warmup": 2}
+    knobs: dict[str, Any] = {"cache": "taylor,interval=2,warmup_steps=2"}
     folder = build(
         "toy-clip",
         stages=2,

@@ -37,8 +37,8 @@ NAMES = ("stage1.full", "stage2.full", "stage3.full")
 
 def built(folder: Path, **options: Any) -> Path:
     """Eager engines of one stage at 64x64, two steps."""
-    settings: dict[str, Any] = {"stages": 1, "steps": 2, "size": (64, 64), "backend": "eager"}
-    return fresco_trt.build("flux-tiny", out=folder / "bundle", **(settings | options))
+    plan = fresco_trt.plan("flux-tiny", stages=1, steps=2, size=(64, 64))
+    return fresco_trt.build(plan, backend="eager", out=folder / "bundle", **options)
 
 
 class Disturbed:

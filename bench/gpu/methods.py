@@ -14,7 +14,8 @@ from bench.gpu.device import Stopwatch, clock_of
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.bench.engines import Kind, kinds_of, plan_method
 from fresco_trt.bench.plain import Plain, denoise
-from fresco_trt.plan.caching import NO_CACHE, CacheChoice
+from fresco_trt.plan.caching import NO_CACHE
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import flops_of_step, plan_cost
 from fresco_trt.plan.making import make_plan
 from fresco_trt.run.denoise import Denoiser
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from fresco_trt.plan.stages import StagePlan
 
 PRESETS = ("quality", "balanced", "fast", "turbo")
-HICACHE = CacheChoice(name="hicache")
+HICACHE = CacheConfig(name="hicache")
 EAGER, COMPILED = "diffusers", "diffusers, torch.compile"
 
 TRANSFORMER = "transformer"
@@ -65,7 +66,7 @@ def points_of(facts: ModelFacts, size: Size) -> tuple[Point, ...]:
             for number, each in enumerate((EAGER, COMPILED))
         ]
 
-    def staged(group: str, stages: int, cache: CacheChoice = NO_CACHE) -> list[Point]:
+    def staged(group: str, stages: int, cache: CacheConfig = NO_CACHE) -> list[Point]:
         plans = [
             make_plan(facts, stages=stages, preset=preset, size=size, cache=cache)
             for preset in PRESETS

@@ -22,7 +22,7 @@ from fresco_trt.bench.scenes.scene import scene_of
 from fresco_trt.errors import FrescoError
 from fresco_trt.models.flux.components import FluxEncoder
 from fresco_trt.models.registry import family_of
-from fresco_trt.plan.caching import NONE
+from fresco_trt.plan.config import NONE
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.run.denoise import Denoiser

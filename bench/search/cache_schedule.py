@@ -11,7 +11,8 @@ import random
 from typing import TYPE_CHECKING
 
 from bench.search.halving import Candidate, Rounds, within
-from fresco_trt.plan.caching import ORDERS, CacheChoice, CacheName
+from fresco_trt.plan.caching import cache_traits
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import SOLVERS
 
@@ -32,7 +33,7 @@ CONTROL_ROUNDS: Rounds = ((16, 2), (6, 6), (2, 32))
 
 STEPS = 4, 24
 LOG_SHIFTS = (1.6, 2.0, 2.4, 2.8)
-PREDICTORS: tuple[CacheName, ...] = ("reuse", "taylor", "hicache", "coarse_velocity")
+PREDICTORS: tuple[str, ...] = ("reuse", "taylor", "hicache", "coarse_velocity")
 """Those that need no directions measured first, and no cosine transform at every step."""
 
 HIGHEST_ORDER = 2
@@ -50,12 +51,12 @@ def candidates(
 def random_preset(rng: random.Random) -> Preset:
     """Any one-stage preset; of a word without a bypass no plan can be made."""
     name, word = rng.choice(PREDICTORS), _word(rng)
-    orders = [order for order in ORDERS[name] if order <= HIGHEST_ORDER]
+    orders = [order for order in cache_traits(name).orders if order <= HIGHEST_ORDER]
     return Preset(
         steps=(len(word),),
         shift=_shift(rng.choice(LOG_SHIFTS)),
         solver=rng.choice(SOLVERS),
-        cache=CacheChoice(name=name, actions=(word,), order=rng.choice(orders)),
+        cache=CacheConfig(name=name, actions=(word,), max_order=rng.choice(orders)),
     )
 
 

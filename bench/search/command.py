@@ -15,7 +15,7 @@ from bench.search.halving import Candidate, Gallery, Rounds, Scores, halve
 from bench.study import SOURCES
 from fresco_trt.bench.plain import MODEL
 from fresco_trt.models.registry import model_facts
-from fresco_trt.plan.caching import NONE, CacheChoice
+from fresco_trt.plan.config import NONE, CacheConfig
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -139,7 +139,7 @@ def _entries(facts: ModelFacts, ranked: Sequence[tuple[Candidate, Scores]]) -> l
 
 def found_preset(document: Mapping[str, Any], budget: str) -> Preset:
     """The preset that a stored search of stages chose for a budget, see :func:`found`."""
-    return preset_of({**found(document, budget)["preset"], "cache": asdict(CacheChoice())})
+    return preset_of({**found(document, budget)["preset"], "cache": asdict(CacheConfig())})
 
 
 def found(document: Mapping[str, Any], budget: str) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def preset_of(entry: Mapping[str, Any]) -> Preset:
     """A preset as it was stored."""
     fields = {key: _tuples(value) for key, value in entry.items() if key != "cache"}
     cache = {key: _tuples(value) for key, value in entry["cache"].items()}
-    return Preset(**fields, cache=CacheChoice(**cache))
+    return Preset(**fields, cache=CacheConfig(**cache))
 
 
 def _tuples(value: Any) -> Any:

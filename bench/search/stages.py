@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from bench.search.halving import Candidate, Rounds, within
 from fresco_trt.errors import FrescoError
-from fresco_trt.plan.caching import NO_CACHE, CacheChoice
+from fresco_trt.plan.caching import NO_CACHE
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.presets import Preset
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _shifts(stages: int, rng: random.Random) -> tuple[float, ...] | None:
     return tuple(round(math.exp(rng.choice(LOG_SHIFTS)), 2) for _ in range(stages))
 
 
-def _cache(rng: random.Random) -> CacheChoice:
+def _cache(rng: random.Random) -> CacheConfig:
     if rng.random() >= CACHED_SHARE:
         return NO_CACHE
-    return CacheChoice(name=rng.choice(CACHED), interval=rng.choice((2, 3)), warmup=1)
+    return CacheConfig(name=rng.choice(CACHED), interval=rng.choice((2, 3)), warmup_steps=1)

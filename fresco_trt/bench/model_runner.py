@@ -237,7 +237,7 @@ class _Drawers:
             transformer = family_of(setup.facts).weights.load(setup.pipeline, setup.facts)
             quantizer = None if quant is None else _measured_quantizer(setup, quant)
             self._pool(quant).build(signatures, transformer, setup.progress, quantizer)
-        if any(plan.cache is not None and plan.cache.name == "svd" for plan in plans):
+        if any(plan.cache is not None and plan.cache.traits.needs_basis for plan in plans):
             self._basis = self._measured_basis()
 
     def _measured_basis(self) -> Tensor:

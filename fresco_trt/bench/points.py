@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from fresco_trt.bench.methods import METHODS, CacheDit, FirstBlock, Method, Point, TaylorSeer
 from fresco_trt.bench.plain import Plain
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.plan.caching import FEATURE_CACHES, CacheChoice, CacheName
+from fresco_trt.plan.caching import cache_names
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.making import find_preset, plan_from_preset, spectral_switches
 from fresco_trt.plan.matching import MatchedShifts, ralu_preset
 from fresco_trt.plan.presets import Preset
@@ -67,7 +68,7 @@ CACHE_INTERVALS = (3, 5, 7)
 CACHED_PRESETS = ("balanced", "fast")
 """What our caches are measured at: one full step in so many, alone and on these presets."""
 
-TUNED_CACHES: tuple[tuple[float, int, int, tuple[CacheName, ...]], ...] = (
+TUNED_CACHES: tuple[tuple[float, int, int, tuple[str, ...]], ...] = (
     (0.4, 2, 2, ("taylor",)),
     (0.4, 3, 2, ("taylor", "hicache")),
     (0.28, 2, 2, ("taylor",)),
@@ -264,7 +265,7 @@ def _caches(facts: ModelFacts) -> Iterator[Point]:
     """Our caches: alone on the plain steps, and on the presets that the others are compared at."""
     stages = max(facts.stage_counts)
     plain = Preset(steps=(facts.default_steps,))
-    for name in FEATURE_CACHES:
+    for name in cache_names("feature"):
         for interval, alone in _intervals(facts, plain, name, warmup=3):
             label, quick = f"{name}, interval {interval}", (name, interval) in _QUICK_CACHES
             yield Point(method="cache", settings=alone, preset=label, quick=quick)
@@ -281,7 +282,7 @@ def _tuned_caches(facts: ModelFacts) -> Iterator[Point]:
     for share, interval, warmup, names in TUNED_CACHES:
         steps = _share(facts, share)
         for name in names:
-            cache = CacheChoice(name=name, interval=interval, warmup=warmup)
+            cache = CacheConfig(name=name, interval=interval, warmup_steps=warmup)
             shift = None if mu is None else (math.exp(mu),)
             settings = Preset(steps=(steps,), shift=shift, cache=cache)
             if not _skips(facts, settings):
@@ -294,10 +295,12 @@ def _tuned_caches(facts: ModelFacts) -> Iterator[Point]:
 def _coarse(facts: ModelFacts) -> Iterator[Point]:
     """Our coarse velocities among few full ones, on a model whose time is shifted."""
     for word, mu in COARSE if facts.shift is not None else ():
-        cache = CacheChoice(name="coarse_velocity", actions=(word,))
+        cache = CacheConfig(name="coarse_velocity", actions=(word,))
         settings = Preset(steps=(len(word),), shift=(math.exp(mu),), cache=cache)
-        label = f"{_few(len(word), mu)}, coarse_velocity {word}"
-        quick = (word, mu) == ("FBFBFF", 2.2)
+        label, quick = (
+            f"{_few(len(word), mu)}, coarse_velocity {word}",
+            (word, mu) == ("FBFBFF", 2.2),
+        )
         yield Point(method="cache", settings=settings, preset=label, quick=quick)
 
 
@@ -311,12 +314,13 @@ def _skips(facts: ModelFacts, settings: Preset) -> bool:
 
 
 def _intervals(
-    facts: ModelFacts, base: Preset, name: CacheName, warmup: int
+    facts: ModelFacts, base: Preset, name: str, warmup: int
 ) -> Iterator[tuple[int, Preset]]:
     """``base`` at each interval, once where short stages make two of them the same."""
     seen = set()
     for interval in CACHE_INTERVALS:
-        settings = replace(base, cache=CacheChoice(name=name, interval=interval, warmup=warmup))
+        cache = CacheConfig(name=name, interval=interval, warmup_steps=warmup)
+        settings = replace(base, cache=cache)
         if not _skips(facts, settings):
             continue
         actions = tuple(stage.actions for stage in plan_from_preset(facts, settings).stages)

@@ -174,7 +174,7 @@ def check_amax(
     if recipe.attention and not amax.attention:
         raise CalibrationError(
             f"amax of {len(amax.layers)} layers and of no attention",
-            expected=f"those of query, key and value too, for --recipe {recipe.name}",
+            expected=f"those of query, key and value too, for the recipe {recipe.name}",
             fix=_MEASURE,
         )
 
@@ -187,7 +187,7 @@ def _short(text: str) -> str:
 _DIGEST = 64
 _COMMAND = "fresco-trt calibrate --measure amax"
 _MEASURE = (
-    f"measure them for this build with '{_COMMAND}', or leave --amax out to have the build do so"
+    f"measure them for this build with '{_COMMAND}', or leave amax out to have the build do so"
 )
 
 

@@ -36,10 +36,11 @@ from fresco_trt.files.canonical_json import (
     quoted,
     require_digest,
 )
+from fresco_trt.plan.config import TargetConfig
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.plan.stages import StagePlan
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 MAX_FILES = 10_000
 
 _Parsed = TypeVar("_Parsed", StagePlan, GraphSignature)
@@ -69,6 +70,17 @@ def _parser(kind: type[_Parsed], what: str) -> Callable[[object], _Parsed]:
             raise PydanticCustomError("invalid_part", "{what}", said) from error
 
     return parse
+
+
+def _target(value: object) -> TargetConfig:
+    """The object itself, or the one that a text spells."""
+    if not isinstance(value, str | TargetConfig):
+        raise PydanticCustomError("invalid_part", "a target as a text")
+    try:
+        return TargetConfig.of(value)
+    except FrescoError as error:
+        said = {"given": error.given, "what": error.expected}
+        raise PydanticCustomError("invalid_part", "{what}", said) from error
 
 
 def _without_machine_paths(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -106,6 +118,9 @@ PlanField = Annotated[
     PlainValidator(_parser(StagePlan, "a stage plan")),
     PlainSerializer(lambda plan: plan.to_json()),
 ]
+TargetField = Annotated[
+    TargetConfig, PlainValidator(_target), PlainSerializer(lambda target: str(target))
+]
 SignatureField = Annotated[
     GraphSignature,
     PlainValidator(_parser(GraphSignature, "a graph signature")),
@@ -135,12 +150,14 @@ class ModelRecord(_Record):
 
 
 class BackendRecord(_Record):
-    """The engine library; ``library_version`` is null only where a library has none."""
+    """The engine library, and what it built for, as ``--target`` spells it; ``library_version`` is
+    null only where a library has none.
+    """
 
     name: Name
     library: Name
     library_version: Name | None
-    targets: tuple[Name, ...]
+    target: TargetField
 
 
 class EngineRecord(_Record):
@@ -230,7 +247,7 @@ class Manifest(ManifestDraft):
     ``digest`` is the manifest's own (:func:`seal`): a damaged number is found, wherever it is.
     """
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     files: Annotated[tuple[FileRecord, ...], Field(max_length=MAX_FILES)]
     digest: Sha256
 
@@ -260,7 +277,7 @@ def seal(fields: Mapping[str, Any]) -> str:
 def parse_manifest(data: bytes) -> Manifest:
     """A manifest from untrusted bytes: bounds, then schema version, schema, paths, references.
 
-    Raises ManifestInvalid (not JSON, out of bounds, against the schema, inconsistent),
+    Raises ManifestInvalid (not JSON, out of bounds, an older schema, inconsistent),
     SchemaTooNew, PathEscape for a path that could leave the bundle, and DigestMismatch for a
     manifest that was changed after it was sealed.
     """
@@ -280,6 +297,12 @@ def _check_version(raw: dict[str, Any]) -> None:
     version = raw.get("schema_version")
     if type(version) is not int or version < 1:
         invalid(f"schema_version is {quoted(version)}", f"an integer from 1 to {SCHEMA_VERSION}")
+    if version < SCHEMA_VERSION:
+        raise ManifestInvalid(
+            f"schema_version is {version}, of an earlier fresco-trt",
+            expected=f"{SCHEMA_VERSION}",
+            fix="build the bundle again with 'fresco-trt build'",
+        )
     if version > SCHEMA_VERSION:
         raise SchemaTooNew(
             f"schema_version is {version}",

@@ -1,48 +1,97 @@
-"""The command: which measurement it is, whether that reads the options, and what is shown."""
+"""`fresco-trt calibrate`: which measurement it is, whether it reads the options, what is shown."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
 
 from fresco_trt.bench.scenes.pictures import drawn_scenes
 from fresco_trt.cli import calibrate_tables as tables
 from fresco_trt.cli import display
 from fresco_trt.cli.options import Json, Model
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.lower.calibrate import options as choices
-from fresco_trt.lower.calibrate.options import OUT, READS, Measure, Options
+from fresco_trt.lower.calibrate.options import DEMO, OUT, READS, SCENES, Measure, Options
 from fresco_trt.lower.calibrate.run_amax import run_amax, run_sensitivity
 from fresco_trt.lower.calibrate.run_features import run_basis, run_cache_schedule
 from fresco_trt.lower.calibrate.run_spectrum import run_spectrum
+from fresco_trt.plan.config import CacheConfig, QuantConfig
 
 if TYPE_CHECKING:
-    from fresco_trt.cli.display import Report
+    from fresco_trt.backends.base import Progress
 
-    Measurement: TypeAlias = Callable[[Options, Report], dict[str, Any]]
+    Measurement: TypeAlias = Callable[[Options, Progress], dict[str, Any]]
 
 
 def calibrate(
     model: Model,
-    measure: choices.MeasureName = "spectrum",
-    pictures: choices.Pictures = None,
-    scenes: choices.Scenes = None,
-    prompts: choices.Prompts = None,
-    energy: choices.Energy = None,
-    cache: choices.Predictor = None,
-    order: choices.Order = None,
-    stages: choices.PlanStages = None,
-    preset: choices.PlanPreset = None,
-    tolerance: choices.Tolerance = None,
-    precision: choices.Precision = None,
-    recipe: choices.RecipeName = None,
-    keep: choices.Keep = None,
-    size: choices.Size = None,
-    weights: choices.Weights = None,
-    out: choices.Out = OUT,
+    measure: Annotated[
+        str,
+        typer.Option(
+            help="spectrum (for --preset NAME,delta=), basis (for --cache svd), cache-schedule "
+            "(for --cache NAME,actions=), amax (for --precision int8 or fp8) or sensitivity "
+            "(for keep=)."
+        ),
+    ] = "spectrum",
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a spectrum: folder of pictures like those the model draws, none smaller.",
+            show_default=f"for {DEMO}: scenes that are drawn",
+        ),
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option(help="Of a spectrum: scenes to draw.", show_default=str(SCENES))
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of all but a spectrum: text file, one prompt a line.",
+            show_default="calibration/<model>-prompts.txt",
+        ),
+    ] = None,
+    energy: Annotated[
+        float | None,
+        typer.Option(help="Of a basis: share of energy that is kept.", show_default="0.85"),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a cache schedule: what predicts, hicache,max_order=1.", show_default="hicache"
+        ),
+    ] = None,
+    stages: Annotated[
+        int | None, typer.Option(help="Stages of the plan that is walked.", show_default="3")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Preset of the plan that is walked.", show_default="balanced"),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a cache schedule: largest relative error of a velocity.",
+            show_default="several",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of amax: int8 or fp8; then recipe=, keep='*.ff.net.2+proj_out'.",
+            show_default="int8",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="Of amax: picture size WxH.", show_default="the model's"),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Diffusers pipeline folder.", show_default="bundled")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the result.")] = OUT,
     as_json: Json = False,
 ) -> None:
     """Measure what plans, caches and precisions need of a model; store it in calibration/."""
@@ -53,14 +102,11 @@ def calibrate(
         scenes=scenes,
         prompts=prompts,
         energy=energy,
-        cache=cache,
-        order=order,
+        cache=None if cache is None else CacheConfig.parse(cache),
         stages=stages,
         preset=preset,
         tolerance=tolerance,
-        precision=precision,
-        recipe=recipe,
-        keep=tuple(keep) if keep else None,
+        precision=None if precision is None else QuantConfig.parse(precision),
         size=size,
         weights=weights,
         out=out,
@@ -69,10 +115,7 @@ def calibrate(
     measured, table = _measurements()[options.measure]
     with display.progress() as report:
         shown = {"file": str(options.path), **measured(options, report)}
-    if as_json:
-        sys.stdout.write(json.dumps(shown, indent=1, allow_nan=False) + "\n")
-    else:
-        table(shown)
+    display.show(shown, as_json, table)
 
 
 def _measure(name: str) -> Measure:

@@ -62,7 +62,7 @@ def cache_schedule_table(summary: Mapping[str, Any]) -> None:
     rows = [
         (
             f"{each['tolerance']:g}",
-            ",".join(each["actions"]),
+            "+".join(each["actions"]),
             f"{each['full_steps']} of {summary['steps']}",
             _worst_skip(each),
         )
@@ -72,7 +72,7 @@ def cache_schedule_table(summary: Mapping[str, Any]) -> None:
         f"{summary['model']}, {summary['stages']} stages, {summary['preset']}: "
         f"steps that {summary['cache']['name']} may answer"
     )
-    table(title, ("tolerance", "--actions", "full steps", "worst skipped"), rows)
+    table(title, ("tolerance", "actions=", "full steps", "worst skipped"), rows)
     say(f"{summary['prompts']} prompts\n{summary['file']}")
 
 
@@ -110,7 +110,7 @@ def sensitivity_table(summary: Mapping[str, Any]) -> None:
     )
     say(
         f"all layers together: {summary['together']:.2%}; to leave the first group alone, build "
-        f"with --keep '{groups[0]['pattern']}'\n{_source(summary)}"
+        f"with keep={groups[0]['pattern']} in --precision\n{_source(summary)}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What this machine can build and run, and the command that adds the rest.
+"""`fresco-trt doctor`: what this machine can build and run, and the command that adds the rest.
 
 The report of the command; what one backend lacks is said by :mod:`fresco_trt.backends.missing`.
 """
@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends import backend, backend_names
 from fresco_trt.backends.missing import missing_to_build, missing_to_run
+from fresco_trt.cli import display, tables
+from fresco_trt.cli.options import Json
 from fresco_trt.models.registry import model_names
 from fresco_trt.models.weights import bundled_folder
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Backend
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can build and run, and the command that adds the rest."""
+    display.show(examine(), as_json, tables.doctor_table)
 
 
 def examine() -> dict[str, Any]:

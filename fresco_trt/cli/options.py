@@ -7,8 +7,14 @@ from typing import Annotated
 
 import typer
 
+NamedModel = Annotated[
+    str | None, typer.Option("--model", help="Model name, e.g. flux-tiny or flux.")
+]
 Model = Annotated[str, typer.Option("--model", help="Model name, e.g. flux-tiny or flux.")]
-Stages = Annotated[int, typer.Option("--stages", help="Resolution stages; 1 is the plain sampler.")]
+Stages = Annotated[
+    int | None,
+    typer.Option("--stages", help="Resolution stages; 1 is the plain sampler.", show_default="3"),
+]
 Sizes = Annotated[
     list[str] | None, typer.Option("--size", help="Picture size WxH; may be given several times.")
 ]
@@ -16,7 +22,8 @@ Preset = Annotated[
     str | None,
     typer.Option(
         "--preset",
-        help="quality, balanced, fast or turbo; flux also has fresco-30, fresco-18, fresco-11.",
+        help="quality, balanced, fast or turbo; flux also has fresco-30, fresco-18, fresco-11; "
+        "then delta= (where SPEED's criterion switches), shift= (time shift of every stage).",
         show_default="balanced",
     ),
 ]
@@ -26,67 +33,20 @@ BaselineSteps = Annotated[
 PlainSteps = Annotated[
     int | None, typer.Option("--steps", help="Steps of a 1-stage plan; others have the preset's.")
 ]
-Delta = Annotated[
-    float | None,
-    typer.Option(
-        "--delta",
-        help="Switch where SPEED's spectral criterion says, at this tolerance; 0.01 to 0.2.",
-        show_default="the preset's switches",
-    ),
-]
-Shift = Annotated[
-    float | None,
-    typer.Option(
-        "--shift",
-        help="Time shift factor of every stage: above 1, more steps where noise is high.",
-        show_default="the preset's or the model's",
-    ),
-]
 Cache = Annotated[
     str,
     typer.Option(
         "--cache",
         help="What answers skipped steps: none, reuse, taylor, hicache, svd, freqca or "
-        "coarse_velocity.",
+        "coarse_velocity; then interval=, warmup_steps=, max_order=, actions=FFBF+FBF, site=, "
+        "basis=FILE.",
     ),
 ]
-Interval = Annotated[
-    int | None,
+PlanFile = Annotated[
+    Path | None,
     typer.Option(
-        "--interval",
-        help="With a cache, one full step in so many, in each stage.",
-        show_default="7 with 1 stage, else 2",
-    ),
-]
-Warmup = Annotated[
-    int | None,
-    typer.Option(
-        "--warmup",
-        help="With a cache, full steps at the start of each stage.",
-        show_default="3 with 1 stage, else 2",
-    ),
-]
-Actions = Annotated[
-    str | None,
-    typer.Option(
-        "--actions",
-        help="With a cache, each step: words like FFBF,FBF (full, bypass), one a stage.",
-    ),
-]
-Site = Annotated[
-    str | None,
-    typer.Option(
-        "--site",
-        help="With a cache, what is predicted: final, or trunk (the first block always runs).",
-        show_default="final; velocity for coarse_velocity",
-    ),
-]
-Order = Annotated[
-    int | None,
-    typer.Option(
-        "--order",
-        help="With a cache that extrapolates, the order: 1 a line, 2 a parabola, 3 a cubic.",
-        show_default="2",
+        "--plan",
+        help="A file of 'fresco-trt plan --json', in place of stages, size, preset, steps, cache.",
     ),
 ]
 Engines = Annotated[Path, typer.Option("--engines", help="Folder that 'fresco-trt build' wrote.")]
@@ -114,55 +74,21 @@ BlockCounts = Annotated[
 Backend = Annotated[
     str, typer.Option(help="eager, inductor, onnxruntime, tensorrt or tensorrt-rtx.")
 ]
-Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16, fp8 or int8.")]
-RecipeName = Annotated[
-    str | None,
+Precision = Annotated[
+    str,
     typer.Option(
-        "--recipe",
-        help="How int8 or fp8 quantises: int8-smooth (SmoothQuant), int8, fp8 or fp8-attention "
-        "(attention's products too).",
-        show_default="the precision's own",
-    ),
-]
-Keep = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--keep",
-        help="With int8 or fp8, a pattern of layers to leave alone, e.g. '*.ff.net.2'; repeatable.",
-    ),
-]
-AmaxPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--amax",
-        help="With int8 or fp8, a file of 'fresco-trt calibrate --measure amax'.",
-        show_default="measured now, with the prompts in calibration/",
-    ),
-]
-Force = Annotated[
-    bool, typer.Option("--force", help="Publish a quantised bundle that fails the quality gate.")
-]
-BasisPath = Annotated[
-    Path | None,
-    typer.Option(
-        help="With --cache svd, a file of 'fresco-trt calibrate --measure basis'.",
-        show_default="measured now, with the prompts in calibration/",
+        "--precision",
+        help="fp32, bf16, fp16, fp8 or int8; then recipe=, keep='*.ff.net.2+proj_out', amax=FILE, "
+        "force=true.",
     ),
 ]
 Target = Annotated[
-    str | None, typer.Option(help="GPU architectures for TensorRT, e.g. sm89,sm120.")
-]
-Layout = Annotated[
     str,
     typer.Option(
-        help="For TensorRT: static (a plan for each stage) or profiles (one, the weights once)."
-    ),
-]
-StreamWeights = Annotated[
-    bool,
-    typer.Option(
-        "--stream-weights",
-        help="For TensorRT: keep on the host what weights the GPU has no room for.",
+        "--target",
+        help="For TensorRT: GPU architectures, sm89+sm120; then layout=static (a plan for each "
+        "stage) or profiles (one, the weights once), stream_weights=true.",
+        show_default="all that the library builds for",
     ),
 ]
 BundleFolder = Annotated[

@@ -25,7 +25,7 @@ from fresco_trt.files.peak_memory import peak_memory
 from fresco_trt.lower.calibrate.basis import Reference, measure_basis
 from fresco_trt.lower.dry_run import describe
 from fresco_trt.lower.gather import gather
-from fresco_trt.lower.layout import STATIC, graph_of, graph_signatures
+from fresco_trt.lower.layout import graph_of, graph_signatures
 from fresco_trt.lower.record import (
     Ingredients,
     backend_record,
@@ -34,13 +34,8 @@ from fresco_trt.lower.record import (
     model_record,
     pipeline_record,
 )
-from fresco_trt.lower.request import (
-    BuildRequest,
-    QuantChoice,
-    requests_of,
-    resolve,
-)
-from fresco_trt.plan.caching import CacheChoice
+from fresco_trt.lower.request import BuildRequest, requests_of, resolve
+from fresco_trt.plan.sizes import as_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +43,9 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import EngineFiles
     from fresco_trt.bundle import Bundle
     from fresco_trt.lower.quantize.qdq import Quantizer
-    from fresco_trt.plan.depth import Blocks
+    from fresco_trt.plan.config import CacheConfig, QuantConfig, TargetConfig
     from fresco_trt.plan.sizes import Size
+    from fresco_trt.plan.stages import StagePlan
 
 REUSED = "reused (same key)"
 
@@ -87,80 +83,46 @@ class Built:
 
 
 def build(
-    model: str,
+    model: str | StagePlan,
     *,
-    stages: int = 3,
+    stages: int | None = None,
     preset: str | None = None,
-    size: Size | None = None,
-    steps: int | None = None,
-    delta: float | None = None,
-    shift: float | None = None,
+    size: Size | str | None = None,
+    cache: CacheConfig | str = "none",
     weights: str | None = None,
-    blocks: Blocks | None = None,
     backend: str = "onnxruntime",
-    precision: str = "fp32",
-    recipe: str | None = None,
-    keep: Sequence[str] = (),
-    amax: str | Path | None = None,
-    force: bool = False,
-    cache: str = "none",
-    interval: int | None = None,
-    warmup: int | None = None,
-    actions: Sequence[str] | None = None,
-    site: str | None = None,
-    order: int | None = None,
-    basis: str | Path | None = None,
-    targets: tuple[str, ...] = (),
-    layout: str = STATIC,
-    stream_weights: bool = False,
+    precision: QuantConfig | str = "fp32",
+    target: TargetConfig | str = "",
     out: str | Path | None = None,
-    progress: Progress = silent,
 ) -> Path:
     """Build the engine bundle of a plan and return its folder.
 
-    `size` is (width, height) in pixels; `steps` only for one stage; `delta` places the switches by
-    the spectrum of the model's latents; `shift` is the time shift's factor in every stage;
-    `weights` a diffusers folder, a .safetensors file, "random", or None for the bundled or hub
-    weights; `blocks`, with random weights, how many double-stream and single-stream blocks to build
-    in place of all; `recipe`, `keep`, `amax` and `force` belong to the precisions "int8" and
-    "fp8" (see :class:`QuantChoice`); `cache` and what belongs to it as `fresco_trt.plan` has them;
-    `basis` a file of `fresco-trt calibrate --measure basis` for the cache "svd" (None: measured
-    now, with the prompts in calibration/); `targets` GPU architectures for TensorRT ("sm89");
-    `layout` "profiles" for one TensorRT plan that all stages share, with the weights in it once,
-    "static" for one of each stage; `stream_weights` for a TensorRT plan that keeps on the host what
-    weights the GPU has no room for. A bundle with the same build key is reused. Raises PlanError or
-    LowerError leaves, QualityTooLow among them; whatever happens, `out` holds the old bundle or the
-    complete new one.
+    `model` is a model's name, with `stages` (None: 3), `preset`, `size` ((width, height) in pixels,
+    or "512x384") and `cache` as `fresco_trt.plan` has them; or a plan, which has decided all of
+    these but the basis of its cache. `weights` is a diffusers folder, a .safetensors file,
+    "random", or None for the bundled or hub weights. `cache`, `precision` and `target` are a
+    :class:`~fresco_trt.plan.config.CacheConfig`,
+    :class:`~fresco_trt.plan.config.QuantConfig` and
+    :class:`~fresco_trt.plan.config.TargetConfig` or their spelling:
+    "svd,interval=3", "int8,keep=*.ff.net.2", "sm89,layout=profiles".
+
+    A bundle with the same build key is reused. Raises PlanError or LowerError leaves, QualityTooLow
+    among them; whatever happens, `out` holds the old bundle or the complete new one.
     """
-    words = None if actions is None else tuple(actions)
     request = BuildRequest(
-        model=model,
+        model=model if isinstance(model, str) else model.model,
+        plan=None if isinstance(model, str) else model,
         stages=stages,
         preset=preset,
-        size=size,
-        steps=steps,
-        delta=delta,
-        shift=shift,
+        size=None if size is None else as_size(size),
+        cache=cache,
         weights=weights,
-        blocks=blocks,
         backend=backend,
         precision=precision,
-        quant=QuantChoice(
-            recipe=recipe,
-            keep=tuple(keep),
-            amax=None if amax is None else Path(amax),
-            force=force,
-        ),
-        cache=CacheChoice(
-            name=cache, interval=interval, warmup=warmup, actions=words, site=site, order=order
-        ),
-        basis=None if basis is None else Path(basis),
-        targets=targets,
-        layout=layout,
-        stream_weights=stream_weights,
+        target=target,
         out=None if out is None else Path(out),
     )
-    return run(request, progress=progress).bundle.folder
+    return run(request).bundle.folder
 
 
 def run(request: BuildRequest, *, progress: Progress = silent) -> Built:
@@ -195,7 +157,7 @@ def _fate(made: Ingredients) -> tuple[Bundle | None, str]:
     if bundle.manifest.key != made.key:
         return None, f"rebuilt: {_differ(differences(bundle.manifest, made))}"
     record = bundle.manifest.quantized
-    if record is not None and record.forced and not made.resolved.force:
+    if record is not None and record.forced and not made.resolved.quant.force:
         return None, "rebuilt: the old bundle failed the quality gate and was forced"
     graphs = "; no graphs were exported" if made.resolved.graphs is not None else ""
     return bundle, REUSED + graphs
@@ -228,7 +190,7 @@ def _written(made: Ingredients, began: float, progress: Progress) -> Bundle:
                 "model": model_record(made),
                 "plan": resolved.plan,
                 "text_tokens": resolved.facts.text_tokens,
-                "precision": resolved.precision,
+                "precision": resolved.quant.precision,
                 "calibration": calibration,
                 "quantized": quantized,
                 "backend": backend_record(resolved),
@@ -264,10 +226,10 @@ def _engines(
     resolved = made.resolved
     options = BuildOptions(
         folder=folder,
-        targets=resolved.targets,
-        precision=resolved.precision,
+        targets=resolved.target.gpus,
+        precision=resolved.quant.precision,
         progress=progress,
-        stream_weights=resolved.stream_weights,
+        stream_weights=resolved.target.stream_weights,
         timings=cache_folder() / "timings",
     )
     files: dict[str, EngineFiles] = {}
@@ -282,7 +244,7 @@ def _engines(
         EngineRecord(
             name=name,
             family=resolved.family.name,
-            files=files[graph_of(resolved.layout, name)],
+            files=files[graph_of(resolved.target.layout, name)],
             signature=resolved.signature(index, action),
         )
         for index, action in resolved.plan.graphs
@@ -332,7 +294,6 @@ def _stage_graphs(
 __all__ = [
     "BuildRequest",
     "Built",
-    "QuantChoice",
     "build",
     "describe",
     "requests_of",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fresco_trt.bundle.manifest import Manifest, parse_manifest
 from fresco_trt.errors import BundleError
 from fresco_trt.files.canonical_json import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from fresco_trt.lower.layout import STATIC, graph_of
+from fresco_trt.lower.layout import graph_of
 from fresco_trt.plan.depth import format_blocks
 
 if TYPE_CHECKING:
@@ -91,15 +91,10 @@ def _is_alike(manifest: Manifest, resolved: Resolved) -> bool:
     return (
         manifest.model.name == resolved.facts.name
         and manifest.built.options.get("blocks") == blocks
-        and _layout(manifest) == resolved.layout
+        and manifest.backend.target == resolved.target
         and manifest.backend.name == resolved.backend.name
-        and manifest.backend.targets == resolved.targets
-        and manifest.precision == resolved.precision
+        and manifest.precision == resolved.quant.precision
     )
-
-
-def _layout(manifest: Manifest) -> str:
-    return str(manifest.built.options.get("layout", STATIC))
 
 
 def _builds_of(folder: Path, manifest: Manifest) -> Iterator[tuple[GraphSignature, Earlier]]:
@@ -108,7 +103,7 @@ def _builds_of(folder: Path, manifest: Manifest) -> Iterator[tuple[GraphSignatur
     if not isinstance(told, dict):
         return
     for engine in manifest.engines:
-        seconds = told.get(graph_of(_layout(manifest), engine.name))
+        seconds = told.get(graph_of(manifest.backend.target.layout, engine.name))
         if isinstance(seconds, (int, float)) and not isinstance(seconds, bool):
             yield (
                 engine.signature,

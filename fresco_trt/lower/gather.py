@@ -52,7 +52,7 @@ def gather(resolved: Resolved, scope: ExitStack, progress: Progress) -> Ingredie
 def _reference(made: Ingredients) -> Reference | None:
     """What trajectories are drawn with, where the build measures or judges by them."""
     resolved = made.resolved
-    if resolved.recipe is None and (not _needs_basis(resolved) or resolved.basis is not None):
+    if resolved.recipe is None and (not _needs_basis(resolved) or resolved.cache.basis is not None):
         return None
     return Reference(
         facts=resolved.facts,
@@ -64,7 +64,7 @@ def _reference(made: Ingredients) -> Reference | None:
 
 
 def _needs_basis(resolved: Resolved) -> bool:
-    return resolved.plan.cache is not None and resolved.plan.cache.name == "svd"
+    return resolved.plan.cache is not None and resolved.plan.cache.traits.needs_basis
 
 
 def _basis_source(made: Ingredients) -> Basis | Reference | None:
@@ -72,9 +72,9 @@ def _basis_source(made: Ingredients) -> Basis | Reference | None:
     resolved = made.resolved
     if not _needs_basis(resolved):
         return None
-    if resolved.basis is None:
+    if resolved.cache.basis is None:
         return made.reference
-    basis, facts = read_basis(resolved.basis), resolved.facts
+    basis, facts = read_basis(resolved.cache.basis), resolved.facts
     check_basis(basis, model=facts.name, weights_sha256=made.weights_digest, hidden=facts.hidden)
     return basis
 
@@ -84,9 +84,9 @@ def _given_amax(made: Ingredients) -> Amax | None:
     from fresco_trt.lower.calibrate.trajectories import in_full
 
     resolved = made.resolved
-    if resolved.recipe is None or resolved.amax is None:
+    if resolved.recipe is None or resolved.quant.amax is None:
         return None
-    amax = read_amax(resolved.amax)
+    amax = read_amax(resolved.quant.amax)
     check_amax(
         amax,
         model=resolved.facts.name,

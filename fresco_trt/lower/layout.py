@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.plan.config import LAYOUTS, PROFILES, STATIC
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import BackendFacts
@@ -18,21 +19,19 @@ if TYPE_CHECKING:
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.stages import Action, StagePlan
 
-STATIC, PROFILES = LAYOUTS = ("static", "profiles")
-
 
 def check_layout(layout: str, plan: StagePlan, about: BackendFacts) -> None:
     """Raise IncompatibleOptions for a layout that the backend does not know, or the plan defies."""
     if layout not in LAYOUTS:
-        raise _refused(f"--layout {layout}", f"one of {', '.join(LAYOUTS)}")
+        raise _refused(f"layout={layout} in --target", f"one of {', '.join(LAYOUTS)}")
     if layout not in about.layouts:
-        given = f"--layout {layout} with the backend {about.name}"
+        given = f"layout={layout} in --target, with the backend {about.name}"
         raise _refused(given, "tensorrt or tensorrt-rtx, whose engines take several shapes")
     if layout == PROFILES and len(set(plan.tokens)) == 1:
-        given = f"--layout {layout} with one token count, {plan.tokens[0]}"
+        given = f"layout={layout} in --target, with one token count, {plan.tokens[0]}"
         raise _refused(given, "two stages or more: one has nothing to share")
     if layout == PROFILES and any(plan.aligned):
-        given = f"--layout {layout} with phase-aligned attention"
+        given = f"layout={layout} in --target, with phase-aligned attention"
         raise _refused(given, "stages that differ in their token count alone")
 
 
@@ -42,13 +41,15 @@ def check_streaming(layout: str, plan: StagePlan, about: BackendFacts) -> None:
     A streamed plan takes what memory the device has left: of several, each would take the next's.
     """
     if not about.streams:
-        given = f"--stream-weights with the backend {about.name}"
+        given = f"stream_weights=true in --target, with the backend {about.name}"
         expected = "tensorrt or tensorrt-rtx, whose engines run with weights on the host"
-        fix = "leave --stream-weights out"
+        fix = "leave stream_weights out"
     elif layout == STATIC and len(plan.stages) > 1:
-        given = f"--stream-weights with {len(plan.stages)} plans, one for each stage"
+        given = (
+            f"stream_weights=true in --target, with {len(plan.stages)} plans, one for each stage"
+        )
         expected = "one plan: it takes all the memory there is for its weights"
-        fix = f"pass --layout {PROFILES}, or --stages 1"
+        fix = f"write layout={PROFILES} too, or pass --stages 1"
     else:
         return
     raise IncompatibleOptions(given, expected=expected, fix=fix)
@@ -65,14 +66,14 @@ def graph_signatures(resolved: Resolved) -> dict[str, tuple[GraphSignature, ...]
 
     found: dict[str, dict[GraphSignature, None]] = {}
     for index, action in resolved.plan.graphs:
-        name = graph_of(resolved.layout, engine_name(index, action))
+        name = graph_of(resolved.target.layout, engine_name(index, action))
         found.setdefault(name, {})[_signature(resolved, index, action)] = None
     return {name: tuple(signatures) for name, signatures in found.items()}
 
 
 def _signature(resolved: Resolved, stage: int, action: Action) -> GraphSignature:
     """As the graph has it: a shared one gives its feature at every stage, if any stage needs it."""
-    if resolved.layout == STATIC:
+    if resolved.target.layout == STATIC:
         return resolved.signature(stage, action)
     plan, text = resolved.plan, resolved.facts.text_tokens
     feature = plan.velocity_grid is None and any(action == "bypass" for _, action in plan.graphs)
@@ -82,4 +83,4 @@ def _signature(resolved: Resolved, stage: int, action: Action) -> GraphSignature
 
 
 def _refused(given: str, expected: str) -> IncompatibleOptions:
-    return IncompatibleOptions(given, expected=expected, fix="leave --layout out")
+    return IncompatibleOptions(given, expected=expected, fix="leave layout out")

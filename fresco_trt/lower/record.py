@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from fresco_trt.files.atomic_file import writing
 from fresco_trt.files.canonical_json import build_key
 from fresco_trt.lower.calibrate.basis import basis_identity
 from fresco_trt.lower.earlier import SECONDS
-from fresco_trt.lower.layout import STATIC
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.depth import format_blocks
 from fresco_trt.plan.sizes import format_size
 
@@ -80,12 +80,12 @@ def identity(made: Ingredients) -> dict[str, Any]:
         "plan": resolved.plan.to_json(),
         "SVD basis": basis_identity(made.basis),
         "text length": resolved.facts.text_tokens,
-        "precision": resolved.precision,
+        "precision": resolved.quant.precision,
         "quantisation": quantisation_identity(made),
         "backend": [about.name, about.library, about.version],
-        "targets": list(resolved.targets),
-        "layout": resolved.layout,
-        "weight streaming": resolved.stream_weights,
+        "targets": list(resolved.target.gpus),
+        "layout": resolved.target.layout,
+        "weight streaming": resolved.target.stream_weights,
         "prompt encoders or decoder": made.pipeline_digest,
         "package versions": packages(),
         **_machine("kind of machine", about.machine),
@@ -94,7 +94,7 @@ def identity(made: Ingredients) -> dict[str, Any]:
 
 def differences(old: Manifest, made: Ingredients) -> tuple[str, ...]:
     """Names of the parts of :func:`identity` in which a built bundle differs, or its key alone."""
-    backend = old.backend
+    backend, target = old.backend, old.backend.target
     was = {
         "model": old.model.name,
         "weights": old.model.weights_sha256,
@@ -104,9 +104,9 @@ def differences(old: Manifest, made: Ingredients) -> tuple[str, ...]:
         "precision": old.precision,
         "quantisation": old.built.options.get("quantisation"),
         "backend": [backend.name, backend.library, backend.library_version],
-        "targets": list(backend.targets),
-        "layout": old.built.options.get("layout", STATIC),
-        "weight streaming": old.built.options.get("stream_weights", False),
+        "targets": list(target.gpus),
+        "layout": target.layout,
+        "weight streaming": target.stream_weights,
         "prompt encoders or decoder": old.pipeline.digest,
         "package versions": old.built.options.get("packages"),
         "kind of machine": old.built.options.get("machine"),
@@ -153,13 +153,13 @@ def model_record(made: Ingredients) -> ModelRecord:
 
 
 def backend_record(resolved: Resolved) -> BackendRecord:
-    """The engine library as it is here, and the GPUs that were asked for."""
+    """The engine library as it is here, and what was asked for of it."""
     about = resolved.backend.describe()
     return BackendRecord(
         name=about.name,
         library=about.library,
         library_version=about.version,
-        targets=resolved.targets,
+        target=resolved.target,
     )
 
 
@@ -192,20 +192,15 @@ def built_record(
     options: dict[str, Any] = {
         "model": resolved.facts.name,
         "stages": len(resolved.plan.stages),
-        "preset": resolved.plan.preset,
-        "delta": resolved.delta,
-        "shift": resolved.shift,
+        "preset": resolved.plan.preset or str(resolved.preset) or None,
         "size": format_size(resolved.plan.size),
         "weights": "a given path" if given else resolved.weights,
         "blocks": None if resolved.blocks is None else format_blocks(resolved.blocks),
-        "precision": resolved.precision,
+        "precision": str(replace(resolved.quant, amax=None)),
         "quantisation": quantisation_identity(made),
-        "cache": None if resolved.plan.cache is None else resolved.plan.cache.name,
+        "cache": str(_cache(resolved)),
         "svd_basis": basis_identity(made.basis),
         "backend": resolved.backend.name,
-        "targets": list(resolved.targets),
-        "layout": resolved.layout,
-        "stream_weights": resolved.stream_weights,
         "packages": packages(),
         SECONDS: dict(engine_seconds),
         **_machine("machine", resolved.backend.describe().machine),
@@ -217,6 +212,16 @@ def built_record(
         seconds=round(seconds, 3),
         options=options,
     )
+
+
+def _cache(resolved: Resolved) -> CacheConfig:
+    """The cache as it was asked for, or as a preset or a plan has it; without its
+    basis, which is told by its digest.
+    """
+    asked, settings = resolved.cache, resolved.plan.cache
+    if settings is None or settings.name == asked.name:
+        return replace(asked, basis=None)
+    return CacheConfig(name=settings.name, max_order=settings.max_order, site=settings.site)
 
 
 def _files(path: Path) -> list[Path]:

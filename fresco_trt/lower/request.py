@@ -14,20 +14,21 @@ from fresco_trt.backends import backend
 from fresco_trt.backends.base import check_precision
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
 from fresco_trt.files.canonical_json import MANIFEST_NAME
-from fresco_trt.lower.layout import STATIC, check_layout, check_streaming
+from fresco_trt.lower.layout import check_layout, check_streaming
 from fresco_trt.models.registry import family_of, model_facts
 from fresco_trt.plan.caching import NO_CACHE
+from fresco_trt.plan.config import CacheConfig, PresetConfig, QuantConfig, TargetConfig
 from fresco_trt.plan.depth import format_blocks
-from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.making import DEFAULT_STAGES, make_plan
 from fresco_trt.plan.recipes import find_recipe
 from fresco_trt.plan.sizes import format_size, parse_sizes
+from fresco_trt.plan.stored import check_plan, check_undecided, model_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fresco_trt.backends.base import Backend, BackendFacts
     from fresco_trt.models.family import ModelFamily
-    from fresco_trt.plan.caching import CacheChoice
     from fresco_trt.plan.depth import Blocks
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.recipes import Recipe
@@ -45,49 +46,34 @@ FP8_FROM = 89
 """Compute capability, times ten, of the first GPUs with FP8 matrix products."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantChoice:
-    """How a quantised precision is carried out, as the caller stated it.
-
-    ``recipe`` None is the precision's default; ``keep`` are patterns of layers that stay as they
-    are, beside the model's own; ``amax`` a file of measured ones (None: measured by the build);
-    ``force`` publishes a bundle that fails the quality gate.
-    """
-
-    recipe: str | None = None
-    keep: tuple[str, ...] = ()
-    amax: Path | None = None
-    force: bool = False
-
-
-AS_RECIPE = QuantChoice()
+AS_TARGETED = TargetConfig()
+UNQUANTISED = QuantConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildRequest:
     """Build choices as the caller stated them; None means the default. One knob, one place.
 
-    ``blocks``, with random weights only, is how many double-stream and single-stream blocks of the
-    model's own width are built in place of all.
+    Either ``model`` is a name, and ``stages`` (3), ``preset``, ``size``, ``steps`` (of one stage
+    only) and ``cache`` say which of its plans is built, or ``plan`` is that plan. Config objects
+    may be given by their spelling. ``blocks``, with random weights only, is how many double-stream
+    and single-stream blocks of the model's own width are built in place of all;
+    ``weights`` a diffusers folder, a .safetensors file, "random", or None for the bundled or hub
+    weights; ``graphs`` where the exported ONNX graphs are kept.
     """
 
-    model: str
-    stages: int = 3
+    model: str | None = None
+    plan: StagePlan | None = None
+    stages: int | None = None
     size: Size | None = None
-    preset: str | None = None
+    preset: PresetConfig | str | None = None
     steps: int | None = None
-    delta: float | None = None
-    shift: float | None = None
+    cache: CacheConfig | str = NO_CACHE
     weights: str | None = None
     blocks: Blocks | None = None
     backend: str = "onnxruntime"
-    precision: str = "fp32"
-    quant: QuantChoice = AS_RECIPE
-    cache: CacheChoice = NO_CACHE
-    basis: Path | None = None
-    targets: tuple[str, ...] = ()
-    layout: str = STATIC
-    stream_weights: bool = False
+    precision: QuantConfig | str = UNQUANTISED
+    target: TargetConfig | str = AS_TARGETED
     out: Path | None = None
     graphs: Path | None = None
 
@@ -97,30 +83,22 @@ class Resolved:
     """A request with nothing left open: what will be built, with what, for which GPUs, and where.
 
     ``facts`` are those of the model or, where ``blocks`` were asked for, of so many of its blocks;
-    ``delta`` is the tolerance that placed the plan's switches, and ``shift`` the factor that
-    replaced its own, if one did; ``basis`` the file of
-    SVD basis that was given, if one was; ``recipe`` what quantises, if anything does,
-    and ``kept`` the patterns of layers that it leaves alone; ``layout`` one of
-    :data:`fresco_trt.lower.layout.LAYOUTS`; ``stream_weights`` whether engines are to run with part
-    of their weights on the host; ``graphs`` is where the ONNX graphs are kept, if they
-    are.
+    ``preset`` and ``cache`` are as they were asked for, and what came of them is in ``plan``;
+    ``recipe`` what quantises, if anything does, and ``kept`` the patterns of layers that it leaves
+    alone; ``target`` names GPUs in the backend's own order; ``graphs`` is where the ONNX graphs are
+    kept, if they are.
     """
 
     facts: ModelFacts
     blocks: Blocks | None
     plan: StagePlan
-    delta: float | None
-    shift: float | None
-    basis: Path | None
+    preset: PresetConfig
+    cache: CacheConfig
     backend: Backend
-    precision: str
+    quant: QuantConfig
     recipe: Recipe | None
     kept: tuple[str, ...]
-    amax: Path | None
-    force: bool
-    targets: tuple[str, ...]
-    layout: str
-    stream_weights: bool
+    target: TargetConfig
     weights: str | None
     out: Path
     graphs: Path | None
@@ -133,7 +111,7 @@ class Resolved:
     @property
     def rest(self) -> str:
         """The precision of what is not quantised."""
-        return rest_of(self.precision, self.backend.describe())
+        return rest_of(self.quant.precision, self.backend.describe())
 
     @property
     def dtype(self) -> str:
@@ -163,45 +141,34 @@ def resolve(request: BuildRequest) -> Resolved:
     Raises PlanError leaves, IncompatibleOptions for options that would be ignored or contradict
     one another, and UnsupportedPrecision.
     """
+    preset = PresetConfig() if request.preset is None else PresetConfig.of(request.preset)
+    cache, quant = CacheConfig.of(request.cache), QuantConfig.of(request.precision)
+    target = TargetConfig.of(request.target)
     facts = _facts(request)
-    plan = make_plan(
-        facts,
-        stages=request.stages,
-        preset=request.preset,
-        size=request.size,
-        steps=request.steps,
-        delta=request.delta,
-        shift=request.shift,
-        cache=request.cache,
-    )
+    plan = _plan(request, facts, preset, cache)
     library = backend(request.backend)
     about = library.describe()
-    check_precision(about, request.precision)
-    recipe = find_recipe(request.precision, request.quant.recipe)
-    _check_options(request, about)
-    _check_quant(request, recipe)
-    targets = _targets(request.targets, about)
-    _check_targets(recipe, targets or about.targets)
+    check_precision(about, quant.precision)
+    recipe = find_recipe(quant.precision, quant.recipe)
+    _check_options(request, about, len(plan.stages))
+    _check_quant(quant, recipe)
+    target = replace(target, gpus=_gpus(target.gpus, about))
+    _check_gpus(recipe, target.gpus or about.targets)
     _check_attention(recipe, about)
-    check_layout(request.layout, plan, about)
-    if request.stream_weights:
-        check_streaming(request.layout, plan, about)
+    check_layout(target.layout, plan, about)
+    if target.stream_weights:
+        check_streaming(target.layout, plan, about)
     return Resolved(
         facts=facts,
         blocks=request.blocks,
         plan=plan,
-        delta=request.delta,
-        shift=request.shift,
-        basis=request.basis,
+        preset=preset,
+        cache=cache,
         backend=library,
-        precision=request.precision,
+        quant=quant,
         recipe=recipe,
-        kept=() if recipe is None else (*facts.high_precision, *request.quant.keep),
-        amax=request.quant.amax,
-        force=request.quant.force,
-        targets=targets,
-        layout=request.layout,
-        stream_weights=request.stream_weights,
+        kept=() if recipe is None else (*facts.high_precision, *quant.keep),
+        target=target,
         weights=request.weights,
         out=request.out or ENGINES / _name(request, plan),
         graphs=request.graphs,
@@ -227,9 +194,38 @@ def requests_of(request: BuildRequest, sizes: Sequence[str]) -> list[BuildReques
 # --- options ----------------------------------------------------------------------------------
 
 
+def _plan(
+    request: BuildRequest, facts: ModelFacts, preset: PresetConfig, cache: CacheConfig
+) -> StagePlan:
+    """The plan that was given, if the model can draw it and nothing else was asked of it; else the
+    one that is asked for.
+    """
+    if request.plan is None:
+        return make_plan(
+            facts,
+            stages=DEFAULT_STAGES if request.stages is None else request.stages,
+            preset=preset.name,
+            size=request.size,
+            steps=request.steps,
+            delta=preset.delta,
+            shift=preset.shift,
+            cache=cache,
+        )
+    check_plan(request.plan, facts)
+    given = {
+        "stages": request.stages,
+        "preset": request.preset,
+        "size": request.size,
+        "steps": request.steps,
+        "cache": None if cache == NO_CACHE else cache,
+    }
+    check_undecided(request.plan, given)
+    return request.plan
+
+
 def _facts(request: BuildRequest) -> ModelFacts:
     """The model's, or with ``blocks`` those of a model of the same width that is nobody's."""
-    facts = model_facts(request.model)
+    facts = model_facts(model_of(request.model, request.plan))
     if request.blocks is None:
         return facts
     if request.weights != "random":
@@ -261,17 +257,11 @@ def _in_parent(request: BuildRequest) -> BuildRequest:
     return replace(request, out=parent / name, graphs=graphs)
 
 
-def _check_options(request: BuildRequest, about: BackendFacts) -> None:
+def _check_options(request: BuildRequest, about: BackendFacts, stages: int) -> None:
     """No option is ignored: one that would change nothing is refused."""
-    if request.basis is not None and request.cache.name != "svd":
+    if request.steps is not None and stages != 1:
         raise IncompatibleOptions(
-            f"--basis {request.basis} with --cache {request.cache.name}",
-            expected="--cache svd: no other cache reads one",
-            fix="leave --basis out, or pass --cache svd",
-        )
-    if request.steps is not None and request.stages != 1:
-        raise IncompatibleOptions(
-            f"--steps {request.steps} with {request.stages} stages",
+            f"--steps {request.steps} with {stages} stages",
             expected="--steps with --stages 1 only: with more, the preset decides every step",
             fix="leave --steps out; 'fresco-trt plan' takes it as the baseline to compare with",
         )
@@ -283,35 +273,34 @@ def _check_options(request: BuildRequest, about: BackendFacts) -> None:
         )
 
 
-def _check_quant(request: BuildRequest, recipe: Recipe | None) -> None:
-    choice = request.quant
-    given = {"--keep": choice.keep, "--amax": choice.amax, "--force": choice.force}
+def _check_quant(quant: QuantConfig, recipe: Recipe | None) -> None:
+    given = {"keep": quant.keep, "amax": quant.amax, "force": quant.force}
     named = " and ".join(name for name, value in given.items() if value)
     if recipe is None and named:
         raise IncompatibleOptions(
-            f"{named} with --precision {request.precision}",
+            f"{named} in --precision {quant}",
             expected="a precision that quantises: nothing is measured or judged without one",
             fix=f"leave {named} out, or pass --precision int8 or fp8",
         )
-    if choice.amax is not None and choice.keep:
+    if quant.amax is not None and quant.keep:
         raise IncompatibleOptions(
-            f"--keep {' '.join(choice.keep)} with --amax {choice.amax}",
+            f"keep with amax in --precision {quant}",
             expected="one of the two: measured amax say which layers were kept",
-            fix="give --keep to 'fresco-trt calibrate --measure amax', or leave --amax out",
+            fix="give keep to 'fresco-trt calibrate --measure amax', or leave amax out",
         )
 
 
-def _check_targets(recipe: Recipe | None, targets: tuple[str, ...]) -> None:
+def _check_gpus(recipe: Recipe | None, gpus: tuple[str, ...]) -> None:
     """FP8 matrix products came with Ada; a library that names no targets asks its own device."""
     if recipe is None or recipe.precision != "fp8":
         return
-    old = [target for target in targets if int(target.removeprefix("sm")) < FP8_FROM]
+    old = [gpu for gpu in gpus if int(gpu.removeprefix("sm")) < FP8_FROM]
     if old:
-        able = [target for target in targets if target not in old]
+        able = [gpu for gpu in gpus if gpu not in old]
         raise UnsupportedPrecision(
             f"--precision fp8 for {', '.join(old)}",
             expected=f"GPUs from sm{FP8_FROM} on: older ones have no FP8 matrix products",
-            fix=f"pass --target {','.join(able) or f'sm{FP8_FROM}'}, or --precision int8",
+            fix=f"pass --target {'+'.join(able) or f'sm{FP8_FROM}'}, or --precision int8",
         )
 
 
@@ -319,20 +308,20 @@ def _check_attention(recipe: Recipe | None, about: BackendFacts) -> None:
     """Codes of attention stand in the graph: a library that is not built from one has none."""
     if recipe is not None and recipe.attention and about.graph_format != "onnx":
         raise IncompatibleOptions(
-            f"--recipe {recipe.name} with the backend {about.name}",
+            f"the recipe {recipe.name} with the backend {about.name}",
             expected="a backend that is built from ONNX graphs: torch's attention takes no codes",
-            fix="leave --recipe out to quantise the linear layers, or pass --backend tensorrt-rtx",
+            fix="leave recipe out to quantise the linear layers, or pass --backend tensorrt-rtx",
         )
 
 
-def _targets(asked: tuple[str, ...], about: BackendFacts) -> tuple[str, ...]:
+def _gpus(asked: tuple[str, ...], about: BackendFacts) -> tuple[str, ...]:
     """The targets in the backend's own order, each once: the order given is not an identity."""
-    wrong = [target for target in asked if target not in about.targets]
+    wrong = [gpu for gpu in asked if gpu not in about.targets]
     if not wrong:
-        return tuple(target for target in about.targets if target in asked)
+        return tuple(gpu for gpu in about.targets if gpu in asked)
     known = ", ".join(about.targets)
     raise IncompatibleOptions(
-        f"--target {','.join(asked)} with the backend {about.name}",
+        f"--target {'+'.join(asked)} with the backend {about.name}",
         expected=f"one or more of {known}" if known else "no target: it names none here",
         fix="leave --target out" + ("" if known else ", or pass --backend tensorrt-rtx"),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fresco_trt.errors import EnvironmentMismatch, PlanError
+from fresco_trt.errors import EnvironmentMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,25 +56,17 @@ def _problems(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 def _plan_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str, str]]:
     from fresco_trt.bundle.svd_basis import BASIS_FILE
-    from fresco_trt.plan.sizes import stage_grids
+    from fresco_trt.plan.stored import plan_problems
     from fresco_trt.run.request import check_transitions
 
     plan = manifest.plan
-    distinct = tuple(dict.fromkeys(stage.grid for stage in plan.stages))
-    try:
-        grids = stage_grids(facts, plan.size, len(distinct))
-    except PlanError as error:
-        yield error.given, error.expected
+    problems = list(plan_problems(plan, facts))
+    if problems:
+        yield from problems
         return
-    if distinct != grids:
-        found = ", ".join(str(stage.grid) for stage in plan.stages)
-        yield f"a plan on the grids {found}", f"{', '.join(map(str, grids))} for {facts.name}"
-        return
-    if plan.stages[0].sigmas[0] != 1.0:
-        yield f"a plan that starts at sigma {plan.stages[0].sigmas[0]:g}", "1, from noise alone"
     listed = {file.path for file in manifest.files}
-    if plan.cache is not None and plan.cache.name == "svd" and BASIS_FILE not in listed:
-        yield "the cache svd without its SVD basis", f"{BASIS_FILE} in the bundle"
+    if plan.cache is not None and plan.cache.traits.needs_basis and BASIS_FILE not in listed:
+        yield f"the cache {plan.cache.name} without its SVD basis", f"{BASIS_FILE} in the bundle"
     try:
         check_transitions(plan)
     except ValueError as error:

@@ -263,7 +263,7 @@ def basis_of(bundle: Bundle, device: str) -> Tensor | None:
     for those of other weights.
     """
     cache, model = bundle.plan.cache, bundle.manifest.model
-    if cache is None or cache.name != "svd":
+    if cache is None or not cache.traits.needs_basis:
         return None
     from fresco_trt.bundle.svd_basis import BASIS_FILE, check_basis, read_basis
     from fresco_trt.models.registry import model_facts

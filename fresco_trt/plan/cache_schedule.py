@@ -13,23 +13,18 @@ from typing import TYPE_CHECKING
 
 from fresco_trt.errors import IncompatibleOptions, InvalidPlan, PlanError
 from fresco_trt.plan.caching import (
-    CACHES,
-    DEFAULTS,
-    NONE,
-    ORDERS,
     SITES,
-    VELOCITY_SITE,
-    CacheChoice,
-    CacheName,
-    CacheSite,
+    cache_names,
+    cache_traits,
     interval_actions,
     spelling_of,
     spelt_actions,
 )
+from fresco_trt.plan.config import NONE, CacheConfig
 from fresco_trt.plan.grid import velocity_grid_of
 
 if TYPE_CHECKING:
-    from fresco_trt.plan.caching import Action, CachePlan
+    from fresco_trt.plan.caching import Action, CachePlan, CacheTraits
     from fresco_trt.plan.stages import Stage, StagePlan
 
 PLAIN_RULE = (7, 3)
@@ -39,106 +34,121 @@ PLAIN_RULE = (7, 3)
 STAGED_RULE = (2, 2)
 """The same for several stages, which have few steps each and start with an empty cache."""
 
-VELOCITY_RULE = (2, 1)
-"""The same for coarse_velocity, whatever the stages: after every full step a coarse one."""
 
-
-def cached(plan: StagePlan, choice: CacheChoice) -> StagePlan:
-    """``plan``, of full steps, with the cache that was chosen, which may be none.
+def cached(plan: StagePlan, asked: CacheConfig) -> StagePlan:
+    """``plan``, of full steps, with the cache that was asked for, which may be none.
 
     Raises PlanError for an unknown name, a wrong interval or a wrong word, and IncompatibleOptions
-    for options that nothing would read, an order that the predictor does not have, actions that do
-    not fit the stages, and a rule that would skip no step.
+    for options that nothing would read, an order or a site that the predictor does not have,
+    actions that do not fit the stages, and a rule that would skip no step.
     """
-    check_read(choice)
-    if choice.name == NONE:
+    check_read(asked)
+    if asked.name == NONE:
         return plan
-    chosen = of_order(_at_site(find_cache(choice.name), choice.site), choice.order)
-    may = _skippable(plan, chosen)
-    stages = _spelt(plan, choice.actions, may) if choice.actions else _ruled(plan, choice, may)
+    traits = find_cache(asked.name)
+    chosen = cache_settings(asked)
+    may = _skippable(plan, traits)
+    stages = _spelt(plan, asked.actions, may) if asked.actions else _ruled(plan, asked, may)
     if not any("bypass" in stage.actions for stage in stages):
-        raise _skips_nothing(plan, choice)
+        raise _skips_nothing(plan, asked)
     return replace(plan, stages=stages, cache=chosen)
 
 
-def _skippable(plan: StagePlan, cache: CachePlan) -> frozenset[int]:
-    """The stages, counted from 0, whose steps ``cache`` may answer."""
-    if cache.site != "velocity":
-        return frozenset(range(len(plan.stages)))
-    try:
-        velocity_grid_of(plan.stages[-1].grid)
-    except InvalidPlan as error:
-        raise IncompatibleOptions(
-            f"--cache coarse_velocity on a grid of {plan.stages[-1].grid}",
-            expected=error.expected,
-            fix="pass a --size with such sides, or --cache hicache",
-        ) from error
-    return plan.finest
-
-
-def find_cache(name: str) -> CachePlan:
-    """The settings of the predictor called ``name``. Raises PlanError, with the nearest name."""
-    known: dict[str, CacheName] = {each: each for each in CACHES}
+def find_cache(name: str) -> CacheTraits:
+    """The predictor called ``name``. Raises PlanError, with the nearest name."""
+    known = cache_names()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         raise PlanError(
             f"--cache {name}",
-            expected=f"one of {', '.join((NONE, *CACHES))}",
+            expected=f"one of {', '.join((NONE, *known))}",
             fix=f"did you mean {close[0]}?" if close else "pass one of those to --cache",
         )
-    return DEFAULTS[known[name]]
+    return cache_traits(name)
 
 
-def _at_site(cache: CachePlan, site: str | None) -> CachePlan:
-    """``cache`` with its features taken at ``site``, None being where it has them already."""
-    if site is None:
-        return cache
-    known: dict[str, CacheSite] = {each: each for each in SITES}
-    if site not in known:
-        raise PlanError(
-            f"--site {site}",
-            expected=f"one of {', '.join(SITES)}",
-            fix="leave --site out for the final one",
-        )
-    if "velocity" in (cache.site, site) and cache.site != site:
-        raise IncompatibleOptions(
-            f"--site {site} with --cache {cache.name}",
-            expected=VELOCITY_SITE,
-            fix="leave --site out",
-        )
-    if (cache.name, site) == ("svd", "trunk"):
-        raise IncompatibleOptions(
-            "--site trunk with --cache svd",
-            expected="--site final: its basis is measured there",
-            fix="leave --site out, or pass --cache hicache",
-        )
-    return replace(cache, site=known[site])
+def cache_settings(asked: CacheConfig) -> CachePlan:
+    """The predictor that was asked for, with its order and site; which steps is not looked at.
 
-
-def of_order(cache: CachePlan, order: int | None) -> CachePlan:
-    """``cache`` with an extrapolation of ``order``, None being the order that it has already.
-
-    Raises IncompatibleOptions for an order that its predictor does not have.
+    Raises PlanError for an unknown name or site, IncompatibleOptions for an order or a site that
+    the predictor does not have.
     """
-    if order is None:
-        return cache
-    orders = ORDERS[cache.name]
-    if order not in orders:
-        known = " or ".join(map(str, orders))
-        raise IncompatibleOptions(
-            f"--order {order} with --cache {cache.name}",
-            expected=f"{known}: it has no other",
-            fix=f"pass --order {cache.order}, or leave --order out",
+    traits = find_cache(asked.name)
+    settings = traits.settings()
+    if asked.max_order is not None:
+        if asked.max_order not in traits.orders:
+            raise IncompatibleOptions(
+                f"max_order={asked.max_order} in --cache {asked.name}",
+                expected=f"{' or '.join(map(str, traits.orders))}: it has no other",
+                fix=f"write max_order={traits.default_order}, or leave max_order out",
+            )
+        settings = replace(settings, max_order=asked.max_order)
+    for site in SITES:
+        if site == asked.site and site in traits.sites:
+            return replace(settings, site=site)
+    if asked.site is not None:
+        is_known = asked.site in SITES
+        raise (IncompatibleOptions if is_known else PlanError)(
+            f"site={asked.site} in --cache {asked.name}",
+            expected=f"{' or '.join(traits.sites)}: it predicts nothing else"
+            + ("" if is_known else ", and nothing has that name"),
+            fix="leave site out, or write --cache hicache with it"
+            if is_known
+            else f"leave site out for {traits.sites[0]}",
         )
-    return replace(cache, order=order)
+    return settings
 
 
-def _ruled(plan: StagePlan, choice: CacheChoice, may: frozenset[int]) -> tuple[Stage, ...]:
-    interval, warmup = PLAIN_RULE if len(plan.stages) == 1 else STAGED_RULE
-    if choice.name == "coarse_velocity":
-        interval, warmup = VELOCITY_RULE
-    interval = interval if choice.interval is None else choice.interval
-    warmup = warmup if choice.warmup is None else choice.warmup
+def check_read(asked: CacheConfig) -> None:
+    """Raise IncompatibleOptions for options that nothing would read."""
+    ruled = [key for key in ("interval", "warmup_steps") if getattr(asked, key) is not None]
+    if asked.name == NONE and asked != CacheConfig():
+        raise IncompatibleOptions(
+            f"--cache {asked}, which asks for something without a cache",
+            expected=f"one of {', '.join(cache_names())} first",
+            fix="name one, like --cache hicache,interval=3, or leave all but none out",
+        )
+    if asked.actions and ruled:
+        raise IncompatibleOptions(
+            f"actions with {' and '.join(ruled)} in --cache {asked}",
+            expected="either the actions themselves or the rule that makes them",
+            fix="leave one of the two out",
+        )
+    if asked.basis is not None and not find_cache(asked.name).needs_basis:
+        readers = [name for name in cache_names() if cache_traits(name).needs_basis]
+        raise IncompatibleOptions(
+            f"basis={asked.basis} in --cache {asked.name}",
+            expected=f"no basis: only {', '.join(readers)} reads one",
+            fix=f"leave basis out, or write --cache {readers[0]} with it",
+        )
+
+
+def _skippable(plan: StagePlan, traits: CacheTraits) -> frozenset[int]:
+    """The stages, counted from 0, whose steps a predictor may answer."""
+    if traits.predicts == "velocity":
+        try:
+            velocity_grid_of(plan.stages[-1].grid)
+        except InvalidPlan as error:
+            raise IncompatibleOptions(
+                f"--cache {traits.name} on a grid of {plan.stages[-1].grid}",
+                expected=error.expected,
+                fix="pass a --size with such sides, or --cache hicache",
+            ) from error
+        return plan.finest
+    rows = enumerate(plan.refined)
+    return frozenset(index for index, refined in rows if not (refined and traits.needs_whole_grid))
+
+
+def _ruled(plan: StagePlan, asked: CacheConfig, may: frozenset[int]) -> tuple[Stage, ...]:
+    traits = cache_traits(asked.name)
+    usual = PLAIN_RULE if len(plan.stages) == 1 else STAGED_RULE
+    interval, warmup = (
+        next(each for each in values if each is not None)
+        for values in (
+            (asked.interval, traits.interval, usual[0]),
+            (asked.warmup_steps, traits.warmup_steps, usual[1]),
+        )
+    )
     return tuple(
         replace(stage, actions=interval_actions(stage.steps, interval, warmup))
         if index in may
@@ -149,21 +159,21 @@ def _ruled(plan: StagePlan, choice: CacheChoice, may: frozenset[int]) -> tuple[S
 
 def _spelt(plan: StagePlan, words: Sequence[str], may: frozenset[int]) -> tuple[Stage, ...]:
     actions = [spelt_actions(word) for word in words]
-    steps = [stage.steps for stage in plan.stages]
+    steps, given = [stage.steps for stage in plan.stages], f"actions={'+'.join(words)}"
     if [len(each) for each in actions] != steps:
         raise IncompatibleOptions(
-            f"--actions {','.join(words)} of {_numbers([len(each) for each in actions])} steps",
+            f"{given} of {_numbers([len(each) for each in actions])} steps",
             expected=f"{len(steps)} words of {_numbers(steps)} letters, one a stage of the plan",
-            fix="pass such words, or --interval and --warmup",
+            fix="write such words, or interval and warmup_steps",
         )
     for word, each in zip(words, actions, strict=True):
         _check_first(word, each)
     for index, each in enumerate(actions):
         if "bypass" in each and index not in may:
             raise IncompatibleOptions(
-                f"--actions {','.join(words)}, with coarse steps in stage {index + 1}",
-                expected="B on the whole grid of full resolution only",
-                fix=f"pass {'F' * len(each)} for that stage",
+                f"{given}, with skipped steps in stage {index + 1}",
+                expected=f"B in stage {_stages(may)} only: this cache needs a whole grid there",
+                fix=f"write {'F' * len(each)} for that stage",
             )
     return tuple(
         replace(stage, actions=each) for stage, each in zip(plan.stages, actions, strict=True)
@@ -173,50 +183,28 @@ def _spelt(plan: StagePlan, words: Sequence[str], may: frozenset[int]) -> tuple[
 def _check_first(word: str, actions: tuple[Action, ...]) -> None:
     if actions[0] != "full":
         raise IncompatibleOptions(
-            f"--actions with {word}, whose first step is a bypass",
+            f"actions with {word}, whose first step is a bypass",
             expected="an F first: the cache of a new stage is empty",
-            fix=f"pass F{word[1:]} for that stage",
+            fix=f"write F{word[1:]} for that stage",
         )
 
 
-def check_read(choice: CacheChoice) -> None:
-    """Raise IncompatibleOptions for options that nothing would read."""
-    given = {
-        "--interval": choice.interval is not None,
-        "--warmup": choice.warmup is not None,
-        "--actions": choice.actions is not None,
-        "--site": choice.site is not None,
-        "--order": choice.order is not None,
-    }
-    asked = [name for name, is_given in given.items() if is_given]
-    if choice.name == NONE and asked:
-        raise IncompatibleOptions(
-            f"{' and '.join(asked)} without a cache",
-            expected=f"--cache with one of {', '.join(CACHES)}",
-            fix=f"pass --cache hicache, or leave {' and '.join(asked)} out",
-        )
-    ruled = [name for name in asked if name in ("--interval", "--warmup")]
-    if choice.actions is not None and ruled:
-        raise IncompatibleOptions(
-            f"--actions with {' and '.join(ruled)}",
-            expected="either the actions themselves or the rule that makes them",
-            fix="leave one of the two out",
-        )
-
-
-def _skips_nothing(plan: StagePlan, choice: CacheChoice) -> IncompatibleOptions:
+def _skips_nothing(plan: StagePlan, asked: CacheConfig) -> IncompatibleOptions:
     most = max(stage.steps for stage in plan.stages)
-    words = ",".join(spelling_of(stage.actions) for stage in plan.stages)
-    asked = words if choice.actions is None else ",".join(choice.actions)
+    words = [spelling_of(stage.actions) for stage in plan.stages]
     return IncompatibleOptions(
-        f"--cache {choice.name} that skips none of the steps {asked}",
+        f"--cache {asked.name} that skips none of the steps {'+'.join(asked.actions or words)}",
         expected=f"a step to skip: the longest stage has {most}",
         fix=(
-            f"pass --interval 2 or more and --warmup below {most}, or leave --cache out"
+            f"write interval=2 or more and warmup_steps below {most}, or leave --cache out"
             if most > 1
             else "pass a preset with more steps, or leave --cache out"
         ),
     )
+
+
+def _stages(indices: frozenset[int]) -> str:
+    return " and ".join(str(index + 1) for index in sorted(indices))
 
 
 def _numbers(values: Sequence[int]) -> str:

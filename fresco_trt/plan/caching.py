@@ -2,26 +2,26 @@
 
 Beside the refinements, below the stages. Which step is full and which a bypass is decided here,
 ahead of time, so that no device has to be waited for to decide it; what a bypass starts from is
-predicted by ``run/cache/``.
+predicted by ``run/cache/``, whose predictors register their traits here when the package is
+imported.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from fresco_trt.errors import InvalidPlan, PlanError
-from fresco_trt.plan.reading import REMAKE, choice, number, record, text, whole
+from fresco_trt.plan.config import NONE, CacheConfig
+from fresco_trt.plan.reading import REMAKE, choice, record, text, whole
 
 Action = Literal["full", "bypass"]
-CacheName = Literal["reuse", "taylor", "hicache", "svd", "freqca", "coarse_velocity"]
-CacheAxis = Literal["step", "sigma"]
 CacheSite = Literal["final", "trunk", "velocity"]
+Predicts = Literal["feature", "velocity"]
 
 ACTIONS: tuple[Action, ...] = get_args(Action)
-CACHES: tuple[CacheName, ...] = get_args(CacheName)
-AXES: tuple[CacheAxis, ...] = get_args(CacheAxis)
 SITES: tuple[CacheSite, ...] = get_args(CacheSite)
 
 FEATURES: Mapping[CacheSite, str] = {
@@ -34,76 +34,114 @@ runs the final norm and projection. "trunk": what all blocks after the first add
 tokens; a bypass runs the first block too, as DBCache does, on this step's own latents. "velocity":
 what the whole network gave; a bypass runs the whole network too, on a coarser grid."""
 
-VARIANTS: Mapping[CacheName, tuple[str, ...]] = {
-    "reuse": ("",),
-    "taylor": ("", "published"),
-    "hicache": ("",),
-    "svd": ("", "literal", "slope"),
-    "freqca": ("",),
-    "coarse_velocity": ("",),
-}
-"""Readings of a method that its paper leaves open; "" is the one that is used unless asked."""
-
-ORDERS: Mapping[CacheName, tuple[int, ...]] = {
-    "reuse": (0,),
-    "taylor": (1, 2, 3),
-    "hicache": (1, 2, 3),
-    "svd": (1, 2, 3),
-    "freqca": (1, 2, 3),
-    "coarse_velocity": (0,),
-}
-"""Orders of extrapolation that each predictor has."""
-
-LARGEST_ORDER = max(max(orders) for orders in ORDERS.values())
-
-VELOCITY_SITE = "the site 'velocity' for the cache coarse_velocity, and for no other"
-
-_BY_STEP: tuple[CacheName, ...] = ("hicache", "freqca")
+NO_CACHE = CacheConfig()
 
 _LETTERS: Mapping[str, Action] = {"F": "full", "B": "bypass"}
-_KEYS = ("name", "order", "scale", "axis", "variant", "site")
+_KEYS = ("name", "max_order", "site")
+
+
+# --- what predictors are ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheTraits:
+    """What a predictor of ``run/cache/`` is and needs, for whoever plans, builds or measures.
+
+    ``orders`` of extrapolation that it has, ``default_order`` among them (0: none). It ``predicts``
+    a feature, at one of ``sites``, of which the first is the default; or, at the site "velocity",
+    what the whole network gives. ``needs_basis``: an SVD basis of the model's features.
+    ``needs_whole_grid``: tokens of one size. A state holds at most ``kept`` features [N,H], and one
+    more for each order. ``interval`` and ``warmup_steps`` are its own defaults, None for those that
+    follow from the number of stages. Raises ValueError for traits that contradict one another.
+    """
+
+    name: str
+    orders: tuple[int, ...]
+    default_order: int
+    predicts: Predicts = "feature"
+    needs_basis: bool = False
+    needs_whole_grid: bool = False
+    sites: tuple[CacheSite, ...] = ("final", "trunk")
+    kept: int = 1
+    interval: int | None = None
+    warmup_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name == NONE:
+            raise ValueError(f"the name {self.name!r}; expected letters, digits and underscores")
+        if self.default_order not in self.orders or min(self.orders) < 0:
+            raise ValueError(f"{self.name}: order {self.default_order} of {self.orders}")
+        velocity = self.predicts == "velocity"
+        if not self.sites or any((site == "velocity") != velocity for site in self.sites):
+            raise ValueError(f"{self.name}: a {self.predicts} at the sites {self.sites}")
+
+    def settings(self) -> CachePlan:
+        """The settings that are used unless others are asked for."""
+        return CachePlan(name=self.name, max_order=self.default_order, site=self.sites[0])
+
+
+_REGISTER: dict[str, CacheTraits] = {}
+
+
+def register_traits(traits: CacheTraits) -> None:
+    """Make a predictor known to planning. Raises ValueError for a name that another has."""
+    if _REGISTER.setdefault(traits.name, traits) != traits:
+        raise ValueError(f"a predictor {traits.name!r} is registered; expected another name")
+
+
+def cache_names(predicts: Predicts | None = None) -> tuple[str, ...]:
+    """Names of all predictors, or of those that predict a feature or a velocity."""
+    return tuple(name for name, traits in _REGISTER.items() if predicts in (None, traits.predicts))
+
+
+def cache_traits(name: str) -> CacheTraits:
+    """The traits of the predictor ``name``. Raises InvalidPlan for one that is not registered."""
+    if name not in _REGISTER:
+        raise InvalidPlan(
+            f"a cache by {name!r}",
+            expected=f"one of {', '.join(_REGISTER)}",
+            fix=f"{REMAKE}; or register a predictor of your own first",
+        )
+    return _REGISTER[name]
+
+
+# --- what a plan holds ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachePlan:
     """What predicts the feature of a bypass step: a predictor of ``run/cache/`` and its settings.
 
-    ``order`` is that of the extrapolation (0: the last feature), ``scale`` the contraction of a
-    Hermite basis, ``axis`` what differences are taken over, ``variant`` one of :data:`VARIANTS`,
-    and ``site`` one of :data:`FEATURES`; that of coarse_velocity, and of no other, is velocity.
-    Raises InvalidPlan.
+    ``max_order`` is that of the extrapolation (0: the last feature), and ``site`` one of
+    :data:`FEATURES`. Raises InvalidPlan for a predictor that is not registered, and for an order or
+    a site that it does not have.
     """
 
-    name: CacheName
-    order: int = 2
-    scale: float = 0.5
-    axis: CacheAxis = "step"
-    variant: str = ""
+    name: str
+    max_order: int
     site: CacheSite = "final"
 
     def __post_init__(self) -> None:
-        named = ((self.name, CACHES), (self.axis, AXES), (self.site, SITES))
-        for value, options in named:
-            if value not in options:
-                raise _invalid(f"a cache by {value!r}", f"one of {', '.join(options)}")
-        if (self.name, self.site) == ("svd", "trunk"):
-            raise _invalid("the cache svd at the trunk", "the site 'final', where it is measured")
-        if (self.name == "coarse_velocity") != (self.site == "velocity"):
-            raise _invalid(f"the cache {self.name} at the site {self.site!r}", VELOCITY_SITE)
-        if self.variant not in VARIANTS[self.name]:
-            names = ", ".join(repr(each) for each in VARIANTS[self.name])
-            raise _invalid(f"the variant {self.variant!r} of {self.name}", f"one of {names}")
-        if not 0 <= self.order <= LARGEST_ORDER:
-            raise _invalid(f"a cache of order {self.order}", f"0 to {LARGEST_ORDER}")
-        if self.axis == "sigma" and self.name in _BY_STEP:
-            # At order 2 a constant, -2 scale^2, weighs a difference per unit of the axis squared:
-            # the forecast depends on the unit, and the published one counts steps.
-            raise _invalid(f"{self.name} over sigma", "the axis 'step' for a Hermite basis")
-        if not 0.0 < self.scale <= 1.0:
-            raise _invalid(f"a cache with scale {self.scale}", "a number above 0 and up to 1")
+        traits = self.traits
+        if self.max_order not in traits.orders:
+            orders = " or ".join(map(str, traits.orders))
+            raise _invalid(f"the cache {self.name} of order {self.max_order}", f"order {orders}")
+        if self.site not in traits.sites:
+            sites = " or ".join(map(repr, traits.sites))
+            raise _invalid(f"the cache {self.name} at the site {self.site!r}", f"the site {sites}")
+
+    @property
+    def traits(self) -> CacheTraits:
+        """What its predictor is and needs."""
+        return cache_traits(self.name)
+
+    @property
+    def kept_features(self) -> int:
+        """Features [N,H] that its predictor's state holds at most."""
+        return self.traits.kept + self.max_order
 
     def to_json(self) -> dict[str, object]:
-        """``{name, order, scale, axis, variant, site}``."""
+        """``{name, max_order, site}``."""
         return {key: getattr(self, key) for key in _KEYS}
 
     @classmethod
@@ -111,76 +149,30 @@ class CachePlan:
         """Inverse of :meth:`to_json`. Raises InvalidPlan."""
         found = record(value, _KEYS, "cache")
         return cls(
-            name=choice(found["name"], CACHES, "cache name"),
-            order=whole(found["order"], "cache order"),
-            scale=number(found["scale"], "cache scale"),
-            axis=choice(found["axis"], AXES, "cache axis"),
-            variant=text(found["variant"], "cache variant"),
+            name=text(found["name"], "cache name"),
+            max_order=whole(found["max_order"], "cache max_order"),
             site=choice(found["site"], SITES, "cache site"),
         )
 
 
-DEFAULTS: Mapping[CacheName, CachePlan] = {
-    "reuse": CachePlan(name="reuse", order=0),
-    "taylor": CachePlan(name="taylor", order=2),
-    "hicache": CachePlan(name="hicache", order=2, scale=0.5),
-    "svd": CachePlan(name="svd", order=2),
-    "freqca": CachePlan(name="freqca", order=2, scale=0.71),
-    "coarse_velocity": CachePlan(name="coarse_velocity", order=0, site="velocity"),
-}
-"""The settings of the papers: order 2, HiCache's contraction for FLUX.1-dev, FreqCa's for its high
-band (arXiv 2508.16984, 2510.08669). coarse_velocity is this project's own."""
-
-FEATURE_CACHES: tuple[CacheName, ...] = tuple(
-    name for name, settings in DEFAULTS.items() if settings.site != "velocity"
-)
-"""Those that predict a feature, by a predictor of ``run/cache/``; coarse_velocity predicts none."""
-
-NONE = "none"
+# --- which steps ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CacheChoice:
-    """What was asked for: a predictor's name or "none", and which steps it answers.
-
-    Either ``interval`` and ``warmup`` (None: the default for so many stages) or ``actions``, one
-    word a stage, F for a full step and B for a bypass. ``site`` is where features are taken, None
-    for the final one, and ``order`` that of the extrapolation, None for the predictor's own.
-    """
-
-    name: str = NONE
-    interval: int | None = None
-    warmup: int | None = None
-    actions: tuple[str, ...] | None = None
-    site: str | None = None
-    order: int | None = None
-
-
-NO_CACHE = CacheChoice()
-
-
-def kept_features(cache: CachePlan) -> int:
-    """Features [N,H] that a predictor's state holds at most.
-
-    One a difference; SVD-Cache one residual and FreqCa one low band besides, the principal parts
-    being narrower than a feature.
-    """
-    return cache.order + (2 if cache.name in ("svd", "freqca") else 1)
-
-
-def interval_actions(steps: int, interval: int, warmup: int) -> tuple[Action, ...]:
-    """Full for ``warmup`` steps, then one full step in each ``interval`` (TaylorSeer's rule).
+def interval_actions(steps: int, interval: int, warmup_steps: int) -> tuple[Action, ...]:
+    """Full for ``warmup_steps``, then one full step in each ``interval`` (TaylorSeer's rule).
 
     50 steps after a warm-up of 3 have 18, 12, 9 and 8 full ones at intervals 3, 5, 7 and 9. Raises
     PlanError for an interval or warm-up below 1.
     """
-    for name, value in (("--interval", interval), ("--warmup", warmup)):
+    for name, value in (("interval", interval), ("warmup_steps", warmup_steps)):
         if value < 1:
             raise PlanError(
-                f"{name} {value}", expected="1 or more", fix=f"pass {name} with such a number"
+                f"{name}={value} of a cache",
+                expected="1 or more",
+                fix=f"write it like {CacheConfig.option} {CacheConfig.example}",
             )
     return tuple(
-        "full" if step < warmup or (step - warmup + 1) % interval == 0 else "bypass"
+        "full" if step < warmup_steps or (step - warmup_steps + 1) % interval == 0 else "bypass"
         for step in range(steps)
     )
 
@@ -192,7 +184,7 @@ def spelt_actions(spelling: str) -> tuple[Action, ...]:
         raise PlanError(
             f"the actions {spelling!r}",
             expected="a word of F (full) and B (bypass), one letter a step",
-            fix="pass --actions like FFBF,FBF: one word a stage",
+            fix="write them like actions=FFBF+FBF: one word a stage",
         )
     return tuple(_LETTERS[letter] for letter in spelling)
 

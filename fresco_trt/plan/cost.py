@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from fresco_trt.errors import InvalidPlan
-from fresco_trt.plan.caching import CacheSite, kept_features
+from fresco_trt.plan.caching import CacheSite
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import check_steps
 from fresco_trt.plan.stages import StagePlan
@@ -124,7 +124,20 @@ def cache_bytes(facts: ModelFacts, plan: StagePlan) -> int:
         return 0
     if plan.velocity_grid is not None:
         return (plan.stages[-1].grid.tokens + plan.velocity_grid.tokens) * facts.in_channels * 4
-    return kept_features(plan.cache) * max(plan.tokens) * facts.hidden * 4
+    return plan.cache.kept_features * max(plan.tokens) * facts.hidden * 4
+
+
+SUMMARY_KEYS = (
+    "flops_ratio",
+    "tflops",
+    "stage_tflops",
+    "baseline",
+    "weight_bytes",
+    "activation_bytes",
+    "full_steps",
+    "cache_bytes",
+)
+"""What a plan's summary has beside the plan: it follows from the plan and the model."""
 
 
 def plan_summary(
@@ -132,10 +145,8 @@ def plan_summary(
 ) -> dict[str, object]:
     """The plan's JSON with its cost: what ``fresco-trt plan --json`` prints.
 
-    The keys of :meth:`StagePlan.to_json`, and ``flops_ratio``, ``tflops``, ``baseline`` ({steps,
-    tflops}), ``stage_tflops``, ``weight_bytes``, ``activation_bytes``,
-    ``full_steps`` and ``cache_bytes``. Same errors as
-    :func:`plan_cost`.
+    The keys of :meth:`StagePlan.to_json`, and :data:`SUMMARY_KEYS`; ``baseline`` is {steps,
+    tflops}. Same errors as :func:`plan_cost`.
     """
     cost = plan_cost(facts, plan, baseline_steps)
     steps = facts.default_steps if baseline_steps is None else baseline_steps

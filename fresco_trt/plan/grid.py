@@ -1,4 +1,4 @@
-"""Token grids: how many latent pixels and tokens a stage has, and which tokens descend from which.
+"""Token grids: how many latent pixels and tokens a stage has, and which grid is finer.
 
 Second step of the data path, between the schedule and the stages. A grid counts *latent* pixels and
 latent frames, of which a picture has one; a token covers ``patch`` x ``patch`` pixels of one frame.
@@ -131,37 +131,6 @@ def velocity_grid_of(grid: Grid) -> Grid:
         patch=grid.patch,
         frames=grid.frames,
     )
-
-
-def child_indices(coarse: Grid, fine: Grid) -> tuple[tuple[int, int, int, int], ...]:
-    """For each coarse token, the raster indices of its four fine ones.
-
-    In the order top left, top right, bottom left, bottom right. Raises ValueError unless ``fine``
-    doubles ``coarse``.
-    """
-    _check_doubling(coarse, fine)
-    wide = fine.columns
-    corners = (
-        2 * row * wide + 2 * column
-        for row in range(coarse.rows)
-        for column in range(coarse.columns)
-    )
-    return tuple((at, at + 1, at + wide, at + wide + 1) for at in corners)
-
-
-def parent_indices(coarse: Grid, fine: Grid) -> tuple[int, ...]:
-    """For each fine token, the raster index of the coarse one it descends from; same errors."""
-    _check_doubling(coarse, fine)
-    return tuple(
-        (row // 2) * coarse.columns + column // 2
-        for row in range(fine.rows)
-        for column in range(fine.columns)
-    )
-
-
-def _check_doubling(coarse: Grid, fine: Grid) -> None:
-    if not is_doubling(coarse, fine):
-        raise ValueError(f"a grid of {fine} does not double one of {coarse}")
 
 
 def _invalid(given: str, expected: str) -> InvalidPlan:

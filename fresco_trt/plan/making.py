@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, UnknownPreset, UnsupportedStages
 from fresco_trt.plan.cache_schedule import cached, check_read
-from fresco_trt.plan.caching import NO_CACHE, NONE, CacheChoice
+from fresco_trt.plan.caching import NO_CACHE
+from fresco_trt.plan.config import NONE, CacheConfig
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.presets import Preset, is_falling
@@ -22,6 +23,7 @@ from fresco_trt.plan.sizes import Size, stage_grids
 from fresco_trt.plan.stages import Action, Stage, StagePlan, Transition
 
 DEFAULT_PRESET = "balanced"
+DEFAULT_STAGES = 3
 MAX_SHIFT = 100
 MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
 
@@ -35,7 +37,7 @@ def make_plan(
     steps: int | None = None,
     delta: float | None = None,
     shift: float | None = None,
-    cache: CacheChoice = NO_CACHE,
+    cache: CacheConfig | str = NO_CACHE,
 ) -> StagePlan:
     """The plan of ``stages`` stages for a picture of ``size`` (default: the model's own).
 
@@ -45,25 +47,27 @@ def make_plan(
     length of the baseline that the cost is compared with; it is checked here all the same.
     ``delta`` replaces the preset's switches, and restarts that it gives as numbers, by those of
     :func:`spectral_switches`, and ``shift`` the shift factor of every stage; the plan then names no
-    preset either. ``cache`` says which steps are skipped, and what predicts them.
+    preset either. ``cache``, an object or its spelling, says which steps are skipped, and what
+    predicts them.
 
     Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps``,
     ``delta`` or ``shift``, IncompatibleOptions for a ``delta`` that cannot place every switch, and
     what :func:`fresco_trt.plan.cache_schedule.cached` raises.
     """
     name = preset or DEFAULT_PRESET
-    recipe = find_preset(facts, name, stages)
+    chosen = find_preset(facts, name, stages)
     baseline = check_steps(facts.default_steps if steps is None else steps)
     if stages == 1 and (preset is None or steps is not None):
-        recipe, name = Preset(steps=(baseline,)), ""
+        chosen, name = Preset(steps=(baseline,)), ""
     if delta is not None:
-        recipe, name = _placed(facts, recipe, size or facts.default_size, delta), ""
+        chosen, name = _placed(facts, chosen, size or facts.default_size, delta), ""
     if shift is not None:
-        recipe, name = replace(recipe, shift=(_check_shift(shift),) * len(recipe.steps)), ""
+        chosen, name = replace(chosen, shift=(_check_shift(shift),) * len(chosen.steps)), ""
+    cache = CacheConfig.of(cache)
     check_read(cache)
     if cache.name != NONE:
-        recipe = replace(recipe, cache=cache)
-    return plan_from_preset(facts, recipe, size=size, name=name or None)
+        chosen = replace(chosen, cache=cache)
+    return plan_from_preset(facts, chosen, size=size, name=name or None)
 
 
 def plan_from_preset(
@@ -112,9 +116,9 @@ def spectral_switches(
     grids = stage_grids(facts, size, stages)
     if facts.spectrum is None:
         raise IncompatibleOptions(
-            f"--delta {delta:g} for {facts.name}, whose latents' spectrum was not measured",
-            expected="no --delta: the preset's own switches",
-            fix="leave --delta out",
+            f"delta={delta:g} for {facts.name}, whose latents' spectrum was not measured",
+            expected="no delta: the preset's own switches",
+            fix="leave delta out",
         )
     spectrum = facts.spectrum.at(min(grids[-1].height, grids[-1].width))
     frequencies = [min(grid.height, grid.width) / 2 for grid in grids[:-1]]
@@ -124,9 +128,9 @@ def spectral_switches(
         switches = tuple(spectrum.switch(each, delta) for each in frequencies)
     if len(switches) != len(frequencies) or not is_falling((1.0, *switches, 0.0)):
         raise PlanError(
-            f"--delta {delta:g}",
+            f"delta={delta:g}",
             expected=f"a tolerance above 0 and below {limit:.4g}, not so near that sigma rounds",
-            fix="pass a --delta between 0.01 and 0.2",
+            fix="pass one between 0.01 and 0.2, like --preset balanced,delta=0.05",
         )
     return switches
 
@@ -160,10 +164,10 @@ def check_steps(steps: int) -> int:
 def _check_shift(shift: float) -> float:
     if not 0.0 < shift <= MAX_SHIFT:
         raise PlanError(
-            f"--shift {shift:g}",
+            f"shift={shift:g}",
             expected=f"a factor above 0, up to {MAX_SHIFT}: 1 spaces sigmas evenly, more stays "
             "longer where noise is high",
-            fix="pass --shift with such a number, FLUX.1's own being 3.16 at 1024x1024",
+            fix="pass one like --preset balanced,shift=3.16, FLUX.1's own at 1024x1024",
         )
     return shift
 
@@ -173,15 +177,15 @@ def _placed(facts: ModelFacts, preset: Preset, size: Size, delta: float) -> Pres
     stages = len(preset.steps)
     if stages == 1:
         raise IncompatibleOptions(
-            f"--delta {delta:g} with 1 stage, which has no switch",
+            f"delta={delta:g} with 1 stage, which has no switch",
             expected="2 stages or more",
-            fix="leave --delta out, or pass --stages 2",
+            fix="leave delta out, or pass --stages 2",
         )
     if any(preset.shares):
         raise IncompatibleOptions(
-            f"--delta {delta:g} with a preset whose stages are mixed",
+            f"delta={delta:g} with a preset whose stages are mixed",
             expected="a preset whose every switch doubles the grid: the criterion places no other",
-            fix=f"leave --delta out, or pass --preset {DEFAULT_PRESET}",
+            fix=f"leave delta out, or pass --preset {DEFAULT_PRESET}",
         )
     restart = preset.restart if isinstance(preset.restart, str) else "rewind"
     switches = spectral_switches(facts, size, stages, delta)

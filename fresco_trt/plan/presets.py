@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import Literal
 
 from fresco_trt.errors import InvalidPlan
-from fresco_trt.plan.caching import NO_CACHE, CacheChoice
+from fresco_trt.plan.caching import NO_CACHE
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.refinement import DEFAULT_WINDOW, SELECTIONS, Selection, check_window
 from fresco_trt.plan.refinement import grid_levels as levels_of
 from fresco_trt.plan.schedule import rewind_sigma
@@ -54,7 +55,7 @@ class Preset:
     window: int = DEFAULT_WINDOW
     solver: Solver = "euler"
     positions: Positions = "fine"
-    cache: CacheChoice = NO_CACHE
+    cache: CacheConfig = NO_CACHE
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:

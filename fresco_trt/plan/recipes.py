@@ -65,9 +65,9 @@ def find_recipe(precision: str, name: str | None = None) -> Recipe | None:
         return RECIPES[known[0]] if known else None
     if name not in known:
         raise IncompatibleOptions(
-            f"--recipe {name} with --precision {precision}",
+            f"recipe={name} in --precision {precision}",
             expected=f"one of {', '.join(known)}" if known else "no recipe: nothing is quantised",
-            fix="leave --recipe out" + ("" if known else ", or pass --precision int8 or fp8"),
+            fix="leave recipe out" + ("" if known else ", or pass --precision int8 or fp8"),
         )
     return RECIPES[name]
 

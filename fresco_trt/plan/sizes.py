@@ -44,6 +44,11 @@ def with_frames(side: tuple[int, int], frames: int) -> Size:
     return side if frames == 1 else (*side, frames)
 
 
+def as_size(size: Size | str) -> Size:
+    """(512, 384), or ``"512x384"`` for it. Raises UnsupportedSize for another text."""
+    return parse_size(size) if isinstance(size, str) else size
+
+
 def parse_sizes(texts: Iterable[str]) -> tuple[Size, ...]:
     """Several sizes, each once, largest first (then widest first).
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, fields
-from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
@@ -166,19 +165,24 @@ class _Field:
         return value
 
 
-@cache
+_FIELDS: dict[type, dict[str, _Field]] = {}
+
+
 def _fields(cls: type[Config]) -> dict[str, _Field]:
-    """The fields of a config by their names, the head first."""
-    hints = get_type_hints(cls)
-    found = {}
-    for each in fields(cls):
-        hint = hints[each.name]
-        several = get_origin(hint) is tuple
-        kinds = [kind for kind in get_args(hint) or (hint,) if kind in _KINDS]
-        found[each.name] = _Field(
-            name=each.name, kind=kinds[0], several=several, default=each.default
-        )
-    return found
+    """The fields of a config by their names, the head first; read once a class."""
+    if cls not in _FIELDS:
+        hints, found = get_type_hints(cls), {}
+        for each in fields(cls):
+            hint = hints[each.name]
+            kinds = [kind for kind in get_args(hint) or (hint,) if kind in _KINDS]
+            found[each.name] = _Field(
+                name=each.name,
+                kind=kinds[0],
+                several=get_origin(hint) is tuple,
+                default=each.default,
+            )
+        _FIELDS[cls] = found
+    return _FIELDS[cls]
 
 
 def _is_a(kind: type, value: object) -> bool:

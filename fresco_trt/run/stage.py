@@ -66,7 +66,7 @@ class Branch:
         if action == "bypass":
             if self.cache is None:
                 raise ValueError("a bypass in a stage without a cache; expected a plan with one")
-            predicted = {self.cache.feature: self.cache.predict(step, sigma), **inputs}
+            predicted = {self.cache.feature: self.cache.predict(step), **inputs}
             # A bypass graph asks for some of the inputs only.
             inputs = {spec.name: predicted[spec.name] for spec in runner.signature.inputs}
         began = perf_counter()
@@ -74,7 +74,7 @@ class Branch:
         seconds = perf_counter() - began
         velocity = _velocity(outputs, state.tokens, len(state.timestep))
         if self.cache is not None and action == "full":
-            self.cache.observe(outputs[self.cache.feature], step, sigma)
+            self.cache.observe(outputs[self.cache.feature], step)
         actions = request.plan.stages[state.index].actions
         if self.coarse_velocity is not None and actions[step + 1 : step + 2] == ("bypass",):
             seconds += self.coarse_velocity.observe(state.tokens, velocity, sigma)

@@ -17,7 +17,8 @@ from fresco_trt.bench.plain import Plain, denoise, load_pipeline
 from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import bundled_folder
-from fresco_trt.plan.caching import NO_CACHE, CacheChoice
+from fresco_trt.plan.caching import NO_CACHE
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import StagePlan
@@ -28,7 +29,7 @@ SIZE = (64, 64)
 STAGED = Preset(steps=(2, 2, 2), switch=(0.85, 0.7))
 MIXED = replace(STAGED, refine=((("even", 0.4),), ()), window=1)
 ALIGNED = replace(MIXED, positions="aligned")
-CACHED = Preset(steps=(7,), cache=CacheChoice(name="hicache", interval=3, warmup=1))
+CACHED = Preset(steps=(7,), cache=CacheConfig(name="hicache", interval=3, warmup_steps=1))
 TRUNK = replace(CACHED, cache=replace(CACHED.cache, site="trunk"))
 
 

@@ -11,7 +11,7 @@ from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.points import SHIFTS, TUNED, chosen, points_of
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.models.registry import model_facts, model_names
-from fresco_trt.plan.caching import FEATURE_CACHES, NO_CACHE
+from fresco_trt.plan.caching import NO_CACHE, cache_names
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 
@@ -108,12 +108,10 @@ def test_spectral_points_follow_the_spectrum_where_there_is_one() -> None:
 
 
 def test_every_cache_is_measured_alone_and_on_presets() -> None:
-    points = [p for p in points_of(TINY) if isinstance(p.settings, Preset)]
-    cached = [p for p in points if isinstance(p.settings, Preset) and p.settings.cache != NO_CACHE]
-    for name in FEATURE_CACHES:
-        own = [
-            p for p in cached if isinstance(p.settings, Preset) and p.settings.cache.name == name
-        ]
+    points = [p for p in points_of(TINY) if isinstance(p.recipe, Preset)]
+    cached = [p for p in points if isinstance(p.recipe, Preset) and p.recipe.cache != NO_CACHE]
+    for name in cache_names("feature"):
+        own = [p for p in cached if isinstance(p.recipe, Preset) and p.recipe.cache.name == name]
         alone = [p for p in own if p.method == "cache" and p.nfe == TINY.default_steps]
         assert [plan_from_preset(TINY, p.settings).full_steps for p in alone] == [18, 12, 9]  # type: ignore[arg-type]
         assert {p.preset for p in own if p.method == "fresco"} == {"balanced", "fast"}

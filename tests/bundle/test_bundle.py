@@ -40,6 +40,7 @@ from fresco_trt.errors import (
 )
 from fresco_trt.files.canonical_json import build_key
 from fresco_trt.files.digests import folder_digest
+from fresco_trt.plan.config import TargetConfig
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 from fresco_trt.plan.stages import Stage, StagePlan
@@ -72,12 +73,10 @@ def draft(pipeline: PipelineRecord, **changes: Any) -> ManifestDraft:
         "text_tokens": 4,
         "precision": "fp32",
         "calibration": None,
-        "backend": BackendRecord(name="eager", library="torch", library_version="2", targets=()),
-        "engines": (
-            EngineRecord(
-                name="stage1.full", family="flux", files=("a.onnx",), signature=signature()
-            ),
+        "backend": BackendRecord(
+            name="eager", library="torch", library_version="2", target=TargetConfig()
         ),
+        "engines": (EngineRecord(name="stage1.full", files=("a.onnx",), signature=signature()),),
         "pipeline": pipeline,
         "built": BuiltRecord(version="0", python="3", torch="2", seconds=1.5, options={"k": 3}),
         "key": build_key({"model": "toy"}),

@@ -71,13 +71,13 @@ def valid_manifest() -> Json:
     signature = {"inputs": [tensor("latents")], "outputs": [tensor("velocity")]}
     pipeline = sha256(canonical([["model_index.json", 2, sha256(b"{}")]]))
     return {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": {"name": "toy", "weights_sha256": ZERO, "config": {"hidden": 8}},
         "plan": {**plan, "transitions": [], "solver": "euler", "positions": "fine", "cache": None},
         "text_tokens": 4,
         "precision": "fp32",
         "calibration": None,
-        "backend": {"name": "eager", "library": "t", "library_version": None, "targets": ["cpu"]},
+        "backend": {"name": "eager", "library": "t", "library_version": None, "target": ""},
         "engines": [{"name": "stage1.full", "files": ["a.onnx"], "signature": signature}],
         "pipeline": {"folder": "pipeline", "digest": pipeline, "parts": []},
         "files": [file_record(path, data) for path, data in sorted(FILES.items())],
@@ -164,8 +164,9 @@ SCHEMA = [
     put("engines.0.signature.extra", 1),
     put("schema_version", True),
     put("schema_version", 0),
-    put("schema_version", "1"),
-    put("schema_version", 1.0),
+    put("schema_version", 1),
+    put("schema_version", "2"),
+    put("schema_version", 2.0),
     put("model.name", ""),
     put("model.name", "another"),
     put("model.weights_sha256", ZERO.replace("0", "A")),
@@ -195,6 +196,8 @@ SCHEMA = [
     put("files", [file_record(f"{n}", b"") for n in range(10_001)]),
     put("engines", [0] * 250_000),
     put("engines", valid_manifest()["engines"] * 2),
+    put("backend.target", ["sm89"]),
+    put("backend.target", "sm89,layout"),
     put("built.seconds", -1),
     put("built.options", {"out": "~/engines"}),
     put(HOSTILE, HOSTILE),
@@ -207,13 +210,13 @@ DEEP_PATHS = [
     put("pipeline.folder", "/models/../etc"),
     put("pipeline.parts", ["../.."]),
 ]
-TOO_NEW = [put("schema_version", 2), put("schema_version", 10**17)]
+TOO_NEW = [put("schema_version", 3), put("schema_version", 10**17)]
 
 
 def newer_and_different(_folder: Path, manifest: Json) -> None:
     """The rest of a newer schema is nobody's business here."""
     manifest.clear()
-    manifest.update({"schema_version": 2, "engines": "in a new form"})
+    manifest.update({"schema_version": 3, "engines": "in a new form"})
 
 
 # --- attacks on the manifest's bytes ----------------------------------------------------------
@@ -237,7 +240,7 @@ def spliced(old: bytes, new: bytes) -> bytes:
     return data.replace(old, new, 1)
 
 
-DEEP = b'{"schema_version": 1, "plan": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+DEEP = b'{"schema_version": 2, "plan": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 BYTES = [
     raw(b"", "empty"),
     raw(b"{", "cut"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fresco_trt.bundle.amax import read_amax
-from fresco_trt.cli.main import main as cli
+from fresco_trt.cli import main as cli
 
 ASKED = ["--model", "flux-tiny", "--stages", "2", "--preset", "turbo", "--size", "64x64"]
 
@@ -34,7 +34,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 def test_a_build_takes_the_ranges_that_were_measured(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keep = ["--keep", "*.ff.net.2"]
+    keep = ["--precision", "int8,keep=*.ff.net.2"]
     found = shown(capsys, "calibrate", "--measure", "amax", *ASKED, *keep)
     amax = read_amax(folder / found["file"])
     assert found["kept"][-1] == "*.ff.net.2"
@@ -42,7 +42,7 @@ def test_a_build_takes_the_ranges_that_were_measured(
     assert all(len(stages) == 2 for stages in found["inputs"].values())
     assert found["attention"] == {}
     assert not any(name.endswith("ff.net.2") for name in amax.layers)
-    given = ["--precision", "int8", "--amax", found["file"], "--force", "--out", "b"]
+    given = ["--precision", f"int8,amax={found['file']},force=true", "--out", "b"]
     shown(capsys, "build", *ASKED, *given)
     record = shown(capsys, "inspect", "b")["quantized"]
     assert record["amax_sha256"] == amax.digest()
@@ -57,7 +57,7 @@ def test_ranges_of_attention_are_measured_and_shown(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["calibrate", "--measure", "amax", *ASKED]
-    asked += ["--precision", "fp8", "--recipe", "fp8-attention", "--keep", "single*.attn"]
+    asked += ["--precision", "fp8,recipe=fp8-attention,keep=single*.attn"]
     found = shown(capsys, *asked)
     assert read_amax(folder / found["file"]).attention.keys() == {
         f"transformer_blocks.{index}.attn" for index in (0, 1)
@@ -72,7 +72,7 @@ def test_sensitivity_names_every_group_and_its_pattern(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["calibrate", "--measure", "sensitivity", *ASKED]
-    arguments += ["--precision", "fp8", "--recipe", "fp8-attention"]
+    arguments += ["--precision", "fp8,recipe=fp8-attention"]
     found = shown(capsys, *arguments)
     assert json.loads((folder / found["file"]).read_text()) == {
         name: value for name, value in found.items() if name != "file"
@@ -86,7 +86,7 @@ def test_sensitivity_names_every_group_and_its_pattern(
     for stack in ("transformer_blocks", "single_transformer_blocks"):
         assert patterns[f"kind {stack}.attn"] == f"{stack}.*.attn"
     assert cli.main(arguments) == 0
-    assert f"--keep '{found['groups'][0]['pattern']}'" in capsys.readouterr().out
+    assert f"keep={found['groups'][0]['pattern']}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_sensitivity_names_every_group_and_its_pattern(
         (["amax", "--energy", "0.5"], "--energy with --measure amax"),
         (["basis", "--precision", "int8"], "--precision with --measure basis"),
         (["amax", "--precision", "bf16"], "int8 or fp8"),
-        (["amax", "--recipe", "fp8"], "--recipe fp8 with --precision int8"),
-        (["amax", "--keep", "*"], "linear layers are kept"),
+        (["amax", "--precision", "int8,recipe=fp8"], "recipe=fp8 in --precision int8"),
+        (["amax", "--precision", "int8,keep=*"], "linear layers are kept"),
         (["amax", "--size", "65x65"], "65x65"),
     ],
 )

@@ -23,13 +23,17 @@ from rich.console import Console
 import fresco_trt
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.bundle import open_bundle
-from fresco_trt.cli import display
-from fresco_trt.cli.main import main as cli
+from fresco_trt.cli import display, tables
+from fresco_trt.cli import main as cli
+from fresco_trt.cli.command import RENAMED
+from fresco_trt.cli.generate import save_picture
 from fresco_trt.errors import DiskFull, OutputNotWritable
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import bundled_folder
-from fresco_trt.plan.cost import plan_summary
+from fresco_trt.plan.config import CacheConfig, PresetConfig, QuantConfig, TargetConfig
+from fresco_trt.plan.cost import SUMMARY_KEYS, plan_summary
 from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.stages import StagePlan
 
 ROOT = Path(__file__).parents[2]
 TINY = bundled_folder("flux-tiny")
@@ -145,7 +149,7 @@ def test_the_plan_table_says_how_a_stage_is_mixed(shell: Shell) -> None:
 def test_the_plan_table_says_where_attention_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     facts = model_facts("flux")
     plan = replace(make_plan(facts, stages=3, preset="fresco-18"), positions="aligned")
-    display.plan_table(plan_summary(facts, plan))
+    tables.plan_table(plan_summary(facts, plan))
     out = " ".join(capsys.readouterr().out.split())
     assert "1024 fine tokens, positions on each query's own grid" in out
 
@@ -158,7 +162,7 @@ def test_plan_json_says_how_a_stage_is_mixed(shell: Shell) -> None:
 
 
 def test_plan_places_its_switches_by_delta(shell: Shell) -> None:
-    found = shell("plan", "--model", "flux", "--delta", 0.01, "--json").json
+    found = shell("plan", "--model", "flux", "--preset", "delta=0.01", "--json").json
     assert found["preset"] is None
     switches = [each["sigma"] for each in found["transitions"]]
     assert switches == pytest.approx([0.934, 0.853], abs=6e-4)
@@ -254,9 +258,9 @@ def test_a_build_says_what_it_took_of_the_memory(shell: Shell) -> None:
 
 
 def test_build_places_its_switches_by_delta_as_plan_does(shell: Shell) -> None:
-    arguments = (*build_arguments(delta=0.05, out="bundle"), "--dry-run", "--json")
+    arguments = (*build_arguments(preset="turbo,delta=0.05", out="bundle"), "--dry-run", "--json")
     drawn_up = shell(*arguments).json["builds"][0]["plan"]
-    planned = ("--stages", 2, "--preset", "turbo", "--size", "64x64", "--delta", 0.05, "--json")
+    planned = ("--stages", 2, "--preset", "turbo,delta=0.05", "--size", "64x64", "--json")
     assert drawn_up == shell("plan", "--model", "flux-tiny", *planned).json
     assert drawn_up["preset"] is None
 
@@ -348,19 +352,24 @@ def test_doctor_shows_every_backend(shell: Shell) -> None:
 # --- refusals ---------------------------------------------------------------------------------
 
 WORDS: list[tuple[list[str], list[str]]] = [
+    (["plan"], ["neither a model nor a plan", "pass --model or --plan"]),
+    (["plan", "--plan", "absent.json"], ["--plan absent.json", "fresco-trt plan --json"]),
     (["plan", "--model", "flux-tinny"], ["flux-tinny", "did you mean flux-tiny"]),
     (["plan", "--model", "flux-tiny", "--preset", "slow"], ["slow", "balanced"]),
     (["plan", "--model", "flux-tiny", "--stages", "9"], ["9 stages", "--stages 3"]),
     (["plan", "--model", "flux-tiny", "--size", "250x250"], ["250x250", "--size 224x224"]),
     (["plan", "--model", "flux-tiny", "--size", "64"], ["'64'", "WIDTHxHEIGHT"]),
     (["plan", "--model", "flux-tiny", "--steps", "0"], ["0 steps"]),
-    (["plan", "--model", "flux", "--delta", "1.5"], ["--delta 1.5", "between 0.01 and 0.2"]),
-    (["plan", "--model", "flux", "--shift", "0"], ["--shift 0", "3.16"]),
-    (["plan", "--model", "flux", "--shift", "nan"], ["--shift nan", "3.16"]),
-    (["plan", "--model", "flux", "--delta", "nan"], ["--delta nan", "between 0.01 and 0.2"]),
-    (["plan", "--model", "flux", "--stages", "1", "--delta", "0.1"], ["no switch", "--stages 2"]),
+    (["plan", "--model", "flux", "--preset", "delta=1.5"], ["delta=1.5", "between 0.01 and 0.2"]),
+    (["plan", "--model", "flux", "--preset", "fast,shift=0"], ["shift=0", "3.16"]),
+    (["plan", "--model", "flux", "--preset", "shift=nan"], ["shift=nan", "a number"]),
+    (["plan", "--model", "flux", "--preset", "delta=nan"], ["delta=nan", "a number"]),
     (
-        ["plan", "--model", "flux", "--preset", "fresco-11", "--delta", "0.1"],
+        ["plan", "--model", "flux", "--stages", "1", "--preset", "delta=0.1"],
+        ["no switch", "--stages 2"],
+    ),
+    (
+        ["plan", "--model", "flux", "--preset", "fresco-11,delta=0.1"],
         ["mixed", "--preset balanced"],
     ),
     (
@@ -370,8 +379,8 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (build_arguments(model="flux-tinny"), ["flux-tinny"]),
     (build_arguments(preset="slow"), ["slow"]),
     (build_arguments(stages=9), ["9 stages"]),
-    (build_arguments(delta=0.0), ["--delta 0", "between 0.01 and 0.2"]),
-    (build_arguments(stages=1, delta=0.1), ["no switch", "--stages 2"]),
+    (build_arguments(preset="delta=0.0"), ["delta=0", "between 0.01 and 0.2"]),
+    (build_arguments(stages=1, preset="fast,delta=0.1"), ["no switch", "--stages 2"]),
     (build_arguments(size="100x100"), ["100x100", "--size 96x96"]),
     (build_arguments(size="64by64"), ["64by64"]),
     (build_arguments(steps=9), ["--steps 9 with 2 stages", "leave --steps out"]),
@@ -381,11 +390,11 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (build_arguments(blocks="1", weights="random"), ["--blocks 1;", "--blocks 1,1"]),
     (build_arguments(blocks="3,1", weights="random"), ["--blocks 3,1 of flux-tiny", "to 2,4"]),
     (build_arguments(precision="fp8"), ["--precision fp8", "bf16"]),
-    (build_arguments(recipe="int8"), ["--recipe int8 with --precision fp32"]),
-    (build_arguments(keep="*"), ["--keep with --precision fp32", "--precision int8"]),
-    (build_arguments(amax="r"), ["--amax with --precision fp32"]),
+    (build_arguments(precision="fp32,recipe=int8"), ["recipe=int8 in --precision fp32"]),
+    (build_arguments(precision="fp32,keep=*"), ["keep in --precision fp32", "--precision int8"]),
+    (build_arguments(precision="fp32,amax=r"), ["amax in --precision fp32"]),
     (
-        build_arguments(backend="onnxruntime", precision="int8", amax="absent"),
+        build_arguments(backend="onnxruntime", precision="int8,amax=absent"),
         ["absent cannot be used", "calibrate --measure amax"],
     ),
     (
@@ -393,24 +402,31 @@ WORDS: list[tuple[list[str], list[str]]] = [
         ["fp8 for sm86", "sm89"],
     ),
     (build_arguments(cache="hicach"), ["--cache hicach", "did you mean hicache"]),
-    (build_arguments(interval=2), ["--interval without a cache", "--cache hicache"]),
-    (build_arguments(cache="taylor", interval=1), ["skips none", "--interval 2"]),
-    (build_arguments(cache="taylor", actions="BF,FF"), ["--actions BF,FF", "one a stage"]),
-    (build_arguments(cache="taylor", order=4), ["--order 4", "1 or 2 or 3"]),
-    (build_arguments(cache="taylor", basis="b.safetensors"), ["--basis", "--cache svd"]),
-    (build_arguments(cache="svd", warmup=1, basis="b.safetensors"), ["b.safetensors", "calibrate"]),
-    (["plan", "--model", "flux", "--cache", "reuse", "--actions", "FB"], ["of 2 steps", "3 words"]),
-    (calibrate_arguments("size"), ["--measure size", "spectrum, basis, skips"]),
+    (build_arguments(cache="none,interval=2"), ["without a cache", "--cache hicache"]),
+    (build_arguments(cache="interval=2"), ["no name", "--cache hicache,interval=3"]),
+    (build_arguments(cache="taylor,intervall=2"), ["intervall", "did you mean interval?"]),
+    (build_arguments(target="sm89,sm120"), ["'sm120'", "sm89+sm120"]),
+    (build_arguments(cache="taylor,interval=1"), ["skips none", "interval=2"]),
+    (build_arguments(cache="taylor,actions=BF+FF"), ["actions=BF+FF", "one a stage"]),
+    (build_arguments(cache="taylor,max_order=4"), ["max_order=4", "1 or 2 or 3"]),
+    (build_arguments(cache="taylor,basis=b.safetensors"), ["basis=b.saf", "--cache svd"]),
+    (
+        build_arguments(cache="svd,warmup_steps=1,basis=b.safetensors"),
+        ["b.safetensors", "calibrate"],
+    ),
+    (["plan", "--model", "flux", "--cache", "reuse,actions=FB"], ["of 2 steps", "3 words"]),
+    (calibrate_arguments("size"), ["--measure size", "spectrum, basis, cache-schedule"]),
     (calibrate_arguments("spectrum", energy=0.5), ["--energy", "pass --measure basis"]),
     (calibrate_arguments("basis", scenes=5), ["--scenes", "pass --measure spectrum"]),
     (calibrate_arguments("basis", energy=2), ["energy of 2"]),
     (calibrate_arguments("basis", prompts="no.txt"), ["no.txt", "one prompt a line"]),
     (calibrate_arguments("basis", cache="svd"), ["--cache", "pass --measure cache-schedule"]),
     (calibrate_arguments("cache-schedule", cache="hicach"), ["did you mean hicache"]),
-    (calibrate_arguments("basis", order=1), ["--order", "pass --measure cache-schedule"]),
+    (calibrate_arguments("cache-schedule", cache="hicache,interval=2"), ["leave the rest out"]),
+    (calibrate_arguments("amax", precision="int8,force=true"), ["leave force and amax out"]),
     (
-        calibrate_arguments("cache-schedule", cache="reuse", order=1),
-        ["--order 1", "pass --order 0"],
+        calibrate_arguments("cache-schedule", cache="reuse,max_order=1"),
+        ["max_order=1", "write max_order=0"],
     ),
     (calibrate_arguments("cache-schedule", stages=9), ["9 stages"]),
     (build_arguments(backend="onnxruntime", target="sm89"), ["--target sm89", "no target"]),
@@ -446,7 +462,7 @@ def test_a_wrong_request_is_refused_with_a_way_out(
     "arguments",
     [
         ["draw"],
-        ["plan"],
+        ["generate"],
         ["plan", "--model", "flux-tiny", "--stages", "three"],
         ["plan", "--model", "flux-tiny", "--colour", "red"],
         ["generate", "--engines", "absent", "--prompt", "a cat", "--seed", "many"],
@@ -458,6 +474,64 @@ def test_a_wrong_word_is_refused_with_the_usage(shell: Shell, arguments: list[st
     assert "Usage" in ran.err
     assert "Traceback" not in ran.err
     assert ran.out == ""
+
+
+@pytest.mark.parametrize("name", sorted(RENAMED))
+def test_an_old_option_is_refused_by_its_new_spelling(shell: Shell, name: str) -> None:
+    option, example = RENAMED[name]
+    for arguments in ([*build_arguments(), name, "3"], [*build_arguments(), f"{name}=3"]):
+        ran = shell(*arguments)
+        assert ran.code == 2
+        assert _ERROR.match(ran.err), ran.err
+        assert f"{option} {example}" in ran.err
+    # A command that never had it knows nothing of it.
+    assert "Usage" in shell("doctor", name).err
+
+
+def test_every_example_of_a_new_spelling_is_one() -> None:
+    kinds = (CacheConfig, QuantConfig, TargetConfig, PresetConfig)
+    parse = {kind.option: kind.parse for kind in kinds}
+    for option, example in RENAMED.values():
+        assert str(parse[option](example))
+
+
+# --- a plan from a file -----------------------------------------------------------------------
+
+
+def test_a_plan_that_was_printed_is_planned_and_built_as_it_is(shell: Shell) -> None:
+    asked = ("--stages", 2, "--preset", "turbo", "--size", "64x64", "--cache", "reuse,interval=2")
+    ran = shell("plan", "--model", "flux-tiny", *asked, "--json")
+    (shell.folder / "plan.json").write_text(ran.out)
+    again = ("plan", "--plan", "plan.json", "--json")
+    assert shell(*again).json == shell(*again, "--model", "flux-tiny").json == ran.json
+    built = ("build", "--plan", "plan.json", "--backend", "eager", "--out", "bundle", "--json")
+    assert shell(*built).json["bundles"][0]["state"] == "built"
+    assert open_bundle(shell.folder / "bundle").plan == StagePlan.from_json(
+        {key: value for key, value in ran.json.items() if key not in SUMMARY_KEYS}
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--stages", "2"),
+        ("--preset", "fast"),
+        ("--size", "64x64"),
+        ("--steps", "4"),
+        ("--cache", "hicache"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "build"])
+def test_what_a_plan_has_decided_is_refused_beside_it(
+    shell: Shell, command: str, option: str, value: str
+) -> None:
+    plan = shell("plan", "--model", "flux-tiny", "--stages", 1, "--preset", "fast", "--json")
+    path = shell.folder.parent / "plan.json"
+    path.write_text(plan.out)
+    ran = shell(command, "--plan", path, option, value)
+    assert ran.code == 2
+    assert f"{option} beside a plan" in ran.err
+    assert _ERROR.match(ran.err)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1"])
@@ -549,7 +623,7 @@ def test_half_a_picture_is_never_left(
     (tmp_path / "apple.png").write_text("old")
     picture: Any = Unwritable(error)
     with pytest.raises(raised):
-        cli.save_picture(picture, tmp_path / "apple.png")
+        save_picture(picture, tmp_path / "apple.png")
     assert [path.name for path in tmp_path.iterdir()] == ["apple.png"]
     assert (tmp_path / "apple.png").read_text() == "old"
 
@@ -636,7 +710,7 @@ def start(*arguments: object, folder: Path) -> subprocess.Popen[str]:
     """A command in a process of its own, in ``folder``."""
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [sys.executable, "-m", "fresco_trt.cli.main", *map(str, arguments)],
+        [sys.executable, "-m", "fresco_trt.cli", *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths},
         stdout=subprocess.PIPE,

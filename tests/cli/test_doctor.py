@@ -11,7 +11,7 @@ import pytest
 from fresco_trt.backends import backend_names
 from fresco_trt.backends.base import BackendFacts, Missing
 from fresco_trt.backends.missing import in_words, missing_to_build, missing_to_run
-from fresco_trt.cli import display
+from fresco_trt.cli import tables
 from fresco_trt.cli.doctor import examine
 from fresco_trt.models.registry import model_names
 
@@ -153,7 +153,7 @@ def test_no_tool_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_the_table_prints_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     report = examine()
     report["backends"][0] |= {"missing": ["a [package]"], "fixes": ["pip install x[rtx]"]}
-    display.doctor_table(report)
+    tables.doctor_table(report)
     words = " ".join(capsys.readouterr().out.replace("\u2502", " ").split())
     assert "[package]" in words
     assert "x[rtx]" in words

@@ -139,10 +139,10 @@ def test_every_engine_says_how_long_it_took(eager_two: Path) -> None:
 
 def test_the_tolerance_is_recorded_and_is_part_of_the_key(tmp_path: Path) -> None:
     out, states = tmp_path / "bundle", []
-    for delta in (None, 0.05, 0.05, 0.1):
-        built = run(request(out, delta=delta))
+    for preset in ("turbo", "turbo,delta=0.05", "turbo,delta=0.05", "turbo,delta=0.1"):
+        built = run(request(out, preset=preset))
         states.append(built.state)
-        assert built.bundle.manifest.built.options["delta"] == delta
+        assert built.bundle.manifest.built.options["preset"] == preset
     assert states == ["built", "rebuilt: plan differs", REUSED, "rebuilt: plan differs"]
 
 
@@ -172,7 +172,7 @@ def test_every_phase_is_reported(tmp_path: Path) -> None:
 def test_an_equal_request_reuses_the_bundle(tmp_path: Path) -> None:
     first = run(request(tmp_path / "bundle"))
     before = contents(first.bundle.folder)
-    again = run(request(tmp_path / "bundle", targets=(), precision="fp32"))
+    again = run(request(tmp_path / "bundle", target="", precision="fp32"))
     assert (first.state, first.reused) == ("built", False)
     assert (again.state, again.reused) == (REUSED, True)
     assert again.bundle.manifest == first.bundle.manifest

@@ -15,16 +15,15 @@ from fresco_trt.backends.base import BackendFacts, Missing
 from fresco_trt.lower import request as lower
 from fresco_trt.lower.build import run
 from fresco_trt.lower.dry_run import describe
-from fresco_trt.lower.request import BuildRequest, QuantChoice, resolve
+from fresco_trt.lower.request import BuildRequest, resolve
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
-from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.plan.cost import plan_summary
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 
 TINY = BuildRequest(model="flux-tiny")
 FLUX = BuildRequest(
-    model="flux", weights="random", backend="tensorrt-rtx", precision="bf16", targets=("sm89",)
+    model="flux", weights="random", backend="tensorrt-rtx", precision="bf16", target="sm89"
 )
 MEMORY = {name: backend(name).describe().memory for name in backend_names()}
 GPU = Missing(what="a GPU", fix="buy one")
@@ -78,11 +77,10 @@ def test_a_description_is_json_of_the_plan_and_every_engine() -> None:
         assert engine["signature"] == json.loads(json.dumps(signature))
 
 
-def test_a_mixed_stages_tokens_are_not_its_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), refine=((("even", 0.25),), ()), window=1)
-    plan = plan_from_preset(FLUX_TINY, recipe, size=(128, 128))
-    monkeypatch.setattr(lower, "make_plan", lambda facts, **options: plan)
-    engines = describe(TINY)["engines"]
+def test_a_mixed_stages_tokens_are_not_its_grids() -> None:
+    preset = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), refine=((("even", 0.25),), ()), window=1)
+    plan = plan_from_preset(FLUX_TINY, preset, size=(128, 128))
+    engines = describe(BuildRequest(plan=plan))["engines"]
     assert [engine["tokens"] for engine in engines] == [64, 112, 256]
     assert [engine["latents"] for engine in engines] == ["16x16", "32x32", "32x32"]
 
@@ -152,9 +150,9 @@ def test_codes_and_skipped_steps_are_in_the_numbers() -> None:
     plain = describe(FLUX)["layouts"][0]
     coded = describe(replace(FLUX, precision="fp8"))["layouts"][0]
     assert 0.5 < coded["disk_bytes"] / plain["disk_bytes"] < 0.7
-    kept = replace(FLUX, precision="fp8", quant=QuantChoice(keep=("*.ff.net.2",)))
+    kept = replace(FLUX, precision="fp8,keep=*.ff.net.2")
     assert coded["disk_bytes"] < describe(kept)["layouts"][0]["disk_bytes"] < plain["disk_bytes"]
-    cached = describe(replace(FLUX, cache=CacheChoice(name="taylor")))
+    cached = describe(replace(FLUX, cache="taylor"))
     tokens = {engine["name"]: engine["text_tokens"] for engine in cached["engines"]}
     assert (tokens["stage1.full"], tokens["stage1.bypass"]) == (512, 0)
     weights = {engine["name"]: engine["weight_bytes"] for engine in cached["engines"]}

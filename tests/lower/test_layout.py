@@ -8,20 +8,19 @@ from typing import Any
 import pytest
 
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.lower import request as lower
 from fresco_trt.lower.dry_run import describe
-from fresco_trt.lower.layout import LAYOUTS, graph_of, graph_signatures
+from fresco_trt.lower.layout import graph_of, graph_signatures
 from fresco_trt.lower.profiles import counts, varying
 from fresco_trt.lower.request import BuildRequest, resolve
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.signatures import bypass_signature, full_signature
-from fresco_trt.plan.caching import CacheChoice
+from fresco_trt.plan.config import LAYOUTS, CacheConfig
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.run.request import engine_name
 
 TEXT = FLUX_TINY.text_tokens
-SHARED = BuildRequest(model="flux-tiny", backend="tensorrt-rtx", layout="profiles")
+SHARED = BuildRequest(model="flux-tiny", backend="tensorrt-rtx", target="layout=profiles")
 
 
 def some_cached() -> BuildRequest:
@@ -29,11 +28,11 @@ def some_cached() -> BuildRequest:
     steps = resolve(replace(SHARED, preset="turbo")).plan.stages
     words = ["F" * stage.steps for stage in steps]
     words[1:] = ["FB" + "F" * (len(word) - 2) for word in words[1:]]
-    return replace(SHARED, preset="turbo", cache=CacheChoice(name="reuse", actions=tuple(words)))
+    return replace(SHARED, preset="turbo", cache=CacheConfig(name="reuse", actions=tuple(words)))
 
 
 def test_a_static_layout_has_a_graph_for_each_engine() -> None:
-    resolved = resolve(replace(some_cached(), layout="static"))
+    resolved = resolve(replace(some_cached(), target="layout=static"))
     found = graph_signatures(resolved)
     assert list(found) == [engine_name(*each) for each in resolved.plan.graphs]
     for index, action in resolved.plan.graphs:
@@ -62,32 +61,33 @@ def test_without_a_cache_no_graph_gives_a_feature() -> None:
     )
 
 
-def with_mixed_stage(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    recipe = Preset(
+def with_mixed_stage(**changes: Any) -> BuildRequest:
+    preset = Preset(
         steps=(2, 1, 1), switch=(0.8, 0.5), refine=((("even", 0.25),), ()), window=1, **changes
     )
-    plan = plan_from_preset(FLUX_TINY, recipe, size=(128, 128))
-    monkeypatch.setattr(lower, "make_plan", lambda facts, **options: plan)
+    return replace(SHARED, plan=plan_from_preset(FLUX_TINY, preset, size=(128, 128)))
 
 
-def test_a_mixed_stage_is_one_more_token_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_mixed_stage(monkeypatch)
-    (signatures,) = graph_signatures(resolve(SHARED)).values()
+def test_a_mixed_stage_is_one_more_token_count() -> None:
+    (signatures,) = graph_signatures(resolve(with_mixed_stage())).values()
     assert counts(signatures, varying(signatures)) == [64, 112, 256]
 
 
 def test_every_engine_has_a_graph() -> None:
     for layout in LAYOUTS:
-        resolved = resolve(replace(some_cached(), layout=layout))
+        resolved = resolve(replace(some_cached(), target=f"layout={layout}"))
         engines = [engine_name(*each) for each in resolved.plan.graphs]
         assert {graph_of(layout, name) for name in engines} == graph_signatures(resolved).keys()
-        assert describe(replace(some_cached(), layout=layout))["layout"] == layout
+        assert describe(replace(some_cached(), target=f"layout={layout}"))["layout"] == layout
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"layout": "profile"}, "--layout profile; expected one of static, profiles"),
+        (
+            {"target": "layout=profile"},
+            "layout=profile in --target; expected one of static",
+        ),
         ({"backend": "onnxruntime"}, "with the backend onnxruntime; expected tensorrt or"),
         ({"backend": "eager"}, "with the backend eager"),
         ({"stages": 1}, "with one token count, 1024; expected two stages or more"),
@@ -99,28 +99,29 @@ def test_a_layout_that_would_change_nothing_is_refused(change: dict[str, Any], s
     assert said in str(caught.value)
 
 
-def test_phase_aligned_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phase_aligned_attention_is_refused() -> None:
     """How many of its tokens are coarse is built into such a graph."""
-    with_mixed_stage(monkeypatch, positions="aligned")
+    request = with_mixed_stage(positions="aligned")
     with pytest.raises(IncompatibleOptions, match="with phase-aligned attention"):
-        resolve(SHARED)
-    assert resolve(replace(SHARED, layout="static")).layout == "static"
+        resolve(request)
+    assert resolve(replace(request, target="layout=static")).target.layout == "static"
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"backend": "onnxruntime", "layout": "static"}, "tensorrt-rtx, whose engines run with"),
-        ({"layout": "static"}, "pass --layout profiles, or --stages 1"),
+        ({"backend": "onnxruntime"}, "tensorrt-rtx, whose engines run with"),
+        ({}, "write layout=profiles too, or pass --stages 1"),
     ],
 )
 def test_weights_are_streamed_by_one_plan_of_a_library_that_can(
     change: dict[str, Any], said: str
 ) -> None:
+    streamed = replace(SHARED, target="stream_weights=true")
     with pytest.raises(IncompatibleOptions, match=said) as caught:
-        resolve(replace(SHARED, stream_weights=True, **change))
-    assert "--stream-weights" in str(caught.value)
-    for good in ({}, {"layout": "static", "stages": 1}):
-        request = replace(SHARED, stream_weights=True, **good)
-        assert resolve(request).stream_weights
+        resolve(replace(streamed, **change))
+    assert "stream_weights=true in --target" in str(caught.value)
+    for good in ({"target": "layout=profiles,stream_weights=true"}, {"stages": 1}):
+        request = replace(streamed, **good)
+        assert resolve(request).target.stream_weights
         assert describe(request)["stream_weights"]

@@ -11,6 +11,7 @@ import pytest
 from fresco_trt.backends.base import BackendFacts, Missing
 from fresco_trt.errors import (
     IncompatibleOptions,
+    InvalidPlan,
     OutputNotWritable,
     PlanError,
     UnknownBackend,
@@ -23,7 +24,7 @@ from fresco_trt.errors import (
 from fresco_trt.lower import request as lower
 from fresco_trt.lower.request import BuildRequest, requests_of, resolve
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.plan.caching import CacheChoice
+from fresco_trt.plan.config import CacheConfig, PresetConfig, TargetConfig
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
 
@@ -67,18 +68,18 @@ REFUSED: list[tuple[type[Exception], dict[str, Any]]] = [
     (UnsupportedSize, {"size": (100, 64)}),
     (PlanError, {"stages": 1, "steps": 0}),
     (IncompatibleOptions, {"steps": 20}),
-    (IncompatibleOptions, {"stages": 1, "delta": 0.05}),
-    (PlanError, {"delta": 0.0}),
+    (IncompatibleOptions, {"stages": 1, "preset": "balanced,delta=0.05"}),
+    (PlanError, {"preset": "delta=0.0"}),
     (UnknownBackend, {"backend": "abacus"}),
     (UnsupportedPrecision, {"precision": "fp16"}),
     (UnsupportedPrecision, {"precision": "double"}),
-    (PlanError, {"cache": CacheChoice(name="fora")}),
-    (IncompatibleOptions, {"cache": CacheChoice(interval=3)}),
-    (IncompatibleOptions, {"cache": CacheChoice(name="hicache", interval=1)}),
-    (IncompatibleOptions, {"cache": CacheChoice(name="hicache", actions=("FB",))}),
-    (IncompatibleOptions, {"basis": Path("basis.safetensors")}),
-    (IncompatibleOptions, {"targets": ("sm89",)}),
-    (IncompatibleOptions, {"targets": ("sm89",), "backend": "eager"}),
+    (PlanError, {"cache": CacheConfig(name="fora")}),
+    (IncompatibleOptions, {"cache": CacheConfig(interval=3)}),
+    (IncompatibleOptions, {"cache": CacheConfig(name="hicache", interval=1)}),
+    (IncompatibleOptions, {"cache": CacheConfig(name="hicache", actions=("FB",))}),
+    (IncompatibleOptions, {"cache": "hicache,basis=basis.safetensors"}),
+    (IncompatibleOptions, {"target": "sm89"}),
+    (IncompatibleOptions, {"target": "sm89", "backend": "eager"}),
     (IncompatibleOptions, {"graphs": Path("graphs"), "backend": "eager"}),
     (IncompatibleOptions, {"blocks": (1, 1)}),
     (IncompatibleOptions, {"blocks": (1, 1), "weights": "folder"}),
@@ -100,22 +101,22 @@ def test_what_cannot_be_built_is_refused_by_resolving_alone(
 def test_defaults_are_filled_in() -> None:
     resolved = resolve(TINY)
     assert resolved.out == Path("engines/flux-tiny-256x256-3stage")
-    assert (resolved.precision, resolved.targets, resolved.graphs) == ("fp32", (), None)
+    assert (resolved.quant.precision, resolved.target.gpus) == ("fp32", ())
+    assert resolved.graphs is None
     assert resolved.plan.preset == "balanced"
 
 
 @pytest.mark.parametrize("stages", [2, 3])
 def test_a_tolerance_places_the_switches_as_in_a_plan(stages: int) -> None:
-    asked = replace(TINY, stages=stages, preset="fast")
     for delta in (0.01, 0.1):
-        resolved = resolve(replace(asked, delta=delta))
+        preset = PresetConfig(name="fast", delta=delta)
+        resolved = resolve(replace(TINY, stages=stages, preset=preset))
         assert resolved.plan == make_plan(FLUX_TINY, stages=stages, preset="fast", delta=delta)
-        assert resolved.delta == delta
-    assert resolve(asked).delta is None
+        assert resolved.preset == preset
 
 
 def test_every_size_has_the_switches_of_its_own_grids() -> None:
-    each = requests_of(replace(TINY, delta=0.05), ["64x64", "128x64", "128x128"])
+    each = requests_of(replace(TINY, preset="delta=0.05"), ["64x64", "128x64", "128x128"])
     plans = {one.size: resolve(one).plan for one in each}
     switches = {size: plan.transitions[0].sigma for size, plan in plans.items()}
     assert switches[128, 64] == switches[64, 64] > switches[128, 128]
@@ -127,12 +128,11 @@ def test_a_signature_is_the_stages_own() -> None:
     assert latents == [(1, tokens, FLUX_TINY.in_channels) for tokens in resolved.plan.tokens]
 
 
-def test_a_mixed_stages_engine_has_the_plans_token_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixed_stages_engine_has_the_plans_token_count() -> None:
     """Not the count of its grid, which is that of the stage after it."""
-    recipe = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), refine=((("even", 0.25),), ()), window=1)
-    plan = plan_from_preset(FLUX_TINY, recipe, size=(128, 128))
-    monkeypatch.setattr(lower, "make_plan", lambda facts, **options: plan)
-    resolved = resolve(TINY)
+    preset = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), refine=((("even", 0.25),), ()), window=1)
+    plan = plan_from_preset(FLUX_TINY, preset, size=(128, 128))
+    resolved = resolve(BuildRequest(plan=plan))
     assert [
         resolved.signature(index, "full").output("velocity").shape[1] for index in range(3)
     ] == [
@@ -156,6 +156,48 @@ def test_fewer_blocks_are_built_under_a_name_of_their_own() -> None:
     assert fewer.signature(0, "full") == whole.signature(0, "full")
 
 
+# --- a plan in place of its options -----------------------------------------------------------
+
+
+def test_a_plan_is_built_as_it_is() -> None:
+    plan = make_plan(FLUX_TINY, stages=2, preset="fast", size=(128, 64), cache="reuse,interval=2")
+    for request in (BuildRequest(plan=plan), BuildRequest(plan=plan, model="flux-tiny")):
+        resolved = resolve(request)
+        assert resolved.plan is plan
+        assert resolved.out == Path("engines/flux-tiny-128x64-2stage")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stages": 3},
+        {"preset": "fast"},
+        {"size": (64, 64)},
+        {"steps": 4},
+        {"cache": "hicache"},
+        {"cache": "svd,interval=2,basis=b"},
+    ],
+)
+def test_what_a_plan_has_decided_is_refused_beside_it(options: dict[str, Any]) -> None:
+    plan = make_plan(FLUX_TINY, stages=1, preset="fast", cache="svd,interval=2,warmup_steps=1")
+    with pytest.raises(IncompatibleOptions, match=f"^--{next(iter(options))} beside a plan"):
+        resolve(BuildRequest(plan=plan, **options))
+
+
+def test_a_plan_leaves_its_basis_to_be_said() -> None:
+    plan = make_plan(FLUX_TINY, stages=1, preset="fast", cache="svd,interval=2,warmup_steps=1")
+    resolved = resolve(BuildRequest(plan=plan, cache="svd,basis=here"))
+    assert (resolved.plan, resolved.cache.basis) == (plan, Path("here"))
+
+
+def test_a_plan_of_another_model_and_none_at_all_are_refused() -> None:
+    plan = make_plan(FLUX_TINY, stages=2)
+    with pytest.raises(InvalidPlan, match="a plan of flux-tiny, for flux; expected a plan of flux"):
+        resolve(BuildRequest(plan=plan, model="flux"))
+    with pytest.raises(PlanError, match="neither a model nor a plan"):
+        resolve(BuildRequest())
+
+
 # --- targets ----------------------------------------------------------------------------------
 
 
@@ -165,15 +207,16 @@ def test_fewer_blocks_are_built_under_a_name_of_their_own() -> None:
 def test_targets_are_an_identity_whatever_their_order(
     library: Library, asked: tuple[str, ...]
 ) -> None:
-    assert resolve(replace(TINY, targets=asked)).targets == ("sm80", "sm120")
+    assert resolve(replace(TINY, target=TargetConfig(gpus=asked))).target.gpus == (
+        "sm80",
+        "sm120",
+    )
 
 
-@pytest.mark.parametrize("asked", [("sm75",), ("sm89", ""), ("",)])
-def test_an_unknown_target_is_refused_with_those_there_are(
-    library: Library, asked: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("asked", ["sm75", "sm89+sm75", "sm"])
+def test_an_unknown_target_is_refused_with_those_there_are(library: Library, asked: str) -> None:
     with pytest.raises(IncompatibleOptions, match="sm80, sm89, sm120"):
-        resolve(replace(TINY, targets=asked))
+        resolve(replace(TINY, target=asked))
 
 
 # --- several sizes ----------------------------------------------------------------------------

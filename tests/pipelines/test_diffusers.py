@@ -124,7 +124,7 @@ def test_embeddings_and_latents_are_taken_as_they_are(pipe: Any) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"cache": "hicache"}, {"stages": 2, "preset": "quality", "cache": "taylor", "order": 1}],
+    [{}, {"cache": "hicache"}, {"stages": 2, "preset": "quality", "cache": "taylor,max_order=1"}],
 )
 def test_stages_and_caches_draw_what_the_plan_says(pipe: Any, options: dict[str, Any]) -> None:
     fresco_trt.enable(pipe, **{"stages": 3, "preset": "turbo", **options})
@@ -435,13 +435,13 @@ def test_a_model_without_guidance_takes_none() -> None:
 WRONG: list[tuple[dict[str, Any], type[FrescoError], str]] = [
     ({"stages": 7}, UnsupportedStages, "7 stages"),
     ({"cache": "hicash"}, PlanError, "did you mean hicache"),
-    ({"interval": 3}, PlanError, "interval"),
-    ({"stages": 1, "interval": 3}, PlanError, "interval"),
-    ({"delta": 7.0}, PlanError, "delta 7"),
+    ({"cache": "interval=3"}, PlanError, "no name"),
+    ({"stages": 1, "cache": "none,interval=3"}, PlanError, "without a cache"),
+    ({"delta": 7.0}, PlanError, "delta=7"),
     ({"cache": "svd"}, IncompatibleOptions, "cache='svd' without a basis"),
-    ({"cache": "reuse", "order": 1}, IncompatibleOptions, "order 1"),
-    ({"basis": "b.safetensors"}, IncompatibleOptions, "with the cache none"),
-    ({"cache": "svd", "basis": "no-such-file"}, CalibrationError, "no-such-file"),
+    ({"cache": "reuse,max_order=1"}, IncompatibleOptions, "max_order=1"),
+    ({"cache": "hicache,basis=b"}, IncompatibleOptions, "only svd reads one"),
+    ({"cache": "svd,basis=no-such-file"}, CalibrationError, "no-such-file"),
     ({"engines": "nowhere"}, BundleNotFound, "nowhere"),
     ({"engines": "nowhere", "stages": 3, "cache": "none"}, IncompatibleOptions, "stages, cache"),
 ]
@@ -495,14 +495,15 @@ def test_the_cache_svd_takes_the_directions_of_these_weights_alone(
     pipe: Any, tmp_path: Path, nudged: Callable[[], None]
 ) -> None:
     path = basis_file(pipe, tmp_path)
-    fresco_trt.enable(pipe, stages=2, preset="turbo", cache="svd", basis=path)
+    cache = fresco_trt.CacheConfig(name="svd", basis=path)
+    fresco_trt.enable(pipe, stages=2, preset="turbo", cache=cache)
     first = pixels(pipe)
     assert (pixels(pipe) == first).all()
     nudged()
     with pytest.raises(CalibrationError, match="weights that the transformer had"):
         call(pipe)
     with pytest.raises(CalibrationError, match="SVD basis of flux-tiny"):
-        fresco_trt.enable(pipe, stages=2, preset="turbo", cache="svd", basis=str(path))
+        fresco_trt.enable(pipe, stages=2, preset="turbo", cache=f"svd,basis={path}")
 
 
 def test_engines_serve_their_weights_their_size_and_their_length_alone(

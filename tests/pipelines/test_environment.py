@@ -13,7 +13,7 @@ from fresco_trt.bundle.manifest import Manifest
 from fresco_trt.errors import EnvironmentMismatch
 from fresco_trt.models.registry import model_facts
 from fresco_trt.pipelines.environment import check_environment
-from fresco_trt.plan.caching import DEFAULTS, CacheName
+from fresco_trt.plan.caching import cache_traits
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
 
@@ -104,10 +104,10 @@ def test_a_plan_that_does_not_start_from_noise_is_refused(manifest: Manifest) ->
 
 
 @pytest.mark.parametrize("name", ["hicache", "svd"])
-def test_a_cache_without_its_engines_is_refused(manifest: Manifest, name: CacheName) -> None:
+def test_a_cache_without_its_engines_is_refused(manifest: Manifest, name: str) -> None:
     first, *others = manifest.plan.stages
     cached = replace(first, actions=("full", *["bypass"] * (first.steps - 1)))
-    plan = replace(manifest.plan, stages=(cached, *others), cache=DEFAULTS[name])
+    plan = replace(manifest.plan, stages=(cached, *others), cache=cache_traits(name).settings())
     error = refused(manifest, plan=plan)
     expected = "cache-basis.safetensors" if name == "svd" else "stage1.bypass"
     assert expected in error.expected

@@ -55,11 +55,9 @@ def mixed(mixed_bundle: Path) -> Iterator[FrescoPipeline]:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrescoPipeline]:
     """One stage, eager: the plain sampler."""
+    size = (PLAIN_SIZE, PLAIN_SIZE)
     folder = fresco_trt.build(
-        "flux-tiny",
-        stages=1,
-        steps=PLAIN_STEPS,
-        size=(PLAIN_SIZE, PLAIN_SIZE),
+        fresco_trt.plan("flux-tiny", stages=1, steps=PLAIN_STEPS, size=size),
         backend="eager",
         out=tmp_path_factory.mktemp("plain") / "bundle",
     )

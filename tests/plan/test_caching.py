@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from fresco_trt.errors import IncompatibleOptions, InvalidPlan, PlanError
 from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.caching import (
-    CACHES,
-    DEFAULTS,
-    ORDERS,
-    VARIANTS,
-    CacheChoice,
-    CacheName,
     CachePlan,
+    cache_names,
+    cache_traits,
     interval_actions,
     spelling_of,
     spelt_actions,
 )
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import flops_of_bypass, flops_of_step, plan_cost
-from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.making import make_plan, plan_from_preset
+from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import StagePlan
 
 FLUX, TINY = model_facts("flux"), model_facts("flux-tiny")
 
 
 def planned(stages: int = 1, **choice: object) -> StagePlan:
-    chosen = CacheChoice(**{"name": "hicache", **choice})  # type: ignore[arg-type]
+    chosen = CacheConfig(**{"name": "hicache", **choice})  # type: ignore[arg-type]
     return make_plan(TINY, stages=stages, cache=chosen)
 
 
@@ -64,7 +63,7 @@ def test_rules_below_one_are_refused(interval: int, warmup: int) -> None:
 
 
 def test_every_stage_starts_in_full() -> None:
-    plan = planned(3, interval=2, warmup=1)
+    plan = planned(3, interval=2, warmup_steps=1)
     assert all(stage.actions[0] == "full" for stage in plan.stages)
     assert plan.full_steps < plan.nfe == make_plan(TINY, stages=3).nfe
 
@@ -83,13 +82,12 @@ def test_graphs_are_those_that_are_called() -> None:
     assert plan.graphs == ((0, "full"), (1, "full"), (1, "bypass"), (2, "full"))
 
 
-@pytest.mark.parametrize("name", CACHES)
-def test_the_order_of_extrapolation_is_the_chosen_one(name: CacheName) -> None:
-    settings = DEFAULTS[name]
-    assert settings.order in ORDERS[name]
-    for order in ORDERS[name]:
-        plan = planned(3, name=name, interval=2, warmup=1, order=order)
-        assert plan.cache == replace(settings, order=order)
+@pytest.mark.parametrize("name", cache_names())
+def test_the_order_of_extrapolation_is_the_chosen_one(name: str) -> None:
+    traits = cache_traits(name)
+    for order in traits.orders:
+        plan = planned(3, name=name, interval=2, warmup_steps=1, max_order=order)
+        assert plan.cache == replace(traits.settings(), max_order=order)
 
 
 # --- refusals ---------------------------------------------------------------------------------
@@ -98,31 +96,33 @@ def test_the_order_of_extrapolation_is_the_chosen_one(name: CacheName) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"name": "none", "interval": 3}, "--interval without a cache"),
-        ({"name": "none", "actions": ("FB",)}, "--actions without a cache"),
-        ({"actions": ("FB",), "warmup": 2}, "leave one of the two out"),
+        ({"name": "none", "interval": 3}, "none,interval=3, which asks"),
+        ({"name": "none", "actions": ("FB",)}, "none,actions=FB, which asks"),
+        ({"actions": ("FB",), "warmup_steps": 2}, "leave one of the two out"),
         ({"actions": ("BFFFFF",)}, "FFFFFF for that stage"),
         ({"actions": ("FB",)}, "1 words of 6 letters"),
         ({"actions": ("FBFBFB", "FB")}, "1 words of 6 letters"),
-        ({"name": "none", "site": "trunk"}, "--site without a cache"),
-        ({"name": "svd", "site": "trunk"}, "--site trunk with --cache svd"),
-        ({"name": "none", "order": 1}, "--order without a cache"),
-        ({"name": "reuse", "order": 1}, "--order 1 with --cache reuse; expected 0"),
+        ({"name": "none", "site": "trunk"}, "none,site=trunk, which asks"),
+        ({"name": "svd", "site": "trunk"}, "site=trunk in --cache svd; expected final"),
+        ({"name": "none", "max_order": 1}, "none,max_order=1, which asks"),
+        ({"name": "reuse", "max_order": 1}, "max_order=1 in --cache reuse; expected 0"),
         (
-            {"name": "coarse_velocity", "order": 2},
-            "--order 2 with --cache coarse_velocity; expected 0",
+            {"name": "coarse_velocity", "max_order": 2},
+            "max_order=2 in --cache coarse_velocity; expected 0",
         ),
-        ({"name": "taylor", "order": 4}, "--order 4 with --cache taylor; expected 1 or 2 or 3"),
-        ({"name": "svd", "order": 0}, "--order 0 with --cache svd"),
+        ({"name": "taylor", "max_order": 4}, "max_order=4 in --cache taylor; expected 1 or 2 or 3"),
+        ({"name": "svd", "max_order": 0}, "max_order=0 in --cache svd"),
+        ({"basis": Path("b")}, "basis=b in --cache reuse; expected no basis: only svd reads one"),
+        ({"site": "head"}, "site=head in --cache reuse; .* nothing has that name"),
         ({"interval": 1}, "skips none of the steps FFFFFF"),
-        ({"warmup": 40}, "skips none"),
+        ({"warmup_steps": 40}, "skips none"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(choice: dict[str, object], message: str) -> None:
     plain = make_plan(TINY, stages=1, steps=6)
     assert plain.nfe == 6
-    with pytest.raises(IncompatibleOptions, match=message) as caught:
-        make_plan(TINY, stages=1, steps=6, cache=CacheChoice(**{"name": "reuse", **choice}))  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match=message) as caught:
+        make_plan(TINY, stages=1, steps=6, cache=CacheConfig(**{"name": "reuse", **choice}))  # type: ignore[arg-type]
     assert caught.value.exit_code == 2
 
 
@@ -141,24 +141,19 @@ def test_letters_that_are_none_are_refused() -> None:
     "wrong",
     [
         {"name": "fora"},
-        {"order": 4},
-        {"order": -1},
-        {"scale": 0.0},
-        {"scale": 1.5},
-        {"axis": "time"},
-        {"axis": "sigma"},
+        {"max_order": 4},
+        {"max_order": -1},
         {"site": "head"},
         {"name": "svd", "site": "trunk"},
-        {"variant": "slope"},
     ],
 )
 def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidPlan):
-        CachePlan(**{"name": "hicache", **wrong})  # type: ignore[arg-type]
+        CachePlan(**{"name": "hicache", "max_order": 2, **wrong})  # type: ignore[arg-type]
 
 
 def test_a_plan_skips_steps_if_and_only_if_it_has_a_cache() -> None:
-    plan = planned(3, interval=2, warmup=1)
+    plan = planned(3, interval=2, warmup_steps=1)
     with pytest.raises(InvalidPlan, match="without a cache"):
         replace(plan, cache=None)
     with pytest.raises(InvalidPlan, match="a bypass step"):
@@ -168,24 +163,35 @@ def test_a_plan_skips_steps_if_and_only_if_it_has_a_cache() -> None:
 # --- what follows -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize("name", cache_names())
 def test_plans_with_every_cache_survive_json(name: str) -> None:
-    plan = planned(3, name=name, interval=2, warmup=1)
-    assert plan.cache == DEFAULTS[plan.cache.name] if plan.cache else False
+    plan = planned(3, name=name, interval=2, warmup_steps=1)
+    assert plan.cache == cache_traits(name).settings()
     assert StagePlan.from_json(plan.to_json()) == plan
     assert plan.digest() != make_plan(TINY, stages=3).digest()
 
 
-@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize("name", cache_names())
 def test_settings_survive_json(name: str) -> None:
-    for variant in VARIANTS[DEFAULTS[name].name]:  # type: ignore[index]
-        axis = "step" if name in ("hicache", "freqca") else "sigma"
-        settings = replace(DEFAULTS[name], axis=axis, variant=variant)  # type: ignore[index]
+    for order in cache_traits(name).orders:
+        settings = replace(cache_traits(name).settings(), max_order=order)
+        assert settings.to_json().keys() == {"name", "max_order", "site"}
         assert CachePlan.from_json(settings.to_json()) == settings
 
 
+def test_a_predictor_that_needs_a_whole_grid_skips_no_step_of_a_mixed_one() -> None:
+    preset = Preset(steps=(4, 4, 4), switch=(0.9, 0.6), refine=((("even", 0.25),), ()))
+    asked = CacheConfig(name="freqca", interval=2, warmup_steps=1)
+    plan = plan_from_preset(TINY, replace(preset, cache=asked))
+    assert plan.refined[1]
+    assert ["bypass" in stage.actions for stage in plan.stages] == [True, False, True]
+    spelt = CacheConfig(name="freqca", actions=("FBFF", "FBFF", "FBFF"))
+    with pytest.raises(IncompatibleOptions, match="B in stage 1 and 3 only"):
+        plan_from_preset(TINY, replace(preset, cache=spelt))
+
+
 def test_skipped_steps_cost_next_to_nothing() -> None:
-    plan = make_plan(FLUX, stages=1, steps=50, cache=CacheChoice(name="hicache"))
+    plan = make_plan(FLUX, stages=1, steps=50, cache=CacheConfig(name="hicache"))
     assert plan.full_steps == 9
     full = flops_of_step(FLUX, plan.tokens[0])
     assert flops_of_bypass(FLUX, plan.tokens[0]) < 0.001 * full

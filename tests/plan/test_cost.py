@@ -10,7 +10,7 @@ import pytest
 
 from fresco_trt.errors import InvalidPlan, PlanError
 from fresco_trt.models.registry import model_facts, model_names
-from fresco_trt.plan.caching import DEFAULTS
+from fresco_trt.plan.caching import cache_traits
 from fresco_trt.plan.cost import (
     activation_bytes,
     flops_of_bypass,
@@ -126,7 +126,7 @@ def test_a_bypass_step_costs_next_to_nothing() -> None:
     plan = make_plan(FLUX, stages=1, steps=4)
     actions: tuple[Action, ...] = ("full", "bypass", "full", "bypass")
     stages = (replace(plan.stages[0], actions=actions),)
-    cached = replace(plan, stages=stages, cache=DEFAULTS["reuse"])
+    cached = replace(plan, stages=stages, cache=cache_traits("reuse").settings())
     full, bypass = flops_of_step(FLUX, 4096), flops_of_bypass(FLUX, 4096)
     assert sum(stage_flops(FLUX, cached)) == pytest.approx(2 * full + 2 * bypass)
     assert 0 < bypass < full / 1000

@@ -102,9 +102,9 @@ def test_every_type_has_the_bytes_that_torch_gives_it(dtype: str) -> None:
 
 @pytest.mark.parametrize("site", ["final", "trunk"])
 def test_a_bypass_is_of_another_kind_and_takes_less(site: str) -> None:
-    from fresco_trt.plan.caching import CacheChoice
+    from fresco_trt.plan.config import CacheConfig
 
-    plan = make_plan(FLUX, stages=1, steps=9, cache=CacheChoice(name="taylor", site=site))
+    plan = make_plan(FLUX, stages=1, steps=9, cache=CacheConfig(name="taylor", site=site))
     found = {
         action: graph_memory(
             FLUX,

@@ -112,7 +112,7 @@ def ask(facts: ModelFacts, delta: float, **more: Any) -> Callable[[], object]:
 @pytest.mark.parametrize(
     ("call", "kind", "said"),
     [
-        (ask(BLIND, 0.05), IncompatibleOptions, "not measured; .* leave --delta out"),
+        (ask(BLIND, 0.05), IncompatibleOptions, "not measured; .* leave delta out"),
         (ask(FLUX, 0.05, stages=1), IncompatibleOptions, "no switch; .*--stages 2"),
         (ask(FLUX, 0.05, preset="fresco-18"), IncompatibleOptions, "mixed; .*--preset balanced"),
         (ask(FLUX, 0.0), PlanError, r"above 0 and below 1\.267.*between 0\.01 and 0\.2"),

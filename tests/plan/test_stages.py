@@ -12,7 +12,7 @@ import pytest
 
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.models.registry import model_facts, model_names
-from fresco_trt.plan.caching import DEFAULTS
+from fresco_trt.plan.caching import cache_traits
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.schedule import rewind_sigma
@@ -84,7 +84,7 @@ def skipping(plan: StagePlan) -> StagePlan:
     last = plan.stages[-1]
     actions = (*last.actions[:-1], "bypass")
     stages = (*plan.stages[:-1], replace(last, actions=actions))
-    return replace(plan, stages=stages, cache=DEFAULTS["hicache"])
+    return replace(plan, stages=stages, cache=cache_traits("hicache").settings())
 
 
 def every_plan() -> Iterator[tuple[str, StagePlan]]:
@@ -301,7 +301,7 @@ def test_digests_differ_where_plans_differ() -> None:
         with_transition(MIXED, 0, refinements=even(21)),
         with_transition(MIXED, 0, refinements=even(21), window=1),
         with_stage(PLAN, 2, sigmas=(0.7, 0.30000000000000004, 0.0)),
-        replace(skipping(PLAN), cache=DEFAULTS["svd"]),
+        replace(skipping(PLAN), cache=cache_traits("svd").settings()),
     ]
     assert len({plan.digest() for plan in others}) == len(others) == len(set(others))
 

@@ -20,13 +20,11 @@ from fresco_trt.models.flux.signatures import stage_signature
 from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.caching import (
-    DEFAULTS,
-    FEATURE_CACHES,
     FEATURES,
-    CacheChoice,
-    CacheName,
-    kept_features,
+    cache_names,
+    cache_traits,
 )
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.stages import StagePlan
@@ -45,7 +43,7 @@ BASIS = torch.linalg.qr(torch.randn(64, 6, generator=torch.Generator().manual_se
 
 
 def plan_of(stages: int, **choice: Any) -> StagePlan:
-    cache = CacheChoice(**choice)
+    cache = CacheConfig(**choice)
     if stages == 1:
         return make_plan(FACTS, stages=1, size=SIZE, steps=7, cache=cache)
     return make_plan(FACTS, stages=stages, size=SIZE, preset="quality", cache=cache)
@@ -92,7 +90,7 @@ def inputs_of(seed: int = 0) -> dict[str, Tensor]:
 
 def steps_of(plan: StagePlan, runners: Mapping[str, Listening], seed: int = 0) -> Any:
     pyramid = NoisePyramid.of_plan(plan, seed, channels=FACTS.latent_channels, device="cpu")
-    basis = BASIS if plan.cache is not None and plan.cache.name == "svd" else None
+    basis = BASIS if plan.cache is not None and plan.cache.traits.needs_basis else None
     return sample(
         plan, runners, Conditioning(inputs=inputs_of(seed)), pyramid, PATCHIFIER, basis=basis
     )
@@ -106,7 +104,7 @@ def drawn(plan: StagePlan, seed: int = 0) -> tuple[list[Step], dict[str, Listeni
 
 @pytest.mark.parametrize("site", ["final", "trunk"])
 def test_a_bypass_from_the_true_feature_is_the_full_step(site: str) -> None:
-    plan = plan_of(1, name="reuse", interval=2, warmup=1, site=site)
+    plan = plan_of(1, name="reuse", interval=2, warmup_steps=1, site=site)
     feature = FEATURES["trunk" if site == "trunk" else "final"]
     with ExitStack() as scope:
         runners = runners_of(plan, scope)
@@ -134,10 +132,10 @@ def replace_site(plan: StagePlan) -> StagePlan:
     return replace(plan, cache=replace(plan.cache, site="final"))
 
 
-@pytest.mark.parametrize("name", FEATURE_CACHES)
+@pytest.mark.parametrize("name", cache_names("feature"))
 @pytest.mark.parametrize("stages", [1, 3])
 def test_every_cache_draws_with_every_number_of_stages(name: str, stages: int) -> None:
-    plan = plan_of(stages, name=name, interval=2, warmup=1)
+    plan = plan_of(stages, name=name, interval=2, warmup_steps=1)
     steps, runners = drawn(plan)
     assert [step.action for step in steps] == [a for s in plan.stages for a in s.actions]
     assert steps[-1].tokens.isfinite().all()
@@ -162,7 +160,7 @@ def test_reuse_gives_the_last_full_feature_to_every_bypass() -> None:
 
 def test_a_stage_begins_with_an_empty_cache() -> None:
     """The first bypass of a stage, after one full step of it, can only have that step's feature."""
-    plan = plan_of(3, name="hicache", interval=2, warmup=1)
+    plan = plan_of(3, name="hicache", interval=2, warmup_steps=1)
     _, runners = drawn(plan)
     for index in range(3):
         feature = runners[engine_name(index, "full")].calls[0][1]["feature"]
@@ -191,9 +189,9 @@ def test_the_bypass_is_told_its_own_noise_level() -> None:
     assert told == pytest.approx([plan.stages[0].sigmas[i] for i in (1, 3, 5)])
 
 
-@pytest.mark.parametrize("name", FEATURE_CACHES)
+@pytest.mark.parametrize("name", cache_names("feature"))
 def test_interleaved_requests_share_nothing(name: str) -> None:
-    plan = plan_of(3, name=name, interval=2, warmup=1)
+    plan = plan_of(3, name=name, interval=2, warmup_steps=1)
     alone = [drawn(plan, seed)[0][-1].tokens for seed in (0, 1)]
     with ExitStack() as scope:
         runners = runners_of(plan, scope)
@@ -203,7 +201,7 @@ def test_interleaved_requests_share_nothing(name: str) -> None:
 
 
 def test_svd_without_a_basis_is_refused_before_any_engine_runs() -> None:
-    plan = plan_of(1, name="svd", interval=3, warmup=2)
+    plan = plan_of(1, name="svd", interval=3, warmup_steps=2)
     with ExitStack() as scope:
         runners = runners_of(plan, scope)
         pyramid = NoisePyramid.from_seed(
@@ -214,9 +212,9 @@ def test_svd_without_a_basis_is_refused_before_any_engine_runs() -> None:
         assert not any(runner.calls for runner in runners.values())
 
 
-@pytest.mark.parametrize("name", FEATURE_CACHES)
-def test_a_state_keeps_no_more_than_the_plan_says(name: CacheName) -> None:
-    cache = DEFAULTS[name]
+@pytest.mark.parametrize("name", cache_names("feature"))
+def test_a_state_keeps_no_more_than_the_plan_says(name: str) -> None:
+    cache = cache_traits(name).settings()
     found = predictor(cache, grid=(1, 16, 16), basis=BASIS)
     one = 256 * FACTS.hidden * 4
-    assert found.nbytes(one) <= kept_features(cache) * one
+    assert found.nbytes(one) <= cache.kept_features * one

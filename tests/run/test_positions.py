@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.signatures import COARSE_ROPE
 from fresco_trt.models.flux.tokens import FluxPatchifier, position_ids
-from fresco_trt.plan.grid import Grid, child_indices
+from fresco_trt.plan.grid import Grid
 from fresco_trt.run.mixed import Mixed
 from fresco_trt.run.positions import mixed_tables, possible_positions
 
@@ -22,6 +22,16 @@ TEXT = 5
 PATCHIFIER = FluxPatchifier(FLUX_TINY, TEXT)
 
 MASKS = st.lists(st.booleans(), min_size=COARSE.tokens, max_size=COARSE.tokens)
+
+
+def child_indices(coarse: Grid, fine: Grid) -> list[tuple[int, int, int, int]]:
+    """For each coarse token, the raster indices of its four fine ones."""
+    corners = (
+        2 * row * fine.columns + 2 * column
+        for row in range(coarse.rows)
+        for column in range(coarse.columns)
+    )
+    return [(at, at + 1, at + fine.columns, at + fine.columns + 1) for at in corners]
 
 
 def mixed_of(mask: list[bool]) -> Mixed:

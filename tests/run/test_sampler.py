@@ -17,7 +17,7 @@ import torch
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.errors import EngineFailed, SignatureMismatch
 from fresco_trt.models.family import Patchifier
-from fresco_trt.plan.caching import DEFAULTS
+from fresco_trt.plan.caching import cache_traits
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.schedule import rewind_sigma, stage_sigmas
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
@@ -375,7 +375,7 @@ def test_a_missing_runner_is_refused() -> None:
     runners = runners_of(one_stage((1.0, 0.0)), curved)
     refuse(r"no runner named 'stage2\.full'", three_stages(), runners=runners)
     stage = Stage(grid=grid_of(1.0), sigmas=(1.0, 0.5, 0.0), actions=("full", "bypass"))
-    cached = replace(one_stage((1.0, 0.0)), stages=(stage,), cache=DEFAULTS["reuse"])
+    cached = replace(one_stage((1.0, 0.0)), stages=(stage,), cache=cache_traits("reuse").settings())
     refuse(r"no runner named 'stage1\.bypass'", cached, runners=runners)
 
 

@@ -189,7 +189,7 @@ def _compile_once(part: Part, options: BuildOptions) -> None:
         raise BuildError(
             f"the layers of {part.name} are of different shapes",
             expected="layers that differ in nothing but the values of their weights",
-            fix="pass --keep with patterns that fit every block or none, or another --backend",
+            fix="pass keep with patterns that fit every block or none, or another --backend",
         )
     compile_layer(part.layers[0], part.signature, path, torch_device(), options.threads)
 

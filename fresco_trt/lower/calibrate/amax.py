@@ -50,7 +50,7 @@ def layers_of(transformer: nn.Module, kept: Sequence[str]) -> tuple[str, ...]:
         raise CalibrationError(
             f"all {len(linear)} linear layers are kept by {', '.join(kept)}",
             expected="at least one layer to quantise",
-            fix="pass fewer or narrower patterns with --keep",
+            fix="pass fewer or narrower patterns with keep",
         )
     return layers
 
@@ -66,8 +66,8 @@ def attentions_of(reference: Reference, recipe: Recipe, kept: Sequence[str]) -> 
     if not paths:
         raise CalibrationError(
             f"the attention of all {len(every)} blocks is kept by {', '.join(kept)}",
-            expected=f"at least one to quantise with --recipe {recipe.name}",
-            fix="pass fewer or narrower patterns with --keep, or leave --recipe out",
+            expected=f"at least one to quantise with the recipe {recipe.name}",
+            fix="pass fewer or narrower patterns with keep, or leave recipe out",
         )
     return paths
 

@@ -1,6 +1,6 @@
 """The SVD basis of a model's features, measured on trajectories of a plan.
 
-Before the engines are built, where the cache is "svd"; also by itself, as `fresco-trt calibrate
+Before the engines are built, where the cache needs one; also by itself, as `fresco-trt calibrate
 --measure basis`. Every step of the plan is run in full by the eager model for each of a few
 prompts, and what its last block gives is added up (SVD-Cache, arXiv 2601.07396: one reference is
 enough, the directions being nearly the same for all prompts).
@@ -151,5 +151,5 @@ def _no_prompts(given: str) -> CalibrationError:
         given,
         expected="a text file with one prompt a line, UTF-8",
         fix="write prompts like those that will be asked for there, or give 'fresco-trt calibrate' "
-        "a file of them with --prompts and 'build' its basis with --basis",
+        "a file of them with --prompts and 'build' its basis with --cache svd,basis=FILE",
     )

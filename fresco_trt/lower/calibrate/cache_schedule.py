@@ -3,7 +3,8 @@
 Beside the build, as `fresco-trt calibrate --measure cache-schedule`. Every step is run in full, for
 a few prompts side by side; before each of them the predictor says what it would have given instead,
 from the full steps that were kept so far, and a step is skipped where the velocity that follows is
-wrong by no more than the tolerance. What it gives is a list of actions, for `--actions`.
+wrong by no more than the tolerance. What it gives is a list of actions, for
+`--cache NAME,actions=...`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class _Run:
         self.errors[-1].append(error)
         if not skipped:
             for cache, each in zip(self.caches, seen, strict=True):
-                cache.observe(each.feature, each.step, each.sigma)
+                cache.observe(each.feature, each.step)
 
     def schedule(self) -> CacheSchedule:
         return CacheSchedule(
@@ -106,7 +107,8 @@ def measure_cache_schedule(
 ) -> tuple[CacheSchedule, ...]:
     """Lists of actions for ``plan``, one a tolerance, all from the same trajectories.
 
-    ``basis`` is for the cache "svd". Raises CalibrationError for a tolerance that is not above 0.
+    ``basis`` is for a cache that needs one. Raises CalibrationError for a tolerance that is not
+    above 0.
     """
     for tolerance in tolerances:
         if not 0.0 < tolerance < float("inf"):
@@ -143,7 +145,7 @@ def _bypasses(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[E
 
 def _error(cache: StageCache, seen: Seen, bypass: EngineRunner) -> float:
     """Error of the velocity from the predicted feature, relative to the norm of the true one."""
-    given = {**seen.inputs, "feature": cache.predict(seen.step, seen.sigma)}
+    given = {**seen.inputs, "feature": cache.predict(seen.step)}
     wanted = {spec.name: given[spec.name] for spec in bypass.signature.inputs}
     velocity = bypass(wanted)["velocity"]
     return float(torch.linalg.vector_norm(velocity - seen.velocity)) / float(

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import typer
+from typing import Literal
 
 from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.plan.config import CacheConfig, QuantConfig
 from fresco_trt.plan.making import DEFAULT_PRESET
 from fresco_trt.plan.recipes import Recipe, find_recipe
 
@@ -32,12 +31,12 @@ _FILES: Mapping[Measure, str] = {
 CACHE, STAGES = "hicache", 3
 """What a cache schedule is measured for, and the stages of a plan, unless another is asked for."""
 
-_QUANTISED = ("prompts", "precision", "recipe", "keep", "stages", "preset", "size")
+_QUANTISED = ("prompts", "precision", "stages", "preset", "size")
 
 READS: Mapping[Measure, tuple[str, ...]] = {
     "spectrum": ("pictures", "scenes"),
     "basis": ("prompts", "energy"),
-    "cache-schedule": ("prompts", "cache", "order", "stages", "preset", "tolerance"),
+    "cache-schedule": ("prompts", "cache", "stages", "preset", "tolerance"),
     "amax": _QUANTISED,
     "sensitivity": _QUANTISED,
 }
@@ -54,14 +53,11 @@ class Options:
     scenes: int | None = None
     prompts: Path | None = None
     energy: float | None = None
-    cache: str | None = None
-    order: int | None = None
+    cache: CacheConfig | None = None
     stages: int | None = None
     preset: str | None = None
     tolerance: float | None = None
-    precision: str | None = None
-    recipe: str | None = None
-    keep: tuple[str, ...] | None = None
+    precision: QuantConfig | None = None
     size: str | None = None
     weights: str | None = None
     out: Path = OUT
@@ -82,13 +78,37 @@ class Options:
 
     @property
     def _predictor(self) -> str:
-        name = self.cache or CACHE
-        return name if self.order is None else f"{name}-order{self.order}"
+        asked = self.predictor
+        return asked.name if asked.max_order is None else f"{asked.name}-order{asked.max_order}"
+
+    @property
+    def predictor(self) -> CacheConfig:
+        """What a cache schedule is measured for. Raises IncompatibleOptions for a schedule."""
+        asked = self.cache or CacheConfig(name=CACHE)
+        if asked != CacheConfig(name=asked.name, max_order=asked.max_order):
+            raise IncompatibleOptions(
+                f"--cache {asked} with --measure {self.measure}",
+                expected="a name and max_order: which steps are skipped is what is measured",
+                fix="leave the rest out",
+            )
+        return asked
+
+    @property
+    def quant(self) -> QuantConfig:
+        """What amax are for. Raises IncompatibleOptions for what nothing would read."""
+        asked = self.precision or QuantConfig(precision="int8")
+        if asked.force or asked.amax is not None:
+            raise IncompatibleOptions(
+                f"--precision {asked} with --measure {self.measure}",
+                expected="a precision, recipe and keep: nothing is judged, and amax are measured",
+                fix="leave force and amax out",
+            )
+        return asked
 
     @property
     def quantised(self) -> Recipe:
         """The recipe that amax are for. Raises IncompatibleOptions for none."""
-        recipe = find_recipe(self.precision or "int8", self.recipe)
+        recipe = find_recipe(self.quant.precision, self.quant.recipe)
         if recipe is None:
             raise IncompatibleOptions(
                 f"--precision {self.precision} with --measure {self.measure}",
@@ -96,73 +116,3 @@ class Options:
                 fix="leave --precision out for int8",
             )
         return recipe
-
-
-MeasureName = Annotated[
-    str,
-    typer.Option(
-        help="spectrum (for --delta), basis (for --cache svd), cache-schedule (for --actions), "
-        "amax (for --precision int8 or fp8) or sensitivity (for --keep)."
-    ),
-]
-Pictures = Annotated[
-    Path | None,
-    typer.Option(
-        help="Of a spectrum: folder of pictures like those the model draws, none smaller.",
-        show_default=f"for {DEMO}: scenes that are drawn",
-    ),
-]
-Scenes = Annotated[
-    int | None, typer.Option(help="Of a spectrum: scenes to draw.", show_default=str(SCENES))
-]
-Prompts = Annotated[
-    Path | None,
-    typer.Option(
-        help="Of all but a spectrum: text file, one prompt a line.",
-        show_default="calibration/<model>-prompts.txt",
-    ),
-]
-Energy = Annotated[
-    float | None,
-    typer.Option(help="Of a basis: share of energy that is kept.", show_default="0.85"),
-]
-Predictor = Annotated[
-    str | None, typer.Option(help="Of a cache schedule: what predicts.", show_default="hicache")
-]
-Order = Annotated[
-    int | None,
-    typer.Option(help="Of a cache schedule: order of extrapolation, 1 to 3.", show_default="2"),
-]
-PlanStages = Annotated[
-    int | None, typer.Option(help="Stages of the plan that is walked.", show_default="3")
-]
-PlanPreset = Annotated[
-    str | None, typer.Option(help="Preset of the plan that is walked.", show_default="balanced")
-]
-Tolerance = Annotated[
-    float | None,
-    typer.Option(
-        help="Of a cache schedule: largest relative error of a velocity.", show_default="several"
-    ),
-]
-Precision = Annotated[str | None, typer.Option(help="Of amax: int8 or fp8.", show_default="int8")]
-RecipeName = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        help="Of amax: int8-smooth, int8, fp8 or fp8-attention.",
-        show_default="its own",
-    ),
-]
-Keep = Annotated[
-    list[str] | None,
-    typer.Option("--keep", help="Of amax: a pattern of layers to leave alone; repeatable."),
-]
-Size = Annotated[
-    str | None,
-    typer.Option("--size", help="Of amax: picture size WxH.", show_default="the model's"),
-]
-Weights = Annotated[
-    str | None, typer.Option(help="Diffusers pipeline folder.", show_default="bundled")
-]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the result.")]

@@ -68,7 +68,7 @@ def _measured(options: Options, progress: Progress) -> tuple[Reference, StagePla
 
     from fresco_trt.lower.calibrate.amax import measure_amax
 
-    kept = (*facts.high_precision, *(options.keep or ()))
+    kept = (*facts.high_precision, *options.quant.keep)
     return reference, plan, measure_amax(reference, plan, recipe, kept, progress)
 
 

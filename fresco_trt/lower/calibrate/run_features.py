@@ -12,7 +12,7 @@ from fresco_trt import __version__
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.files.atomic_file import check_writable, store_json
 from fresco_trt.lower.calibrate.options import CACHE, STAGES
-from fresco_trt.plan.caching import FEATURE_CACHES
+from fresco_trt.plan.caching import cache_names
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress
@@ -51,22 +51,22 @@ def run_cache_schedule(options: Options, progress: Progress) -> dict[str, Any]:
     from fresco_trt.lower.calibrate.basis import measure_basis
     from fresco_trt.lower.calibrate.cache_schedule import TOLERANCES, measure_cache_schedule
     from fresco_trt.models.registry import model_facts
-    from fresco_trt.plan.cache_schedule import find_cache, of_order
+    from fresco_trt.plan.cache_schedule import cache_settings
     from fresco_trt.plan.making import make_plan
 
     facts = model_facts(options.model)
-    cache = of_order(find_cache(options.cache or CACHE), options.order)
-    if cache.name not in FEATURE_CACHES:
+    cache = cache_settings(options.predictor)
+    if cache.traits.predicts != "feature":
         raise IncompatibleOptions(
             f"--measure cache-schedule --cache {cache.name}, which predicts no feature",
-            expected=f"one of {', '.join(FEATURE_CACHES)}",
-            fix=f"pass --cache {CACHE}, or say with --actions which steps are coarse",
+            expected=f"one of {', '.join(cache_names('feature'))}",
+            fix=f"pass --cache {CACHE}, or say with actions which steps are coarse",
         )
     plan = make_plan(facts, stages=options.stages or STAGES, preset=options.preset)
     tolerances = TOLERANCES if options.tolerance is None else (options.tolerance,)
     reference = reference_of(options, facts, progress)
     basis = None
-    if cache.name == "svd":
+    if cache.traits.needs_basis:
         basis = measure_basis(reference, plan, progress=progress).directions
     lists = measure_cache_schedule(
         reference, plan, cache, tolerances, basis=basis, progress=progress

@@ -34,7 +34,7 @@ _BLOCK = re.compile(r"^(?P<stack>\w*blocks)\.(?P<index>\d+)\.(?P<kind>.*)$")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupError:
     """Relative error of the velocity, ``|dv| / |v|`` on average over steps, with one group alone
-    quantised; ``pattern`` is what keeps the group, for ``--keep``.
+    quantised; ``pattern`` is what keeps the group, for ``keep`` of a precision.
     """
 
     group: str

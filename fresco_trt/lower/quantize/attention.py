@@ -90,5 +90,5 @@ def _unfit(path: str, what: str) -> ExportError:
     return ExportError(
         f"{path} {what}",
         expected="query and key, each multiplied by a number; a product, a softmax and a product",
-        fix=f"keep it with --keep '{path}', and report the model and the version of torch",
+        fix=f"add keep={path} to --precision, and report the model and the version of torch",
     )

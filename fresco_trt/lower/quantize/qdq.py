@@ -112,7 +112,7 @@ class Quantizer:
             raise ExportError(
                 f"no matrix product of {', '.join(left)} was found in the graph",
                 expected="one for each layer that has amax",
-                fix="keep these layers with --keep, and report the model",
+                fix="keep these layers with keep in --precision, and report the model",
             )
 
     def _products(self, graph: ir.Graph) -> Counter[str]:

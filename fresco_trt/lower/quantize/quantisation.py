@@ -55,10 +55,10 @@ class Quantisation:
         """
         verdict = self._verdict(folder, engines, basis, progress)
         _require_finite(verdict)
-        if verdict.ssim < THRESHOLD and not self.made.resolved.force:
+        if verdict.ssim < THRESHOLD and not self.made.resolved.quant.force:
             raise self._refused(verdict, progress)
         account, amax = self.quantizer.account, self.quantizer.amax
-        layout = self.made.resolved.layout
+        layout = self.made.resolved.target.layout
         return QuantRecord(
             recipe=self.quantizer.recipe.name,
             kept=amax.record.kept,
@@ -109,7 +109,7 @@ class Quantisation:
             f"engine {engine} (relative error {verdict.errors[engine]:.3f}), worst group "
             f"{worst.group} ({worst.error:.3f} alone)",
             expected=f"{THRESHOLD:g} or more on the calibration prompts",
-            fix=f"pass --keep '{worst.pattern}', or --force to publish the bundle as it is",
+            fix=f"add keep={worst.pattern} to --precision, or force=true to publish it as it is",
         )
 
 
@@ -118,7 +118,7 @@ def _require_finite(verdict: Verdict) -> None:
         raise QualityTooLow(
             f"the engine {verdict.worst} gives values that are not finite",
             expected="a picture on every calibration prompt",
-            fix="pass another --recipe or --precision, and report the model",
+            fix="pass another --precision or recipe, and report the model",
         )
 
 

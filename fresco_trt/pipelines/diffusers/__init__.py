@@ -9,15 +9,15 @@ and one of diffusers' class would change every pipeline of the process.
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.pipelines.diffusers.fit import check_kind, facts_of
 from fresco_trt.pipelines.diffusers.sources import BundleEngines, Choices, OwnTransformer
+from fresco_trt.plan.config import CacheConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
     from fresco_trt.pipelines.diffusers.sources import Source
 
@@ -32,23 +32,17 @@ def enable(
     preset: str | None = None,
     delta: float | None = None,
     shift: float | None = None,
-    cache: str | None = None,
-    interval: int | None = None,
-    warmup: int | None = None,
-    actions: Sequence[str] | None = None,
-    site: str | None = None,
-    order: int | None = None,
-    basis: str | Path | None = None,
+    cache: CacheConfig | str | None = None,
     engines: str | Path | None = None,
 ) -> None:
     """Make a diffusers FluxPipeline draw with a stage plan, when it is called as ever.
 
     ``model`` is whose presets it draws by, where several models have the pipeline's dimensions
     (None: the first of them, "flux-tiny" before "flux-tiny-turbo", "flux" before "flux-kontext").
-    ``stages`` (None: 3), ``preset``, ``delta``, ``shift`` and the cache's options are those of
+    ``stages`` (None: 3), ``preset``, ``delta``, ``shift`` and ``cache`` are those of
     :func:`fresco_trt.plan`; the size comes with each call. One stage without a preset is the plain
-    sampler with the call's ``num_inference_steps``; otherwise the preset decides the steps.
-    ``basis`` is the file of ``fresco-trt calibrate --measure basis`` that the cache "svd" needs.
+    sampler with the call's ``num_inference_steps``; otherwise the preset decides the steps. A cache
+    that needs an SVD basis takes it from a file: "svd,basis=FILE".
     The pipeline's own transformer runs, where it is. With ``engines``, a bundle built from the same
     weights, its engines run in its place, and its plan leaves nothing else to be asked for.
 
@@ -64,13 +58,7 @@ def enable(
         preset=preset,
         delta=delta,
         shift=shift,
-        cache=cache,
-        interval=interval,
-        warmup=warmup,
-        actions=None if actions is None else tuple(actions),
-        site=site,
-        order=order,
-        basis=None if basis is None else Path(basis),
+        cache=None if cache is None else CacheConfig.of(cache),
     )
     kind = _own_class(pipe)
     check_kind(kind)

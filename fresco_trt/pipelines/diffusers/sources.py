@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fresco_trt.errors import CalibrationError, DigestMismatch, IncompatibleOptions, UnsupportedSize
 from fresco_trt.models.tensor_versions import TensorVersions
-from fresco_trt.plan.caching import CacheChoice
-from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.cache_schedule import find_cache
+from fresco_trt.plan.caching import NO_CACHE
+from fresco_trt.plan.config import NONE
+from fresco_trt.plan.making import DEFAULT_STAGES, make_plan
 from fresco_trt.plan.sizes import Size, format_size
 
 if TYPE_CHECKING:
     import os
-    from pathlib import Path
 
     from torch import Tensor
 
     from fresco_trt.backends.base import Runner
     from fresco_trt.bundle import Bundle
     from fresco_trt.pipelines.diffusers.call import Call
+    from fresco_trt.plan.config import CacheConfig
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
 
@@ -45,18 +47,12 @@ class Choices:
     preset: str | None = None
     delta: float | None = None
     shift: float | None = None
-    cache: str | None = None
-    interval: int | None = None
-    warmup: int | None = None
-    actions: tuple[str, ...] | None = None
-    site: str | None = None
-    order: int | None = None
-    basis: Path | None = None
+    cache: CacheConfig | None = None
 
     @property
     def stage_count(self) -> int:
         """Three, as in a build, unless asked otherwise."""
-        return 3 if self.stages is None else self.stages
+        return DEFAULT_STAGES if self.stages is None else self.stages
 
     @property
     def takes_steps(self) -> bool:
@@ -70,14 +66,6 @@ class Choices:
 
     def plan(self, facts: ModelFacts, size: Size, steps: int | None) -> StagePlan:
         """The plan for one size; raises as ``fresco_trt.plan`` does."""
-        choice = CacheChoice(
-            name=self.cache or "none",
-            interval=self.interval,
-            warmup=self.warmup,
-            actions=self.actions,
-            site=self.site,
-            order=self.order,
-        )
         return make_plan(
             facts,
             stages=self.stage_count,
@@ -86,7 +74,7 @@ class Choices:
             steps=steps,
             delta=self.delta,
             shift=self.shift,
-            cache=choice,
+            cache=self.cache or NO_CACHE,
         )
 
 
@@ -139,7 +127,8 @@ class OwnTransformer:
         """With everything checked that does not depend on a call. Raises PlanError leaves and
         CalibrationError.
         """
-        steps = len(choices.actions[0]) if choices.actions else MANY_STEPS
+        actions = choices.cache.actions if choices.cache is not None else ()
+        steps = len(actions[0]) if actions else MANY_STEPS
         choices.plan(facts, facts.default_size, steps if choices.takes_steps else None)
         return cls(choices=choices, directions=Directions.of(pipe, facts, choices))
 
@@ -195,17 +184,22 @@ class Directions:
     def of(cls, pipe: Any, facts: ModelFacts, choices: Choices) -> Directions | None:
         """Those of the file that was given; None for a cache that needs none.
 
-        Raises IncompatibleOptions for a file too many or too few, CalibrationError for a file that
+        Raises IncompatibleOptions for a cache that lacks its file, CalibrationError for a file that
         is none, or of other weights.
         """
         from fresco_trt.bundle.svd_basis import check_basis, read_basis
         from fresco_trt.models.weights import weights_digest
 
-        if (choices.cache == "svd") != (choices.basis is not None):
-            raise _basis_missing(choices)
-        if choices.basis is None:
+        cache = choices.cache or NO_CACHE
+        if cache.name == NONE or not find_cache(cache.name).needs_basis:
             return None
-        basis = read_basis(choices.basis)
+        if cache.basis is None:
+            raise IncompatibleOptions(
+                f"cache={str(cache)!r} without a basis",
+                expected="the SVD basis of the pipeline's weights",
+                fix="measure it with 'fresco-trt calibrate --measure basis', and add basis=FILE",
+            )
+        basis = read_basis(cache.basis)
         digest = weights_digest(pipe.transformer)
         check_basis(basis, model=facts.name, weights_sha256=digest, hidden=facts.hidden)
         return cls(directions=basis.directions, weights=weight_versions(pipe))
@@ -343,17 +337,3 @@ def _check_weights(pipe: Any, bundle: Bundle) -> None:
             expected=f"those of the pipeline's weights, {digest[:12]}...",
             fix="build engines from the pipeline's own weights and precision",
         )
-
-
-def _basis_missing(choices: Choices) -> IncompatibleOptions:
-    if choices.basis is not None:
-        return IncompatibleOptions(
-            f"basis={str(choices.basis)!r} with the cache {choices.cache or 'none'}",
-            expected="cache='svd': no other cache reads a basis",
-            fix="leave basis out, or pass cache='svd'",
-        )
-    return IncompatibleOptions(
-        "cache='svd' without a basis",
-        expected="basis=PATH, the SVD basis of the pipeline's weights",
-        fix="measure them with 'fresco-trt calibrate --measure basis', and pass the file",
-    )

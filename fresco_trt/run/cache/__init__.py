@@ -6,6 +6,7 @@ bypass engine turns the continuation into a velocity. Everything is a linear com
 observed, with weights computed on the host, so nothing here waits for a device.
 """
 
+from fresco_trt.plan.caching import CacheTraits as CacheTraits
 from fresco_trt.run.cache.base import Predictor as Predictor
-from fresco_trt.run.cache.registry import PREDICTORS as PREDICTORS
 from fresco_trt.run.cache.registry import predictor as predictor
+from fresco_trt.run.cache.registry import register as register

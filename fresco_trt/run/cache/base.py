@@ -1,18 +1,18 @@
-"""The seam between the sampler and a cache, and the checks that the caches' factories share.
+"""The seam between the sampler and a cache: what a predictor does, and how one is made.
 
-A factory (``make`` in each predictor's file) reads a :class:`~fresco_trt.plan.caching.CachePlan`
-and refuses what it would ignore: a setting without effect is a mistake that nobody would notice.
+A predictor's file has its traits and its factory, and imports torch where it uses it: planning
+reads the traits without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.plan.caching import DEFAULTS, ORDERS, CachePlan
+    from fresco_trt.plan.caching import CachePlan
 
 State = TypeVar("State")
 
@@ -24,8 +24,8 @@ class Predictor(Protocol[State]):
     """Frozen settings; every state is an immutable value that is threaded through.
 
     Two requests with one predictor share nothing but the settings. Features are float32 [B,N,H]: B
-    pictures, N image tokens of one grid in raster order, H channels. Axis values are either step
-    indices or sigmas, whichever the plan says, in one direction within a stage.
+    pictures, N image tokens of one grid in raster order, H channels. The axis counts the steps of a
+    stage.
     """
 
     def start(self) -> State:
@@ -56,32 +56,6 @@ def empty_cache() -> ValueError:
     return ValueError("a prediction from an empty cache; expected a full step before it")
 
 
-# --- checks of a plan ---------------------------------------------------------------------------
-
-
-def check_order(cache: CachePlan, accepted: Sequence[int] | None = None) -> None:
-    """Raises IncompatibleOptions unless the plan's order is ``accepted``, None: one of ORDERS."""
-    accepted = ORDERS[cache.name] if accepted is None else accepted
-    if cache.order not in accepted:
-        orders = " or ".join(map(str, accepted))
-        raise IncompatibleOptions(
-            f"order {cache.order} for {_named(cache)}",
-            expected=f"{orders}: it reads no other",
-            fix=f"use order {orders}",
-        )
-
-
-def check_no_scale(cache: CachePlan) -> None:
-    """Raises IncompatibleOptions if a scale was set for a cache that has none."""
-    unset = DEFAULTS[cache.name].scale
-    if cache.scale != unset:
-        raise IncompatibleOptions(
-            f"scale {cache.scale:g} for {_named(cache)}",
-            expected="no scale: only a Hermite basis has one",
-            fix=f"leave the scale at {unset:g}",
-        )
-
-
-def _named(cache: CachePlan) -> str:
-    variant = f", variant {cache.variant!r}" if cache.variant else ""
-    return f"the cache {cache.name!r}{variant}"
+Make: TypeAlias = "Callable[[CachePlan, Places | None, Tensor | None], Predictor[Any]]"
+"""Makes a predictor from a plan's settings, a grid (frames, rows, columns) in tokens, None where
+tokens of two sizes are mixed, and an SVD basis [H,k], None unless the traits ask for one."""

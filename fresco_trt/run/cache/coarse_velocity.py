@@ -28,12 +28,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
 
-import torch
-
+from fresco_trt.plan.caching import CacheTraits
 from fresco_trt.plan.grid import VELOCITY_RATIO
-from fresco_trt.run.positions import whole_tables
-from fresco_trt.run.resample import block_mean, lift_nearest
-from fresco_trt.run.transition import estimate_noise, estimate_x0
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,15 +39,29 @@ if TYPE_CHECKING:
     from fresco_trt.plan.grid import Grid
     from fresco_trt.run.request import Request
 
+TRAITS = CacheTraits(
+    name="coarse_velocity",
+    orders=(0,),
+    default_order=0,
+    predicts="velocity",
+    sites=("velocity",),
+    interval=2,  # after every full step a coarse one, whatever the stages
+    warmup_steps=1,
+)
+
 
 def pooled_sample(latents: Tensor, sigma: float, ratio: int) -> tuple[Tensor, float]:
     """Latents [B,C,(F),H/r,W/r] on the straight path of the small grid, and their sigma there."""
+    from fresco_trt.run.resample import block_mean
+
     gain = 1.0 / (1.0 - sigma + sigma / ratio)
     return block_mean(latents, ratio) * gain, gain * sigma / ratio
 
 
 def pooled_velocity(sample: Tensor, velocity: Tensor, sigma: float, ratio: int) -> Tensor:
     """The large grid's velocity, pooled, from the small one's ``velocity`` at ``sample``."""
+    from fresco_trt.run.transition import estimate_noise, estimate_x0
+
     clean = estimate_x0(sample, velocity, sigma)
     return estimate_noise(sample, velocity, sigma) / ratio - clean
 
@@ -87,6 +97,8 @@ class CoarseVelocity:
         grid, small = request.plan.stages[index].grid, request.plan.velocity_grid
         if small is None:
             raise ValueError("a plan without coarse velocities; expected one with that cache")
+        from fresco_trt.run.positions import whole_tables
+
         own = tokens.new_empty(tokens.shape[0], small.tokens, tokens.shape[2])
         timestep = tokens.new_empty(tokens.shape[0])
         named = {"latents": own, "timestep": timestep, **whole_tables(request.patchifier, small, 0)}
@@ -102,6 +114,8 @@ class CoarseVelocity:
 
     def observe(self, tokens: Tensor, velocity: Tensor, sigma: float) -> float:
         """Keep a full step's velocity [B,N,4C] and the coarse one; seconds inside the engine."""
+        import torch
+
         with torch.no_grad():
             pooled, seconds = self._ask(tokens, sigma)
             # Copies: both belong to runners that will be called again.
@@ -110,6 +124,10 @@ class CoarseVelocity:
 
     def predict(self, tokens: Tensor, sigma: float) -> tuple[Tensor, float]:
         """The velocity [B,N,4C] of a coarse step, and the seconds inside the engine."""
+        import torch
+
+        from fresco_trt.run.resample import lift_nearest
+
         if self.kept is None:
             raise ValueError("a coarse step before any full one; expected a full step first")
         velocity, before = self.kept

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import factorial
 from operator import mul
-from typing import TypeAlias
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from fresco_trt.run.cache.base import empty_cache
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Weights: TypeAlias = Callable[[Sequence[float], float], Sequence[float]]
 """Of the differences from the first on, at an axis value; observed values are newest first."""
@@ -66,9 +65,8 @@ def recursive(past: Differences, value: Tensor, at: float, order: int) -> Differ
 def _advance(past: Differences, value: Tensor, at: float, spans: Sequence[float]) -> Differences:
     _check_direction(past.at, at)
     table = [value]
-    with torch.no_grad():
-        for before, span in zip(past.table, spans, strict=False):
-            table.append((table[-1] - before).div_(span))
+    for before, span in zip(past.table, spans, strict=False):
+        table.append((table[-1] - before).div_(span))
     return Differences(table=tuple(table), at=(at, *past.at)[: len(table)])
 
 
@@ -94,18 +92,11 @@ def continued(past: Differences, weights: Weights, at: float) -> Tensor:
     if not past.table:
         raise empty_cache()
     total = past.table[0]
-    with torch.no_grad():
-        for difference, weight in zip(past.table[1:], weights(past.at, at), strict=True):
-            total = torch.add(total, difference, alpha=weight)
+    for difference, weight in zip(past.table[1:], weights(past.at, at), strict=True):
+        total = total.add(difference, alpha=weight)
     return total
 
 
 def newton(observed: Sequence[float], at: float) -> Sequence[float]:
     """``(x - x_0), (x - x_0)(x - x_1), ...``: the interpolating polynomial's, for divided ones."""
     return list(accumulate((at - each for each in observed[:-1]), mul))
-
-
-def monomials(observed: Sequence[float], at: float) -> Sequence[float]:
-    """``k, k^2 / 2!, ...`` with ``k`` from the newest observation: Taylor's."""
-    k = at - observed[0]
-    return [k**i / factorial(i) for i in range(1, len(observed))]

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.plan.caching import DEFAULTS, CachePlan
-from fresco_trt.run.cache.base import Places, check_order, empty_cache
+from fresco_trt.plan.caching import CacheTraits
+from fresco_trt.run.cache.base import empty_cache
 from fresco_trt.run.cache.differences import Differences, Parts, continued, recursive
 from fresco_trt.run.cache.hicache import hermite_weights
-from fresco_trt.run.resample import dct
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fresco_trt.plan.caching import CachePlan
+    from fresco_trt.run.cache.base import Places
+
+TRAITS = CacheTraits(
+    name="freqca", orders=(1, 2, 3), default_order=2, needs_whole_grid=True, kept=2
+)
+
+SCALE = 0.71
+"""Contraction of the high band's basis, as published."""
 
 REACH = 10
 """The low band's radius is the largest radius divided by this."""
@@ -47,6 +57,10 @@ def low_band(rows: int, columns: int, dtype: torch.dtype, device: torch.device) 
 
     Made where the features are, once a grid, from slices: nothing is copied to the device.
     """
+    import torch
+
+    from fresco_trt.run.resample import dct
+
     down, across = dct(rows, device), dct(columns, device)
     counts = enumerate(low_counts(rows, columns))
     bands = [torch.kron(down[u : u + 1], across[:count]) for u, count in counts if count]
@@ -58,9 +72,9 @@ def split(feature: Tensor, band: Tensor) -> tuple[Tensor, Tensor]:
 
     ``band`` is :func:`low_band`'s [L,N]; what it does not span is the high band.
     """
-    with torch.no_grad():
-        low = band @ feature
-        return low, feature - band.T @ low
+    feature = feature.detach()
+    low = band @ feature
+    return low, feature - band.T @ low
 
 
 # --- the predictor ----------------------------------------------------------------------------
@@ -81,7 +95,7 @@ class FreqCaPredictor:
     columns: int
     frames: int = 1
     order: int = 2
-    scale: float = DEFAULTS["freqca"].scale
+    scale: float = SCALE
 
     def start(self) -> Parts | None:
         """As in the protocol."""
@@ -103,9 +117,8 @@ class FreqCaPredictor:
         if state is None:
             raise empty_cache()
         high = continued(state.continued, hermite_weights(self.scale), at)
-        with torch.no_grad():
-            frames = (self._band(high).T @ state.reused).add_(high)
-            return frames.reshape(-1, self.frames * high.shape[1], high.shape[2])
+        frames = (self._band(high).T @ state.reused).add_(high)
+        return frames.reshape(-1, self.frames * high.shape[1], high.shape[2])
 
     def nbytes(self, feature_bytes: int) -> int:
         """The high band with its differences, and the low band's coefficients."""
@@ -117,18 +130,8 @@ class FreqCaPredictor:
 
 
 def make(cache: CachePlan, grid: Places | None, basis: Tensor | None) -> FreqCaPredictor:
-    """Of a plan and a grid (frames, rows, columns).
-
-    Raises IncompatibleOptions without a whole grid and for an order outside 1..3.
-    """
+    """Of a plan's settings and a grid (frames, rows, columns). Raises ValueError without one."""
     if grid is None:
-        raise IncompatibleOptions(
-            "the cache 'freqca' on a mixed grid",
-            expected="tokens of one size: a DCT needs a whole grid",
-            fix="use the cache 'taylor' or 'hicache', or a preset without mixed stages",
-        )
-    check_order(cache)
+        raise ValueError("no grid; expected (frames, rows, columns) in tokens")
     frames, rows, columns = grid
-    return FreqCaPredictor(
-        frames=frames, rows=rows, columns=columns, order=cache.order, scale=cache.scale
-    )
+    return FreqCaPredictor(frames=frames, rows=rows, columns=columns, order=cache.max_order)

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import factorial
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from fresco_trt.plan.caching import DEFAULTS, CachePlan
-from fresco_trt.run.cache.base import Places, check_order
+from fresco_trt.plan.caching import CacheTraits
 from fresco_trt.run.cache.differences import Differences, Weights, continued, recursive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fresco_trt.plan.caching import CachePlan
+    from fresco_trt.run.cache.base import Places
+
+TRAITS = CacheTraits(name="hicache", orders=(1, 2, 3), default_order=2)
+
+SCALE = 0.5
+"""Contraction of the basis: the paper's for FLUX.1-dev."""
 
 
 def hermite(order: int, x: float, scale: float) -> list[float]:
@@ -52,7 +60,7 @@ class HiCachePredictor:
     """
 
     order: int = 2
-    scale: float = DEFAULTS["hicache"].scale
+    scale: float = SCALE
 
     def start(self) -> Differences:
         """As in the protocol."""
@@ -60,8 +68,7 @@ class HiCachePredictor:
 
     def observe(self, state: Differences, feature: Tensor, at: float) -> Differences:
         """As in the protocol. Raises ValueError where ``at`` does not go on in its direction."""
-        with torch.no_grad():
-            return recursive(state, feature.clone(), at, self.order)
+        return recursive(state, feature.detach().clone(), at, self.order)
 
     def predict(self, state: Differences, at: float) -> Tensor:
         """As in the protocol."""
@@ -73,6 +80,5 @@ class HiCachePredictor:
 
 
 def make(cache: CachePlan, grid: Places | None, basis: Tensor | None) -> HiCachePredictor:
-    """Of a plan. Raises IncompatibleOptions for an order outside 1..3."""
-    check_order(cache)
-    return HiCachePredictor(order=cache.order, scale=cache.scale)
+    """Of a plan's settings."""
+    return HiCachePredictor(order=cache.max_order)

@@ -6,12 +6,18 @@ FORA (arXiv 2407.01425), with the one feature after the last block in place of e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from fresco_trt.plan.caching import CacheTraits
+from fresco_trt.run.cache.base import empty_cache
 
-from fresco_trt.plan.caching import CachePlan
-from fresco_trt.run.cache.base import Places, check_no_scale, check_order, empty_cache
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fresco_trt.plan.caching import CachePlan
+    from fresco_trt.run.cache.base import Places
+
+TRAITS = CacheTraits(name="reuse", orders=(0,), default_order=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +30,7 @@ class ReusePredictor:
 
     def observe(self, state: Tensor | None, feature: Tensor, at: float) -> Tensor | None:
         """As in the protocol; ``state`` and ``at`` do not matter."""
-        with torch.no_grad():
-            return feature.clone()
+        return feature.detach().clone()
 
     def predict(self, state: Tensor | None, at: float) -> Tensor:
         """The state's own tensor, wherever ``at`` is."""
@@ -39,7 +44,5 @@ class ReusePredictor:
 
 
 def make(cache: CachePlan, grid: Places | None, basis: Tensor | None) -> ReusePredictor:
-    """Of a plan. Raises IncompatibleOptions for an order above 0 or a scale."""
-    check_order(cache)
-    check_no_scale(cache)
+    """Of any settings: it has none."""
     return ReusePredictor()

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from fresco_trt.plan.caching import FEATURES
-from fresco_trt.run.cache import predictor
+from fresco_trt.run.cache.registry import predictor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.plan.caching import CachePlan
     from fresco_trt.plan.stages import StagePlan
-    from fresco_trt.run.cache import Predictor
+    from fresco_trt.run.cache.base import Predictor
 
 
 class StageCache:
@@ -30,7 +30,7 @@ class StageCache:
 
     def __init__(self, predicts: Predictor[Any], cache: CachePlan) -> None:
         self.feature = FEATURES[cache.site]
-        self._predictor, self._axis = predicts, cache.axis
+        self._predictor = predicts
         self._state = predicts.start()
 
     @classmethod
@@ -53,15 +53,12 @@ class StageCache:
         places = None if plan.refined[index] else (grid.frames, grid.rows, grid.columns)
         return cls(predictor(cache, grid=places, basis=basis), cache)
 
-    def observe(self, feature: Tensor, step: int, sigma: float) -> None:
+    def observe(self, feature: Tensor, step: int) -> None:
         """Keep what a full step left; ``step`` counts from the stage's first."""
         with torch.no_grad():
-            self._state = self._predictor.observe(self._state, feature, self._at(step, sigma))
+            self._state = self._predictor.observe(self._state, feature, float(step))
 
-    def predict(self, step: int, sigma: float) -> Tensor:
+    def predict(self, step: int) -> Tensor:
         """The feature of a bypass step."""
         with torch.no_grad():
-            return self._predictor.predict(self._state, self._at(step, sigma))
-
-    def _at(self, step: int, sigma: float) -> float:
-        return float(step) if self._axis == "step" else sigma
+            return self._predictor.predict(self._state, float(step))

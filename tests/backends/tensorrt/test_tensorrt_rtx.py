@@ -21,7 +21,6 @@ from fresco_trt.lower.build import BuildRequest, run
 from fresco_trt.lower.export import export_stages
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.signatures import full_signature, stage_signature
-from fresco_trt.plan.caching import CacheChoice
 from fresco_trt.run.sampler import engine_name
 
 if TYPE_CHECKING:
@@ -91,9 +90,8 @@ def test_a_bundle_of_profiles_holds_the_weights_once(tmp_path: Path) -> None:
         preset="fast",
         size=(64, 64),
         backend="tensorrt-rtx",
-        targets=("sm89",),
-        layout="profiles",
-        cache=CacheChoice(name="reuse", warmup=3),
+        target="sm89,layout=profiles",
+        cache="reuse,warmup_steps=3",
         out=tmp_path / "bundle",
     )
     bundle = run(request).bundle

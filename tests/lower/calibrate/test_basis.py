@@ -19,7 +19,8 @@ from fresco_trt.lower.calibrate.trajectories import features, in_full
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.weights import bundled_folder, weights_digest
-from fresco_trt.plan.caching import CacheChoice, spelt_actions
+from fresco_trt.plan.caching import spelt_actions
+from fresco_trt.plan.config import CacheConfig
 
 TINY = bundled_folder("flux-tiny")
 PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
@@ -42,8 +43,7 @@ def request(out: Path, basis: Path | None) -> BuildRequest:
         stages=2,
         preset="turbo",
         size=(64, 64),
-        cache=CacheChoice(name="svd", actions=WORDS),
-        basis=basis,
+        cache=CacheConfig(name="svd", actions=WORDS, basis=basis),
         out=out,
     )
 

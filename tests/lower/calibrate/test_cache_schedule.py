@@ -18,7 +18,8 @@ from fresco_trt.lower.calibrate.options import Options
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.weights import bundled_folder, weights_digest
-from fresco_trt.plan.caching import DEFAULTS
+from fresco_trt.plan.caching import cache_traits
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.stages import StagePlan
 
 MODEL = load_transformer(None, FLUX_TINY)
@@ -33,7 +34,8 @@ PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="quality", size=(64, 64))
 
 
 def test_a_looser_tolerance_skips_at_least_as_much() -> None:
-    lists = measure_cache_schedule(REFERENCE, PLAN, DEFAULTS["taylor"], (1e-9, 0.1, 1e9))
+    taylor = cache_traits("taylor").settings()
+    lists = measure_cache_schedule(REFERENCE, PLAN, taylor, (1e-9, 0.1, 1e9))
     strict, between, loose = lists
     assert strict.full_steps == PLAN.nfe
     assert strict.full_steps >= between.full_steps >= loose.full_steps == len(PLAN.stages)
@@ -43,7 +45,7 @@ def test_a_looser_tolerance_skips_at_least_as_much() -> None:
 
 
 def test_a_step_is_skipped_exactly_where_its_error_is_allowed() -> None:
-    (found,) = measure_cache_schedule(REFERENCE, PLAN, DEFAULTS["reuse"], (0.15,))
+    (found,) = measure_cache_schedule(REFERENCE, PLAN, cache_traits("reuse").settings(), (0.15,))
     for word, errors in zip(found.actions, found.errors, strict=True):
         assert errors[0] is None
         for letter, error in zip(word[1:], errors[1:], strict=True):
@@ -52,7 +54,7 @@ def test_a_step_is_skipped_exactly_where_its_error_is_allowed() -> None:
 
 
 def test_the_list_makes_a_plan() -> None:
-    (found,) = measure_cache_schedule(REFERENCE, PLAN, DEFAULTS["hicache"], (0.3,))
+    (found,) = measure_cache_schedule(REFERENCE, PLAN, cache_traits("hicache").settings(), (0.3,))
     planned = fresco_trt.plan(
         "flux-tiny",
         stages=2,
@@ -67,7 +69,7 @@ def test_the_list_makes_a_plan() -> None:
 @pytest.mark.parametrize("tolerance", [0.0, -0.1, float("inf"), float("nan")])
 def test_impossible_tolerances_are_refused(tolerance: float) -> None:
     with pytest.raises(CalibrationError, match="tolerance"):
-        measure_cache_schedule(REFERENCE, PLAN, DEFAULTS["reuse"], (tolerance,))
+        measure_cache_schedule(REFERENCE, PLAN, cache_traits("reuse").settings(), (tolerance,))
 
 
 def test_the_command_stores_what_it_measured_on(
@@ -85,8 +87,7 @@ def test_the_command_stores_what_it_measured_on(
         measure="cache-schedule",
         prompts=prompts,
         tolerance=0.2,
-        cache="svd",
-        order=1,
+        cache=CacheConfig(name="svd", max_order=1),
         out=tmp_path,
     )
     document = features.run_cache_schedule(options, lambda *_: None)

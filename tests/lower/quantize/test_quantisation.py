@@ -18,13 +18,13 @@ from fresco_trt.errors import (
     UnsupportedPrecision,
 )
 from fresco_trt.lower import gather
-from fresco_trt.lower.build import BuildRequest, QuantChoice, run
+from fresco_trt.lower.build import BuildRequest, run
 from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
 from fresco_trt.lower.quantize import quantisation as quantized
 from fresco_trt.lower.quantize.gate import Verdict
 from fresco_trt.lower.request import resolve
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.plan.caching import CacheChoice
+from fresco_trt.plan.config import QuantConfig
 from fresco_trt.verify import verify_bundle
 
 
@@ -57,8 +57,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text("".join(f"{each}\n" for each in read_prompts(default_prompts("flux-tiny"))[:4]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gather, "default_prompts", lambda model: path)
-        cache = CacheChoice(name="reuse", interval=2, warmup=1)
-        run(request(folder, quant=QuantChoice(force=True), cache=cache))
+        cache = "reuse,interval=2,warmup_steps=1"
+        run(request(folder, precision="int8,force=true", cache=cache))
     return folder
 
 
@@ -77,9 +77,9 @@ def test_the_manifest_says_what_was_quantised_and_how_well(bundle: Path) -> None
 
 
 def test_attention_in_codes_is_judged_like_any_recipe(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"precision": "fp8", "preset": None, "stages": 1, "steps": 8}
-    attention = QuantChoice(recipe="fp8-attention")
-    built = run(request(tmp_path / "b", quant=attention, **options))  # it passes the gate
+    options: dict[str, Any] = {"preset": None, "stages": 1, "steps": 8}
+    attention = "fp8,recipe=fp8-attention"
+    built = run(request(tmp_path / "b", precision=attention, **options))  # it passes the gate
     record = built.bundle.manifest.quantized
     assert record is not None
     assert record.recipe == "fp8-attention"
@@ -90,8 +90,8 @@ def test_attention_in_codes_is_judged_like_any_recipe(tmp_path: Path) -> None:
     assert not record.forced
     assert 0.01 < record.errors["stage1.full"] < 0.4
     verify_bundle(built.bundle.folder).require()
-    assert run(request(tmp_path / "b", quant=attention, **options)).reused
-    plain = run(request(tmp_path / "b", quant=QuantChoice(), **options))
+    assert run(request(tmp_path / "b", precision=attention, **options)).reused
+    plain = run(request(tmp_path / "b", precision="fp8", **options))
     assert plain.state == "rebuilt: quantisation differs"
     layers = plain.bundle.manifest.quantized
     assert layers is not None
@@ -126,12 +126,12 @@ def test_a_bundle_that_draws_other_pictures_is_not_published(
     assert "mean SSIM 0." in said
     assert "worst engine stage" in said
     assert "worst group" in said
-    assert "--keep '" in caught.value.fix
-    assert "--force" in caught.value.fix
-    built = run(request(out, quant=QuantChoice(force=True)))
+    assert "keep=" in caught.value.fix
+    assert "force=true" in caught.value.fix
+    built = run(request(out, precision="int8,force=true"))
     assert built.bundle.manifest.quantized is not None
     assert built.bundle.manifest.quantized.forced
-    assert run(request(out, quant=QuantChoice(force=True))).reused
+    assert run(request(out, precision="int8,force=true")).reused
     with pytest.raises(QualityTooLow):  # what was forced once is not taken for sound later
         run(request(out))
     assert open_bundle(out).manifest == built.bundle.manifest
@@ -143,27 +143,28 @@ def test_engines_that_give_no_numbers_are_refused_even_by_force(
     broken = Verdict(ssim=0.99, lowest=0.98, errors={"stage1.full": 0.1, "stage2.full": math.inf})
     monkeypatch.setattr(quantized, "judge", lambda *_, **__: broken)
     with pytest.raises(QualityTooLow, match=r"stage2.full gives values that are not finite"):
-        run(request(tmp_path / "b", quant=QuantChoice(force=True)))
+        run(request(tmp_path / "b", precision="int8,force=true"))
     assert not (tmp_path / "b").exists()
 
 
 def test_what_is_kept_stays_in_float(tmp_path: Path) -> None:
     kept = ("single_transformer_blocks.*", "*.to_v")
-    built = run(request(tmp_path / "b", quant=QuantChoice(keep=kept, force=True)))
+    precision = QuantConfig(precision="int8", keep=kept, force=True)
+    built = run(request(tmp_path / "b", precision=precision))
     record = built.bundle.manifest.quantized
     assert record is not None
     assert record.kept[-2:] == kept
     assert record.products["stage1.full"]["int8"] == 14
-    again = run(request(tmp_path / "b", quant=QuantChoice(keep=kept, force=True)))
+    again = run(request(tmp_path / "b", precision=precision))
     assert again.reused
-    other = run(request(tmp_path / "b", quant=QuantChoice(force=True)))
+    other = run(request(tmp_path / "b", precision="int8,force=true"))
     assert other.state == "rebuilt: quantisation differs"
 
 
 @pytest.mark.slow
 def test_torchs_engines_multiply_fp8_codes(tmp_path: Path) -> None:
-    options = {"backend": "inductor", "precision": "fp8", "preset": None, "stages": 1, "steps": 3}
-    built = run(request(tmp_path / "b", quant=QuantChoice(force=True), **options))
+    options = {"backend": "inductor", "preset": None, "stages": 1, "steps": 3}
+    built = run(request(tmp_path / "b", precision="fp8,force=true", **options))
     record = built.bundle.manifest.quantized
     assert record is not None
     assert record.products["stage1.full"]["fp8"] == 28
@@ -196,11 +197,11 @@ def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -
     amax = measure_amax(reference, plan, RECIPES["int8-smooth"], kept, lambda *_: None)
     path = tmp_path / "amax.safetensors"
     amax.store(path)
-    built = run(request(tmp_path / "b", quant=QuantChoice(amax=path, force=True)))
+    built = run(request(tmp_path / "b", precision=f"int8,amax={path},force=true"))
     record = built.bundle.manifest.quantized
     assert record is not None
     assert record.amax_sha256 == amax.digest()
-    stale = request(tmp_path / "c", preset="fast", quant=QuantChoice(amax=path))
+    stale = request(tmp_path / "c", preset="fast", precision=f"int8,amax={path}")
     with pytest.raises(CalibrationError, match="amax of plan"):
         run(stale)
     assert not (tmp_path / "c").exists()
@@ -218,21 +219,20 @@ def test_without_prompts_nothing_is_written(tmp_path: Path, monkeypatch: Any) ->
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "fp32", "quant": QuantChoice(keep=("*",))}, "--keep with --precision fp32"),
-        ({"precision": "bf16", "quant": QuantChoice(force=True)}, "bf16 with the backend"),
-        ({"quant": QuantChoice(recipe="fp8")}, "--recipe fp8 with --precision int8"),
-        ({"quant": QuantChoice(amax=Path("r"), keep=("*",))}, "--keep .* with --amax r"),
+        ({"precision": "fp32,keep=*"}, "keep in --precision fp32"),
+        ({"precision": "bf16,force=true"}, "bf16 with the backend"),
+        ({"precision": "int8,recipe=fp8"}, "recipe=fp8 in --precision int8"),
+        ({"precision": "int8,amax=r,keep=*"}, "keep with amax in --precision int8"),
         ({"backend": "eager"}, "int8 with the backend eager"),
         (
             {
                 "backend": "inductor",
-                "precision": "fp8",
-                "quant": QuantChoice(recipe="fp8-attention"),
+                "precision": "fp8,recipe=fp8-attention",
             },
             "fp8-attention with the backend inductor",
         ),
         (
-            {"precision": "fp8", "backend": "tensorrt-rtx", "targets": ("sm86", "sm120")},
+            {"precision": "fp8", "backend": "tensorrt-rtx", "target": "sm86+sm120"},
             "fp8 for sm86",
         ),
     ],

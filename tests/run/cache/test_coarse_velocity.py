@@ -20,7 +20,8 @@ from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.flux.signatures import stage_signature
 from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.models.registry import model_facts
-from fresco_trt.plan.caching import CacheChoice, CachePlan
+from fresco_trt.plan.caching import CachePlan
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import cache_bytes, flops_of_step, plan_cost, stage_flops
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.signature import GraphSignature
@@ -39,7 +40,7 @@ SIGMAS = (0.999, 0.9, 0.5, 0.1)
 
 
 def plan_of(actions: str, size: tuple[int, int] = SIZE) -> StagePlan:
-    cache = CacheChoice(name="coarse_velocity", actions=(actions,))
+    cache = CacheConfig(name="coarse_velocity", actions=(actions,))
     return make_plan(FACTS, stages=1, size=size, steps=len(actions), cache=cache)
 
 
@@ -237,9 +238,9 @@ def test_two_requests_share_nothing() -> None:
 
 
 def test_the_rule_is_a_coarse_step_after_every_full_one() -> None:
-    plan = make_plan(FACTS, stages=1, size=SIZE, steps=5, cache=CacheChoice(name="coarse_velocity"))
+    plan = make_plan(FACTS, stages=1, size=SIZE, steps=5, cache=CacheConfig(name="coarse_velocity"))
     assert [action[0] for action in plan.stages[0].actions] == list("fbfbf")
-    assert plan.cache == CachePlan(name="coarse_velocity", order=0, site="velocity")
+    assert plan.cache == CachePlan(name="coarse_velocity", max_order=0, site="velocity")
     assert plan.velocity_grid is not None
     assert plan.velocity_grid.tokens * 16 == plan.tokens[-1]
     assert StagePlan.from_json(plan.to_json()) == plan
@@ -248,13 +249,13 @@ def test_the_rule_is_a_coarse_step_after_every_full_one() -> None:
 
 
 def test_only_the_full_grid_has_coarse_steps() -> None:
-    cache = CacheChoice(name="coarse_velocity")
+    cache = CacheConfig(name="coarse_velocity")
     plan = make_plan(FACTS, stages=2, size=(128, 128), preset="quality", cache=cache)
     assert "bypass" not in plan.stages[0].actions
     assert "bypass" in plan.stages[1].actions
     word = ",".join("F" + "B" * (stage.steps - 1) for stage in plan.stages)
-    spelt = CacheChoice(name="coarse_velocity", actions=tuple(word.split(",")))
-    with pytest.raises(IncompatibleOptions, match="with coarse steps in stage 1"):
+    spelt = CacheConfig(name="coarse_velocity", actions=tuple(word.split(",")))
+    with pytest.raises(IncompatibleOptions, match="with skipped steps in stage 1"):
         make_plan(FACTS, stages=2, size=(128, 128), preset="quality", cache=spelt)
     coarse = replace(plan.stages[0], actions=("full", *("bypass",) * (plan.stages[0].steps - 1)))
     with pytest.raises(InvalidPlan, match="full grid only"):
@@ -266,7 +267,7 @@ def test_only_the_full_grid_has_coarse_steps() -> None:
     [
         ({"actions": ("BF",)}, SIZE, "first step is a bypass"),
         ({"actions": ("FF",)}, SIZE, "skips none"),
-        ({"site": "final"}, SIZE, "--site final with --cache coarse_velocity"),
+        ({"site": "final"}, SIZE, "site=final in --cache coarse_velocity"),
         ({}, (80, 80), "--cache coarse_velocity on a grid of 20x20"),
     ],
 )
@@ -275,16 +276,16 @@ def test_impossible_coarse_velocities_are_refused(
 ) -> None:
     with pytest.raises(PlanError, match=said):
         make_plan(
-            FACTS, stages=1, size=size, steps=2, cache=CacheChoice(name="coarse_velocity", **choice)
+            FACTS, stages=1, size=size, steps=2, cache=CacheConfig(name="coarse_velocity", **choice)
         )
 
 
 def test_no_other_cache_keeps_the_velocity() -> None:
-    with pytest.raises(IncompatibleOptions, match="for the cache coarse_velocity"):
+    with pytest.raises(IncompatibleOptions, match="site=velocity in --cache taylor"):
         make_plan(
-            FACTS, stages=1, steps=6, cache=CacheChoice(name="taylor", site="velocity", interval=2)
+            FACTS, stages=1, steps=6, cache=CacheConfig(name="taylor", site="velocity", interval=2)
         )
     with pytest.raises(InvalidPlan):
-        CachePlan(name="coarse_velocity", order=0)
+        CachePlan(name="coarse_velocity", max_order=0)
     with pytest.raises(InvalidPlan):
-        CachePlan(name="taylor", site="velocity")
+        CachePlan(name="taylor", max_order=2, site="velocity")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fresco_trt.plan.caching import FEATURE_CACHES
-from fresco_trt.run.cache import PREDICTORS, Predictor
+from fresco_trt.plan.caching import cache_names
+from fresco_trt.run.cache import Predictor
 from fresco_trt.run.cache.freqca import FreqCaPredictor
 from fresco_trt.run.cache.hicache import HiCachePredictor
 from fresco_trt.run.cache.reuse import ReusePredictor
@@ -27,11 +27,8 @@ EVERY: dict[str, Predictor[Any]] = {
     "reuse": ReusePredictor(),
     "taylor-1": TaylorPredictor(order=1),
     "taylor-3": TaylorPredictor(order=3),
-    "taylor-published": TaylorPredictor(variant="published"),
     "hicache": HiCachePredictor(),
     "svd": SvdPredictor(basis=BASIS),
-    "svd-literal": SvdPredictor(basis=BASIS, variant="literal"),
-    "svd-slope": SvdPredictor(basis=BASIS, variant="slope"),
     "freqca": FreqCaPredictor(rows=ROWS, columns=COLUMNS),
 }
 each = pytest.mark.parametrize("predictor", EVERY.values(), ids=EVERY.keys())
@@ -64,8 +61,7 @@ def bytes_of(state: Any) -> int:
 
 
 def test_every_cache_of_the_plan_is_here() -> None:
-    assert tuple(PREDICTORS) == FEATURE_CACHES
-    assert {name.split("-")[0] for name in EVERY} == set(FEATURE_CACHES)
+    assert {name.split("-")[0] for name in EVERY} == set(cache_names("feature"))
 
 
 @each
@@ -182,7 +178,7 @@ def test_settings_cannot_be_changed(predictor: Predictor[Any]) -> None:
         setattr(predictor, "order", 3)  # noqa: B010
 
 
-DIFFERENCING = {name: EVERY[name] for name in EVERY if name not in ("reuse", "svd-literal")}
+DIFFERENCING = {name: EVERY[name] for name in EVERY if name != "reuse"}
 
 
 @pytest.mark.parametrize("predictor", DIFFERENCING.values(), ids=DIFFERENCING.keys())

@@ -1,4 +1,4 @@
-"""Laws of the principal part: the split, its rank, and what each variant makes of coefficients."""
+"""Laws of the principal part: the split, its rank, and what becomes of coefficients."""
 
 from __future__ import annotations
 
@@ -144,11 +144,10 @@ def parts_after(
     return split(predictor.predict(state, at), predictor.basis)
 
 
-@pytest.mark.parametrize("variant", ["", "slope", "literal"])
-def test_the_residual_is_the_last_ones(variant: str) -> None:
+def test_the_residual_is_the_last_ones() -> None:
     basis, features = a_basis(), torch.randn(5, 1, 30, WIDTH, dtype=torch.float64)
     for count in (1, 2, 5):
-        _, got = parts_after(SvdPredictor(basis=basis, variant=variant), features[:count], 14.0)
+        _, got = parts_after(SvdPredictor(basis=basis), features[:count], 14.0)
         torch.testing.assert_close(got, split(features[count - 1], basis)[1])
 
 
@@ -172,58 +171,6 @@ def test_with_a_full_basis_it_is_taylors_cache() -> None:
         torch.testing.assert_close(predictor.predict(one, 9.0), taylor.predict(other, 9.0))
 
 
-def test_literally_a_step_is_followed_by_a_tenth_at_a_time() -> None:
-    """After n full steps at the new value ``1 - 0.9^n`` of the way, constant in between."""
-    basis = a_basis()
-    predictor = SvdPredictor(basis=basis, variant="literal")
-    old, new = torch.randn(2, 1, 30, WIDTH, dtype=torch.float64)
-    state = predictor.observe(predictor.start(), old, 0.0)
-    start, end = old @ basis, new @ basis
-    for n in range(1, 15):
-        state = predictor.observe(state, new, float(n))
-        expected = start + (1 - 0.9**n) * (end - start)
-        for at in (n, n + 0.5, n + 7.0):
-            torch.testing.assert_close(split(predictor.predict(state, at), basis)[0], expected)
-
-
-def test_literally_a_constant_stays_bit_for_bit() -> None:
-    basis, feature = a_basis(torch.float32), torch.randn(1, 30, WIDTH)
-    predictor = SvdPredictor(basis=basis, variant="literal")
-    state = predictor.observe(predictor.start(), feature, 0.0)
-    first = predictor.predict(state, 1.0)
-    for step in range(1, 9):
-        state = predictor.observe(state, feature, float(step))
-        assert torch.equal(predictor.predict(state, step + 1.0), first)
-
-
-@pytest.mark.parametrize("axis", [STEPS, tuple(-at for at in STEPS)], ids=["rising", "falling"])
-def test_a_slope_is_exact_on_a_line_from_two_observations(axis: tuple[float, ...]) -> None:
-    basis = a_basis()
-    predictor = SvdPredictor(basis=basis, variant="slope")
-    base, slope = torch.randn(2, 1, 30, RANK, dtype=torch.float64) @ basis.T
-    state = predictor.start()
-    for count, at in enumerate(axis, start=1):
-        state = predictor.observe(state, base + at * slope, at)
-        ahead = axis[-1] * 1.5
-        if count >= 2:
-            torch.testing.assert_close(predictor.predict(state, ahead), base + ahead * slope)
-
-
-def test_a_new_slope_is_taken_up_by_a_tenth_at_a_time() -> None:
-    """Slope 0, then 1 for n spacings of 2: the forecast's is ``1 - 0.9^n``, from the last value."""
-    basis = a_basis()
-    predictor = SvdPredictor(basis=basis, variant="slope")
-    direction = basis[:, 0].expand(1, 3, WIDTH)
-    state = predictor.start()
-    for at in (-2.0, 0.0):
-        state = predictor.observe(state, torch.zeros(1, 3, WIDTH, dtype=torch.float64), at)
-    for n in range(1, 10):
-        last = 2.0 * n
-        state = predictor.observe(state, last * direction, last)
-        expected = (last + 5.0 * (1 - 0.9**n)) * direction
-        torch.testing.assert_close(predictor.predict(state, last + 5.0), expected)
-
-
 # --- misuse -----------------------------------------------------------------------------------
 
 
@@ -237,8 +184,3 @@ def test_features_of_another_width_are_refused() -> None:
 def test_a_basis_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="a basis of shape"):
         SvdPredictor(basis=torch.zeros(shape))
-
-
-def test_another_variant_is_refused() -> None:
-    with pytest.raises(ValueError, match="variant 'published'"):
-        SvdPredictor(basis=a_basis(), variant="published")

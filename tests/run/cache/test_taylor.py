@@ -1,4 +1,4 @@
-"""Laws of the polynomial caches: what is continued exactly, and what the published one misses."""
+"""Laws of the polynomial caches: what is continued exactly."""
 
 from __future__ import annotations
 
@@ -92,73 +92,11 @@ def test_the_order_is_what_the_observations_allow() -> None:
             assert (error < 1e-6) == (degree < count)
 
 
-@pytest.mark.parametrize("variant", ["", "published"])
-def test_at_the_last_full_step_it_is_its_feature(variant: str) -> None:
+def test_at_the_last_full_step_it_is_its_feature() -> None:
     features = torch.randn(4, 2, 6, 4)
-    predictor, reuse = TaylorPredictor(variant=variant), ReusePredictor()
+    predictor, reuse = TaylorPredictor(), ReusePredictor()
     state, kept = predictor.start(), reuse.start()
     for feature, at in zip(features, STEPS, strict=False):
         state, kept = predictor.observe(state, feature, at), reuse.observe(kept, feature, at)
         assert torch.equal(predictor.predict(state, at), feature)
         assert torch.equal(reuse.predict(kept, at + 3), feature)
-
-
-# --- as published -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("axis", [STEPS, SIGMAS], ids=["steps", "sigmas"])
-def test_a_line_is_exact_as_published_too(axis: Sequence[float]) -> None:
-    series = polynomial(1)
-    for order in (1, 2, 3):
-        predictor = TaylorPredictor(order=order, variant="published")
-        for count in range(2, len(axis)):
-            state = observed(predictor, series, axis[:count])
-            torch.testing.assert_close(predictor.predict(state, axis[-1]), series(axis[-1]))
-
-
-@given(
-    older=st.floats(0.25, 4),
-    newer=st.floats(0.25, 4),
-    ahead=st.floats(0, 6),
-    start=st.floats(-3, 3),
-)
-def test_the_published_miss_of_a_parabola(
-    older: float, newer: float, ahead: float, start: float
-) -> None:
-    """``c (-h k + k^2 (g - h) / (2 h))`` for spacings g, then h, and k ahead: here for c x^2.
-
-    With D_1 = c (2 x - h) and D_2 = (D_1 - D_1_prev) / h = c (g + h) / h at the last full step x.
-    """
-    c = torch.randn(1, 3, 2, dtype=torch.float64)
-    steps = start, start + older, start + older + newer
-    predictor = TaylorPredictor(variant="published")
-    state = observed(predictor, lambda x: c * x**2, steps)
-    at = steps[-1] + ahead
-    missed = predictor.predict(state, at) - c * at**2
-    expected = c * (-newer * ahead + ahead**2 * (older - newer) / (2 * newer))
-    torch.testing.assert_close(missed, expected, rtol=0, atol=1e-8)
-
-
-def test_on_even_spacing_the_published_slope_lags_half_a_spacing() -> None:
-    """Its parabola has the right curvature, and the slope of N / 2 steps back: - N k c."""
-    c, interval = torch.randn(1, 3, 2, dtype=torch.float64), 5.0
-    predictor = TaylorPredictor(variant="published")
-    state = observed(predictor, lambda x: c * x**2, (0.0, interval, 2 * interval))
-    for k in (0.0, 1.0, 2.0, 4.0):
-        at = 2 * interval + k
-        missed = predictor.predict(state, at) - c * at**2
-        torch.testing.assert_close(missed, -interval * k * c)
-
-
-def test_order_one_is_the_same_in_both() -> None:
-    features = torch.randn(5, 1, 6, 4)
-    exact, published = (TaylorPredictor(order=1, variant=each) for each in ("", "published"))
-    one, other = exact.start(), published.start()
-    for feature, at in zip(features, STEPS, strict=False):
-        one, other = exact.observe(one, feature, at), published.observe(other, feature, at)
-        assert torch.equal(exact.predict(one, at + 2), published.predict(other, at + 2))
-
-
-def test_another_variant_is_refused() -> None:
-    with pytest.raises(ValueError, match="variant 'lite'"):
-        TaylorPredictor(variant="lite")

@@ -21,7 +21,7 @@ from fresco_trt.bench.instrument import Case, Draw, Drawn, LeftOut, Scores
 from fresco_trt.bench.methods import Point
 from fresco_trt.bench.results_log import ResultsLog
 from fresco_trt.models.registry import model_facts
-from fresco_trt.plan.caching import CacheChoice
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -132,7 +132,7 @@ def test_every_scene_is_drawn_once_also_after_a_kill(tmp_path: Path) -> None:
 
 def test_a_stored_preset_is_read_back() -> None:
     preset = Preset(steps=(3, 4), switch=(0.8,), shift=(2.0, 3.0), restart="same")
-    cached = replace(preset, cache=CacheChoice(name="hicache", interval=2, warmup=1))
+    cached = replace(preset, cache=CacheConfig(name="hicache", interval=2, warmup_steps=1))
     finalists = [{"preset": json.loads(json.dumps(asdict(each)))} for each in (cached, preset)]
     # Steps are left_out where --cache says so, not by a preset.
     assert found_preset({"budgets": {"fast": {"finalists": finalists}}}, "fast") == preset

@@ -1,0 +1,51 @@
+"""Commands that know the options they once had: an old name is refused by its new spelling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand
+
+from fresco_trt.errors import PlanError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RENAMED: Mapping[str, tuple[str, str]] = {
+    "--interval": ("--cache", "hicache,interval=3"),
+    "--warmup": ("--cache", "hicache,warmup_steps=2"),
+    "--actions": ("--cache", "hicache,actions=FFBF+FBF"),
+    "--site": ("--cache", "hicache,site=trunk"),
+    "--order": ("--cache", "hicache,max_order=1"),
+    "--basis": ("--cache", "svd,basis=FILE"),
+    "--recipe": ("--precision", "fp8,recipe=fp8-attention"),
+    "--keep": ("--precision", "fp8,keep=*.ff.net.2+proj_out"),
+    "--ranges": ("--precision", "int8,amax=FILE"),
+    "--amax": ("--precision", "int8,amax=FILE"),
+    "--force": ("--precision", "int8,force=true"),
+    "--layout": ("--target", "sm89,layout=profiles"),
+    "--stream-weights": ("--target", "sm89,stream_weights=true"),
+    "--delta": ("--preset", "balanced,delta=0.05"),
+    "--shift": ("--preset", "balanced,shift=9"),
+}
+"""Each old option with the one that it is part of now, and an example of how."""
+
+
+class Command(TyperCommand):
+    """A command that refuses an old option by its new spelling, where it has that."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As click's. Raises PlanError for an option of :data:`RENAMED`."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # Which class it has depends on typer's version: some bring a click of their own.
+            name = getattr(error, "option_name", "")
+            option, example = RENAMED.get(name, ("", ""))
+            if not any(option in each.opts for each in self.params):
+                raise
+            raise PlanError(
+                f"the option {name}",
+                expected=f"it as a part of {option}",
+                fix=f"write it like {option} {example}",
+            ) from None

@@ -1,0 +1,97 @@
+"""`fresco-trt generate`: one picture with a bundle's engines."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fresco_trt.cli import display, tables
+from fresco_trt.cli.options import Engines, Json, Seed
+from fresco_trt.errors import OutputNotWritable
+from fresco_trt.files.atomic_file import check_writable, replacing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fresco_trt.pipelines.image import FrescoPipeline, Result
+
+
+def generate(
+    engines: Engines,
+    prompt: Annotated[str, typer.Option("--prompt", help="What to draw.")],
+    seed: Seed = 0,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale.", show_default="the model's")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("picture.png"),
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Also save the picture at the end of each stage.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Draw one picture with a bundle's engines."""
+    from fresco_trt.models.family import PromptWarning
+    from fresco_trt.pipelines.image import FrescoPipeline, check_seed
+
+    _check_picture(out)
+    check_seed(seed)
+    warnings.simplefilter("always", PromptWarning)
+    previews: list[str] = []
+
+    def keep(stage: int, image: Image) -> None:
+        path = out.with_name(f"{out.stem}.stage{stage}.png")
+        save_picture(image, path)
+        previews.append(str(path))
+
+    with display.progress() as report:
+        report("loading engines", 0.0)
+        with FrescoPipeline.from_bundle(engines) as pipe:
+            report("loading engines", 1.0)
+            result = pipe(
+                prompt,
+                seed=seed,
+                guidance=guidance,
+                on_step=display.step_reporter(report, len(pipe.plan.stages)),
+                on_stage=keep if preview else None,
+            )
+            summary = _generated(result, pipe, out, previews)
+    save_picture(result.images[0], out)
+    display.show(summary, as_json, tables.generated_table)
+
+
+def save_picture(image: Image, path: Path) -> None:
+    """Write a PNG; whatever happens, `path` is the old file or the new one.
+
+    Raises OutputNotWritable or DiskFull.
+    """
+    with replacing(path) as partial:
+        image.save(partial, format="PNG")
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise OutputNotWritable(
+            f"--out {path}", expected="a file name ending in .png", fix="pass --out picture.png"
+        )
+    check_writable(path)
+
+
+def _generated(
+    result: Result, pipe: FrescoPipeline, out: Path, previews: list[str]
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "image": str(out),
+        "previews": previews,
+        "seed": result.seed,
+        "nfe": result.nfe,
+        "seconds": asdict(result.seconds),
+        "steps": [asdict(step) for step in result.steps],
+        "backend": pipe.bundle.manifest.backend.name,
+        "model": pipe.bundle.manifest.model.name,
+        "blocks": pipe.bundle.manifest.built.options.get("blocks"),
+    }
