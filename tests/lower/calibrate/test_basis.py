@@ -71,9 +71,8 @@ def test_directions_are_those_of_the_features_with_the_share_asked_for() -> None
 
 
 def test_a_plan_with_skipped_steps_is_measured_in_full() -> None:
-    cached = fresco_trt.plan(
-        "flux-tiny", stages=2, preset="turbo", size=(64, 64), cache="reuse", actions=WORDS
-    )
+    cache = CacheConfig(name="reuse", actions=WORDS)
+    cached = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64), cache=cache)
     assert in_full(cached) == replace(PLAN)
     assert measure_basis(REFERENCE, cached).record == measure_basis(REFERENCE, PLAN).record
 

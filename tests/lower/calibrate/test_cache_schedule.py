@@ -60,8 +60,7 @@ def test_the_list_makes_a_plan() -> None:
         stages=2,
         preset="quality",
         size=(64, 64),
-        cache="hicache",
-        actions=found.actions,
+        cache=CacheConfig(name="hicache", actions=found.actions),
     )
     assert planned.full_steps == found.full_steps < planned.nfe
 
@@ -97,4 +96,4 @@ def test_the_command_stores_what_it_measured_on(
     assert stored == json.loads(json.dumps(document))
     assert (stored["stages"], stored["prompts"], stored["steps"]) == (2, 1, small(None).nfe)
     assert [each["tolerance"] for each in stored["schedules"]] == [0.2]
-    assert (stored["cache"]["name"], stored["cache"]["order"]) == ("svd", 1)
+    assert (stored["cache"]["name"], stored["cache"]["max_order"]) == ("svd", 1)
