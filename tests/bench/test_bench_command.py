@@ -27,7 +27,9 @@ SMALL = ["--size", "64x64", "--backend", "eager", "--quick"]
 
 @pytest.fixture
 def quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less of what is the same for every run: true renders, and memory processes."""
+    """Less of what is the same for every run: plain steps, true renders, and memory processes."""
+    shorter = replace(TINY, default_steps=8)
+    monkeypatch.setattr(job, "model_facts", lambda name: shorter)
     monkeypatch.setattr(job, "QUICK_RENDERS", 20)
     monkeypatch.setattr(job, "peak_mb", lambda setup, point, table: 123.0)
 

@@ -135,21 +135,31 @@ def test_what_is_measured_from_a_path_has_no_siblings() -> None:
     assert table_named(given)(TINY, TINY.default_size) == combined_points(TINY)
 
 
-@pytest.fixture
-def run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[dict[str, Any], list[Point]]]:
-    """A short run of one scene: its document, and the points that it was asked for.
+Run = Callable[..., tuple[dict[str, Any], list[Point]]]
 
-    Exporting is what takes long: plain steps alone, on one grid. Stages and caches on quantised
-    engines are tested where these are built.
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A short run of one scene at the plain steps of the distilled model, by models and recipes:
+    its document, and the points that it was asked for.
+
+    Exporting is what takes long: stages and caches on quantised engines are tested where these are
+    built.
     """
     monkeypatch.setattr(job, "QUICK_RENDERS", 20)
     monkeypatch.setattr(job, "peak_mb", lambda setup, point, table: 123.0)
     monkeypatch.setattr(model_runner, "AMAX_PROMPTS", 2)
-    monkeypatch.setattr(combinations, "_QUICK", ("4 steps", "no cache", "int8-smooth"))
 
-    def run(**options: Any) -> tuple[dict[str, Any], list[Point]]:
+    def run(models: tuple[str | None, ...], **options: Any) -> tuple[dict[str, Any], list[Point]]:
+        monkeypatch.setattr(
+            combinations,
+            "_is_quick",
+            lambda point: (
+                (point.preset, point.variant) == ("4 steps", "no cache")
+                and point.model in models
+                and point.quant in (None, "int8-smooth")
+            ),
+        )
         combinations.main(out=tmp_path, scenes=1, quick=True, size="64x64", **options)
         document = json.loads((tmp_path / "flux-tiny-combinations-quick.json").read_text())
         return document, chosen(combined_points(TINY, [TURBO]), None, quick=True)
@@ -159,39 +169,42 @@ def run(
 
 @pytest.mark.slow
 def test_a_run_quantises_what_it_says_and_compares_it_with_its_twin(
-    run: Callable[..., tuple[dict[str, Any], list[Point]]], tmp_path: Path
+    run: Run, tmp_path: Path
 ) -> None:
-    document, _ = run()
+    document, _ = run((TURBO.name,))
     check_files(document, tmp_path, combinations_table(document))
     assert document["compare"] == "combinations"
     # The plot needs the bench extra; every point has a row.
     assert {each["what"] for each in document["left_out"]} <= {
         "flux-tiny-combinations-quick-pareto.png"
     }
-    quantised = [row for row in document["rows"] if row["precision"] == "int8"]
-    assert {row["model"] for row in quantised} == {TINY.name, TURBO.name}
-    own, sibling = (
-        next(row["ssim"] for row in document["rows"] if (row["model"], row["preset"]) == each)
-        for each in ((TINY.name, "4 steps"), (TURBO.name, "4 steps"))
+    plain, bare, quantised = document["rows"]
+    assert [row["precision"] for row in document["rows"]] == ["fp32", "fp32", "int8"]
+    assert (plain["model"], bare["model"], quantised["model"]) == (
+        TINY.name,
+        TURBO.name,
+        TURBO.name,
     )
-    assert own != sibling
-    for row in quantised:
-        assert 0.5 < row["twin_ssim"] < 1.0  # rounded, and still that picture
-        assert row["speedup"] > 0
-    assert all(row["twin_ssim"] is None for row in document["rows"] if row not in quantised)
+    assert 0.5 < quantised["twin_ssim"] < 1.0  # rounded, and still that picture
+    assert quantised["speedup"] > 0
+    assert plain["twin_ssim"] is bare["twin_ssim"] is None
     table = (tmp_path / "flux-tiny-combinations-quick.md").read_text()
-    assert "| flux-tiny | 4 steps | no cache | int8 |" in table
     assert "| flux-tiny-turbo | 4 steps | no cache | int8 |" in table
 
 
 @pytest.mark.slow
-def test_a_precision_that_the_backend_lacks_is_left_out_and_said(
-    run: Callable[..., tuple[dict[str, Any], list[Point]]],
+def test_what_the_backend_lacks_is_left_out_and_each_model_draws_with_its_own_weights(
+    run: Run,
 ) -> None:
-    document, quick = run(backend="eager")
+    document, quick = run((None, TURBO.name), backend="eager")
     left = {row["point"] for row in document["rows"]}
     assert left == {point.name for point in quick if point.quant is None}
     reasons = {each["what"]: each["reason"] for each in document["left_out"]}
     for point in quick:
         if point.quant is not None:
             assert "--precision int8 with the backend eager" in reasons[point.name]
+    own, sibling = (
+        next(row for row in document["rows"] if (row["model"], row["preset"]) == each)
+        for each in ((TINY.name, "4 steps"), (TURBO.name, "4 steps"))
+    )
+    assert own["ssim"] != sibling["ssim"]
