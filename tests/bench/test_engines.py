@@ -16,7 +16,6 @@ from fresco_trt.bench.instrument import Draw
 from fresco_trt.bench.plain import Plain, denoise, load_pipeline
 from fresco_trt.models.flux.loading import load_transformer, random_transformer
 from fresco_trt.models.registry import model_facts
-from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.making import plan_from_preset
