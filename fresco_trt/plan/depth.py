@@ -13,7 +13,7 @@ from fresco_trt.errors import PlanError
 Blocks: TypeAlias = tuple[int, ...]
 """One count a kind: of FLUX, double-stream and single-stream blocks."""
 
-_BLOCKS = re.compile(r"[0-9]{1,3}(,[0-9]{1,3})*")
+_BLOCKS = re.compile(r"[0-9]{1,3}(,[0-9]{1,3}){0,7}")
 
 
 def parse_blocks(text: str) -> Blocks:

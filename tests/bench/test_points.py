@@ -108,10 +108,12 @@ def test_spectral_points_follow_the_spectrum_where_there_is_one() -> None:
 
 
 def test_every_cache_is_measured_alone_and_on_presets() -> None:
-    points = [p for p in points_of(TINY) if isinstance(p.recipe, Preset)]
-    cached = [p for p in points if isinstance(p.recipe, Preset) and p.recipe.cache != NO_CACHE]
+    points = [p for p in points_of(TINY) if isinstance(p.settings, Preset)]
+    cached = [p for p in points if isinstance(p.settings, Preset) and p.settings.cache != NO_CACHE]
     for name in cache_names("feature"):
-        own = [p for p in cached if isinstance(p.recipe, Preset) and p.recipe.cache.name == name]
+        own = [
+            p for p in cached if isinstance(p.settings, Preset) and p.settings.cache.name == name
+        ]
         alone = [p for p in own if p.method == "cache" and p.nfe == TINY.default_steps]
         assert [plan_from_preset(TINY, p.settings).full_steps for p in alone] == [18, 12, 9]  # type: ignore[arg-type]
         assert {p.preset for p in own if p.method == "fresco"} == {"balanced", "fast"}

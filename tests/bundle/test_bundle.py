@@ -76,7 +76,11 @@ def draft(pipeline: PipelineRecord, **changes: Any) -> ManifestDraft:
         "backend": BackendRecord(
             name="eager", library="torch", library_version="2", target=TargetConfig()
         ),
-        "engines": (EngineRecord(name="stage1.full", files=("a.onnx",), signature=signature()),),
+        "engines": (
+            EngineRecord(
+                name="stage1.full", family="flux", files=("a.onnx",), signature=signature()
+            ),
+        ),
         "pipeline": pipeline,
         "built": BuiltRecord(version="0", python="3", torch="2", seconds=1.5, options={"k": 3}),
         "key": build_key({"model": "toy"}),

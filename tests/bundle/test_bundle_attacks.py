@@ -78,7 +78,9 @@ def valid_manifest() -> Json:
         "precision": "fp32",
         "calibration": None,
         "backend": {"name": "eager", "library": "t", "library_version": None, "target": ""},
-        "engines": [{"name": "stage1.full", "files": ["a.onnx"], "signature": signature}],
+        "engines": [
+            {"name": "stage1.full", "family": "flux", "files": ["a.onnx"], "signature": signature}
+        ],
         "pipeline": {"folder": "pipeline", "digest": pipeline, "parts": []},
         "files": [file_record(path, data) for path, data in sorted(FILES.items())],
         "built": {"version": "0", "python": "3", "torch": None, "seconds": 1, "options": {}},

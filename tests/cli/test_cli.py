@@ -387,7 +387,7 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (build_arguments(backend="abacus"), ["abacus", "onnxruntime"]),
     (build_arguments(blocks="1,1"), ["--blocks 1,1 without", "--weights random"]),
     (build_arguments(blocks="1,1", weights=TINY), ["--blocks 1,1 with weights", "random"]),
-    (build_arguments(blocks="1", weights="random"), ["--blocks 1;", "--blocks 1,1"]),
+    (build_arguments(blocks="1", weights="random"), ["--blocks 1 of flux-tiny", "--blocks 1,1"]),
     (build_arguments(blocks="3,1", weights="random"), ["--blocks 3,1 of flux-tiny", "to 2,4"]),
     (build_arguments(precision="fp8"), ["--precision fp8", "bf16"]),
     (build_arguments(precision="fp32,recipe=int8"), ["recipe=int8 in --precision fp32"]),

@@ -26,6 +26,7 @@ from fresco_trt.errors import (
 from fresco_trt.files.digests import folder_digest
 from fresco_trt.lower import gather, record
 from fresco_trt.lower.build import REUSED, BuildRequest, run
+from fresco_trt.models.flux import loading
 from fresco_trt.models.flux.components import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import load_transformer
@@ -293,7 +294,11 @@ def test_a_library_that_is_absent_is_told_before_weights_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.delattr(gather, "load_transformer")
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(loading, "load_transformer", load)
     asked = replace(request(tmp_path / "bundle"), backend="tensorrt")
     with pytest.raises(BackendUnavailable, match="tensorrt"):
         run(asked)

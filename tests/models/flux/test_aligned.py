@@ -283,7 +283,9 @@ def test_exported_it_is_the_eager_graph_over_the_same_file_of_weights(tmp_path: 
     library, folder = backend("onnxruntime"), tmp_path / "bundle"
     folder.mkdir()
     files = library.build(aligned, BuildOptions(folder=folder))
-    engine = Engine(name=aligned.name, files=files, signature=aligned.signature)
+    engine = Engine(
+        name=aligned.name, family=aligned.family, files=files, signature=aligned.signature
+    )
     inputs = example(aligned.signature, REFINED)
     with torch.no_grad(), library.load(folder, engine) as runner:
         found = runner(inputs)["velocity"]
