@@ -10,14 +10,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.preloaded import PATIENCE, Done, Preloaded, environment_with
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -34,12 +38,8 @@ _HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 _MARKER = re.compile(r"<!-- not run: (.+) -->\n\Z")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
-RUNNERS = {
-    "bash": ("bash", "-euo", "pipefail", "-c"),
-    "python": (sys.executable, "-c"),
-}
+EXECUTED = {"bash", "python"}
 SHOWN = {"json", "text"}
-PATIENCE = 600  # seconds, against a hang in CI; nothing is measured
 README_BYTES = 9 * 1024
 
 README_ROWS = {
@@ -110,7 +110,7 @@ def sections_of(page: Path) -> list[Section]:
         to_run = tuple(
             block
             for block in blocks_of(text)
-            if start <= block.line < end and block.language in RUNNERS and block.not_run is None
+            if start <= block.line < end and block.language in EXECUTED and block.not_run is None
         )
         if to_run:
             found.append(Section(page=page, heading=heading, blocks=to_run))
@@ -124,28 +124,55 @@ def links_of(text: str) -> list[str]:
     return [target for target in targets if target and "://" not in target]
 
 
-def run_block(block: Block, folder: Path, cache: Path) -> None:
-    """Run a block in ``folder`` with this interpreter's commands first on the path."""
-    commands = Path(sys.executable).parent
-    environment = os.environ | {
-        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
-        "FRESCO_TRT_CACHE": str(cache),
-    }
+def commands_of(code: str) -> list[list[str]] | None:
+    """Arguments of each ``fresco-trt`` of a block that has nothing else in it; else None."""
+    lines = code.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    commands = [each for each in words if each]
+    plain = not re.search(r"[|<>&;$`]", code)
+    if plain and commands and all(each[0] == "fresco-trt" for each in commands):
+        return [each[1:] for each in commands]
+    return None
+
+
+def run_block(block: Block, folder: Path, cache: Path, preloaded: Preloaded) -> None:
+    """Run a block in ``folder``; one of Python, or of our commands alone, in preloaded forks."""
+    environment = environment_with(cache)
+    commands = commands_of(block.code) if block.language == "bash" else None
+    if block.language == "python":
+        ended = [preloaded.run(block.code, folder, environment=environment)]
+    elif commands is not None:
+        ended = [preloaded.command(each, folder, environment=environment) for each in commands]
+    else:
+        ended = [_shell(block.code, folder, environment)]
+    for done in ended:
+        if done.status != 0:
+            pytest.fail(
+                f"the block at line {block.line} exits with {done.status}:\n"
+                f"{block.code}\n{done.said[-6000:]}"
+            )
+
+
+def _shell(code: str, folder: Path, environment: dict[str, str]) -> Done:
     done = subprocess.run(
-        [*RUNNERS[block.language], block.code],
+        ["bash", "-euo", "pipefail", "-c", code],
         cwd=folder,
-        env=environment,
+        env=os.environ | environment,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=PATIENCE,
         check=False,
     )
-    if done.returncode != 0:
-        pytest.fail(
-            f"the block at line {block.line} exits with {done.returncode}:\n"
-            f"{block.code}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        )
+    return Done(status=done.returncode, said=done.stdout)
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
+    """One process that has imported what blocks import."""
+    with Preloaded(tmp_path_factory.mktemp("preloaded")) as process:
+        yield process
 
 
 @pytest.fixture(scope="session")
@@ -159,22 +186,24 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", [each for page in RUN for each in sections_of(page)], ids=str)
-def test_every_block_runs(section: Section, tmp_path: Path, cache: Path) -> None:
+def test_every_block_runs(
+    section: Section, tmp_path: Path, cache: Path, preloaded: Preloaded
+) -> None:
     for block in section.blocks:
-        run_block(block, tmp_path, cache)
+        run_block(block, tmp_path, cache, preloaded)
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_every_block_is_of_a_language_that_is_run_or_only_shown(page: Path) -> None:
     blocks = blocks_of(page.read_text(encoding="utf-8"))
-    assert {block.language for block in blocks} <= RUNNERS.keys() | SHOWN
+    assert {block.language for block in blocks} <= EXECUTED | SHOWN
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_a_reason_not_to_run_stands_over_a_block_that_would(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     excused = [block for block in blocks_of(text) if block.not_run is not None]
-    assert all(block.language in RUNNERS for block in excused)
+    assert all(block.language in EXECUTED for block in excused)
     assert text.count("<!-- not run") == len(excused)
 
 
@@ -271,7 +300,8 @@ test ! -e told
 """
 
 
-def test_blocks_sections_and_links_are_found(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_blocks_sections_and_links_are_found(tmp_path: Path, preloaded: Preloaded) -> None:
     blocks = blocks_of(PAGE)
     assert [block.language for block in blocks] == ["python", "bash", "bash", "text", "bash"]
     assert [block.not_run for block in blocks] == [None, "it would fail", None, None, None]
@@ -285,10 +315,29 @@ def test_blocks_sections_and_links_are_found(tmp_path: Path) -> None:
     for number, section in enumerate((first, second)):
         (folder := tmp_path / str(number)).mkdir()
         for block in section.blocks:
-            run_block(block, folder, tmp_path)
+            run_block(block, folder, tmp_path, preloaded)
 
 
-def test_a_block_that_fails_is_told_with_its_line_and_its_words(tmp_path: Path) -> None:
-    block = Block(language="bash", code="echo why >&2; false; true", line=12, not_run=None)
-    with pytest.raises(pytest.fail.Exception, match=r"(?s)line 12 exits with 1.*why"):
-        run_block(block, tmp_path, tmp_path)
+def test_commands_are_found_where_there_is_nothing_else() -> None:
+    code = "fresco-trt plan --model flux  # why\n\nfresco-trt build \\\n  --out 'a b'\n"
+    assert commands_of(code) == [["plan", "--model", "flux"], ["build", "--out", "a b"]]
+    for other in ("fresco-trt plan --json > plan.json\n", "make test\n", "# nothing\n"):
+        assert commands_of(other) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("language", "code"),
+    [
+        ("bash", "echo why >&2; false; true"),
+        ("bash", "fresco-trt plan --model why"),
+        ("python", "import sys; print('why'); sys.exit(1)"),
+        ("python", "raise ValueError('why')"),
+    ],
+)
+def test_a_block_that_fails_is_told_with_its_line_and_its_words(
+    tmp_path: Path, preloaded: Preloaded, language: str, code: str
+) -> None:
+    block = Block(language=language, code=code, line=12, not_run=None)
+    with pytest.raises(pytest.fail.Exception, match=r"(?s)line 12 exits with [12].*why"):
+        run_block(block, tmp_path, tmp_path, preloaded)
