@@ -2,8 +2,8 @@
 
     python examples/own_cache.py
 
-Prints how close each cache stays to the picture of all full steps, in dB: more is closer. One picture
-is an example and no measurement; `fresco-trt bench` measures.
+Prints how close each cache stays to the picture of all full steps, in dB: more is closer. One
+picture is an example and no measurement; `fresco-trt bench` measures.
 """
 
 from __future__ import annotations
