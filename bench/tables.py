@@ -231,8 +231,8 @@ def stored(name: str) -> dict[str, Any]:
     return document
 
 
-def readme_tables() -> Iterator[str]:
-    """Every table that the README has to show, of the results that are stored."""
+def result_tables() -> Iterator[str]:
+    """Every table that docs/results.md has to show, of the results that are stored."""
     from bench.gpu.report import gpu_table, step_table
     from bench.search.report import cache_schedule_table, presets_table
 
@@ -258,4 +258,4 @@ def readme_tables() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print(*readme_tables(), sep="\n\n")
+    print(*result_tables(), sep="\n\n")

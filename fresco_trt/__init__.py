@@ -3,7 +3,7 @@
 The data path, one folder or file a step::
 
     schedule -> stage plan -> stage graphs -> engines -> bundle => runners -> sampler -> pipeline
-    plan/       plan/         lower/          backends/  bundle    backends/  run/       pipeline
+    plan/       plan/         lower/          backends/  bundle/   backends/  run/       pipelines/
 
 Left of the double arrow happens once, ahead of time: ``plan`` makes numbers, ``build`` makes a
 bundle of engines. Right of it happens for every picture and needs only the bundle:

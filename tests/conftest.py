@@ -41,11 +41,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the README, then the files that take long: begun last, one of them would run
+    """Begin with the pages, then the files that take long: begun last, one of them would run
     beside an idle core.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name != "test_readme.py", item.path not in slow))
+    items.sort(key=lambda item: (item.path.name != "test_docs.py", item.path not in slow))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

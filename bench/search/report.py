@@ -1,4 +1,4 @@
-"""What searches found, as the Markdown that the README shows."""
+"""What searches found, as the Markdown that the page of results shows."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 In the data path it is the double arrow. The manifest is the page that both sides read, ``folder``
 puts a bundle on disk and opens it, and the other files are the tensors that a bundle carries beside
-its engines. The format is described in ``engines/README.md``.
+its engines. The format is described in ``docs/bundle-format.md``.
 """
 
 from fresco_trt.bundle.folder import Bundle as Bundle

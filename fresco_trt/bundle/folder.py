@@ -2,7 +2,7 @@
 
 In the data path it is the double arrow. ``BundleWriter`` puts a finished folder in place in one
 step; ``open_bundle`` believes nothing about a folder until every byte of it is accounted for.
-The page both sides read is in ``manifest.py``, the format in ``engines/README.md``.
+The page both sides read is in ``manifest.py``, the format in ``docs/bundle-format.md``.
 """
 
 from __future__ import annotations

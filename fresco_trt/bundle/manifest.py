@@ -1,7 +1,7 @@
 """The bundle's manifest: its schema, its bytes, and how untrusted bytes become one.
 
 In the data path this is the page that ``lower/`` signs and ``run/`` reads; ``bundle.py`` puts it
-on disk and checks the files against it. The format is described in ``engines/README.md``.
+on disk and checks the files against it. The format is described in ``docs/bundle-format.md``.
 """
 
 from __future__ import annotations

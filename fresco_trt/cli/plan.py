@@ -41,7 +41,7 @@ def plan(
 
     chosen = None if plan_file is None else read_plan(plan_file)
     facts = model_facts(model_of(model, chosen))
-    asked, skipping = PresetConfig.parse(preset or ""), CacheConfig.parse(cache)
+    asked, asked_cache = PresetConfig.parse(preset or ""), CacheConfig.parse(cache)
     if chosen is None:
         chosen = make_plan(
             facts,
@@ -51,12 +51,14 @@ def plan(
             steps=steps,
             delta=asked.delta,
             shift=asked.shift,
-            cache=skipping,
+            cache=asked_cache,
         )
     else:
         check_plan(chosen, facts)
         given = {"stages": stages, "preset": preset, "size": size or None, "steps": steps}
-        check_undecided(chosen, {**given, "cache": None if skipping == NO_CACHE else skipping})
+        check_undecided(
+            chosen, {**given, "cache": None if asked_cache == NO_CACHE else asked_cache}
+        )
     display.show(plan_summary(facts, chosen, steps), as_json, tables.plan_table)
 
 

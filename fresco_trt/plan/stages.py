@@ -233,7 +233,7 @@ def _check_cache(plan: StagePlan) -> None:
     if plan.cache is not None and plan.cache.site == "trunk" and plan.positions == "aligned":
         given = "a cache at the trunk of phase-aligned attention"
         raise _invalid(given, "the site 'final', or positions 'fine'")
-    if plan.velocity_grid is not None and not plan.finest.issuperset(_skipping(plan)):
+    if plan.velocity_grid is not None and not plan.finest.issuperset(_bypassing(plan)):
         raise _invalid(
             "a coarse velocity in a coarse or mixed stage", "bypass steps on the full grid only"
         )
@@ -241,7 +241,7 @@ def _check_cache(plan: StagePlan) -> None:
         raise _invalid(f"the cache {plan.cache.name} in a plan of full steps", "a bypass step")
 
 
-def _skipping(plan: StagePlan) -> list[int]:
+def _bypassing(plan: StagePlan) -> list[int]:
     return [index for index, stage in enumerate(plan.stages) if "bypass" in stage.actions]
 
 

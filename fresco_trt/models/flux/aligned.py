@@ -1,6 +1,6 @@
 """Phase-aligned attention: on a mixed grid each query measures positions on its own grid.
 
-The variant of ``flux_graph.py`` for the mixed stages of a plan with positions "aligned" (PMA, arXiv
+The variant of ``graph.py`` for the mixed stages of a plan with positions "aligned" (PMA, arXiv
 2511.19778). A pretrained head answers to whole distances of one grid; any single numbering of a
 mixed grid gives one kind of its tokens distances that the head never saw. So the rotary tables come
 twice, and each query reads the keys in the table of its own grid:

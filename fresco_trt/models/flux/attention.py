@@ -1,7 +1,7 @@
 """A FLUX block's attention in pieces: projections, positions, the two products, what comes after.
 
 diffusers' own processor does all of it in one go. Where a part is to be another one (positions of
-two grids in ``flux_aligned.py``, products of codes in a simulated model) it is put together here.
+two grids in ``aligned.py``, products of codes in a simulated model) it is put together here.
 """
 
 from __future__ import annotations

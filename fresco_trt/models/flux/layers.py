@@ -1,6 +1,6 @@
 """The layers of a FLUX transformer as numbers: their names, their widths, how many parameters.
 
-Beside ``flux_facts.py`` in the data path, and as free of torch: what an engine weighs is known
+Beside ``facts.py`` in the data path, and as free of torch: what an engine weighs is known
 before any weight is read, for the model and for the same model with fewer blocks.
 """
 

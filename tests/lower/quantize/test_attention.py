@@ -133,7 +133,7 @@ def test_what_a_pattern_keeps_is_not_measured() -> None:
     assert attentions_of(REFERENCE, RECIPE, ("*.attn.*",)) == BLOCKS  # its layers, not its products
     with pytest.raises(CalibrationError, match="attention of all 6 blocks is kept") as caught:
         attentions_of(REFERENCE, RECIPE, ("*.attn",))
-    assert "--keep" in caught.value.fix
+    assert "with keep" in caught.value.fix
 
 
 # --- products ---------------------------------------------------------------------------------
