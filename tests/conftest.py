@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fresco_trt.plan.stages import Positions
 
 # A test that took a setting or a cached model from whoever runs it would pass for them alone.
@@ -89,13 +92,15 @@ def onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Shared by the whole session: read it, never write to it.
     """
-    return _turbo_bundle(tmp_path_factory.mktemp("onnx"), "onnxruntime")
+    return _built_once(
+        tmp_path_factory, "onnx", lambda folder: _turbo_bundle(folder, "onnxruntime")
+    )
 
 
 @pytest.fixture(scope="session")
 def eager_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same plan and weights as eager engines, which take a second to build. Read only."""
-    return _turbo_bundle(tmp_path_factory.mktemp("eager"), "eager")
+    return _built_once(tmp_path_factory, "eager", lambda folder: _turbo_bundle(folder, "eager"))
 
 
 @pytest.fixture(scope="session")
@@ -104,30 +109,61 @@ def mixed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Shared by the whole session: read it, never write to it.
     """
-    return _mixed_bundle(tmp_path_factory.mktemp("mixed-eager"), "eager")
+    return _built_once(
+        tmp_path_factory, "mixed-eager", lambda folder: _mixed_bundle(folder, "eager")
+    )
 
 
 @pytest.fixture(scope="session")
 def mixed_onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same plan and weights as engines for ONNX Runtime. Read only."""
-    return _mixed_bundle(tmp_path_factory.mktemp("mixed-onnx"), "onnxruntime")
+    """The same plan as engines for ONNX Runtime, of random weights and a block of each kind.
+
+    Exporting takes seconds a block. Read only.
+    """
+    return _built_once(
+        tmp_path_factory, "mixed-onnx", lambda folder: _mixed_bundle(folder, "onnxruntime")
+    )
 
 
 @pytest.fixture(scope="session")
 def aligned_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That plan with phase-aligned attention in its mixed stages, as eager engines. Read only."""
-    return _mixed_bundle(tmp_path_factory.mktemp("aligned-eager"), "eager", positions="aligned")
+    return _built_once(
+        tmp_path_factory,
+        "aligned-eager",
+        lambda folder: _mixed_bundle(folder, "eager", positions="aligned"),
+    )
 
 
 @pytest.fixture(scope="session")
 def aligned_onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as engines for ONNX Runtime. Read only."""
-    folder = tmp_path_factory.mktemp("aligned-onnx")
-    return _mixed_bundle(folder, "onnxruntime", positions="aligned")
+    """The same as engines for ONNX Runtime, of such weights. Read only."""
+    return _built_once(
+        tmp_path_factory,
+        "aligned-onnx",
+        lambda folder: _mixed_bundle(folder, "onnxruntime", positions="aligned"),
+    )
+
+
+def _built_once(
+    temporary: pytest.TempPathFactory, name: str, build: Callable[[Path], Path]
+) -> Path:
+    """The bundle of that name, built by the first process of the run that asks for it.
+
+    Every process has a session of its own, so a session's fixture alone would build one in each.
+    """
+    shared = temporary.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / f"once-{name}"
+    folder.mkdir(exist_ok=True)
+    with (shared / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return folder / "bundle" if (folder / "bundle").exists() else build(folder)
 
 
 def _mixed_bundle(folder: Path, backend: str, positions: Positions = "fine") -> Path:
-    from fresco_trt.lower.build import build
+    from fresco_trt.lower.build import BuildRequest, run
     from fresco_trt.models.registry import model_facts
     from fresco_trt.plan.making import plan_from_preset
     from fresco_trt.plan.presets import Preset
@@ -140,7 +176,10 @@ def _mixed_bundle(folder: Path, backend: str, positions: Positions = "fine") -> 
         positions=positions,
     )
     plan = plan_from_preset(model_facts("flux-tiny"), preset, size=(128, 128))
-    return build(plan, backend=backend, out=folder / "bundle")
+    fewer: dict[str, Any] = {"weights": "random", "blocks": (1, 1)}
+    shallow = fewer if backend == "onnxruntime" else {}
+    request = BuildRequest(plan=plan, backend=backend, out=folder / "bundle", **shallow)
+    return run(request).bundle.folder
 
 
 def _turbo_bundle(folder: Path, backend: str) -> Path:

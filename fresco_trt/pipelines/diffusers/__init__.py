@@ -1,9 +1,9 @@
 """One line on a diffusers pipeline: its own encoders and decoder around this package's sampler.
 
-Beside ``pipelines/image.py``, for a pipeline that is loaded already. ``enable`` gives that one object a
-class of its own, made on the spot below the one it had, and ``disable`` gives it the old one back:
-Python looks up ``__call__`` on the class, so that an attribute of the object would not be asked,
-and one of diffusers' class would change every pipeline of the process.
+Beside ``pipelines/image.py``, for a pipeline that is loaded already. ``enable`` gives that one
+object a class of its own, made on the spot below the one it had, and ``disable`` gives it the old
+one back: Python looks up ``__call__`` on the class, so that an attribute of the object would not be
+asked, and one of diffusers' class would change every pipeline of the process.
 """
 
 from __future__ import annotations

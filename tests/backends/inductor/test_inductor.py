@@ -112,7 +112,13 @@ def stage_graph(name: str, model: Any, source: Path) -> StageGraph:
     signature = SIGNATURES[name]
     module = graph_from_signature(model, signature)
     return StageGraph(
-        name=name, signature=signature, module=module, onnx=None, weights=None, source=source
+        name=name,
+        signature=signature,
+        module=module,
+        onnx=None,
+        weights=None,
+        source=source,
+        family="flux",
     )
 
 
