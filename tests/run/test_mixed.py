@@ -20,6 +20,7 @@ from fresco_trt.run.mixed import Mixed, cross_mixed
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
 from fresco_trt.run.resample import children_of, lift_bilinear, lift_nearest
 from fresco_trt.run.transition import apply_transition, renoise
+from tests.run.grids import child_indices
 
 SIGMA = 0.6
 LANDS = rewind_sigma(SIGMA)
@@ -45,16 +46,6 @@ MASKS = st.lists(st.booleans(), min_size=N, max_size=N)
 
 WAYS = {"into": (0.0, 0.4), "within": (0.3, 0.6), "out": (0.5, 1.0)}
 """Shares of the coarse tokens that are expanded before and after a transition."""
-
-
-def child_indices(coarse: Grid, fine: Grid) -> list[tuple[int, int, int, int]]:
-    """For each coarse token, the raster indices of its four fine ones."""
-    corners = (
-        2 * row * fine.columns + 2 * column
-        for row in range(coarse.rows)
-        for column in range(coarse.columns)
-    )
-    return [(at, at + 1, at + fine.columns, at + fine.columns + 1) for at in corners]
 
 
 def pyramid_of(fine: Grid = FINE, channels: int = CHANNELS, seed: int = 7) -> NoisePyramid:

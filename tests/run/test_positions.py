@@ -15,6 +15,7 @@ from fresco_trt.models.flux.tokens import FluxPatchifier, position_ids
 from fresco_trt.plan.grid import Grid
 from fresco_trt.run.mixed import Mixed
 from fresco_trt.run.positions import mixed_tables, possible_positions
+from tests.run.grids import child_indices
 
 COARSE = Grid(height=6, width=8, scale=0.5)
 FINE = Grid(height=12, width=16, scale=1.0)
@@ -22,16 +23,6 @@ TEXT = 5
 PATCHIFIER = FluxPatchifier(FLUX_TINY, TEXT)
 
 MASKS = st.lists(st.booleans(), min_size=COARSE.tokens, max_size=COARSE.tokens)
-
-
-def child_indices(coarse: Grid, fine: Grid) -> list[tuple[int, int, int, int]]:
-    """For each coarse token, the raster indices of its four fine ones."""
-    corners = (
-        2 * row * fine.columns + 2 * column
-        for row in range(coarse.rows)
-        for column in range(coarse.columns)
-    )
-    return [(at, at + 1, at + fine.columns, at + fine.columns + 1) for at in corners]
 
 
 def mixed_of(mask: list[bool]) -> Mixed:

@@ -141,8 +141,10 @@ def test_a_bundle_that_draws_other_pictures_is_not_published(
     assert "keep=" in caught.value.fix
     assert "force=true" in caught.value.fix
     built = run(two_blocks(out, precision="int8,force=true"))
-    assert built.bundle.manifest.quantized is not None
-    assert built.bundle.manifest.quantized.forced
+    record = built.bundle.manifest.quantized
+    assert record is not None
+    assert record.forced
+    assert 0 < record.lowest <= record.ssim < 1
     assert run(two_blocks(out, precision="int8,force=true")).reused
     with pytest.raises(QualityTooLow):  # what was forced once is not taken for sound later
         run(two_blocks(out))
