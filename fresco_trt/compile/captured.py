@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fresco_trt.errors import UnsupportedGraph
-from fresco_trt.models.tensor_versions import version
+from fresco_trt.models.fingerprint import version
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
 Number = int | float | bool

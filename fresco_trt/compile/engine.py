@@ -43,7 +43,7 @@ from fresco_trt.errors import (
 from fresco_trt.files.cache_folder import cache_folder
 from fresco_trt.files.canonical_json import build_key
 from fresco_trt.lower.record import packages
-from fresco_trt.models.tensor_versions import TensorVersions
+from fresco_trt.models.fingerprint import Fingerprint
 from fresco_trt.models.weights import tensors_digest
 from fresco_trt.plan.signature import GraphSignature
 
@@ -70,7 +70,7 @@ class _Case:
     """One set of shapes and weights, and what runs it."""
 
     shapes: tuple[object, ...]
-    weights: TensorVersions
+    weights: Fingerprint
     run: Run
 
 
@@ -100,9 +100,7 @@ class CompiledGraph:
                 if case.shapes == shapes and case.weights.hold(weights):
                     return case.run(arguments)
             self._cases = [case for case in self._cases if case.weights.alive]
-            case = _Case(
-                shapes=shapes, weights=TensorVersions.of(weights), run=self._made(arguments)
-            )
+            case = _Case(shapes=shapes, weights=Fingerprint.of(weights), run=self._made(arguments))
             self._cases.append(case)
             return case.run(arguments)
 

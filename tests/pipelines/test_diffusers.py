@@ -525,6 +525,45 @@ def test_engines_serve_their_weights_their_size_and_their_length_alone(
         fresco_trt.enable(pipe, engines=eager_bundle)
 
 
+def noise_through_data(transformer: Any) -> None:
+    for module in transformer.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data += 0.05 * torch.randn_like(module.weight)
+
+
+def averaged_weights(transformer: Any) -> None:
+    from diffusers.training_utils import EMAModel
+
+    average: Any = EMAModel(transformer.parameters())
+    average.shadow_params = [each * 0.99 for each in average.shadow_params]
+    average.copy_to(transformer.parameters())
+
+
+def fused_adapter(transformer: Any) -> None:
+    """What fuse_lora and unload_lora_weights leave: the weight itself, with the product added."""
+    weight = transformer.transformer_blocks[1].attn.to_q.weight
+    weight.data += torch.randn(len(weight), 4) @ torch.randn(4, weight.shape[1]) * 0.01
+
+
+@pytest.mark.parametrize("write", [noise_through_data, averaged_weights, fused_adapter])
+def test_engines_do_not_outlive_weights_that_were_written_in_any_way(
+    pipe: Any, eager_bundle: Path, write: Callable[[Any], None]
+) -> None:
+    before = [each.detach().clone() for each in pipe.transformer.parameters()]
+    fresco_trt.enable(pipe, engines=eager_bundle)
+    free = {"max_sequence_length": ...}
+    first = pixels(pipe, **free)
+    try:
+        write(pipe.transformer)
+        for _ in range(2):
+            with pytest.raises(DigestMismatch, match="engines of flux-tiny with weights"):
+                call(pipe, **free)
+    finally:
+        for weight, each in zip(pipe.transformer.parameters(), before, strict=True):
+            weight.data.copy_(each)
+    assert (pixels(pipe, **free) == first).all()
+
+
 def test_engines_are_freed_when_a_pipeline_is_disabled(pipe: Any, eager_bundle: Path) -> None:
     fresco_trt.enable(pipe, engines=eager_bundle)
     runners = type(pipe)._fresco_source.loaded

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from fresco_trt.errors import CalibrationError, DigestMismatch, IncompatibleOptions, UnsupportedSize
-from fresco_trt.models.tensor_versions import TensorVersions
+from fresco_trt.models.fingerprint import Fingerprint
 from fresco_trt.plan.cache_schedule import find_cache
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import NONE
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import os
 
     from torch import Tensor
+    from torch.nn import Module
 
     from fresco_trt.backends.base import Runner
     from fresco_trt.bundle import Bundle
@@ -175,10 +176,11 @@ class OwnTransformer:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Directions:
-    """Principal directions [H,k] that were measured on exactly these weights."""
+    """Principal directions [H,k], and the weights that they were measured on."""
 
     directions: Tensor
-    weights: TensorVersions
+    measured: str
+    weights: DigestedWeights
 
     @classmethod
     def of(cls, pipe: Any, facts: ModelFacts, choices: Choices) -> Directions | None:
@@ -188,7 +190,6 @@ class Directions:
         is none, or of other weights.
         """
         from fresco_trt.bundle.svd_basis import check_basis, read_basis
-        from fresco_trt.models.weights import weights_digest
 
         cache = choices.cache or NO_CACHE
         if cache.name == NONE or not find_cache(cache.name).needs_basis:
@@ -200,13 +201,14 @@ class Directions:
                 fix="measure it with 'fresco-trt calibrate --measure basis', and add basis=FILE",
             )
         basis = read_basis(cache.basis)
-        digest = weights_digest(pipe.transformer)
+        weights = DigestedWeights.of(pipe.transformer)
+        digest = weights.sha256
         check_basis(basis, model=facts.name, weights_sha256=digest, hidden=facts.hidden)
-        return cls(directions=basis.directions, weights=weight_versions(pipe))
+        return cls(directions=basis.directions, measured=digest, weights=weights)
 
     def on(self, pipe: Any, device: str) -> Tensor:
         """The directions on ``device``. Raises CalibrationError once the weights are others."""
-        if not self.weights.hold(weights_of(pipe)):
+        if self.weights.now(pipe.transformer) != self.measured:
             raise CalibrationError(
                 "an SVD basis of the weights that the transformer had",
                 expected="those of the weights it has now",
@@ -222,14 +224,14 @@ class Directions:
 class BundleEngines:
     """The loaded engines of a bundle that was built from the pipeline's own weights.
 
-    Not a value: it holds the engines, and remembers which weights were last found to be theirs.
+    Not a value: it holds the engines, and remembers which weights the pipeline last had.
     """
 
     bundle: Bundle
     loaded: Runners
     basis: Tensor | None
     device: str
-    weights: TensorVersions
+    weights: DigestedWeights
     scope: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -248,7 +250,8 @@ class BundleEngines:
         from fresco_trt.pipelines.image import basis_of, load_runners
 
         bundle = open_bundle(path, environment=check_environment)
-        _check_weights(pipe, bundle)
+        weights = DigestedWeights.of(pipe.transformer)
+        _check_weights(weights.sha256, bundle)
         library = backend(bundle.manifest.backend.name)
         device = library.describe().device
         with ExitStack() as scope:
@@ -257,7 +260,7 @@ class BundleEngines:
                 loaded=load_runners(bundle, library, scope),
                 basis=basis_of(bundle, device),
                 device=device,
-                weights=weight_versions(pipe),
+                weights=weights,
                 scope=scope.pop_all(),
             )
 
@@ -293,9 +296,7 @@ class BundleEngines:
         self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int
     ) -> Iterator[tuple[Runners, Tensor | None, str]]:
         """As :class:`Source`."""
-        if not self.weights.hold(weights_of(pipe)):
-            _check_weights(pipe, self.bundle)
-            self.weights = weight_versions(pipe)
+        _check_weights(self.weights.now(pipe.transformer), self.bundle)
         yield self.loaded, self.basis, self.device
 
     def close(self) -> None:
@@ -316,21 +317,36 @@ def check_steps(call: Call, plan: StagePlan) -> None:
         )
 
 
-def weights_of(pipe: Any) -> Iterator[Tensor]:
-    """Every parameter and buffer of the pipeline's transformer."""
-    return chain(pipe.transformer.parameters(), pipe.transformer.buffers())
+@dataclass(slots=True, kw_only=True, eq=False)
+class DigestedWeights:
+    """The SHA-256 of a transformer's weights, taken again only when they may be others."""
+
+    sha256: str
+    fingerprint: Fingerprint
+
+    @classmethod
+    def of(cls, transformer: Module) -> Self:
+        """Those it has now."""
+        from fresco_trt.models.weights import weights_digest
+
+        # The fingerprint first: what is written meanwhile is then seen at the next call.
+        fingerprint = Fingerprint.of(_weights(transformer))
+        return cls(sha256=weights_digest(transformer), fingerprint=fingerprint)
+
+    def now(self, transformer: Module) -> str:
+        """The digest of the weights that a transformer, which may be another one, has now."""
+        if not self.fingerprint.hold(_weights(transformer)):
+            found = self.of(transformer)
+            self.sha256, self.fingerprint = found.sha256, found.fingerprint
+        return self.sha256
 
 
-def weight_versions(pipe: Any) -> TensorVersions:
-    """What the transformer's weights are now."""
-    return TensorVersions.of(weights_of(pipe))
+def _weights(transformer: Module) -> Iterator[Tensor]:
+    return chain(transformer.parameters(), transformer.buffers())
 
 
-def _check_weights(pipe: Any, bundle: Bundle) -> None:
-    from fresco_trt.models.weights import weights_digest
-
+def _check_weights(digest: str, bundle: Bundle) -> None:
     built = bundle.manifest.model
-    digest = weights_digest(pipe.transformer)
     if built.weights_sha256 != digest:
         raise DigestMismatch(
             f"engines of {built.name} with weights {built.weights_sha256[:12]}...",
