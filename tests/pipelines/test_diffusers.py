@@ -61,6 +61,14 @@ def pipe(shared: Any) -> Iterator[Any]:
     fresco_trt.disable(shared)
 
 
+@pytest.fixture(scope="module")
+def one_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines of the pipeline's own weights that draw what it draws in two steps. Read only."""
+    plan = fresco_trt.plan("flux-tiny", stages=1, steps=2, size=(64, 64))
+    out = tmp_path_factory.mktemp("plain") / "bundle"
+    return fresco_trt.build(plan, backend="eager", out=out)
+
+
 def seeded(seed: int = 7) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
@@ -142,7 +150,7 @@ def test_staged_pictures_are_those_of_our_own_pipeline(pipe: Any, eager_bundle: 
     fresco_trt.enable(pipe, stages=3, preset="turbo")
     assert np.abs(pixels(pipe, max_sequence_length=128) - wanted).max() <= 2
     fresco_trt.enable(pipe, engines=eager_bundle)
-    assert np.abs(pixels(pipe, height=..., width=..., max_sequence_length=...) - wanted).max() <= 2
+    assert np.abs(pixels(pipe, max_sequence_length=128) - wanted).max() <= 2
 
 
 def test_half_precision_pipelines_draw_too() -> None:
@@ -420,7 +428,7 @@ def test_engines_say_whose_they_are(pipe: Any, tmp_path: Path) -> None:
         "flux-tiny-turbo", weights=str(folder), out=tmp_path / "bundle", **options
     )
     fresco_trt.enable(pipe, engines=bundle)  # built from the pipeline's weights, under that name
-    call(pipe, max_sequence_length=..., num_inference_steps=2)
+    call(pipe, max_sequence_length=128, num_inference_steps=2)
     with pytest.raises(IncompatibleOptions, match="model with engines"):
         fresco_trt.enable(pipe, engines=bundle, model="flux-tiny-turbo")
 
@@ -510,17 +518,17 @@ def test_engines_serve_their_weights_their_size_and_their_length_alone(
     pipe: Any, eager_bundle: Path, nudged: Callable[[], None]
 ) -> None:
     fresco_trt.enable(pipe, engines=str(eager_bundle))
-    free = {"max_sequence_length": ...}
-    call(pipe, **free, num_inference_steps=TURBO.nfe)
-    with pytest.raises(UnsupportedSize, match="size 64x128 with engines for 64x64"):
-        call(pipe, **free, height=128)
-    with pytest.raises(IncompatibleOptions, match="a text of 32 tokens with engines for 128"):
+    built = {"max_sequence_length": 128}
+    call(pipe, **built, num_inference_steps=TURBO.nfe)
+    with pytest.raises(UnsupportedSize, match="width=64, height=128 with engines for 64x64"):
+        call(pipe, **built, height=128)
+    with pytest.raises(IncompatibleOptions, match="max_sequence_length=32 with engines for 128"):
         call(pipe)
     with pytest.raises(IncompatibleOptions, match="num_inference_steps=4"):
-        call(pipe, **free, num_inference_steps=4)
+        call(pipe, **built, num_inference_steps=4)
     nudged()
     with pytest.raises(DigestMismatch, match="engines of flux-tiny with weights"):
-        call(pipe, **free)
+        call(pipe, **built)
     with pytest.raises(DigestMismatch, match="engines of flux-tiny with weights"):
         fresco_trt.enable(pipe, engines=eager_bundle)
 
@@ -551,7 +559,7 @@ def test_engines_do_not_outlive_weights_that_were_written_in_any_way(
 ) -> None:
     before = [each.detach().clone() for each in pipe.transformer.parameters()]
     fresco_trt.enable(pipe, engines=eager_bundle)
-    free = {"max_sequence_length": ...}
+    free = {"max_sequence_length": 128}
     first = pixels(pipe, **free)
     try:
         write(pipe.transformer)
@@ -562,6 +570,27 @@ def test_engines_do_not_outlive_weights_that_were_written_in_any_way(
         for weight, each in zip(pipe.transformer.parameters(), before, strict=True):
             weight.data.copy_(each)
     assert (pixels(pipe, **free) == first).all()
+
+
+LEFT_OUT = {
+    "max_sequence_length": r"max_sequence_length=512 \(the default of the pipeline\) with engines",
+    "height": r"width=64, height=512 \(the default of the pipeline\) with engines for 64x64",
+    "width": r"width=512 \(the default of the pipeline\), height=64 with engines for 64x64",
+    "num_inference_steps": r"num_inference_steps=28 \(the default of the pipeline\) with a plan",
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_a_default_that_the_engines_were_not_built_for_is_refused(
+    pipe: Any, one_stage: Path, name: str
+) -> None:
+    fresco_trt.enable(pipe, engines=one_stage)
+    given = {"max_sequence_length": 128, "num_inference_steps": 2}
+    call(pipe, **given)
+    with pytest.raises(PlanError, match=LEFT_OUT[name]):
+        call(pipe, **{**given, name: ...})
+    with pytest.raises(PlanError, match=LEFT_OUT[name]):
+        call(pipe, **{**given, name: None})
 
 
 def test_engines_are_freed_when_a_pipeline_is_disabled(pipe: Any, eager_bundle: Path) -> None:

@@ -24,26 +24,36 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Call:
-    """The arguments that are honoured, as given; None for sizes, steps, lengths and guidance that
-    were left to their defaults, which ``steps_default`` and ``length_default`` are.
+    """The arguments that are honoured, the pipeline's defaults among them: a call without
+    ``max_sequence_length`` asks for that of its signature, one without ``width`` for the pipeline's
+    own size. ``given`` are the names that the caller wrote.
     """
 
     prompt: str | Sequence[str] | None
     prompt_2: str | Sequence[str] | None
     prompt_embeds: Tensor | None
     pooled_prompt_embeds: Tensor | None
-    height: int | None
-    width: int | None
-    steps: int | None
-    steps_default: int
-    length: int | None
-    length_default: int
-    guidance: float | None
-    guidance_default: float
+    height: int
+    width: int
+    steps: int
+    length: int
+    guidance: float
+    given: frozenset[str]
     generator: torch.Generator | list[torch.Generator] | None
     latents: Tensor | None
     output_type: str
     return_dict: bool
+
+    @property
+    def text_tokens(self) -> int:
+        """The length of the text: that of embeddings, where they are given."""
+        if self.prompt_embeds is not None:
+            return int(self.prompt_embeds.shape[1])
+        return self.length
+
+    def spelt(self, name: str, value: object) -> str:
+        """An argument as a message names it, which says where the caller left it out."""
+        return f"{name}={value}{'' if name in self.given else ' (the default of the pipeline)'}"
 
 
 def read_call(
@@ -60,33 +70,32 @@ def read_call(
     """
     signature = inspect.signature(function)
     bound = signature.bind(pipe, *args, **given)
-    explicit = dict(bound.arguments)
     defaults = {name: each.default for name, each in signature.parameters.items()}
-    for name in list(explicit)[1:]:
-        if name not in driver.honoured and not _is_neutral(explicit[name], defaults[name]):
+    for name, value in tuple(bound.arguments.items())[1:]:
+        if name not in driver.honoured and not _is_neutral(value, defaults[name]):
             raise _refused(name, driver.refused)
+        if value is None:  # as if it were left out: diffusers' sizes are
+            del bound.arguments[name]
+    written = frozenset(bound.arguments)
     bound.apply_defaults()
-    call = _call(bound.arguments, explicit, defaults)
+    call = _call(pipe, bound.arguments, written)
     _check(call)
     return call
 
 
-def _call(
-    values: Mapping[str, Any], explicit: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> Call:
+def _call(pipe: Any, values: Mapping[str, Any], written: frozenset[str]) -> Call:
+    side = pipe.default_sample_size * pipe.vae_scale_factor
     return Call(
         prompt=values["prompt"],
         prompt_2=values["prompt_2"],
         prompt_embeds=values["prompt_embeds"],
         pooled_prompt_embeds=values["pooled_prompt_embeds"],
-        height=values["height"] or None,
-        width=values["width"] or None,
-        steps=explicit.get("num_inference_steps"),
-        steps_default=defaults["num_inference_steps"],
-        length=explicit.get("max_sequence_length"),
-        length_default=defaults["max_sequence_length"],
-        guidance=explicit.get("guidance_scale"),
-        guidance_default=defaults["guidance_scale"],
+        height=values["height"] or side,
+        width=values["width"] or side,
+        steps=values["num_inference_steps"],
+        length=values["max_sequence_length"],
+        guidance=values["guidance_scale"],
+        given=written,
         generator=values["generator"],
         latents=values["latents"],
         output_type=values["output_type"],

@@ -62,12 +62,10 @@ def draw(
 
 
 def _guidance(facts: ModelFacts, call: Call) -> float | None:
-    """The scale of a model that takes one. Raises PlanError for one out of range, and
-    IncompatibleOptions for a model that takes none, unless it is 0: no guidance is what that has.
+    """The scale of a model that takes one; another's pipeline reads none either, and draws the same
+    picture whatever it is given. Raises PlanError for one out of range.
     """
-    if facts.guidance:
-        return guidance_of(facts, call.guidance_default if call.guidance is None else call.guidance)
-    return guidance_of(facts, call.guidance or None)
+    return guidance_of(facts, call.guidance) if facts.guidance else None
 
 
 @contextmanager

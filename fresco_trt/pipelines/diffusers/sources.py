@@ -137,18 +137,15 @@ class OwnTransformer:
         """As :class:`Source`. One stage without a preset has the steps of the call, diffusers'
         default among them; otherwise the preset has its own.
         """
-        default = pipe.default_sample_size * pipe.vae_scale_factor
-        size = (call.width or default, call.height or default)
-        steps = call.steps_default if call.steps is None else call.steps
-        plan = self.choices.plan(facts, size, steps if self.choices.takes_steps else None)
-        check_steps(call, plan)
+        size, takes = (call.width, call.height), self.choices.takes_steps
+        plan = self.choices.plan(facts, size, call.steps if takes else None)
+        if "num_inference_steps" in call.given:
+            check_steps(call, plan)
         return plan
 
     def text_tokens(self, call: Call) -> int:
         """As :class:`Source`: any length."""
-        if call.prompt_embeds is not None:
-            return int(call.prompt_embeds.shape[1])
-        return call.length_default if call.length is None else call.length
+        return call.text_tokens
 
     @contextmanager
     def runners(
@@ -265,29 +262,33 @@ class BundleEngines:
             )
 
     def plan(self, pipe: Any, facts: ModelFacts, call: Call) -> StagePlan:
-        """As :class:`Source`: the one that the engines were built for."""
+        """As :class:`Source`: the one that the engines were built for, which the call, with the
+        pipeline's defaults, has to ask for. Several stages have steps of their own: there a call
+        may leave their number out.
+        """
         plan = self.bundle.plan
-        size = (call.width or plan.size[0], call.height or plan.size[1])
-        if size != plan.size:
+        width, height = plan.size[:2]
+        if (call.width, call.height) != (width, height):
+            given = ", ".join(call.spelt(name, getattr(call, name)) for name in ("width", "height"))
             raise UnsupportedSize(
-                f"size {format_size(size)} with engines for {format_size(plan.size)}",
-                expected=f"width={plan.size[0]} and height={plan.size[1]}, or neither",
+                f"{given} with engines for {format_size(plan.size)}",
+                expected=f"width={width}, height={height}",
                 fix="pass these, or enable the pipeline with engines for that size",
             )
-        check_steps(call, plan)
+        if "num_inference_steps" in call.given or len(plan.stages) == 1:
+            check_steps(call, plan)
         return plan
 
     def text_tokens(self, call: Call) -> int:
         """As :class:`Source`: the one that the engines were built for."""
-        built = self.bundle.manifest.text_tokens
-        length = call.length
-        if call.prompt_embeds is not None:
-            length = int(call.prompt_embeds.shape[1])
-        if length not in (None, built):
+        built, name = self.bundle.manifest.text_tokens, "max_sequence_length"
+        if call.text_tokens != built:
+            embedded = f"prompt_embeds of {call.text_tokens} tokens"
+            given = call.spelt(name, call.length) if call.prompt_embeds is None else embedded
             raise IncompatibleOptions(
-                f"a text of {length} tokens with engines for {built}",
-                expected=f"max_sequence_length={built}, or none",
-                fix="leave max_sequence_length out",
+                f"{given} with engines for {built}",
+                expected=f"{name}={built}, or prompt_embeds of that length",
+                fix=f"pass {name}={built}, or enable the pipeline with engines for that length",
             )
         return built
 
@@ -309,11 +310,12 @@ class BundleEngines:
 
 def check_steps(call: Call, plan: StagePlan) -> None:
     """Raise IncompatibleOptions for a number of steps that is not the plan's."""
-    if call.steps is not None and call.steps != plan.nfe:
+    if call.steps != plan.nfe:
+        one = len(plan.stages) == 1
         raise IncompatibleOptions(
-            f"num_inference_steps={call.steps} with a plan of {plan.nfe} steps",
-            expected=f"num_inference_steps={plan.nfe}, or none: the plan decides every step",
-            fix="leave num_inference_steps out, or enable the pipeline with another preset",
+            f"{call.spelt('num_inference_steps', call.steps)} with a plan of {plan.nfe} steps",
+            expected=f"num_inference_steps={plan.nfe}{'' if one else ', or none'}",
+            fix=f"pass num_inference_steps={plan.nfe}, or enable the pipeline with another plan",
         )
 
 
