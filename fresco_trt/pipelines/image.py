@@ -6,13 +6,13 @@ for each engine, and drives the sampler; progress, previews and cancelling belon
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from threading import RLock
 from time import perf_counter
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, error_context
 
@@ -80,8 +80,9 @@ class Result:
 class FrescoPipeline:
     """A loaded bundle. Use it as a context manager, or call `close` to free its engines.
 
-    One request at a time: runners own their output buffers. Nothing else is shared between
-    requests.
+    One request at a time: runners own their output buffers, so that other threads wait for their
+    turn. Nothing else is shared between requests. `copy.copy` gives a pipeline over the same
+    engines, which the first one keeps; engines cannot be pickled.
     """
 
     def __init__(self, bundle: Bundle, runners: Mapping[str, Runner], device: str) -> None:
@@ -105,6 +106,8 @@ class FrescoPipeline:
             basis=basis_of(bundle, device),
         )
         self._scope = ExitStack()
+        # Taken again by a callback that draws: the sampler lets others run between two steps.
+        self._turn = RLock()
 
     @classmethod
     def from_bundle(cls, path: str | os.PathLike[str]) -> FrescoPipeline:
@@ -163,6 +166,60 @@ class FrescoPipeline:
         """
         seed = check_seed(seed)
         scale = guidance_of(self._facts, guidance)
+        with self._turn:
+            return self._drawn(prompt, seed, scale, on_step, on_stage)
+
+    def with_runners(
+        self, runners: Mapping[str, Runner], *, choice: Choice | None = None
+    ) -> FrescoPipeline:
+        """The same bundle, encoders and decoder over other runners, which the caller keeps open.
+
+        Their outputs must live on the same device. `choice` chooses the tokens that are refined,
+        in place of the plan's rules (see `fresco_trt.run.selection.select`).
+        """
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        chosen = self._denoiser.choice if choice is None else choice
+        other._denoiser = replace(self._denoiser, runners=runners, choice=chosen)
+        other._scope = ExitStack()
+        return other
+
+    def close(self) -> None:
+        """Free the engines, after the request that is being drawn; no other can be afterwards."""
+        with self._turn:
+            self._scope.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __copy__(self) -> FrescoPipeline:
+        return self.with_runners(self.runners)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise IncompatibleOptions(
+            "a deep copy or a pickle of a pipeline with engines",
+            expected="a pipeline in the process that loaded its engines",
+            fix=f"open the bundle again, FrescoPipeline.from_bundle({str(self.bundle.folder)!r})",
+        )
+
+    # --- parts of a request -------------------------------------------------------------------
+
+    def _drawn(
+        self,
+        prompt: str,
+        seed: int,
+        scale: float | None,
+        on_step: OnStep | None,
+        on_stage: OnStage | None,
+    ) -> Result:
         clock = _Clock()
         conditioning = self._conditioning(prompt, scale)
         text = clock.lap()
@@ -188,37 +245,6 @@ class FrescoPipeline:
         times = tuple(_step_time(step) for step in steps)
         return Result(images=images, seed=seed, nfe=len(steps), seconds=seconds, steps=times)
 
-    def with_runners(
-        self, runners: Mapping[str, Runner], *, choice: Choice | None = None
-    ) -> FrescoPipeline:
-        """The same bundle, encoders and decoder over other runners, which the caller keeps open.
-
-        Their outputs must live on the same device. `choice` chooses the tokens that are refined,
-        in place of the plan's rules (see `fresco_trt.run.selection.select`).
-        """
-        other = copy.copy(self)
-        chosen = self._denoiser.choice if choice is None else choice
-        other._denoiser = replace(self._denoiser, runners=runners, choice=chosen)
-        other._scope = ExitStack()
-        return other
-
-    def close(self) -> None:
-        """Free the engines; the pipeline cannot be called afterwards."""
-        self._scope.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    # --- parts of a request -------------------------------------------------------------------
-
     def _conditioning(self, prompt: str, scale: float | None) -> Conditioning:
         import torch
 
@@ -230,10 +256,13 @@ class FrescoPipeline:
         return Conditioning(inputs=inputs)
 
     def _tell(self, step: Step, on_step: OnStep | None, on_stage: OnStage | None) -> None:
+        ends = on_stage is not None and self._ends_coarse_stage(step)
+        # Before a callback that may draw, and so overwrite the velocity.
+        estimate = self._estimate(step) if ends else None
         if on_step is not None:
             on_step(step)
-        if on_stage is not None and self._ends_coarse_stage(step):
-            on_stage(step.stage + 1, _image(self._decoder(self._estimate(step))))
+        if on_stage is not None and estimate is not None:
+            on_stage(step.stage + 1, _image(self._decoder(estimate)))
 
     def _ends_coarse_stage(self, step: Step) -> bool:
         coarse = step.stage + 1 < len(self.plan.stages)

@@ -595,7 +595,7 @@ def test_a_default_that_the_engines_were_not_built_for_is_refused(
 
 def test_engines_are_freed_when_a_pipeline_is_disabled(pipe: Any, eager_bundle: Path) -> None:
     fresco_trt.enable(pipe, engines=eager_bundle)
-    runners = type(pipe)._fresco_source.loaded
+    runners = type(pipe)._fresco_held.source.loaded
     fresco_trt.disable(pipe)
     with pytest.raises(RuntimeError, match="inside its scope only"):
         runners["stage1.full"]({})

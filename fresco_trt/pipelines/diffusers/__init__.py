@@ -9,7 +9,11 @@ asked, and one of diffusers' class would change every pipeline of the process.
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.pipelines.diffusers.fit import check_kind, facts_of
@@ -17,7 +21,7 @@ from fresco_trt.pipelines.diffusers.sources import BundleEngines, Choices, OwnTr
 from fresco_trt.plan.config import CacheConfig
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     from fresco_trt.pipelines.diffusers.sources import Source
 
@@ -50,7 +54,11 @@ def enable(
     plan that cannot be, IncompatibleOptions for a pipeline that would lose something,
     CalibrationError for a wrong basis, BundleError leaves for a wrong bundle; the pipeline is then
     as it was. A call then raises IncompatibleOptions for every argument that it cannot honour, and
-    ignores none.
+    ignores none. Calls from several threads are drawn one after the other.
+
+    A copy of an enabled pipeline is enabled as well, and each is disabled on its own: a shallow one
+    shares the engines, as it shares the transformer; a deep or a pickled one is enabled anew, where
+    it is made, and raises what ``enable`` does.
     """
     choices = Choices(
         model=model,
@@ -64,22 +72,73 @@ def enable(
     check_kind(kind)
     source = _source(pipe, choices, engines)
     disable(pipe)
-    pipe.__class__ = _enabled_class(kind, source)
+    asked = {name: getattr(choices, name) for name in choices.given}
+    if engines is not None:
+        asked["engines"] = Path(engines).absolute()
+    held = Held(source=source, asked=asked)
+    pipe.__class__ = _enabled_class(kind, held)
+    held.by.add(pipe)
 
 
 def disable(pipe: Any) -> None:
-    """Give a pipeline its own class back, and free what was held for it; a plain one stays so."""
+    """Give a pipeline its own class back, and free what was held for it; a plain one stays so.
+
+    A call that another thread is drawing is waited for.
+    """
     kind = type(pipe)
     if issubclass(kind, _Enabled):
         pipe.__class__ = _own_class(pipe)
-        kind._fresco_source.close()
+        kind._fresco_held.release(pipe)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Held:
+    """What a pipeline, and shallow copies of it, draw with, and how it was ``asked`` for.
+
+    ``turn`` is held by whoever draws: engines own their outputs, and the pipeline has one bar, one
+    tokenizer and one interrupt. Its owner may take it again, as a callback that draws does.
+    """
+
+    source: Source
+    asked: Mapping[str, Any]
+    by: WeakSet[Any] = field(default_factory=WeakSet)
+    turn: RLock = field(default_factory=RLock)
+
+    def release(self, pipe: Any) -> None:
+        """Give up one pipeline's share; the last one's frees what is held."""
+        with self.turn:
+            self.by.discard(pipe)
+            if not self.by:
+                self.source.close()
 
 
 class _Enabled:
-    """Marks the classes that are made here, and holds what one pipeline draws with."""
+    """Marks the classes that are made here, and holds what their pipelines draw with."""
 
     __slots__ = ()
-    _fresco_source: Source
+    _fresco_held: Held
+
+
+def _copied(pipe: Any) -> Any:
+    """Another pipeline of the same parts, over the same engines."""
+    kind = type(pipe)
+    other: Any = object.__new__(_own_class(pipe))
+    vars(other).update(vars(pipe))
+    other.__class__ = kind
+    kind._fresco_held.by.add(other)
+    return other
+
+
+def _reduced(pipe: Any, protocol: int) -> tuple[object, ...]:
+    """What a deep or a pickled copy is made from: the class is one of this process alone."""
+    return _enabled_again, (_own_class(pipe), vars(pipe), pipe._fresco_held.asked)
+
+
+def _enabled_again(kind: type, state: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
+    pipe: Any = object.__new__(kind)
+    vars(pipe).update(state)
+    enable(pipe, **asked)
+    return pipe
 
 
 def _own_class(pipe: Any) -> type:
@@ -88,7 +147,7 @@ def _own_class(pipe: Any) -> type:
     return kind.__bases__[0] if issubclass(kind, _Enabled) else kind
 
 
-def _enabled_class(kind: type, source: Source) -> type:
+def _enabled_class(kind: type, held: Held) -> type:
     """A class of one pipeline's own. Its name stays: diffusers writes it into what it saves."""
     from fresco_trt.pipelines.diffusers.drawing import draw
 
@@ -96,14 +155,17 @@ def _enabled_class(kind: type, source: Source) -> type:
 
     @functools.wraps(own.__call__)
     def call(pipe: Any, *args: Any, **given: Any) -> Any:
-        return draw(pipe, source, own.__call__, args, given)
+        with held.turn:
+            return draw(pipe, held.source, own.__call__, args, given)
 
     body = {
         "__call__": call,
+        "__copy__": _copied,
+        "__reduce_ex__": _reduced,
         "__doc__": own.__doc__,
         "__module__": own.__module__,
         "__qualname__": own.__qualname__,
-        "_fresco_source": source,
+        "_fresco_held": held,
     }
     # The pipeline's class first: Python then sees one layout, and lets an object change over.
     return type(own.__name__, (own, _Enabled), body)
