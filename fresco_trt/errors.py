@@ -105,6 +105,12 @@ class WeightsNotFound(LowerError):
     exit_code: ClassVar[int] = 2
 
 
+class UnsupportedWeights(LowerError):
+    """Weights are there, in a form that is not read: packed, pickled or not finite."""
+
+    exit_code: ClassVar[int] = 2
+
+
 class ExportError(LowerError):
     """A stage graph could not be exported."""
 

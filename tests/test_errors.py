@@ -22,6 +22,7 @@ TREE = {
     "InvalidPlan": (errors.PlanError, 2),
     "LowerError": (errors.FrescoError, 1),
     "WeightsNotFound": (errors.LowerError, 2),
+    "UnsupportedWeights": (errors.LowerError, 2),
     "ExportError": (errors.LowerError, 1),
     "UnsupportedGraph": (errors.LowerError, 1),
     "BuildError": (errors.LowerError, 1),

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fresco_trt.models.checkpoint import WEIGHTS_NAME
 from fresco_trt.models.registry import model_facts
-from fresco_trt.models.weights import SHARES_NAME, WEIGHTS_NAME, bundled_folder
+from fresco_trt.models.weights import SHARES_NAME, bundled_folder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -158,7 +158,8 @@ class FamilyWeights(Protocol):
 
         ``weights`` is a diffusers pipeline folder, a transformer folder, a ``.safetensors`` file,
         None for the packaged weights or the hub, or "random" for seeded values at the real
-        dimensions. Raises WeightsNotFound, and IncompatibleOptions if they are another model's.
+        dimensions. Raises WeightsNotFound, UnsupportedWeights for a form that is not read, and
+        IncompatibleOptions if they are another model's.
         """
         ...
 

@@ -13,23 +13,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions, WeightsNotFound
+from fresco_trt.models.checkpoint import (
+    INDEX_NAME,
+    LAYOUTS,
+    PASS,
+    check_form,
+    counted,
+    refused_in,
+)
 
 if TYPE_CHECKING:
     import torch
 
 FAMILIES = Path(__file__).parent
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 SHARES_NAME = "shares.json"
-
-_LAYOUTS = (
-    "a diffusers pipeline folder (with transformer/config.json), a transformer folder "
-    "(with config.json) or one .safetensors file"
-)
-_PASS = f"pass --weights PATH, {_LAYOUTS}, or --weights random"
 
 
 def bundled_folder(model: str) -> Path:
@@ -45,7 +47,8 @@ def find_transformer(weights: Path | None, *, model: str, repository: str | None
     """The transformer folder or ``.safetensors`` file that holds the weights of ``model``.
 
     With no ``weights``, looks in the package, then downloads ``repository`` from the hub (or takes
-    the copy in the hub's local cache). Raises WeightsNotFound, which lists the places looked at.
+    the copy in the hub's local cache). Raises WeightsNotFound, which lists the places looked at,
+    and UnsupportedWeights for a file in a form that is not read.
     """
     if weights is not None:
         return _given(weights.expanduser())
@@ -83,26 +86,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(source: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a transformer folder (sharded or not) or of one file, memory-mapped.
-
-    Raises WeightsNotFound if a file is missing, truncated or no safetensors.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
-    if not files:
-        raise _not_found(f"no .safetensors file in {source}")
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            tensors |= load_file(file)
-        except (SafetensorError, OSError) as error:
-            raise _not_found(f"{file} cannot be read ({error})") from error
-    return tensors
-
-
 def check_names(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, what: str) -> None:
     """Raise IncompatibleOptions unless ``tensors`` are exactly the parameters of ``module``."""
     wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
@@ -114,6 +97,15 @@ def check_names(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *,
         expected=f"the {len(wanted)} tensors of the model",
         fix="pass the weights that belong to --model, or the --model they belong to",
     )
+
+
+def name_differences(given: AbstractSet[str], wanted: AbstractSet[str]) -> list[str]:
+    """What is missing and what is left over, a clause each with its first example."""
+    return [
+        f"{word} {counted(names)}"
+        for word, names in (("lacks", wanted - given), ("has also", given - wanted))
+        if names
+    ]
 
 
 def weights_digest(module: torch.nn.Module) -> str:
@@ -166,12 +158,8 @@ def _differences(
     given: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> Iterator[str]:
     """One clause per kind of difference, each with its first example."""
-    absent = sorted(wanted.keys() - given.keys())
-    extra = sorted(given.keys() - wanted.keys())
+    yield from name_differences(given.keys(), wanted.keys())
     shared = wanted.keys() & given.keys()
-    for word, names in (("lacks", absent), ("has also", extra)):
-        if names:
-            yield f"{word} {len(names)} tensors, the first {names[0]}"
     for name in sorted(name for name in shared if given[name] != wanted[name])[:1]:
         yield f"{name} has shape {given[name]} where {wanted[name]} is wanted"
 
@@ -182,6 +170,9 @@ def _given(path: Path) -> Path:
     for folder in (path / "transformer", path):
         if (folder / "config.json").is_file():
             return folder
+    if path.is_file():
+        check_form(path)
+    refused_in(path)
     state = "holds no transformer" if path.exists() else "does not exist"
     raise _not_found(f"the weights path {path} {state}")
 
@@ -189,7 +180,8 @@ def _given(path: Path) -> Path:
 def _from_hub(repository: str, model: str, bundled: Path) -> Path:
     from huggingface_hub import snapshot_download
 
-    parts = ["transformer/config.json", "transformer/*.safetensors"]
+    names = ("config.json", INDEX_NAME, "diffusion_pytorch_model*.safetensors")
+    parts = [f"transformer/{name}" for name in names]
     try:
         # One try and no waiting: offline machines must get their answer in under a second.
         folder = snapshot_download(repository, allow_patterns=parts, etag_timeout=5)
@@ -205,4 +197,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _not_found(given: str) -> WeightsNotFound:
-    return WeightsNotFound(given, expected=_LAYOUTS, fix=_PASS)
+    return WeightsNotFound(given, expected=LAYOUTS, fix=PASS)

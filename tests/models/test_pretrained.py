@@ -11,11 +11,12 @@ import pytest
 import fresco_trt
 from fresco_trt.errors import OutputNotWritable, WeightsNotFound
 from fresco_trt.models import pretrained as shipped
+from fresco_trt.models.checkpoint import WEIGHTS_NAME
 from fresco_trt.models.flux.components import COMPONENTS
 from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.pretrained import siblings, whole_folder
 from fresco_trt.models.registry import model_facts, model_names
-from fresco_trt.models.weights import WEIGHTS_NAME, bundled_folder, weights_digest
+from fresco_trt.models.weights import bundled_folder, weights_digest
 
 STUDENT, WHOLE = bundled_folder("flux-tiny-turbo"), bundled_folder("flux-tiny")
 ADDED = 12_000_000

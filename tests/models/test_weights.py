@@ -10,19 +10,18 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from diffusers.loaders import single_file_utils
-from safetensors.torch import load_file, save_file
 
 from fresco_trt.errors import IncompatibleOptions, WeightsNotFound
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models import weights as weights_module
+from fresco_trt.models.checkpoint import INDEX_NAME, WEIGHTS_NAME
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import (
     load_transformer,
     random_transformer,
     transformer_from_folder,
 )
-from fresco_trt.models.weights import WEIGHTS_NAME, weights_digest
+from fresco_trt.models.weights import weights_digest
 
 SMALL = replace(
     FLUX_TINY, name="small", hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=5
@@ -56,15 +55,6 @@ def test_every_layout_gives_the_same_weights(pipeline: Path, inner: str) -> None
     assert weights_digest(load_transformer(pipeline / inner, SMALL)) == WANTED
 
 
-def test_a_sharded_folder_gives_the_same_weights(pipeline: Path) -> None:
-    whole = pipeline / "transformer" / WEIGHTS_NAME
-    tensors = sorted(load_file(whole).items())
-    for index in range(2):
-        save_file(dict(tensors[index::2]), whole.with_name(f"model-{index + 1}-of-2.safetensors"))
-    whole.unlink()
-    assert weights_digest(load_transformer(pipeline, SMALL)) == WANTED
-
-
 def test_packaged_weights_come_before_the_hub(pipeline: Path, nothing_packaged: Path) -> None:
     nothing_packaged.mkdir()
     pipeline.rename(nothing_packaged / HUB.name)
@@ -84,6 +74,7 @@ def test_the_hub_is_asked_for_the_transformer_alone(
     assert weights_digest(load_transformer(None, HUB)) == WANTED
     assert asked[0] == "black-forest-labs/FLUX.1-dev"
     assert all(str(pattern).startswith("transformer/") for pattern in asked[1:])
+    assert f"transformer/{INDEX_NAME}" in asked
 
 
 def test_a_hub_that_does_not_answer_is_told_with_the_way_out(
@@ -187,20 +178,6 @@ def test_another_architecture_is_refused_by_name(pipeline: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "OtherModel"}))
     with pytest.raises(IncompatibleOptions, match="class OtherModel"):
         load_transformer(pipeline, SMALL)
-
-
-def test_original_names_go_through_diffusers_converter(
-    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tensors = load_file(pipeline / "transformer" / WEIGHTS_NAME)
-    original = {f"double_blocks.{name}": value for name, value in tensors.items()}
-    save_file(original, tmp_path / "flux1-dev.safetensors")
-    monkeypatch.setattr(
-        single_file_utils,
-        "convert_flux_transformer_checkpoint_to_diffusers",
-        lambda given: {name.removeprefix("double_blocks."): x for name, x in given.items()},
-    )
-    assert weights_digest(load_transformer(tmp_path / "flux1-dev.safetensors", SMALL)) == WANTED
 
 
 # --- random weights and digests ---------------------------------------------------------------

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.models.checkpoint import read_weights
 from fresco_trt.models.flux.config import (
     REPOSITORIES,
     TRANSFORMER,
     check_config,
     transformer_config,
 )
-from fresco_trt.models.weights import check_names, find_transformer, read_config, read_weights
+from fresco_trt.models.flux.original import diffusers_names, is_original
+from fresco_trt.models.plain import check_finite, plain_weights, without_prefix
+from fresco_trt.models.weights import check_names, find_transformer, read_config
 from fresco_trt.plan.facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -38,7 +41,8 @@ def load_transformer(
     ``weights`` is a diffusers pipeline folder, a transformer folder, a ``.safetensors`` file
     (diffusers' or the original naming), None for the packaged weights or the hub, or ``"random"``:
     real dimensions, seeded values, optionally only ``layers`` = (double, single) blocks deep.
-    Raises WeightsNotFound, and IncompatibleOptions if the weights are another model's.
+    Raises WeightsNotFound, UnsupportedWeights for such as are packed, pickled or not finite, and
+    IncompatibleOptions if they are another model's.
     """
     import torch
 
@@ -108,25 +112,23 @@ def _empty(config: Mapping[str, Any]) -> Module:
 
 
 def _assembled(source: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Module:
-    tensors = _diffusers_names(read_weights(source))
+    tensors, what = read_weights(source), f"the weights at {source}"
     model = _empty(config)
-    if dtype is None:  # as they are stored, which may be as codes
+    if dtype is None:  # as a build has stored them, which may be as codes
         from fresco_trt.models.fp8 import make_room
 
         make_room(model, tensors)
-    check_names(model, tensors, what=f"the weights at {source}")
+    else:
+        tensors = _plain(tensors, dtype, what)
+    check_names(model, tensors, what=what)
     cast = {name: value.to(dtype or value.dtype) for name, value in tensors.items()}
+    if dtype is not None:
+        check_finite(cast, what=what)
     model.load_state_dict(cast, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 
 
-def _diffusers_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Original checkpoints name their blocks ``double_blocks``; diffusers has the converter."""
-    if not any("double_blocks." in name for name in tensors):
-        return tensors
-    from diffusers.loaders import single_file_utils
-
-    untyped: Any = single_file_utils
-    converted: dict[str, Tensor]
-    converted = untyped.convert_flux_transformer_checkpoint_to_diffusers(tensors)
-    return converted
+def _plain(tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> dict[str, Tensor]:
+    """Anybody's tensors by diffusers' names, with nothing of their own form left."""
+    plain = plain_weights(without_prefix(tensors, what=what), dtype, what=what)
+    return diffusers_names(plain, what=what) if is_original(plain) else plain
