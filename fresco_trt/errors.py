@@ -211,6 +211,10 @@ class EngineFailed(RunError):
     """The engine library reported a failure while running."""
 
 
+class NonFiniteValues(RunError):
+    """An engine, an encoder or a decoder gave what is infinite or no number."""
+
+
 class OutOfDeviceMemory(RunError):
     """The device has too little memory for this bundle."""
 

@@ -44,6 +44,7 @@ TREE = {
     "RunError": (errors.FrescoError, 1),
     "SignatureMismatch": (errors.RunError, 1),
     "EngineFailed": (errors.RunError, 1),
+    "NonFiniteValues": (errors.RunError, 1),
     "OutOfDeviceMemory": (errors.RunError, 1),
     "VerificationFailed": (errors.RunError, 1),
 }

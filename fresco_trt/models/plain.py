@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fresco_trt.errors import UnsupportedWeights
 from fresco_trt.models.checkpoint import counted
+from fresco_trt.models.finite import all_finite
 
 if TYPE_CHECKING:
     import torch
@@ -100,14 +101,7 @@ def plain_weights(
 
 def check_finite(tensors: Mapping[str, Tensor], *, what: str) -> None:
     """Raise UnsupportedWeights, which names the first, if a number is infinite or none."""
-    import torch
-
-    # Both extremes are finite just where all are: one pass, a tenth of a digest's time.
-    wrong = [
-        name
-        for name, value in tensors.items()
-        if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all()
-    ]
+    wrong = [name for name, value in tensors.items() if not all_finite(value)]
     if wrong:
         dtype = str(tensors[wrong[0]].dtype).removeprefix("torch.")
         raise UnsupportedWeights(

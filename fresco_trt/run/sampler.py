@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import error_context
+from fresco_trt.run.finite import FiniteCheck
 from fresco_trt.run.request import Conditioning, Request, engine_name
 from fresco_trt.run.selection import Choice, select
 from fresco_trt.run.stage import StageState
@@ -90,8 +91,9 @@ def sample(
     Raises ``ValueError``, before any engine runs, for a plan that does not start at sigma 1, a
     missing runner, a pyramid that lacks a grid, more than one picture where a stage is mixed,
     references of another size, or a transition that cannot be applied. While running,
-    ``SignatureMismatch`` if an engine's velocity does not match its latents, and whatever a runner
-    raises, with the stage and step in front.
+    ``SignatureMismatch`` if an engine's velocity does not match its latents, ``NonFiniteValues`` if
+    it is not finite (on the CPU at that step, on another device when all steps were taken), and
+    whatever a runner raises, with the stage and step in front.
     """
     return _steps(
         Request(
@@ -108,13 +110,15 @@ def sample(
 
 
 def _steps(request: Request) -> Generator[Step, None, None]:
-    plan, done = request.plan, 0
+    plan, done, finite = request.plan, 0, FiniteCheck()
     began = perf_counter()
     state = StageState.first(request)
     for index, stage in enumerate(plan.stages):
         for left, sigma, sigma_next, action in _sigma_pairs(stage):
-            with error_context(_where(plan, index, done)):
+            where = _where(plan, index, done)
+            with error_context(where):
                 called = state.call(request, action, stage.steps - 1 - left, sigma)
+            finite.watch(called.velocity, engine=engine_name(index, action), where=where)
             velocity, engine_seconds = called.velocity, called.engine_seconds
             tokens, mixed = state.tokens, state.mixed
             predicted = action == "bypass"
@@ -138,6 +142,7 @@ def _steps(request: Request) -> Generator[Step, None, None]:
                 host_seconds=perf_counter() - began - engine_seconds,
             )
             began = perf_counter()
+    finite.require()
 
 
 def _sigma_pairs(stage: Stage) -> Iterator[tuple[int, float, float, str]]:

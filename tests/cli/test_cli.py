@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 import fresco_trt
 from fresco_trt.backends.fake import FakeRunner
@@ -28,6 +30,8 @@ from fresco_trt.cli import main as cli
 from fresco_trt.cli.command import RENAMED
 from fresco_trt.cli.generate import save_picture
 from fresco_trt.errors import DiskFull, OutputNotWritable
+from fresco_trt.models.checkpoint import WEIGHTS_NAME
+from fresco_trt.models.flux import loading
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.config import CacheConfig, PresetConfig, QuantConfig, TargetConfig
@@ -292,6 +296,28 @@ def test_generate_writes_the_picture_and_a_preview_for_each_stage_but_the_last(
     sizes = [size_of(shell.folder / "new" / name) for name in names]
     assert sizes == [(64, 64), (16, 16), (32, 32)]
     assert all(f"new/{name}" in ran.out for name in names)
+
+
+def test_weights_that_are_no_numbers_stop_the_build_and_an_engine_of_them_the_picture(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(TINY / "transformer", "transformer")
+    file = shell.folder / "transformer" / WEIGHTS_NAME
+    tensors = load_file(file)
+    tensors["proj_out.bias"][3] = math.nan
+    save_file(tensors, file)
+    build = build_arguments(weights="transformer", out="bundle", stages=1)
+    before = shell.left()
+    ran = shell(*build)
+    assert (ran.code, shell.left()) == (2, before)
+    assert "not finite in float32: 1 tensor, the first proj_out.bias" in ran.err
+    monkeypatch.setattr(loading, "check_finite", lambda *_, **__: None)
+    assert shell(*build).code == 0
+    before = shell.left()
+    ran = shell("generate", "--engines", "bundle", "--prompt", PROMPT, "--out", "apple.png")
+    assert (ran.code, shell.left()) == (1, before)
+    assert _ERROR.match(ran.err)
+    assert "stage 1 of 1 (8x8 tokens), step 1 of 4: the engine stage1.full gave" in ran.err
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -8,20 +8,21 @@ import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from fresco_trt.backends.fake import FakeRunner
-from fresco_trt.errors import EngineFailed, SignatureMismatch
+from fresco_trt.errors import EngineFailed, NonFiniteValues, SignatureMismatch
 from fresco_trt.models.family import Patchifier
 from fresco_trt.plan.caching import cache_traits
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.schedule import rewind_sigma, stage_sigmas
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 from fresco_trt.plan.stages import Action, Stage, StagePlan, Transition
+from fresco_trt.run.finite import FiniteCheck
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
 from fresco_trt.run.sampler import Conditioning, Step, engine_name, sample
 from fresco_trt.run.transition import renoise
@@ -446,3 +447,46 @@ def test_a_failing_engine_is_named_with_its_stage() -> None:
                 PackedPatchifier(),
             )
         )
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_velocity_that_is_not_finite_stops_the_run_and_names_its_engine(number: float) -> None:
+    calls = []
+
+    def broken(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        calls.append(x.shape[1])
+        velocity = curved(x, sigma)
+        if calls[-1] == 256:
+            velocity[0, 200, 3] = number
+        return velocity
+
+    plan = three_stages()
+    where = r"^stage 2 of 3 \(16x16 tokens\), step 3 of 9: the engine stage2\.full gave"
+    with pytest.raises(NonFiniteValues, match=where):
+        list(
+            sample(plan, runners_of(plan, broken), NOTHING, pyramid_of(), PackedPatchifier()),
+        )
+    assert len(calls) == 3
+
+
+class Elsewhere:
+    """A tensor as the check sees it, on a device that must not be waited for."""
+
+    device = SimpleNamespace(type="cuda")
+
+    def __init__(self, value: float) -> None:
+        self._value = torch.tensor([0.0, value, -3e38])
+
+    def aminmax(self) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = self._value.aminmax()
+        return low, high
+
+
+def test_on_another_device_all_steps_are_looked_at_together() -> None:
+    check: Any = FiniteCheck()
+    for step, value in enumerate((3e38, math.nan, 1.0, math.inf)):
+        check.watch(Elsewhere(value), engine="stage1.full", where=f"step {step}")
+    with pytest.raises(NonFiniteValues, match=r"^step 1: the engine stage1\.full"):
+        check.require()
+    check.watch(Elsewhere(3e38), engine="stage1.full", where="step 4")
+    check.require()

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.errors import PlanError, WeightsNotFound
+from fresco_trt.errors import NonFiniteValues, PlanError, WeightsNotFound
 from fresco_trt.models.family import PromptWarning
+from fresco_trt.models.finite import all_finite
 from fresco_trt.models.flux.config import REPOSITORIES
 from fresco_trt.models.quiet import no_bar
 from fresco_trt.models.weights import (
@@ -140,7 +141,8 @@ class FluxPrompt:
         """`pooled` [1,P] and `text` [1,T,D], float32.
 
         Warns (PromptWarning) where the prompt is cut and of words that have no token. Raises
-        PlanError for a string that is not text, TypeError for another type.
+        PlanError for a string that is not text, TypeError for another type, NonFiniteValues if an
+        encoder gives any.
         """
         import torch
 
@@ -152,6 +154,8 @@ class FluxPrompt:
         with torch.no_grad():
             pooled = self._encoder(clip).pooler_output
             text = self._encoder_2(words)[0]
+        for name, value in (("text_encoder", pooled), ("text_encoder_2", text)):
+            _require_finite(value, f"the {name} of the pipeline folder")
         return {"pooled": pooled.float().contiguous(), "text": text.float().contiguous()}
 
     def _warn_unknown(self, prompt: str) -> None:
@@ -237,13 +241,17 @@ class FluxDecoder:
         self._vae = _codec(folder / "vae")
 
     def __call__(self, latents: Tensor) -> npt.NDArray[np.uint8]:
-        """Pictures uint8 [B,H,W,3] of normalised latents [B,C,h,w]."""
+        """Pictures uint8 [B,H,W,3] of normalised latents [B,C,h,w].
+
+        Raises NonFiniteValues where the VAE gives any.
+        """
         import torch
 
         config = self._vae.config
         with torch.no_grad():
             scaled = latents.cpu() / config.scaling_factor + config.shift_factor
             pictures = self._vae.decode(scaled).sample
+        _require_finite(pictures, "the vae of the pipeline folder")
         pixels = (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         array: npt.NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
         return array
@@ -287,6 +295,15 @@ class FluxEncoder:
             means = self._vae.encode(pictures).latent_dist.mean
         normalised: Tensor = (means - self.shift) * self.scaling
         return normalised
+
+
+def _require_finite(value: Tensor, part: str) -> None:
+    if not all_finite(value):
+        raise NonFiniteValues(
+            f"{part} gave values that are not finite",
+            expected="finite numbers: the picture would be black",
+            fix="build the bundle again from a pipeline folder whose weights are finite",
+        )
 
 
 # --- loading ----------------------------------------------------------------------------------

@@ -6,13 +6,16 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from fresco_trt.errors import FrescoError, PlanError, WeightsNotFound
+from fresco_trt.errors import FrescoError, NonFiniteValues, PlanError, WeightsNotFound
 from fresco_trt.models.flux import components as flux_parts
 from fresco_trt.models.flux.components import (
     COMPONENTS,
@@ -244,6 +247,23 @@ def test_a_part_that_cannot_be_loaded_is_named(tmp_path: Path, part: str) -> Non
         FluxDecoder(folder) if part == "vae" else FluxPrompt(folder, 128)
     assert str(folder / part) in caught.value.given
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "vae"])
+def test_a_part_that_gives_what_is_no_number_is_named(tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("transformer"))
+    file = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    next(iter(tensors.values())).fill_(torch.nan)
+    save_file(tensors, file, {"format": "pt"})
+    use: Callable[[], object]
+    if part == "vae":
+        use = partial(FluxDecoder(folder), torch.zeros(1, FLUX_TINY.latent_channels, 4, 4))
+    else:
+        use = partial(FluxPrompt(folder, FLUX_TINY.text_tokens), PROMPT)
+    with pytest.raises(NonFiniteValues, match=f"^the {part} of the pipeline folder gave"):
+        use()
 
 
 def test_an_encoder_that_cannot_be_loaded_tells_what_to_pass(tmp_path: Path) -> None:
