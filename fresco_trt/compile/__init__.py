@@ -35,8 +35,10 @@ def compile_graph(
     (default: FRESCO_TRT_CACHE, else fresco-trt in the user's cache folder); "strict", True to raise
     UnsupportedGraph where torch would run a graph itself, with a logged warning.
 
-    Engines are made at the first call with their shapes; :func:`counters` says how many were built
-    and reused. Raises IncompatibleOptions, which torch wraps in its own error.
+    Engines are made at the first call with their shapes, and take Python numbers as inputs where
+    these only meet tensors; :func:`counters` says how many were built and reused, and what fell
+    back, torch's recompile limit included. Raises IncompatibleOptions, which torch wraps in its
+    own error.
     """
     from fresco_trt.compile.captured import Captured
     from fresco_trt.compile.engine import CompiledGraph

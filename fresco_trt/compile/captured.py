@@ -19,11 +19,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fresco_trt.compile.messages import LEAVE_OUT, one_line
+from fresco_trt.compile.numbers import Number, Numbers, number
 from fresco_trt.errors import UnsupportedGraph
 from fresco_trt.models.fingerprint import version
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
-
-Number = int | float | bool
 
 # Functions of these are the same in every process that has the same torch.
 _KNOWN = {None, "_operator", "builtins", "math", "operator", "torch"}
@@ -32,16 +32,17 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Bound(nn.Module):
-    """A captured graph with its weights and numbers in place; called with the tensors left over.
+    """A captured graph with its weights and numbers in place; called with the tensors left over,
+    and after them the numbers that are passed.
 
     Weights are this module's own parameters and buffers, under the names of their arguments.
     """
 
-    def __init__(self, graph: GraphModule, names: Sequence[str], fixed: Mapping[int, Any]) -> None:
+    def __init__(self, captured: Captured, fixed: Mapping[int, Any]) -> None:
         super().__init__()
-        self.graph, self._order = graph, tuple(names)
-        self._numbers = {at: each for at, each in fixed.items() if not isinstance(each, Tensor)}
-        self._weights = {at: names[at] for at in fixed if at not in self._numbers}
+        self.graph, self._order, self._use = captured.graph, captured.names, captured.numbers
+        self._fixed = {at: each for at, each in fixed.items() if at not in captured.weights}
+        self._weights = {at: captured.names[at] for at in fixed if at in captured.weights}
         for at, name in self._weights.items():
             if isinstance(fixed[at], nn.Parameter):
                 self.register_parameter(name, fixed[at])
@@ -51,29 +52,35 @@ class Bound(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The graph's outputs for its tensors in order, weights left out."""
         given = iter(inputs)
-        arguments = (self._argument(at, given) for at in range(len(self._order)))
-        return tuple(self.graph(*arguments))
+        arguments = [self._argument(at, given) for at in range(len(self._order))]
+        if not self._use.read and not self._use.passed:
+            return tuple(self.graph(*arguments))
+        return tuple(self._use.run(self.graph, arguments, tuple(given)))
 
     @property
     def numbers(self) -> dict[str, Number]:
-        """The arguments that are numbers, by name."""
-        return {self._order[at]: each for at, each in self._numbers.items()}
+        """The numbers that are built in, by the name of their argument."""
+        return {self._order[at]: self._fixed[at] for at in sorted(self._use.built_in)}
 
     def _argument(self, at: int, given: Iterator[Tensor]) -> Any:
         if at in self._weights:
             return getattr(self, self._weights[at])
-        return self._numbers[at] if at in self._numbers else next(given)
+        return self._fixed[at] if at in self._fixed else next(given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Captured:
     """A graph and the roles of its arguments: ``names`` in order, ``weights`` the places of those
-    that are parameters or buffers of the model.
+    that are parameters or buffers of the model, ``tensors`` of those that an engine takes, and
+    ``others`` of what is neither and built into it.
     """
 
     graph: GraphModule
     names: tuple[str, ...]
     weights: frozenset[int]
+    tensors: tuple[int, ...]
+    others: tuple[int, ...]
+    numbers: Numbers
 
     @classmethod
     def of(cls, graph: GraphModule, examples: Sequence[object]) -> Self:
@@ -81,17 +88,25 @@ class Captured:
         nodes = [node for node in graph.graph.nodes if node.op == "placeholder"]
         pairs = enumerate(zip(nodes, examples, strict=True))
         weights = frozenset(at for at, (node, each) in pairs if _is_weight(node, each))
-        return cls(graph=graph, names=tuple(str(node.name) for node in nodes), weights=weights)
+        numbers = Numbers.of(nodes, examples)
+        rest = [at for at in range(len(nodes)) if at not in weights]
+        free = {*numbers.roots.values()} - numbers.built_in
+        held = {at for at in rest if at in numbers.read or not isinstance(examples[at], Tensor)}
+        return cls(
+            graph=graph,
+            names=tuple(str(node.name) for node in nodes),
+            weights=weights,
+            tensors=tuple(at for at in rest if at not in held),
+            others=tuple(at for at in rest if at in held - free),
+            numbers=numbers,
+        )
 
     def split(self, arguments: Sequence[Any]) -> tuple[list[Tensor], list[Tensor], list[Any]]:
-        """The arguments of one call: weights, tensors, and what is neither."""
-        weights, tensors, others = list[Tensor](), list[Tensor](), list[Any]()
-        for at, each in enumerate(arguments):
-            if at in self.weights:
-                weights.append(each)
-            else:
-                (tensors if isinstance(each, Tensor) else others).append(each)
-        return weights, tensors, others
+        """The arguments of one call: weights, what an engine takes, and what is built into it."""
+        weights = [each for at, each in enumerate(arguments) if at in self.weights]
+        tensors = [arguments[at] for at in self.tensors]
+        others = [number(arguments[at]) for at in self.others]
+        return weights, [*tensors, *self.numbers.inputs(arguments)], others
 
     def bind(self, arguments: Sequence[Any]) -> Bound:
         """The graph for this call's weights and numbers. Raises UnsupportedGraph for an argument
@@ -99,19 +114,22 @@ class Captured:
         """
         fixed: dict[int, Any] = {}
         for at, each in enumerate(arguments):
-            if at in self.weights or isinstance(each, Number):
+            if at in self.weights:
                 fixed[at] = each
-            elif not isinstance(each, Tensor):
-                refuse(f"it takes {self.names[at]}, of type {type(each).__name__}", "tensors")
-        return Bound(self.graph, self.names, fixed).eval()
+            elif at not in self.tensors:
+                fixed[at] = number(each)
+                if not isinstance(fixed[at], Number):
+                    refuse(f"it takes {self.names[at]}, of type {type(each).__name__}", "tensors")
+        return Bound(self, fixed).eval()
 
-    def signature(self, arguments: Sequence[Any], outputs: Iterable[Tensor]) -> GraphSignature:
+    def signature(self, tensors: Sequence[Tensor], outputs: Iterable[Tensor]) -> GraphSignature:
         """The static signature of one call. Raises InvalidPlan for what no engine has: no tensors,
         an empty one, or one of float64.
         """
-        places = [at for at, each in enumerate(arguments) if _is_input(self, at, each)]
+        names = [self.names[at] for at in self.tensors]
+        names += [str(node.name) for node in self.numbers.passed]
         return GraphSignature(
-            inputs=tuple(_spec(self.names[at], arguments[at]) for at in places),
+            inputs=tuple(_spec(*each) for each in zip(names, tensors, strict=True)),
             outputs=tuple(_spec(f"output_{at}", each) for at, each in enumerate(outputs)),
         )
 
@@ -139,10 +157,6 @@ def _is_weight(node: Node, example: object) -> bool:
     marks = node.meta.get("tensor_dict") or {}
     static = "_dynamo_static_input_type" in marks
     return isinstance(example, nn.Parameter) or (isinstance(example, Tensor) and static)
-
-
-def _is_input(captured: Captured, at: int, each: object) -> bool:
-    return isinstance(each, Tensor) and at not in captured.weights
 
 
 def _spec(name: str, tensor: Tensor) -> TensorSpec:
@@ -204,7 +218,9 @@ def probe(bound: Bound, tensors: Sequence[Tensor]) -> list[Tensor]:
                 with watch:
                     outputs = torch.func.functional_call(bound, held, tuple(fakes))
     except Exception as error:  # whatever the traced code raises without values
-        refuse(f"it needs values, not shapes alone ({type(error).__name__}: {_line(error)})")
+        refuse(
+            f"it needs values, not shapes alone ({type(error).__name__}: {one_line(str(error))})"
+        )
     given = (*fakes, *held.values())
     if watch.drawn:
         refuse(f"it draws random numbers ({watch.drawn[0]})", "a graph without dropout or noise")
@@ -278,14 +294,10 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def refuse(
     given: str,
     expected: str = "a graph whose shapes say all",
-    fix: str = "leave that part out of what is compiled, or compile it with another backend",
+    fix: str = LEAVE_OUT,
 ) -> NoReturn:
     """Raise UnsupportedGraph with the usual way out."""
     raise UnsupportedGraph(given, expected=expected, fix=fix)

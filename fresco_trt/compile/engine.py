@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fresco_trt.backends.base import Backend, BuildOptions, Runner, StageGraph, unavailable
 from fresco_trt.backends.missing import missing_to_build
+from fresco_trt.compile import limit
 from fresco_trt.compile.captured import (
     Bound,
     Captured,
@@ -28,6 +29,7 @@ from fresco_trt.compile.captured import (
     refuse,
 )
 from fresco_trt.compile.counting import COUNT
+from fresco_trt.compile.messages import own_words, translate
 from fresco_trt.compile.options import CompileOptions, chosen_library, library
 from fresco_trt.compile.store import GRAPH, SCHEMA, EngineStore, Entry
 from fresco_trt.errors import (
@@ -49,7 +51,8 @@ from fresco_trt.plan.signature import GraphSignature
 
 _log = logging.getLogger(__name__)
 
-Run = Callable[[Sequence[Any]], Sequence[Tensor]]
+Run = Callable[[Sequence[Any], Sequence[Tensor]], Sequence[Tensor]]
+"""Outputs from the arguments of a graph, and from those of them that an engine takes."""
 
 # What is wrong with the graph, for which torch has the remedy. All else is wrong with the request
 # or the machine (a library that is not there, a folder that cannot be written) and is raised.
@@ -86,6 +89,8 @@ class CompiledGraph:
         self._cases: list[_Case] = []
         # One call at a time: a runner owns its buffers.
         self._lock = RLock()
+        self.frame, self.strict = limit.frame(), options.strict
+        limit.watch(self)
 
     def __call__(self, *arguments: Any) -> Sequence[Tensor]:
         """The outputs as new tensors, on the device of the inputs.
@@ -95,26 +100,27 @@ class CompiledGraph:
         """
         weights, tensors, others = self._captured.split(arguments)
         shapes = (*((each.dtype, each.device, tuple(each.shape)) for each in tensors), *others)
-        with self._lock:
+        with self._lock, own_words():
             for case in self._cases:
                 if case.shapes == shapes and case.weights.hold(weights):
-                    return case.run(arguments)
+                    return case.run(arguments, tensors)
             self._cases = [case for case in self._cases if case.weights.alive]
             case = _Case(shapes=shapes, weights=Fingerprint.of(weights), run=self._made(arguments))
             self._cases.append(case)
-            return case.run(arguments)
+            return case.run(arguments, tensors)
 
     def _made(self, arguments: Sequence[Any]) -> Run:
         """An engine's run, or torch's own where there can be none: told, and counted."""
         try:
             return _engine(self._captured, arguments, self._options)
         except _FALL_BACK as error:
+            translate(error)
             if self._options.strict:
                 _unsupported(error)
             COUNT.fell_back(error.given)
             _log.warning("torch runs a graph that has no engine: %s", error)
             graph = self._captured.graph
-            return lambda given: tuple(graph(*given))
+            return lambda given, _: tuple(graph(*given))
 
 
 def _engine(captured: Captured, arguments: Sequence[Any], options: CompileOptions) -> Run:
@@ -125,15 +131,14 @@ def _engine(captured: Captured, arguments: Sequence[Any], options: CompileOption
     entry = made.found()
     runner = made.backend.load(entry.folder, entry)
     runner.__enter__()  # freed with its session, when the run below is dropped
-    return _run(captured, runner)
+    return _run(runner)
 
 
-def _run(captured: Captured, runner: Runner) -> Run:
+def _run(runner: Runner) -> Run:
     names = [spec.name for spec in runner.signature.inputs]
     outputs = [spec.name for spec in runner.signature.outputs]
 
-    def run(arguments: Sequence[Any]) -> Sequence[Tensor]:
-        _, tensors, _ = captured.split(arguments)
+    def run(_: Sequence[Any], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         given = runner(dict(zip(names, (each.detach() for each in tensors), strict=True)))
         # Copies: the runner's own buffers are overwritten by its next call.
         return tuple(given[name].clone() for name in outputs)
@@ -148,6 +153,7 @@ class _Making:
     captured: Captured
     bound: Bound
     signature: GraphSignature
+    precision: str
     backend: Backend
     store: EngineStore
 
@@ -155,7 +161,7 @@ class _Making:
     def of(cls, captured: Captured, arguments: Sequence[Any], options: CompileOptions) -> _Making:
         """Everything checked. Raises UnsupportedGraph, InvalidPlan or BackendUnavailable."""
         weights, tensors, _ = captured.split(arguments)
-        device = _device((*weights, *tensors))
+        device = _device((*weights, *(arguments[at] for at in captured.tensors)))
         chosen = library(chosen_library(options.backend, device))
         for missing in missing_to_build(chosen):
             raise unavailable(chosen.name, missing)
@@ -167,7 +173,8 @@ class _Making:
         return cls(
             captured=captured,
             bound=bound,
-            signature=captured.signature(arguments, probe(bound, tensors)),
+            signature=captured.signature(tensors, probe(bound, tensors)),
+            precision=_precision(bound, chosen),
             backend=chosen,
             store=EngineStore(cache_folder(options.cache)),
         )
@@ -197,8 +204,7 @@ class _Making:
         )
         if self.backend.describe().graph_format == "onnx":
             (graph,) = export_stages([graph], folder)
-        precision = _precision(self.bound)
-        return self.backend.build(graph, BuildOptions(folder=folder, precision=precision))
+        return self.backend.build(graph, BuildOptions(folder=folder, precision=self.precision))
 
 
 # --- identity ---------------------------------------------------------------------------------
@@ -250,13 +256,21 @@ def _device(tensors: Sequence[Tensor]) -> str:
     return device.type
 
 
-def _precision(bound: Bound) -> str:
-    """The precision of the weights. Raises UnsupportedGraph where there are several."""
-    found = {each.dtype for each in bound.parameters()}
-    if len(found) > 1 or not found <= _PRECISIONS.keys():
-        names = ", ".join(sorted(map(str, found)))
-        refuse(f"its weights are in {names}", "one of float32, bfloat16 and float16")
-    return _PRECISIONS[found.pop()] if found else "fp32"
+def _precision(bound: Bound, backend: Backend) -> str:
+    """The precision of the weights. Raises UnsupportedGraph where there are several, or one that
+    the library does not run in here.
+    """
+    offered = [each for each in backend.describe().precisions if each in _PRECISIONS.values()]
+    dtypes = {each.dtype for each in bound.parameters()}
+    found = {_PRECISIONS.get(each, "") for each in dtypes}
+    if len(found) > 1 or not found <= set(offered):
+        names = " and ".join(sorted(str(each).removeprefix("torch.") for each in dtypes))
+        refuse(
+            f"its weights are in {names} for the engine library {backend.name}",
+            f"one of {', '.join(offered)}",
+            "convert the model, or pass options={'backend': ...} with a library that runs it",
+        )
+    return found.pop() if found else "fp32"
 
 
 def _unsupported(error: FrescoError) -> NoReturn:

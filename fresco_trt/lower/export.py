@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 import logging
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -111,7 +112,7 @@ def _traced(graph: StageGraph) -> ir.Model:
     except (
         Exception
     ) as error:  # the exporter raises whatever the traced code or a decomposition did
-        raise _failed(f"the exporter stopped: {type(error).__name__}: {error}") from error
+        raise _failed(f"the exporter stopped: {_cause(error)}") from error
     if exported is None:
         raise _failed("the exporter returned nothing")
     return _folded(exported.model)
@@ -342,7 +343,17 @@ def _check_file(graph: StageGraph) -> None:
         try:
             onnx.checker.check_model(str(graph.onnx), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-            raise _failed(f"the file is no valid ONNX: {error}") from error
+            raise _failed(f"the file is no valid ONNX: {' '.join(str(error).split())}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What first went wrong, and at which operator: the exporter wraps it in advice of its own."""
+    operators = re.findall(r"target=torch\.ops\.([\w.]+)\]", str(error))
+    while error.__cause__ is not None:
+        error = error.__cause__
+        operators = operators or re.findall(r"target=torch\.ops\.([\w.]+)\]", str(error))
+    where = f"{operators[0]}: " if operators else ""
+    return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _failed(given: str) -> ExportError:

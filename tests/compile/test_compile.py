@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from importlib import import_module
 from pathlib import Path
@@ -23,12 +23,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.backends.registry import list_backends, register_backend
 from torch._dynamo.exc import BackendCompilerFailed
 
 import fresco_trt
 from fresco_trt.backends.base import BuildOptions, StageGraph
-from fresco_trt.compile import Counters, compile_graph, counters
+from fresco_trt.compile import compile_graph, counters
 from fresco_trt.compile.captured import Captured, check_circumstances
 from fresco_trt.compile.engine import identity
 from fresco_trt.compile.options import (
@@ -42,64 +41,14 @@ from fresco_trt.errors import (
     BackendUnavailable,
     BuildError,
     IncompatibleOptions,
-    OutputNotWritable,
     UnsupportedGraph,
 )
 from fresco_trt.files.cache_folder import cache_folder
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
+from tests.compile.compiling import Small, compiled, entries, since
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENTRY_POINT = "fresco_trt.compile:compile_graph"
-
-# The entry point works once the package is installed with it; a checkout registers the function.
-if "fresco_trt" not in list_backends():
-    register_backend(compiler_fn=compile_graph, name="fresco_trt")
-
-
-class Small(nn.Module):
-    """A linear layer, a constant buffer and a non-linearity."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 3)
-        self.register_buffer("shift", torch.full((3,), 0.5))
-        self.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.linear(x) + self.shift)
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
-
-
-def compiled(module: Any, cache: Path, **options: object) -> Any:
-    return torch.compile(
-        module, backend="fresco_trt", options={"cache": str(cache), **options}, dynamic=False
-    )
-
-
-def since(before: Counters) -> tuple[int, int, int]:
-    """Engines built, reused, and graphs that fell back since a count."""
-    now = counters()
-    return (
-        now.built - before.built,
-        now.reused - before.reused,
-        now.fallbacks - before.fallbacks,
-    )
-
-
-def entries(cache: Path) -> list[Path]:
-    return sorted(path.parent for path in cache.glob(f"*/*/{ENTRY}"))
-
 
 # --- the laws, on a real pipeline ---------------------------------------------------------------
 
@@ -271,7 +220,7 @@ def key_parts(
     torch.compile(lambda x: function(x, module.weight), backend=catch)(x)
     captured = Captured.of(*caught[0])
     bound = captured.bind(caught[0][1])
-    signature = captured.signature(caught[0][1], [x])
+    signature = captured.signature(captured.split(caught[0][1])[1], [x])
     return identity(captured, bound, signature, library("onnxruntime"))
 
 
@@ -401,12 +350,6 @@ def test_a_shared_file_that_no_engine_has_any_more_is_swept(cache: Path) -> None
     shutil.rmtree(entry.folder)
     store.build("1" * 64, {}, SIGNATURE, filled(b"small"))
     assert list((cache / "compile-1" / "weights").iterdir()) == []
-
-
-def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputNotWritable, match="cannot be written"):
-        compiled(Small(), tmp_path / "file" / "cache")(torch.randn(2, 4))
 
 
 def test_the_cache_is_where_the_option_the_variable_or_the_user_says(
@@ -579,25 +522,6 @@ def test_the_entry_point_is_in_the_project_and_leads_to_the_function() -> None:
 
 
 # --- torch-tensorrt, by a stand-in ---------------------------------------------------------------
-
-
-@pytest.fixture
-def torch_tensorrt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A stand-in that compiles to the program itself and saves it in torch's own format."""
-    fake = SimpleNamespace(__version__="0.0", asked=[])
-
-    def compile(program: Any, *, arg_inputs: Any) -> Any:
-        fake.asked.append([tuple(each.shape) for each in arg_inputs])
-        return program
-
-    def save(program: Any, path: str, *, arg_inputs: Any) -> None:
-        torch.export.save(program, path)
-
-    fake.dynamo = SimpleNamespace(compile=compile)
-    fake.save, fake.load = save, torch.export.load
-    monkeypatch.setitem(sys.modules, "torch_tensorrt", fake)
-    monkeypatch.setattr("fresco_trt.compile.torch_tensorrt.DEVICE", "cpu")
-    return fake
 
 
 def test_torch_tensorrt_is_chosen_on_a_gpu_where_it_is_installed(
