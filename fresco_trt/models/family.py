@@ -270,7 +270,8 @@ class DiffusersDriver(Protocol):
 
     ``pipeline`` and ``transformer`` are names of diffusers' classes, ``scheduler`` that of the
     scheduler whose sigmas the plans have; ``honoured`` are the arguments of a call that a stage
-    plan can honour, ``refused`` why it cannot honour others, by name.
+    plan can honour, ``refused`` why it cannot honour others, by name; ``uncalled`` are paths of the
+    transformer's parts that its graphs do the work of, and do not call.
     """
 
     @property
@@ -283,9 +284,14 @@ class DiffusersDriver(Protocol):
     def honoured(self) -> frozenset[str]: ...
     @property
     def refused(self) -> Mapping[str, str]: ...
+    @property
+    def uncalled(self) -> tuple[str, ...]: ...
 
-    def scheduler_rules(self, facts: ModelFacts) -> dict[str, object]:
-        """The scheduler's settings that decide the sigmas, and the values that plans take."""
+    def scheduled(self, facts: ModelFacts, settings: Mapping[str, Any]) -> ModelFacts:
+        """The facts with the time shift that a scheduler of these ``settings`` gives, as they are
+        stored; left out are those that are the class's own default. Raises IncompatibleOptions for
+        a setting that no plan has, and for one that is not known.
+        """
         ...
 
     def encoded(

@@ -24,7 +24,8 @@ class ModelFacts:
     text length engines are built for; ``vae_scale`` is picture pixels along a latent pixel;
     ``parameters`` counts the transformer alone; ``high_precision`` has patterns of the linear
     layers that are never quantised. ``guidance_default`` is None exactly when the model takes no
-    guidance input; ``shift`` is None when its sigmas are not shifted; ``spectrum`` is that of its
+    guidance input; ``shift`` is None when its sigmas are shifted by ``fixed_shift`` at every size
+    (1: not at all); ``spectrum`` is that of its
     latents, or None while it was not measured. Sizes are (width, height) in picture pixels. A
     clip's frames are compressed too: of ``max_frames`` at most, the first is a latent frame of its
     own and each ``temporal_scale`` after it are one. ``references`` is how many reference pictures
@@ -61,6 +62,7 @@ class ModelFacts:
     temporal_scale: int = 1
     max_frames: int = 1
     references: int = 0
+    fixed_shift: float = 1.0
 
     def __post_init__(self) -> None:
         contradictions = {
@@ -71,6 +73,9 @@ class ModelFacts:
             ),
             "guidance and guidance_default disagree": (
                 self.guidance != (self.guidance_default is not None)
+            ),
+            "shift and fixed_shift are both given": (
+                self.shift is not None and self.fixed_shift != 1.0
             ),
         }
         for problem, holds in contradictions.items():
@@ -88,5 +93,7 @@ class ModelFacts:
         return tuple(sorted({count for schedules in self.presets.values() for count in schedules}))
 
     def shift_factor(self, tokens: int) -> float:
-        """Shift factor h of a picture of ``tokens`` full-resolution image tokens: e^mu, or 1."""
-        return 1.0 if self.shift is None else math.exp(dynamic_mu(tokens, self.shift))
+        """Shift factor h of a picture of ``tokens`` full-resolution image tokens."""
+        if self.shift is None:
+            return self.fixed_shift
+        return math.exp(dynamic_mu(tokens, self.shift))

@@ -85,7 +85,7 @@ def plan_from_preset(
     # Every stage keeps the shift of the full resolution, as SPEED does: the model then sees the
     # levels it would see at full size, whatever the grid (arXiv 2605.18736, code).
     shifts = preset.shift or (facts.shift_factor(grids[-1].tokens),) * len(levels)
-    lists = _sigma_lists(preset, shifts)
+    lists = _sigma_lists(preset, shifts, fixed=facts.shift is None and preset.shift is None)
     plan = StagePlan(
         model=facts.name,
         size=size,
@@ -197,9 +197,11 @@ def _full_stage(grid: Grid, sigmas: tuple[float, ...]) -> Stage:
     return Stage(grid=grid, sigmas=sigmas, actions=tuple(actions))
 
 
-def _sigma_lists(preset: Preset, shifts: Sequence[float]) -> tuple[tuple[float, ...], ...]:
+def _sigma_lists(
+    preset: Preset, shifts: Sequence[float], *, fixed: bool
+) -> tuple[tuple[float, ...], ...]:
     if len(preset.steps) == 1:
-        return (plain_sigmas(preset.steps[0], shifts[0]),)
+        return (plain_sigmas(preset.steps[0], shifts[0], fixed=fixed),)
     starts, ends = (1.0, *preset.restarts), (*preset.switch, 0.0)
     return tuple(
         stage_sigmas(start, end, steps, h)

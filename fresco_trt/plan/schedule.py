@@ -71,19 +71,22 @@ def stage_sigmas(start: float, end: float, steps: int, h: float) -> tuple[float,
     return (start, *(shift_sigma(u, h) for u in inner), end)
 
 
-def plain_sigmas(steps: int, h: float) -> tuple[float, ...]:
+def plain_sigmas(steps: int, h: float, *, fixed: bool = False) -> tuple[float, ...]:
     """The full-resolution list of the unmodified pipeline: ``steps + 1`` sigmas from 1 to 0.
 
     Equal bit for bit to ``FlowMatchEulerDiscreteScheduler`` under ``FluxPipeline``: that computes
     in float32, so every operation here is rounded to float32 too. Without it a one-stage plan
-    would be the plain sampler only approximately. Raises ValueError for ``steps < 1``, ``h <= 0``.
+    would be the plain sampler only approximately. That scheduler has a formula of its own for a
+    factor that is ``fixed`` whatever the size, which rounds in another way; where it rounds to a
+    little more than 1, this is 1. Raises ValueError for ``steps < 1``, ``h <= 0``.
     """
     _check_steps(steps)
     _check_factor(h)
     gap = (1.0 / steps - 1.0) / max(steps - 1, 1)
     inner = [_float32(index * gap + 1.0) for index in range(steps - 1)]
     unshifted = [*inner, _float32(1.0 / steps)]
-    return (*(_shift_float32(u, h) for u in unshifted), 0.0)
+    shift = _fixed_float32 if fixed else _shift_float32
+    return (*(shift(u, h) for u in unshifted), 0.0)
 
 
 def rewind_sigma(sigma: float, r: float = 2.0) -> float:
@@ -116,6 +119,11 @@ def _shift_float32(u: float, h: float) -> float:
         return u
     factor = _float32(h)
     return _float32(factor / _float32(factor + _float32(_float32(1.0 / u) - 1.0)))
+
+
+def _fixed_float32(u: float, h: float) -> float:
+    factor, excess = _float32(h), _float32(h - 1.0)
+    return min(_float32(_float32(factor * u) / _float32(1.0 + _float32(excess * u))), 1.0)
 
 
 def _float32(value: float) -> float:

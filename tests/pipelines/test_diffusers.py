@@ -5,6 +5,7 @@ On flux-tiny at 64x64, with few steps and short texts.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,9 +30,10 @@ from fresco_trt.errors import (
     UnsupportedStages,
 )
 from fresco_trt.models.flux.config import transformer_config
+from fresco_trt.models.flux.diffusers import PLAIN, SHIFTED
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import weights_digest
-from fresco_trt.pipelines.diffusers.fit import facts_of
+from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of
 from fresco_trt.pipelines.image import guidance_of
 
 PROMPT = "a red apple on a blue background"
@@ -303,12 +305,6 @@ def with_diffusers_cache(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -
     undo(pipe.transformer.disable_cache)
 
 
-def with_another_shift(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
-    scheduler = pipe.scheduler
-    pipe.scheduler = type(scheduler).from_config(scheduler.config, base_shift=0.6)
-    undo(lambda: setattr(pipe, "scheduler", scheduler))
-
-
 def with_another_scheduler(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
     import diffusers
 
@@ -324,12 +320,150 @@ def with_compiled(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
     undo(lambda: setattr(pipe, "transformer", transformer))
 
 
+def with_patched_forward(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    """As TeaCache puts itself in a forward's place, dressed as the one that it wraps."""
+    kind = type(pipe.transformer)
+    own = kind.forward
+
+    @functools.wraps(own)
+    def forward(*args: Any, **given: Any) -> Any:
+        return own(*args, **given)
+
+    kind.forward = forward
+    undo(lambda: setattr(kind, "forward", own))
+
+
+def with_patched_block(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    kind = type(pipe.transformer.transformer_blocks[0])
+    own = kind.forward
+    kind.forward = lambda *args, **given: own(*args, **given)
+    undo(lambda: setattr(kind, "forward", own))
+
+
+def with_forward_on_a_block(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    block = pipe.transformer.single_transformer_blocks[3]
+    block.forward = functools.partial(type(block).forward, block)
+    undo(lambda: vars(block).pop("forward"))
+
+
+def with_hook_on_a_block(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    block = pipe.transformer.transformer_blocks[1]
+    handle = block.register_forward_hook(lambda *_: None)
+    undo(handle.remove)
+
+
+def with_another_processor(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    attention = pipe.transformer.transformer_blocks[0].attn
+    own = attention.processor
+
+    class FluxAttnProcessor(type(own)):  # type: ignore[misc]
+        pass
+
+    attention.set_processor(FluxAttnProcessor())
+    undo(lambda: attention.set_processor(own))
+
+
+def with_patched_processor(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    kind = type(pipe.transformer.transformer_blocks[0].attn.processor)
+    own = kind.__call__
+    kind.__call__ = lambda *args, **given: own(*args, **given)
+    undo(lambda: setattr(kind, "__call__", own))
+
+
+def with_other_positions(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    own = pipe.transformer.pos_embed
+
+    class FluxPosEmbed(type(own)):  # type: ignore[misc]
+        pass
+
+    pipe.transformer.pos_embed = FluxPosEmbed(theta=own.theta, axes_dim=own.axes_dim)
+    undo(lambda: setattr(pipe.transformer, "pos_embed", own))
+
+
+def with_another_theta(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    positions = pipe.transformer.pos_embed
+    positions.theta = 256
+    undo(lambda: setattr(positions, "theta", 10000))
+
+
+def with_hooked_positions(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    handle = pipe.transformer.pos_embed.register_forward_hook(lambda *_: None)
+    undo(handle.remove)
+
+
+def with_fewer_blocks(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    blocks = pipe.transformer.single_transformer_blocks
+    pipe.transformer.single_transformer_blocks = blocks[:2]
+    undo(lambda: setattr(pipe.transformer, "single_transformer_blocks", blocks))
+
+
+def with_patched_pipeline(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    import diffusers
+
+    untyped: Any = diffusers
+    own = untyped.FluxPipeline.__call__
+    untyped.FluxPipeline.__call__ = functools.wraps(own)(lambda *args, **given: None)
+    undo(lambda: setattr(untyped.FluxPipeline, "__call__", own))
+
+
+def with_patched_step(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    kind = type(pipe.scheduler)
+    own = kind.step
+    kind.step = functools.partialmethod(own, s_noise=1.0)
+    undo(lambda: setattr(kind, "step", own))
+
+
+def with_set_timesteps_on_the_scheduler(
+    pipe: Any, undo: Callable[[Callable[[], Any]], None]
+) -> None:
+    scheduler = pipe.scheduler
+    scheduler.set_timesteps = functools.partial(scheduler.set_timesteps)
+    undo(lambda: vars(scheduler).pop("set_timesteps"))
+
+
+def with_scheduler_of_the_same_name(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    scheduler = pipe.scheduler
+    kind = type(type(scheduler).__name__, (type(scheduler),), {})
+    pipe.scheduler = kind.from_config(scheduler.config)
+    undo(lambda: setattr(pipe, "scheduler", scheduler))
+
+
+def with_fewer_training_steps(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    scheduler = pipe.scheduler
+    pipe.scheduler = type(scheduler).from_config(scheduler.config, num_train_timesteps=500)
+    undo(lambda: setattr(pipe, "scheduler", scheduler))
+
+
+def with_a_setting_of_another_pipeline(
+    pipe: Any, undo: Callable[[Callable[[], Any]], None]
+) -> None:
+    scheduler = pipe.scheduler
+    pipe.scheduler = type(scheduler).from_config(scheduler.config)
+    pipe.scheduler.register_to_config(use_flow_sigmas=True)
+    undo(lambda: setattr(pipe, "scheduler", scheduler))
+
+
 CHANGES = {
+    with_patched_forward: "a transformer that has a forward of its own",
+    with_patched_block: r"whose transformer_blocks\.0 has a forward of its own",
+    with_forward_on_a_block: r"whose single_transformer_blocks\.3 has a forward of its own",
+    with_hook_on_a_block: r"whose transformer_blocks\.1 has hooks of its own",
+    with_another_processor: r"blocks\.0\.attn has a processor of the class FluxAttnProcessor",
+    with_patched_processor: r"blocks\.0\.attn has a processor with a call of its own",
+    with_other_positions: "whose pos_embed is of the class .*FluxPosEmbed, not diffusers",
+    with_another_theta: "whose pos_embed has theta=256, not 10000",
+    with_hooked_positions: "whose pos_embed has hooks of its own",
+    with_fewer_blocks: "whose single_transformer_blocks has no 2",
+    with_patched_pipeline: "a FluxPipeline with a __call__ of its own",
+    with_patched_step: "a scheduler with a step of its own",
+    with_set_timesteps_on_the_scheduler: "a scheduler with a set_timesteps of its own",
+    with_scheduler_of_the_same_name: r"a scheduler of the class .*\.FlowMatchEuler",
+    with_fewer_training_steps: "a scheduler with num_train_timesteps=500; expected 1000",
+    with_a_setting_of_another_pipeline: "a scheduler with use_flow_sigmas=True",
     with_hook: "a transformer with hooks",
     with_training: "a transformer in training mode",
     with_diffusers_cache: "a transformer with hooks",
-    with_another_shift: "a scheduler with base_shift=0.6, not 0.5",
-    with_another_scheduler: "a scheduler of the class FlowMatchHeunDiscreteScheduler",
+    with_another_scheduler: r"a scheduler of the class .*FlowMatchHeunDiscreteScheduler",
     with_compiled: "a transformer of the class OptimizedModule",
 }
 
@@ -345,6 +479,65 @@ def test_a_pipeline_that_would_lose_something_is_refused(
     fresco_trt.disable(pipe)
     with pytest.raises(IncompatibleOptions, match=CHANGES[change]):
         fresco_trt.enable(pipe, preset="turbo")
+
+
+SHIFTS: list[dict[str, Any]] = [
+    {"base_shift": 0.1, "max_shift": 2.5, "max_image_seq_len": 300},
+    {"use_dynamic_shifting": False},
+    {"use_dynamic_shifting": False, "shift": 3.0},
+]
+
+
+@pytest.mark.parametrize("shift", [*SHIFTS, 0.4], ids=str)
+def test_the_schedulers_own_shift_is_planned_with(
+    pipe: Any, shift: Any, eager_bundle: Path, request: pytest.FixtureRequest
+) -> None:
+    scheduler = pipe.scheduler
+    settings = shift if isinstance(shift, dict) else SHIFTS[1]
+    pipe.scheduler = type(scheduler).from_config(scheduler.config, **settings)
+    request.addfinalizer(lambda: setattr(pipe, "scheduler", scheduler))
+    if settings is not shift:
+        pipe.scheduler.set_shift(shift)
+    given = {"num_inference_steps": 3, "output_type": "np"}
+    plain = call(pipe, **given).images
+    fresco_trt.enable(pipe, stages=1)
+    assert np.abs(call(pipe, **given).images - plain).max() <= 1e-4
+    fresco_trt.enable(pipe, stages=3, preset="turbo")
+    call(pipe)
+    with pytest.raises(IncompatibleOptions, match="a scheduler that shifts by"):
+        fresco_trt.enable(pipe, engines=eager_bundle)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"shift": 0.0, "use_dynamic_shifting": False}, "shift=0.0; expected a factor above 0"),
+        ({"shift": "3", "use_dynamic_shifting": False}, "shift='3'; expected a number"),
+        ({"max_shift": None, "use_dynamic_shifting": True}, "max_shift=None"),
+        ({"base_image_seq_len": 5000, "use_dynamic_shifting": True}, "5000 and .*=4096"),
+        ({"use_karras_sigmas": True}, "use_karras_sigmas=True; expected False"),
+        ({"time_shift_type": "linear"}, "time_shift_type='linear'; expected 'exponential'"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas=True; expected nothing of that name"),
+    ],
+    ids=str,
+)
+def test_settings_of_a_scheduler_that_no_plan_has_are_refused(
+    settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(IncompatibleOptions, match=told):
+        driver_of(FACTS).scheduled(FACTS, settings)
+
+
+def test_every_setting_of_the_scheduler_is_known() -> None:
+    """A field of a newer diffusers has to be planned with, or refused."""
+    import diffusers
+
+    untyped: Any = diffusers
+    settings = dict(untyped.FlowMatchEulerDiscreteScheduler().config)
+    assert {name: value for name, value in settings.items() if name[0] != "_"} == {
+        **PLAIN,
+        **SHIFTED,
+    }
 
 
 def test_another_class_of_pipeline_is_refused(pipe: Any) -> None:
@@ -400,11 +593,8 @@ def real_sized(name: str, schedule: dict[str, Any]) -> Any:
 def test_models_are_told_by_their_dimensions(name: str, schedule: dict[str, Any]) -> None:
     pipe = real_sized(name, schedule)
     assert facts_of(pipe).name == name
+    assert facts_of(pipe) == model_facts(name)
     fresco_trt.enable(pipe)
-    other = SCHNELL if schedule is DEV else DEV
-    pipe.scheduler = type(pipe.scheduler)(**other)
-    with pytest.raises(IncompatibleOptions, match="a scheduler with use_dynamic_shifting"):
-        facts_of(pipe)
 
 
 def test_of_models_of_the_same_dimensions_the_one_that_is_asked_for(pipe: Any) -> None:

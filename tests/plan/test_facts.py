@@ -24,6 +24,7 @@ TINY = model_facts("flux-tiny")
         ({"in_channels": 64}, "in_channels"),
         ({"guidance": False}, "guidance"),
         ({"guidance_default": None}, "guidance"),
+        ({"fixed_shift": 3.0}, "fixed_shift"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, Any], said: str) -> None:

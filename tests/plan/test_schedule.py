@@ -128,10 +128,12 @@ def test_the_plain_list_is_diffusers_bit_for_bit(name: str, tokens: int, steps: 
     assert plain_sigmas(steps, math.exp(mu)) == theirs
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 9])
-def test_the_unshifted_list_is_diffusers_bit_for_bit(steps: int) -> None:
-    theirs = diffusers_sigmas(steps, None, shift=1.0, use_dynamic_shifting=False)
-    assert plain_sigmas(steps, 1.0) == theirs
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 9, 28])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 1.73, 0.4])
+def test_the_list_of_a_fixed_shift_is_diffusers_bit_for_bit(steps: int, shift: float) -> None:
+    theirs = diffusers_sigmas(steps, None, shift=shift, use_dynamic_shifting=False)
+    assert plain_sigmas(steps, shift, fixed=True) == tuple(min(each, 1.0) for each in theirs)
+    assert shift != 1.0 or plain_sigmas(steps, 1.0) == theirs
 
 
 def test_mu_meets_both_ends_of_its_rule() -> None:

@@ -5,13 +5,16 @@ Under the part of ``pipelines/`` that enables a pipeline. Importing this file im
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.models.flux.config import TRANSFORMER
 from fresco_trt.models.flux.tokens import unpack
+from fresco_trt.plan.schedule import ShiftRule
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +23,25 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
 
-# What the plan's sigmas take for granted of a scheduler; diffusers' own defaults.
-_PLAIN_SIGMAS = {
+# Every setting of the scheduler, with diffusers' own default. Those of the second table shift the
+# sigmas, and plans have them; the others have to be as they are here.
+PLAIN: Mapping[str, object] = {
+    "num_train_timesteps": 1000,
     "shift_terminal": None,
     "invert_sigmas": False,
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
+    "time_shift_type": "exponential",
     "stochastic_sampling": False,
+}
+SHIFTED: Mapping[str, object] = {
+    "use_dynamic_shifting": False,
+    "shift": 1.0,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
 }
 
 
@@ -37,6 +51,7 @@ class FluxDriver:
     pipeline = "FluxPipeline"
     transformer = TRANSFORMER
     scheduler = "FlowMatchEulerDiscreteScheduler"
+    uncalled = ("pos_embed",)
     honoured = frozenset(
         {
             "generator",
@@ -65,20 +80,27 @@ class FluxDriver:
         }
     )
 
-    def scheduler_rules(self, facts: ModelFacts) -> dict[str, object]:
-        """As in the protocol."""
-        rule = facts.shift
-        if rule is None:
-            return {**_PLAIN_SIGMAS, "use_dynamic_shifting": False, "shift": 1.0}
-        return {
-            **_PLAIN_SIGMAS,
-            "use_dynamic_shifting": True,
-            "time_shift_type": "exponential",
-            "base_shift": rule.base_shift,
-            "max_shift": rule.max_shift,
-            "base_image_seq_len": rule.base_tokens,
-            "max_image_seq_len": rule.max_tokens,
-        }
+    def scheduled(self, facts: ModelFacts, settings: Mapping[str, Any]) -> ModelFacts:
+        """As in the protocol: a fixed shift, or the rule of one that grows with the picture."""
+        given = {name: value for name, value in settings.items() if not name.startswith("_")}
+        for name, value in given.items():
+            if name not in SHIFTED and (name not in PLAIN or value != PLAIN[name]):
+                plain = repr(PLAIN[name]) if name in PLAIN else "nothing of that name"
+                raise _unplanned(f"{name}={value!r}", plain)
+        values = {**SHIFTED, **given}
+        if not values["use_dynamic_shifting"]:
+            (factor,) = _numbers(values, "shift")
+            if factor <= 0.0:
+                raise _unplanned(f"shift={factor!r}", "a factor above 0")
+            return replace(facts, shift=None, fixed_shift=float(factor))
+        low, high, base, most = _numbers(
+            values, "base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"
+        )
+        if not 0 < low < high:
+            told = f"base_image_seq_len={low!r} and max_image_seq_len={high!r}"
+            raise _unplanned(told, "two numbers of tokens, the first below the second")
+        rule = ShiftRule(base_shift=base, max_shift=most, base_tokens=low, max_tokens=high)
+        return replace(facts, shift=rule, fixed_shift=1.0)
 
     def encoded(
         self, pipe: Any, prompt: Mapping[str, Any], size: tuple[int, int], text_tokens: int
@@ -145,3 +167,18 @@ class FluxDriver:
         from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
         return FluxPipelineOutput(images=pictures)
+
+
+def _numbers(values: Mapping[str, Any], *names: str) -> list[Any]:
+    for name in names:
+        if not isinstance(values[name], int | float) or not math.isfinite(values[name]):
+            raise _unplanned(f"{name}={values[name]!r}", "a number")
+    return [values[name] for name in names]
+
+
+def _unplanned(given: str, expected: str) -> IncompatibleOptions:
+    return IncompatibleOptions(
+        f"a scheduler with {given}",
+        expected=f"{expected}: a plan has no more",
+        fix="put the model's own scheduler back",
+    )

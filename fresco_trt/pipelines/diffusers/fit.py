@@ -17,6 +17,12 @@ from fresco_trt.models.registry import (
     model_facts,
     model_names,
 )
+from fresco_trt.pipelines.diffusers.own_code import (
+    Comparison,
+    foreign_methods,
+    is_own,
+    new_transformer,
+)
 
 if TYPE_CHECKING:
     from fresco_trt.models.family import DiffusersDriver
@@ -30,7 +36,14 @@ def check_kind(kind: type) -> None:
     import diffusers
 
     driven = [driver.pipeline for driver in _drivers()]
-    if not any(kind is getattr(diffusers, name) for name in driven):
+    if any(kind is getattr(diffusers, name) for name in driven):
+        if not is_own(kind, "__call__"):
+            raise IncompatibleOptions(
+                f"a {kind.__name__} with a __call__ of its own",
+                expected="diffusers' own, which is what a stage plan stands in for",
+                fix=f"put {kind.__name__}.__call__ back, or call the pipeline as it is",
+            )
+    else:
         raise IncompatibleOptions(
             f"a pipeline of the class {kind.__name__}",
             expected=f"diffusers' own {' or '.join(driven)}, which draws from text alone",
@@ -56,19 +69,32 @@ def _drivers() -> list[DiffusersDriver]:
 
 
 def facts_of(pipe: Any, model: str | None = None) -> ModelFacts:
-    """The facts of the model in a pipeline: of ``model``, or of the first of its dimensions.
+    """The facts of the model in a pipeline: of ``model``, or of the first of its dimensions; its
+    time shift is that of the pipeline's scheduler.
 
     Raises UnknownModel, and IncompatibleOptions for a transformer of other dimensions, one that is
-    wrapped, hooked, compiled or in training, and for a scheduler or a decoder that the facts do not
-    describe.
+    wrapped, hooked, compiled or in training or whose parts run other code than diffusers' own, and
+    for a scheduler or a decoder that the facts do not describe.
     """
+    check_kind(next(each for each in type(pipe).__mro__ if not hasattr(each, "_fresco_held")))
     kinds = [driver.transformer for driver in _drivers()]
     as_loaded = f"a {' or '.join(kinds)} that is as from_pretrained gives it"
     _refuse(_transformer_problems(pipe.transformer, kinds), as_loaded)
     names = model_names() if model is None else (model,)
     facts = _by_dimensions(pipe.transformer, names)
+    _refuse(_foreign_parts(pipe.transformer, facts), as_loaded)
     _refuse(_surrounding_problems(pipe, facts), f"those of {facts.name}")
-    return facts
+    scheduler = pipe.scheduler
+    # ``set_shift`` leaves the configuration as it was.
+    return driver_of(facts).scheduled(facts, {**scheduler.config, "shift": scheduler.shift})
+
+
+def check_whole(transformer: Any, facts: ModelFacts) -> None:
+    """Raise IncompatibleOptions unless every layer of a transformer, too, is as diffusers makes it:
+    asked where engines run in its place, and none of its code does.
+    """
+    problems = _foreign_parts(transformer, facts, whole=True)
+    _refuse(problems, "layers that are as from_pretrained gives them, in whose place engines run")
 
 
 def _by_dimensions(transformer: Any, names: tuple[str, ...]) -> ModelFacts:
@@ -99,7 +125,7 @@ def _transformer_problems(transformer: Any, kinds: list[str]) -> Iterator[str]:
     if transformer.training:
         yield "a transformer in training mode"
     own = transformer._forward_hooks or transformer._forward_pre_hooks
-    if own or "forward" in vars(transformer) or _hooked(transformer):
+    if own or _hooked(transformer):
         yield "a transformer with hooks of its own (offloading, a cache of diffusers, or yours)"
 
 
@@ -111,17 +137,25 @@ def _hooked(transformer: Any) -> bool:
     return False
 
 
+def _foreign_parts(transformer: Any, facts: ModelFacts, *, whole: bool = False) -> Iterator[str]:
+    driver = driver_of(facts)
+    new = new_transformer(driver.transformer, family_of(facts).weights.config(facts))
+    return Comparison(uncalled=driver.uncalled, whole=whole).differences(transformer, new)
+
+
 def _surrounding_problems(pipe: Any, facts: ModelFacts) -> Iterator[str]:
     driver, scheduler = driver_of(facts), pipe.scheduler
     if pipe.vae_scale_factor != facts.vae_scale:
         yield f"a decoder that enlarges by {pipe.vae_scale_factor}, not {facts.vae_scale}"
-    if type(scheduler).__name__ != driver.scheduler:
-        yield f"a scheduler of the class {type(scheduler).__name__}, not {driver.scheduler}"
+    import diffusers
+
+    kind = type(scheduler)
+    if kind is not getattr(diffusers, driver.scheduler):
+        own = f"diffusers' own {driver.scheduler}"
+        yield f"a scheduler of the class {kind.__module__}.{kind.__name__}, not {own}"
         return
-    for name, value in driver.scheduler_rules(facts).items():
-        given = scheduler.config.get(name, value)
-        if given != value:
-            yield f"a scheduler with {name}={given!r}, not {value!r}"
+    for name in foreign_methods(scheduler):
+        yield f"a scheduler with a {name} of its own"
 
 
 def _refuse(problems: Iterator[str], expected: str) -> None:

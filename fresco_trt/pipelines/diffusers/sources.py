@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from fresco_trt.errors import CalibrationError, DigestMismatch, IncompatibleOptions, UnsupportedSize
 from fresco_trt.models.fingerprint import Fingerprint
+from fresco_trt.models.registry import model_facts
+from fresco_trt.pipelines.diffusers.fit import check_whole, facts_of
 from fresco_trt.plan.cache_schedule import find_cache
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import NONE
@@ -247,6 +249,9 @@ class BundleEngines:
         from fresco_trt.pipelines.image import basis_of, load_runners
 
         bundle = open_bundle(path, environment=check_environment)
+        facts = facts_of(pipe, bundle.manifest.model.name)
+        _check_shift(facts, bundle)
+        check_whole(pipe.transformer, facts)
         weights = DigestedWeights.of(pipe.transformer)
         _check_weights(weights.sha256, bundle)
         library = backend(bundle.manifest.backend.name)
@@ -297,6 +302,7 @@ class BundleEngines:
         self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int
     ) -> Iterator[tuple[Runners, Tensor | None, str]]:
         """As :class:`Source`."""
+        check_whole(pipe.transformer, facts)
         _check_weights(self.weights.now(pipe.transformer), self.bundle)
         yield self.loaded, self.basis, self.device
 
@@ -345,6 +351,17 @@ class DigestedWeights:
 
 def _weights(transformer: Module) -> Iterator[Tensor]:
     return chain(transformer.parameters(), transformer.buffers())
+
+
+def _check_shift(facts: ModelFacts, bundle: Bundle) -> None:
+    """Raise IncompatibleOptions for a scheduler whose sigmas are not those of the engines' plan."""
+    planned = model_facts(bundle.manifest.model.name)
+    if (facts.shift, facts.fixed_shift) != (planned.shift, planned.fixed_shift):
+        raise IncompatibleOptions(
+            f"a scheduler that shifts by {facts.shift or facts.fixed_shift}",
+            expected=f"{planned.shift or planned.fixed_shift}, by which the engines were planned",
+            fix="put the model's own scheduler back, or enable the pipeline without engines",
+        )
 
 
 def _check_weights(digest: str, bundle: Bundle) -> None:
