@@ -20,22 +20,27 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# The function ``plan`` shares its name with the subpackage ``fresco_trt.plan``. Python sets that
-# attribute when the subpackage is first imported, which is while ``api`` loads, and only then: the
-# function bound here afterwards stays.
-from fresco_trt.api import plan, pretrained
 from fresco_trt.errors import FrescoError
-from fresco_trt.plan.config import CacheConfig, QuantConfig, TargetConfig
+
+# The function ``plan`` shares its name with the subpackage ``fresco_trt.plan``. Python sets that
+# attribute when the subpackage is first imported, which is here, and only then: the function bound
+# afterwards stays.
+import_module("fresco_trt.plan")
+from fresco_trt.api import plan, pretrained  # noqa: E402
 
 if TYPE_CHECKING:
     from fresco_trt.lower.build import build
     from fresco_trt.pipelines.diffusers import disable, enable
     from fresco_trt.pipelines.image import FrescoPipeline
+    from fresco_trt.plan.config import CacheConfig, QuantConfig, TargetConfig
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "CacheConfig": "fresco_trt.plan.config",
     "FrescoPipeline": "fresco_trt.pipelines.image",
+    "QuantConfig": "fresco_trt.plan.config",
+    "TargetConfig": "fresco_trt.plan.config",
     "build": "fresco_trt.lower.build",
     "disable": "fresco_trt.pipelines.diffusers",
     "enable": "fresco_trt.pipelines.diffusers",

@@ -2,21 +2,18 @@
 
 Beside the data path: names to numbers and names to folders. ``build`` and ``FrescoPipeline``, which
 need torch, stay in their own files; the package's ``__init__`` puts all of them under one roof.
+What a call needs it imports itself: whoever imports the package may want another one.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import WeightsNotFound
-from fresco_trt.models.registry import model_facts, model_names
-from fresco_trt.models.weights import bundled_folder
-from fresco_trt.plan.making import make_plan
-from fresco_trt.plan.sizes import as_size
-from fresco_trt.run.cache import registry as registry  # planning knows the caches by their traits
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fresco_trt.plan.config import CacheConfig
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan
@@ -49,6 +46,10 @@ def plan(
     whose spectrum is not known, a preset with mixed stages, or one stage, and for options of a
     cache that would skip nothing or that nothing would read; all are FrescoErrors.
     """
+    from fresco_trt.models.registry import model_facts
+    from fresco_trt.plan.making import make_plan
+    from fresco_trt.plan.sizes import as_size
+
     return make_plan(
         model_facts(model),
         stages=stages,
@@ -70,6 +71,9 @@ def pretrained(name: str) -> Path:
     Raises UnknownModel for a name that no model has, WeightsNotFound for a model whose weights are
     not bundled, OutputNotWritable or DiskFull where the folder cannot be put together.
     """
+    from fresco_trt.models.registry import model_facts, model_names
+    from fresco_trt.models.weights import bundled_folder
+
     folder = bundled_folder(model_facts(name).name)
     if folder.is_dir():
         from fresco_trt.models.pretrained import whole_folder

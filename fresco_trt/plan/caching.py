@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal, get_args
 
 from fresco_trt.errors import InvalidPlan, PlanError
@@ -82,6 +83,15 @@ class CacheTraits:
 
 _REGISTER: dict[str, CacheTraits] = {}
 
+_BUILT_IN = "fresco_trt.run.cache.registry"
+"""Where the package's own predictors register. Loaded by name when the first predictor is asked
+for: planning stands below running, and a plan without a cache needs none of them."""
+
+
+def _registered() -> dict[str, CacheTraits]:
+    import_module(_BUILT_IN)
+    return _REGISTER
+
 
 def register_traits(traits: CacheTraits) -> None:
     """Make a predictor known to planning. Raises ValueError for a name that another has."""
@@ -91,18 +101,20 @@ def register_traits(traits: CacheTraits) -> None:
 
 def cache_names(predicts: Predicts | None = None) -> tuple[str, ...]:
     """Names of all predictors, or of those that predict a feature or a velocity."""
-    return tuple(name for name, traits in _REGISTER.items() if predicts in (None, traits.predicts))
+    known = _registered().items()
+    return tuple(name for name, traits in known if predicts in (None, traits.predicts))
 
 
 def cache_traits(name: str) -> CacheTraits:
     """The traits of the predictor ``name``. Raises InvalidPlan for one that is not registered."""
-    if name not in _REGISTER:
+    known = _registered()
+    if name not in known:
         raise InvalidPlan(
             f"a cache by {name!r}",
-            expected=f"one of {', '.join(_REGISTER)}",
+            expected=f"one of {', '.join(known)}",
             fix=f"{REMAKE}; or register a predictor of your own first",
         )
-    return _REGISTER[name]
+    return known[name]
 
 
 # --- what a plan holds ------------------------------------------------------------------------

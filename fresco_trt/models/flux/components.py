@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.errors import NonFiniteValues, PlanError, WeightsNotFound
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.finite import all_finite
-from fresco_trt.models.flux.config import REPOSITORIES
+from fresco_trt.models.flux.config import COMPONENTS, REPOSITORIES
 from fresco_trt.models.quiet import no_bar
 from fresco_trt.models.weights import (
     bundled_components,
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from torch import Tensor
-
-COMPONENTS = (
-    "model_index.json",
-    "scheduler",
-    "text_encoder",
-    "text_encoder_2",
-    "tokenizer",
-    "tokenizer_2",
-    "vae",
-)
-"""Entries of a diffusers FLUX folder that a bundle needs beside its engines."""
 
 _SHOWN = 80  # characters of a prompt that a warning repeats
 _WHOLE_FOLDER = "a diffusers pipeline folder with " + ", ".join(COMPONENTS)

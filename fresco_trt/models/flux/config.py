@@ -21,6 +21,17 @@ REPOSITORIES: Mapping[str, str] = {
     "flux-kontext": "black-forest-labs/FLUX.1-Kontext-dev",
 }
 
+COMPONENTS = (
+    "model_index.json",
+    "scheduler",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "vae",
+)
+"""Entries of a diffusers FLUX folder that a bundle needs beside its engines."""
+
 
 def transformer_config(
     facts: ModelFacts, *, layers: tuple[int, int] | None = None

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.models.family import ModelFamily
-from fresco_trt.models.flux import components, layers, loading
-from fresco_trt.models.flux.config import transformer_config
+from fresco_trt.models.flux.config import COMPONENTS, transformer_config
 from fresco_trt.models.flux.diffusers import FluxDriver
 from fresco_trt.models.flux.facts import FLUX_FACTS
-from fresco_trt.models.flux.signatures import stage_signature
 from fresco_trt.models.flux.tokens import FluxPatchifier
 
 if TYPE_CHECKING:
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from fresco_trt.models.flux.blocks import FluxCut
+    from fresco_trt.models.flux.components import FluxDecoder, FluxEncoder, FluxPrompt
     from fresco_trt.plan.caching import Action, CacheSite
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.memory import Parameters
@@ -47,6 +46,8 @@ class FluxGraphs:
         batch: int = 1,
     ) -> GraphSignature:
         """As :func:`~fresco_trt.models.flux.signatures.stage_signature`."""
+        from fresco_trt.models.flux.signatures import stage_signature
+
         return stage_signature(
             facts, plan, stage, action, text_tokens=text_tokens, feature=feature, batch=batch
         )
@@ -89,11 +90,15 @@ class FluxWeights:
         seed: int = 0,
     ) -> Module:
         """As :func:`~fresco_trt.models.flux.loading.load_transformer`."""
-        return loading.load_transformer(weights, facts, dtype=dtype, seed=seed)
+        from fresco_trt.models.flux.loading import load_transformer
+
+        return load_transformer(weights, facts, dtype=dtype, seed=seed)
 
     def stored(self, folder: Path) -> Module:
         """As :func:`~fresco_trt.models.flux.loading.transformer_from_folder`."""
-        return loading.transformer_from_folder(folder)
+        from fresco_trt.models.flux.loading import transformer_from_folder
+
+        return transformer_from_folder(folder)
 
     def parameters(
         self,
@@ -105,25 +110,33 @@ class FluxWeights:
         kept: tuple[str, ...] = (),
     ) -> Parameters:
         """As :func:`~fresco_trt.models.flux.layers.graph_parameters`."""
-        return layers.graph_parameters(facts, action, site, recipe=recipe, kept=kept)
+        from fresco_trt.models.flux.layers import graph_parameters
+
+        return graph_parameters(facts, action, site, recipe=recipe, kept=kept)
 
     def with_blocks(self, facts: ModelFacts, blocks: tuple[int, ...]) -> ModelFacts:
         """As :func:`~fresco_trt.models.flux.layers.with_blocks`."""
-        return layers.with_blocks(facts, blocks)
+        from fresco_trt.models.flux.layers import with_blocks
+
+        return with_blocks(facts, blocks)
 
 
 class FluxComponents:
     """A :class:`~fresco_trt.models.family.FamilyComponents`."""
 
-    names = components.COMPONENTS
+    names = COMPONENTS
 
     def find(self, weights: str | None, model: str) -> Path:
         """As :func:`~fresco_trt.models.flux.components.find_pipeline`."""
-        return components.find_pipeline(weights, model)
+        from fresco_trt.models.flux.components import find_pipeline
+
+        return find_pipeline(weights, model)
 
     def find_vae(self, weights: str | None, model: str) -> Path:
         """As :func:`~fresco_trt.models.flux.components.find_vae`."""
-        return components.find_vae(weights, model)
+        from fresco_trt.models.flux.components import find_vae
+
+        return find_vae(weights, model)
 
     def write_random(self, facts: ModelFacts, folder: Path) -> Path:
         """As :func:`~fresco_trt.models.flux.random.write_random_pipeline`."""
@@ -131,17 +144,23 @@ class FluxComponents:
 
         return write_random_pipeline(facts, folder)
 
-    def prompt_encoder(self, folder: Path, text_tokens: int) -> components.FluxPrompt:
+    def prompt_encoder(self, folder: Path, text_tokens: int) -> FluxPrompt:
         """CLIP and T5."""
-        return components.FluxPrompt(folder, text_tokens)
+        from fresco_trt.models.flux.components import FluxPrompt
 
-    def decoder(self, folder: Path) -> components.FluxDecoder:
+        return FluxPrompt(folder, text_tokens)
+
+    def decoder(self, folder: Path) -> FluxDecoder:
         """The decoder of an AutoencoderKL."""
-        return components.FluxDecoder(folder)
+        from fresco_trt.models.flux.components import FluxDecoder
 
-    def encoder(self, folder: Path) -> components.FluxEncoder:
+        return FluxDecoder(folder)
+
+    def encoder(self, folder: Path) -> FluxEncoder:
         """The encoder of an AutoencoderKL."""
-        return components.FluxEncoder(folder)
+        from fresco_trt.models.flux.components import FluxEncoder
+
+        return FluxEncoder(folder)
 
 
 FLUX = ModelFamily(
