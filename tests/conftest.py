@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import signal
@@ -16,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from fresco_trt.plan.stages import Positions
 
@@ -149,20 +148,24 @@ def aligned_onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+@pytest.fixture(scope="module", name="traced_once")
+def _traced_once() -> Iterator[None]:
+    """For a file of tests that are about what is done with a traced graph."""
+    from tests.once import traced_once
+
+    with traced_once():
+        yield
+
+
 def _built_once(
     temporary: pytest.TempPathFactory, name: str, build: Callable[[Path], Path]
 ) -> Path:
-    """The bundle of that name, built by the first process of the run that asks for it.
+    """The bundle of that name, built by the first process of the run that asks for it."""
+    from tests.once import locked, shared_folder, traced_once
 
-    Every process has a session of its own, so a session's fixture alone would build one in each.
-    """
-    shared = temporary.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    folder = shared / f"once-{name}"
+    folder = shared_folder(temporary) / f"once-{name}"
     folder.mkdir(exist_ok=True)
-    with (shared / f"{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with traced_once(), locked(folder):
         return folder / "bundle" if (folder / "bundle").exists() else build(folder)
 
 

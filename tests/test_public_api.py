@@ -174,7 +174,7 @@ def test_delta_places_the_switches() -> None:
 def test_pretrained_names_the_folder_of_a_bundled_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fresco_trt.api.bundled_folder", lambda model: tmp_path / model)
+    monkeypatch.setattr("fresco_trt.models.weights.bundled_folder", lambda model: tmp_path / model)
     (tmp_path / "flux-tiny").mkdir()
     assert fresco_trt.pretrained("flux-tiny") == tmp_path / "flux-tiny"
     with pytest.raises(WeightsNotFound, match="expected a bundled model: flux-tiny"):

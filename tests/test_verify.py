@@ -32,6 +32,8 @@ from fresco_trt.verify import (
     verify_bundle,
 )
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 NAMES = ("stage1.full", "stage2.full", "stage3.full")
 
 

@@ -23,6 +23,8 @@ from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import StagePlan
 from fresco_trt.run.denoise import Denoiser
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 TINY = model_facts("flux-tiny")
 SIZE = (64, 64)
 STAGED = Preset(steps=(2, 2, 2), switch=(0.85, 0.7))

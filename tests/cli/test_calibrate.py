@@ -210,20 +210,27 @@ WORDS: list[tuple[list[str], list[str]]] = [
 ]
 
 
-@pytest.fixture
-def furnished(place: Path) -> Path:
+@pytest.fixture(scope="module")
+def furniture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of pictures that will and will not do, and paths that cannot be written."""
-    pictures(place / "large", 2, 1024)
-    pictures(place / "small", 2, 200)
-    broken = pictures(place / "broken", 2)
+    folder = tmp_path_factory.mktemp("furniture")
+    pictures(folder / "large", 2, 1024)
+    pictures(folder / "small", 2, 200)
+    broken = pictures(folder / "broken", 2)
     (broken / "1.png").write_bytes((broken / "1.png").read_bytes()[:3000])
-    (place / "empty").mkdir()
-    (place / "plain").mkdir()
+    (folder / "empty").mkdir()
+    (folder / "plain").mkdir()
     for number in range(2):
-        Image.new("RGB", (256, 256)).save(place / "plain" / f"{number}.png")
-    (place / "file").write_text("in the way")
-    (place / "taken" / "flux-tiny-spectrum.json").mkdir(parents=True)
-    return place
+        Image.new("RGB", (256, 256)).save(folder / "plain" / f"{number}.png")
+    (folder / "file").write_text("in the way")
+    (folder / "taken" / "flux-tiny-spectrum.json").mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def furnished(place: Path, furniture: Path) -> Path:
+    """A copy of these to run in."""
+    return Path(shutil.copytree(furniture, place, dirs_exist_ok=True))
 
 
 @needs_resvg

@@ -11,6 +11,8 @@ import pytest
 from fresco_trt.bundle.amax import read_amax
 from fresco_trt.cli import main as cli
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 ASKED = ["--model", "flux-tiny", "--stages", "2", "--preset", "turbo", "--size", "64x64"]
 
 

@@ -27,10 +27,12 @@ from fresco_trt.files.digests import folder_digest
 from fresco_trt.lower import gather, record
 from fresco_trt.lower.build import REUSED, BuildRequest, run
 from fresco_trt.models.flux import loading
-from fresco_trt.models.flux.components import COMPONENTS
+from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.weights import bundled_folder, weights_digest
+
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 TINY = bundled_folder("flux-tiny")
 

@@ -12,7 +12,7 @@ import fresco_trt
 from fresco_trt.errors import OutputNotWritable, WeightsNotFound
 from fresco_trt.models import pretrained as shipped
 from fresco_trt.models.checkpoint import WEIGHTS_NAME
-from fresco_trt.models.flux.components import COMPONENTS
+from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.pretrained import siblings, whole_folder
 from fresco_trt.models.registry import model_facts, model_names

@@ -50,6 +50,7 @@ from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.verify import verify_bundle
 from tests.backends.host_device import HostDevice
+from tests.once import compiled_once
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -165,7 +166,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         backend="inductor",
         out=folder / "bundle",
     )
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, compiled_once(tmp_path_factory):
         patch.setattr(tempfile, "tempdir", str(temporary))
         patch.setenv("TMPDIR", str(temporary))
         run(request, progress=lambda *said: told.append(said))

@@ -36,6 +36,8 @@ from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.signature import GraphSignature
 from tests.lower.quantize.shallow import FACTS, shallow_transformer
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
 MODEL = shallow_transformer()
 REFERENCE = Reference(

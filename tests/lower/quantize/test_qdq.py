@@ -41,7 +41,7 @@ from fresco_trt.models.weights import bundled_folder, weights_digest
 from fresco_trt.plan.recipes import RECIPES, Recipe
 from tests.lower.quantize.shallow import FACTS, shallow_transformer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("traced_once")]
 
 PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
 MODEL = shallow_transformer()

@@ -27,6 +27,9 @@ from fresco_trt.lower.request import resolve
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.plan.config import QuantConfig
 from fresco_trt.verify import verify_bundle
+from tests.once import compiled_once
+
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 
 @pytest.fixture(autouse=True)
@@ -176,9 +179,12 @@ def test_what_is_kept_stays_in_float(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchs_engines_multiply_fp8_codes(tmp_path: Path) -> None:
+def test_torchs_engines_multiply_fp8_codes(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     options = {"backend": "inductor", "preset": None, "stages": 1, "steps": 3}
-    built = run(request(tmp_path / "b", precision="fp8,force=true", **options))
+    with compiled_once(tmp_path_factory):
+        built = run(request(tmp_path / "b", precision="fp8,force=true", **options))
     record = built.bundle.manifest.quantized
     assert record is not None
     assert record.products["stage1.full"]["fp8"] == 28

@@ -27,6 +27,8 @@ from fresco_trt.plan.grid import Grid
 from fresco_trt.run.mixed import Mixed
 from fresco_trt.run.positions import mixed_tables
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 TEXT = 5
 FACTS = replace(FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=TEXT)
 PATCHIFIER = FluxPatchifier(FACTS, TEXT)

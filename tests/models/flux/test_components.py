@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from fresco_trt.errors import FrescoError, NonFiniteValues, PlanError, WeightsNotFound
 from fresco_trt.models.flux import components as flux_parts
 from fresco_trt.models.flux.components import (
-    COMPONENTS,
     FluxDecoder,
     FluxEncoder,
     FluxPrompt,
@@ -27,6 +26,7 @@ from fresco_trt.models.flux.components import (
     find_vae,
     no_bar,
 )
+from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.weights import SHARES_NAME, bundled_folder, components_folder
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from fresco_trt.files.digests import folder_digest
-from fresco_trt.models.flux.components import COMPONENTS, FluxDecoder, FluxPrompt
+from fresco_trt.models.flux.components import FluxDecoder, FluxPrompt
+from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.models.flux.random import write_random_pipeline
 from fresco_trt.plan.facts import ModelFacts

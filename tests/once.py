@@ -1,0 +1,122 @@
+"""What takes seconds and depends on nothing but its input is done once for all tests.
+
+A graph is traced once for the tests of a process that are about what comes after: naming,
+quantising, sharing weights, writing and checking are done anew for each export. A piece of a model
+is compiled once for all processes of a run. A test of the tracing or compiling itself does without.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from fresco_trt.backends.base import StageGraph
+
+MOST_GRAPHS = 12
+"""Graphs that are kept: each holds weights of up to 21 MB."""
+
+_KEPT: OrderedDict[str, Any] = OrderedDict()
+
+
+@contextmanager
+def traced_once() -> Iterator[None]:
+    """Within the scope, ``export_stages`` traces only what this process has not traced before."""
+    from fresco_trt.lower import export
+
+    trace = export._traced
+
+    def remembered(graph: StageGraph) -> Any:
+        key = _key(graph)
+        if key not in _KEPT:
+            _KEPT[key] = _owning(trace(graph))
+            if len(_KEPT) > MOST_GRAPHS:
+                _KEPT.popitem(last=False)
+        _KEPT.move_to_end(key)
+        return _KEPT[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_traced", remembered)
+        yield
+
+
+@contextmanager
+def compiled_once(temporary: pytest.TempPathFactory) -> Iterator[None]:
+    """Within the scope, inductor compiles only what no process of the run has compiled before.
+
+    A file's name says all that its code relies on.
+    """
+    from fresco_trt.backends.inductor import backend
+
+    compile_layer = backend.compile_layer
+    store = shared_folder(temporary) / "compiled"
+    store.mkdir(exist_ok=True)
+
+    def remembered(layer: Any, signature: Any, path: Path, device: str, threads: Any) -> None:
+        kept = store / path.name
+        with locked(kept):
+            if not kept.exists():
+                compile_layer(layer, signature, path, device, threads)
+                shutil.copyfile(path, kept)
+        shutil.copyfile(kept, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "compile_layer", remembered)
+        yield
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, of all that name this path."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def shared_folder(temporary: pytest.TempPathFactory) -> Path:
+    """A folder of all processes of a run; each of them has a session of its own."""
+    folder = temporary.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+def _owning(model: Any) -> Any:
+    """The graph with weights of its own: a test may write into the module's."""
+    import onnx_ir as ir
+
+    for value in model.graph.initializers.values():
+        value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    return model
+
+
+def _key(graph: StageGraph) -> str:
+    """Of everything that a trace depends on: classes, their settings, weights and shapes."""
+    said = hashlib.sha256(repr((graph.signature, graph.profiles)).encode())
+    for name, module in graph.module.named_modules():
+        settings = {key: value for key, value in vars(module).items() if _is_setting(value)}
+        said.update(repr((name, _code(module), settings)).encode())
+        said.update(repr(_code(getattr(module, "processor", None))).encode())
+    for name, value in (*graph.module.named_parameters(), *graph.module.named_buffers()):
+        said.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        said.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return said.hexdigest()
+
+
+def _is_setting(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, tuple))
+
+
+def _code(thing: object) -> tuple[str, int]:
+    """A class, and the forward of its own that an object may have."""
+    kind = type(thing)
+    run = vars(thing).get("forward") if hasattr(thing, "__dict__") else None
+    return f"{kind.__module__}.{kind.__qualname__}", id(run or kind)
