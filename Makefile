@@ -41,8 +41,11 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One thread a process: the work is spread over the cores by the tests, file by file.
-test: check
+# One thread a process: the work is spread over the cores by the tests, file by file. One of them
+# checks the types: before the tests, mypy would keep one core busy and leave the others idle.
+test: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
 		--dist loadfile --no-loadscope-reorder --durations 20 --durations-min 20
 

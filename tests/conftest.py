@@ -157,6 +157,15 @@ def _traced_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", name="operators_once")
+def _operators_once() -> Iterator[None]:
+    """For a file of tests that trace graphs."""
+    from tests.once import operators_once
+
+    with operators_once():
+        yield
+
+
 def _built_once(
     temporary: pytest.TempPathFactory, name: str, build: Callable[[Path], Path]
 ) -> Path:

@@ -14,6 +14,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,26 @@ def traced_once() -> Iterator[None]:
         _KEPT.move_to_end(key)
         return _KEPT[key].clone()
 
-    with pytest.MonkeyPatch.context() as patch:
+    with operators_once(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "_traced", remembered)
         yield
+
+
+@contextmanager
+def operators_once() -> Iterator[None]:
+    """Within the scope, torch's table of ONNX operators is read once, not once a graph."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", _remembering())
+        yield
+
+
+@cache
+def _remembering() -> Any:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    return staticmethod(cache(ONNXRegistry.from_torchlib))
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from fresco_trt.plan.caching import SITES, CacheSite
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 from tests.once import traced_once
 
+pytestmark = pytest.mark.usefixtures("operators_once")
+
 SMALL = replace(
     FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=6, text_dim=32
 )

@@ -28,6 +28,8 @@ from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
+pytestmark = pytest.mark.usefixtures("operators_once")
+
 SMALL = replace(
     FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=6, text_dim=32
 )

@@ -35,7 +35,7 @@ from fresco_trt.errors import (
     IncompatibleOptions,
     UnsupportedPrecision,
 )
-from fresco_trt.lower import build
+from fresco_trt.lower import build, gather
 from fresco_trt.lower.build import BuildRequest, run
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models.flux.facts import FLUX_TINY
@@ -538,3 +538,32 @@ def test_a_bundle_is_reused_on_its_kind_of_machine_only(
     monkeypatch.setattr(InductorBackend, "describe", elsewhere)
     monkeypatch.setattr(build, "_written", lambda *given: again.bundle)
     assert run(built.request).state == "rebuilt: kind of machine differs"
+
+
+def test_a_quantised_bundle_multiplies_fp8_codes(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a star on a plain red background\na cat on a checked blue background\n")
+    monkeypatch.setattr(gather, "default_prompts", lambda model: prompts)
+    request = BuildRequest(
+        model="flux-tiny",
+        stages=1,
+        steps=3,
+        size=(64, 64),
+        precision="fp8,force=true",
+        backend="inductor",
+        out=tmp_path / "b",
+    )
+    with compiled_once(tmp_path_factory):
+        built = run(request)
+    record = built.bundle.manifest.quantized
+    assert record is not None
+    assert record.products["stage1.full"]["fp8"] == 28
+    assert record.bytes <= 0.27 * record.float32_bytes
+    assert record.judged_by == "engines"
+    stored = {file.path: file.bytes for file in built.bundle.manifest.files}
+    weights = next(size for path, size in stored.items() if path.startswith("transformer/diff"))
+    kept = 4 * FLUX_TINY.parameters - record.float32_bytes
+    assert weights == pytest.approx(record.bytes + kept, rel=0.01)
+    verify_bundle(built.bundle.folder).require()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Stages = tuple[Stage, ...]
 
-pytestmark = pytest.mark.rtx
+pytestmark = [pytest.mark.rtx, pytest.mark.usefixtures("operators_once")]
 library = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +19,6 @@ from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.weights import bundled_folder, weights_digest
 from fresco_trt.plan.caching import cache_traits
 from fresco_trt.plan.config import CacheConfig
-from fresco_trt.plan.stages import StagePlan
 
 MODEL = load_transformer(None, FLUX_TINY)
 REFERENCE = Reference(
@@ -76,11 +74,9 @@ def test_the_command_stores_what_it_measured_on(
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a star on a plain red background\n", encoding="utf-8")
-
-    def small(facts: Any, **options: Any) -> StagePlan:
-        return fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
-
-    monkeypatch.setattr(import_module("fresco_trt.plan.making"), "make_plan", small)
+    small = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
+    making = import_module("fresco_trt.plan.making")
+    monkeypatch.setattr(making, "make_plan", lambda facts, **options: small)
     options = Options(
         model="flux-tiny",
         measure="cache-schedule",
@@ -94,6 +90,6 @@ def test_the_command_stores_what_it_measured_on(
         (tmp_path / "flux-tiny-3stage-balanced-svd-order1-cache-schedule.json").read_text()
     )
     assert stored == json.loads(json.dumps(document))
-    assert (stored["stages"], stored["prompts"], stored["steps"]) == (2, 1, small(None).nfe)
+    assert (stored["stages"], stored["prompts"], stored["steps"]) == (2, 1, small.nfe)
     assert [each["tolerance"] for each in stored["schedules"]] == [0.2]
     assert (stored["cache"]["name"], stored["cache"]["max_order"]) == ("svd", 1)

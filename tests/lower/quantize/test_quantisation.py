@@ -27,7 +27,6 @@ from fresco_trt.lower.request import resolve
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.plan.config import QuantConfig
 from fresco_trt.verify import verify_bundle
-from tests.once import compiled_once
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -178,28 +177,8 @@ def test_what_is_kept_stays_in_float(tmp_path: Path) -> None:
     assert other.state == "rebuilt: quantisation differs"
 
 
-@pytest.mark.slow
-def test_torchs_engines_multiply_fp8_codes(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    options = {"backend": "inductor", "preset": None, "stages": 1, "steps": 3}
-    with compiled_once(tmp_path_factory):
-        built = run(request(tmp_path / "b", precision="fp8,force=true", **options))
-    record = built.bundle.manifest.quantized
-    assert record is not None
-    assert record.products["stage1.full"]["fp8"] == 28
-    assert record.bytes <= 0.27 * record.float32_bytes
-    assert record.judged_by == "engines"
-    stored = {file.path: file.bytes for file in built.bundle.manifest.files}
-    weights = next(size for path, size in stored.items() if path.startswith("transformer/diff"))
-    kept = 4 * FLUX_TINY.parameters - record.float32_bytes
-    assert weights == pytest.approx(record.bytes + kept, rel=0.01)
-    verify_bundle(built.bundle.folder).require()
-
-
 def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -> None:
     from fresco_trt.lower.calibrate.amax import measure_amax
-    from fresco_trt.models.flux.facts import FLUX_TINY
     from fresco_trt.models.flux.loading import load_transformer
     from fresco_trt.models.weights import bundled_folder, weights_digest
     from fresco_trt.plan.recipes import RECIPES
