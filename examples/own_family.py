@@ -200,6 +200,9 @@ class FadingComponents:
         """The folder around given weights."""
         return Path(str(weights))
 
+    def check(self, folder: Path, facts: ModelFacts) -> None:
+        """Nothing in the folder has settings that could be another model's."""
+
     def find_vae(self, weights: str | None, model: str) -> Path:
         """The same."""
         return self.find(weights, model)

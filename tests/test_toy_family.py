@@ -238,6 +238,9 @@ class ToyComponents:
 
     find_vae = find
 
+    def check(self, folder: Path, facts: ModelFacts) -> None:
+        raise NotImplementedError
+
     def write_random(self, facts: ModelFacts, folder: Path) -> Path:
         (folder / "model_index.json").write_text(json.dumps({"_class_name": "ToyPipeline"}))
         return folder

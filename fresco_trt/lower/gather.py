@@ -101,7 +101,9 @@ def _pipeline(resolved: Resolved, scope: ExitStack) -> Path:
     """The prompt encoders and decoder; made up for random weights where none are bundled."""
     name, components = resolved.facts.name, resolved.family.components
     if resolved.weights != "random" or bundled_folder(name).is_dir():
-        return components.find(resolved.weights, name)
+        found = components.find(resolved.weights, name)
+        components.check(found, resolved.facts)
+        return found
     folder = Path(scope.enter_context(tempfile.TemporaryDirectory()))
     return components.write_random(resolved.facts, folder)
 

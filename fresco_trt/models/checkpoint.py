@@ -45,7 +45,7 @@ def read_weights(source: Path) -> dict[str, Tensor]:
         return _tensors(source)
     index = source / INDEX_NAME
     if index.is_file():
-        return _indexed(source, _weight_map(index))
+        return _indexed(source, read_index(index))
     if (source / WEIGHTS_NAME).is_file():
         return _tensors(source / WEIGHTS_NAME)
     others = sorted(path for path in source.iterdir() if _holds_weights(path))
@@ -99,8 +99,8 @@ def _holds_weights(path: Path) -> bool:
 # --- an index ---------------------------------------------------------------------------------
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    """The file of every tensor, as an index of diffusers' has it."""
+def read_index(index: Path) -> dict[str, str]:
+    """The file of every tensor, as an index has it; raises WeightsNotFound for one that is none."""
     try:
         stored: Any = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

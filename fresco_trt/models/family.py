@@ -244,6 +244,12 @@ class FamilyComponents(Protocol):
         """
         ...
 
+    def check(self, folder: Path, facts: ModelFacts) -> None:
+        """Raise PlanError or LowerError leaves for a folder whose parts are not what plans and
+        engines of the model take for granted, its scheduler among them.
+        """
+        ...
+
     def find_vae(self, weights: str | None, model: str) -> Path:
         """The folder whose VAE is the model's; nothing is fetched. Raises WeightsNotFound."""
         ...

@@ -94,11 +94,13 @@ def reference_of(options: Options, facts: ModelFacts, progress: Progress) -> Ref
     progress("loading weights", 0.0)
     family = family_of(facts)
     transformer = family.weights.load(options.weights, facts)
+    pipeline = family.components.find(options.weights, facts.name)
+    family.components.check(pipeline, facts)
     return Reference(
         facts=facts,
         transformer=transformer,
         weights_sha256=weights_digest(transformer),
-        pipeline=family.components.find(options.weights, facts.name),
+        pipeline=pipeline,
         prompts=prompts,
     )
 

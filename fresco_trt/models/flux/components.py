@@ -136,8 +136,8 @@ class FluxPrompt:
         import torch
 
         _require_text(prompt)
-        pooled_length, text_length = self._lengths
-        clip = self._pooled.ids(prompt, pooled_length)
+        positions, text_length = self._lengths
+        clip = self._pooled.ids(prompt, min(positions, self._pooled.limit))
         words = self._sequence.ids(prompt, text_length)
         self._warn_unknown(prompt)
         with torch.no_grad():
@@ -167,9 +167,13 @@ class _Tokens:
             )
         self._encoder = encoder
 
-    def ids(self, prompt: str, limit: int) -> Tensor:
+    @property
+    def limit(self) -> int:
+        """The tokenizer's own: diffusers keeps to that of CLIP's, and not to that of T5's."""
+        return int(self._tokenizer.model_max_length)
+
+    def ids(self, prompt: str, length: int) -> Tensor:
         """Token ids [1, length], padded or cut; warns of what is cut."""
-        length = min(limit, self._tokenizer.model_max_length)
         whole = self._whole(prompt)
         if len(whole) > length:
             # The marks at both ends stay: what is lost begins one place before the limit.

@@ -132,6 +132,12 @@ class FluxComponents:
 
         return find_pipeline(weights, model)
 
+    def check(self, folder: Path, facts: ModelFacts) -> None:
+        """As :func:`~fresco_trt.models.flux.folder.check_folder`."""
+        from fresco_trt.models.flux.folder import check_folder
+
+        check_folder(folder, facts)
+
     def find_vae(self, weights: str | None, model: str) -> Path:
         """As :func:`~fresco_trt.models.flux.components.find_vae`."""
         from fresco_trt.models.flux.components import find_vae

@@ -32,7 +32,7 @@ def write_random_pipeline(facts: ModelFacts, folder: Path) -> Path:
     with torch.random.fork_rng(devices=()), no_bar():
         torch.manual_seed(0)
         parts: dict[str, Any] = {
-            "scheduler": FlowMatchEulerDiscreteScheduler(),
+            "scheduler": FlowMatchEulerDiscreteScheduler(**_shift(facts)),
             "text_encoder": _pooled_encoder(facts),
             "text_encoder_2": _sequence_encoder(facts),
             "tokenizer": _tokenizer(facts),
@@ -44,6 +44,20 @@ def write_random_pipeline(facts: ModelFacts, folder: Path) -> Path:
     index = {"_class_name": "FluxPipeline"}
     (folder / "model_index.json").write_text(json.dumps(index) + "\n", encoding="utf-8")
     return folder
+
+
+def _shift(facts: ModelFacts) -> dict[str, Any]:
+    """What the model's own scheduler is told."""
+    rule = facts.shift
+    if rule is None:
+        return {"shift": facts.fixed_shift}
+    return {
+        "use_dynamic_shifting": True,
+        "base_shift": rule.base_shift,
+        "max_shift": rule.max_shift,
+        "base_image_seq_len": rule.base_tokens,
+        "max_image_seq_len": rule.max_tokens,
+    }
 
 
 def _tokenizer(facts: ModelFacts) -> Any:

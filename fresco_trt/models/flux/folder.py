@@ -1,0 +1,172 @@
+"""Whether a pipeline folder is one that a FLUX model's engines draw with: asked by a build.
+
+Between a folder that was found and the bundle that takes it over. What would be copied and hashed
+is read here, in its configurations: it is what plan and engines take for granted, or it is refused.
+Importing this file imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.errors import (
+    IncompatibleOptions,
+    UnsupportedWeights,
+    WeightsNotFound,
+    error_context,
+)
+from fresco_trt.models.checkpoint import WEIGHTS_NAME, read_index
+from fresco_trt.models.flux.diffusers import FluxDriver
+
+if TYPE_CHECKING:
+    from fresco_trt.plan.facts import ModelFacts
+
+_PIPELINES = ("FluxPipeline", "FluxKontextPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
+"""Pipelines of diffusers' with these parts and no others."""
+
+_CLASSES = {
+    "scheduler": FluxDriver.scheduler,
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "T5EncoderModel",
+    "vae": "AutoencoderKL",
+}
+_ENCODER_NAME = "model.safetensors"
+
+_UNREAD = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".pt", ".pth", ".py")
+"""Ends of files that hold weights or code and are not read: a bundle carries none."""
+
+
+def check_folder(folder: Path, facts: ModelFacts) -> None:
+    """Raise for a folder of parts that are not this model's.
+
+    IncompatibleOptions for one of another pipeline, a scheduler that shifts the sigmas as no plan
+    of the model does, encoders of other widths and a decoder of another scale or without its
+    normalisation; UnsupportedWeights for parts that are quantised and for files that nobody
+    would read; WeightsNotFound for a part without weights or configuration.
+    """
+    with error_context(f"the pipeline folder {folder}"):
+        for problem, expected in _problems(folder, facts):
+            raise IncompatibleOptions(
+                problem,
+                expected=expected,
+                fix="pass a folder of the model's own parts, or the model that these belong to",
+            )
+        _check_scheduler(folder / "scheduler" / "scheduler_config.json", facts)
+        for part in ("text_encoder", "text_encoder_2", "vae"):
+            _check_files(folder / part)
+        for part in ("scheduler", "tokenizer", "tokenizer_2"):
+            _refuse_unread(folder / part, read=frozenset())
+
+
+# --- configurations ---------------------------------------------------------------------------
+
+
+def _problems(folder: Path, facts: ModelFacts) -> Iterator[tuple[str, str]]:
+    """What is another model's, and what would have been its own."""
+    index = _stored(folder / "model_index.json")
+    kind = index.get("_class_name", _PIPELINES[0])
+    if kind not in _PIPELINES:
+        yield f"parts of the pipeline {kind}", f"those of a {_PIPELINES[0]}"
+    for part, wanted in _CLASSES.items():
+        named = index.get(part, [None, wanted])  # a library and a class
+        if not isinstance(named, list) or wanted not in named:
+            told = named[-1] if isinstance(named, list) and named else named
+            yield f"{part} is {told}", wanted
+    for part, name, dimension in (
+        ("text_encoder", "hidden_size", facts.pooled_dim),
+        ("text_encoder_2", "d_model", facts.text_dim),
+    ):
+        found = _stored(folder / part / "config.json").get(name)
+        if found != dimension:
+            yield f"{part} with {name}={found!r}", f"{dimension}, as {facts.name} has"
+    yield from _decoder_problems(_stored(folder / "vae" / "config.json"), facts)
+
+
+def _decoder_problems(vae: Mapping[str, Any], facts: ModelFacts) -> Iterator[tuple[str, str]]:
+    kind = vae.get("_class_name", _CLASSES["vae"])
+    if kind != _CLASSES["vae"]:
+        yield f"vae is {kind}", _CLASSES["vae"]
+    levels, channels = vae.get("block_out_channels", [0]), vae.get("latent_channels", 4)
+    scale = 2 ** (len(levels) - 1) if isinstance(levels, list) else levels
+    if scale != facts.vae_scale:
+        yield f"vae enlarges by {scale}", f"{facts.vae_scale}, as {facts.name} has"
+    if channels != facts.latent_channels:
+        yield f"vae with latent_channels={channels!r}", f"{facts.latent_channels}"
+    scaling, shift = vae.get("scaling_factor", 0.18215), vae.get("shift_factor")
+    for name, value in (("scaling_factor", scaling), ("shift_factor", shift)):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            yield f"vae with {name}={value!r}", "a number: latents are normalised by it"
+    if scaling == 0:
+        yield "vae with scaling_factor=0", "another number: latents are divided by it"
+
+
+def _check_scheduler(path: Path, facts: ModelFacts) -> None:
+    """The sigmas of a plan are the model's: a scheduler that gives others would not be heard."""
+    settings = _stored(path)
+    kind = settings.get("_class_name", _CLASSES["scheduler"])
+    own = facts.shift or facts.fixed_shift
+    found = kind
+    if kind == _CLASSES["scheduler"]:
+        given = FluxDriver().scheduled(facts, settings)
+        found = given.shift or given.fixed_shift
+    if found != own:
+        raise IncompatibleOptions(
+            f"a scheduler that shifts the sigmas by {found}",
+            expected=f"{own}, as the plans of {facts.name} do",
+            fix="put the model's own scheduler back",
+        )
+
+
+def _stored(path: Path) -> Mapping[str, Any]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _wrong(f"{path.name} of {path.parent.name} cannot be read ({error})") from error
+    if not isinstance(stored, dict):
+        raise _wrong(f"{path.name} of {path.parent.name} holds no JSON object")
+    if "quantization_config" in stored:
+        raise UnsupportedWeights(
+            f"{path.parent.name} is quantised, by its quantization_config",
+            expected="parts that are not: encoders and decoder run in float32",
+            fix="pass the folder that it was quantised from",
+        )
+    return stored
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def _check_files(part: Path) -> None:
+    """A part has the weights that its library reads, and none that it does not."""
+    name = WEIGHTS_NAME if part.name == "vae" else _ENCODER_NAME
+    index = part / f"{name}.index.json"
+    # diffusers prefers an index, transformers the one file.
+    indexed = index.is_file() and not (name == _ENCODER_NAME and (part / name).is_file())
+    read = frozenset(read_index(index).values() if indexed else [name])
+    _refuse_unread(part, read)
+    absent = sorted(each for each in read if not (part / each).is_file())
+    if absent:
+        raise _wrong(f"{part.name} lacks {absent[0]}")
+
+
+def _refuse_unread(part: Path, read: frozenset[str]) -> None:
+    for path in sorted(part.rglob("*")):
+        name, kind = str(path.relative_to(part)), path.suffix.lower()
+        if kind in _UNREAD or (kind == ".safetensors" and name not in read):
+            raise UnsupportedWeights(
+                f"{part.name} holds {name}, which would be copied and never read",
+                expected=", ".join(sorted(read)) or "configurations and vocabularies",
+                fix="move the file out of the folder",
+            )
+
+
+def _wrong(given: str) -> WeightsNotFound:
+    return WeightsNotFound(
+        given,
+        expected="a diffusers pipeline folder, whole, with safetensors weights",
+        fix="complete the folder, or fetch it again",
+    )
