@@ -655,6 +655,83 @@ def test_wrong_options_are_refused_and_the_pipeline_stays_plain(
     assert type(pipe) is before
 
 
+# --- quantised transformers ---------------------------------------------------------
+
+
+class CodedLinear(torch.nn.Linear):
+    """As GGUF's layers: codes and a scale, multiplied in a dtype that the layer names."""
+
+    compute_dtype = torch.float32
+
+    @classmethod
+    def of(cls, layer: torch.nn.Linear) -> CodedLinear:
+        coded = cls(layer.in_features, layer.out_features)
+        scale = layer.weight.detach().abs().max() / 127
+        codes = (layer.weight.detach() / scale).round().to(torch.int8).view(torch.uint8)
+        coded.scale, coded.bias = scale, layer.bias
+        coded.weight = torch.nn.Parameter(codes, requires_grad=False)
+        return coded
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.view(torch.int8).to(self.compute_dtype) * self.scale
+        return torch.nn.functional.linear(x, weight, self.bias)
+
+
+class EightBitLinear(CodedLinear):
+    """As bitsandbytes': the layer does not say what it computes in."""
+
+    compute_dtype = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(
+            x, self.weight.view(torch.int8).to(x.dtype) * self.scale, self.bias
+        )
+
+
+class Wrapped(torch.Tensor):
+    """As torchao's: a tensor of a class of its own."""
+
+
+@pytest.mark.parametrize("kind", [CodedLinear, EightBitLinear])
+def test_a_quantised_transformer_draws_as_it_does_alone(
+    pipe: Any, kind: type[CodedLinear], eager_bundle: Path, request: pytest.FixtureRequest
+) -> None:
+    own = pipe.transformer.proj_out
+    request.addfinalizer(lambda: setattr(pipe.transformer, "proj_out", own))
+    pipe.transformer.proj_out = kind.of(own)
+    plain = pixels(pipe, num_inference_steps=2)
+    fresco_trt.enable(pipe, stages=1)
+    assert np.abs(pixels(pipe, num_inference_steps=2) - plain).max() <= 2
+    fresco_trt.enable(pipe, stages=2, preset="turbo", cache="taylor,max_order=1")
+    call(pipe)
+    with pytest.raises(IncompatibleOptions, match=f"proj_out is of the class .*{kind.__name__}"):
+        fresco_trt.enable(pipe, engines=eager_bundle)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda each: each.as_subclass(Wrapped), lambda each: each.to("meta")]
+)
+def test_engines_are_not_compared_with_weights_that_are_no_plain_numbers(
+    pipe: Any, wrap: Any, eager_bundle: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    layer = pipe.transformer.proj_out
+    own, basis = layer.weight, basis_file(pipe, tmp_path)
+    request.addfinalizer(lambda: setattr(layer, "weight", own))
+    layer.weight = torch.nn.Parameter(wrap(own.detach()), requires_grad=False)
+    for options in ({"engines": eager_bundle}, {"cache": f"svd,basis={basis}"}):
+        with pytest.raises(IncompatibleOptions, match=r"whose proj_out\.weight holds"):
+            fresco_trt.enable(pipe, **options)
+
+
+def test_whole_pixels_may_be_floats(pipe: Any) -> None:
+    plain = pixels(pipe, num_inference_steps=2)
+    fresco_trt.enable(pipe, stages=1)
+    for height in (64.0, np.int64(64)):
+        assert np.abs(pixels(pipe, num_inference_steps=2, height=height) - plain).max() <= 2
+    with pytest.raises(UnsupportedSize, match=r"a side of 64\.5 pixels"):
+        call(pipe, height=64.5)
+
+
 # --- SVD basis and engines ---------------------------------------------------------
 
 

@@ -72,7 +72,7 @@ class FullGraph(nn.Module):
             expected = 4 + self.tables + self.guided
             raise TypeError(f"{4 + len(rest)} inputs given; expected {expected}")
         model, others, rope = self.transformer, rest[: -self.tables], rest[-self.tables :]
-        dtype = model.proj_out.weight.dtype
+        dtype = dtype_of(model.proj_out)
         condition = condition_of(model, pooled.to(dtype), timestep, *others)
         context = model.context_embedder(text.to(dtype))
         return Streams(model.x_embedder(latents.to(dtype)), context), condition, rope
@@ -130,7 +130,7 @@ class BypassGraph(nn.Module):
         if len(guidance) != self.guided:
             raise TypeError(f"{3 + len(guidance)} inputs given; expected {3 + self.guided}")
         model = self.transformer
-        dtype = model.proj_out.weight.dtype
+        dtype = dtype_of(model.proj_out)
         condition = condition_of(model, pooled.to(dtype), timestep, *guidance)
         return (leave(model, feature.to(dtype), condition),)
 
@@ -145,6 +145,19 @@ class TrunkBypassGraph(FullGraph):
         streams, condition, rope = self.entered(*inputs)
         first = through(self.transformer.transformer_blocks[:1], streams, condition, rope)
         return (leave(self.transformer, first.tokens + residual.to(first.tokens.dtype), condition),)
+
+
+def dtype_of(layer: Any) -> torch.dtype:
+    """The dtype that a linear layer computes in: its weight's, unless that holds codes (GGUF's and
+    4-bit layers say what they turn them into, 8-bit ones have a bias or take half precision).
+    """
+    dtype: torch.dtype = layer.weight.dtype
+    if dtype.is_floating_point:
+        return dtype
+    named: torch.dtype | None = getattr(layer, "compute_dtype", None)
+    if named is not None:
+        return named
+    return torch.float16 if layer.bias is None else layer.bias.dtype
 
 
 def condition_of(transformer: Any, pooled: Tensor, timestep: Tensor, *guidance: Tensor) -> Tensor:

@@ -94,7 +94,11 @@ def check_whole(transformer: Any, facts: ModelFacts) -> None:
     asked where engines run in its place, and none of its code does.
     """
     problems = _foreign_parts(transformer, facts, whole=True)
-    _refuse(problems, "layers that are as from_pretrained gives them, in whose place engines run")
+    _refuse(
+        problems,
+        "plain layers as from_pretrained gives them, in whose place engines run",
+        fix="put the original part back, or enable the pipeline without engines",
+    )
 
 
 def _by_dimensions(transformer: Any, names: tuple[str, ...]) -> ModelFacts:
@@ -158,10 +162,9 @@ def _surrounding_problems(pipe: Any, facts: ModelFacts) -> Iterator[str]:
         yield f"a scheduler with a {name} of its own"
 
 
-def _refuse(problems: Iterator[str], expected: str) -> None:
+_PUT_BACK = "put the original part back, or call fresco_trt.disable(pipe)"
+
+
+def _refuse(problems: Iterator[str], expected: str, fix: str = _PUT_BACK) -> None:
     for problem in problems:
-        raise IncompatibleOptions(
-            problem,
-            expected=expected,
-            fix="put the original part back, or call fresco_trt.disable(pipe)",
-        )
+        raise IncompatibleOptions(problem, expected=expected, fix=fix)

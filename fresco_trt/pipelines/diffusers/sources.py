@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fresco_trt.errors import CalibrationError, DigestMismatch, IncompatibleOptions, UnsupportedSize
-from fresco_trt.models.fingerprint import Fingerprint
 from fresco_trt.models.registry import model_facts
+from fresco_trt.pipelines.diffusers.digested import DigestedWeights
 from fresco_trt.pipelines.diffusers.fit import check_whole, facts_of
 from fresco_trt.plan.cache_schedule import find_cache
 from fresco_trt.plan.caching import NO_CACHE
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     import os
 
     from torch import Tensor
-    from torch.nn import Module
 
     from fresco_trt.backends.base import Runner
     from fresco_trt.bundle import Bundle
@@ -139,7 +137,7 @@ class OwnTransformer:
         """As :class:`Source`. One stage without a preset has the steps of the call, diffusers'
         default among them; otherwise the preset has its own.
         """
-        size, takes = (call.width, call.height), self.choices.takes_steps
+        size, takes = (_whole(call.width), _whole(call.height)), self.choices.takes_steps
         plan = self.choices.plan(facts, size, call.steps if takes else None)
         if "num_inference_steps" in call.given:
             check_steps(call, plan)
@@ -314,6 +312,17 @@ class BundleEngines:
 # --- what both ask ------------------------------------------------------------------------------
 
 
+def _whole(side: float) -> int:
+    """A side in pixels, which diffusers takes as 64.0, too. Raises UnsupportedSize for a part."""
+    if int(side) != side:
+        raise UnsupportedSize(
+            f"a side of {side!r} pixels",
+            expected="whole pixels",
+            fix=f"pass {int(side)}, or leave it out",
+        )
+    return int(side)
+
+
 def check_steps(call: Call, plan: StagePlan) -> None:
     """Raise IncompatibleOptions for a number of steps that is not the plan's."""
     if call.steps != plan.nfe:
@@ -323,34 +332,6 @@ def check_steps(call: Call, plan: StagePlan) -> None:
             expected=f"num_inference_steps={plan.nfe}{'' if one else ', or none'}",
             fix=f"pass num_inference_steps={plan.nfe}, or enable the pipeline with another plan",
         )
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class DigestedWeights:
-    """The SHA-256 of a transformer's weights, taken again only when they may be others."""
-
-    sha256: str
-    fingerprint: Fingerprint
-
-    @classmethod
-    def of(cls, transformer: Module) -> Self:
-        """Those it has now."""
-        from fresco_trt.models.weights import weights_digest
-
-        # The fingerprint first: what is written meanwhile is then seen at the next call.
-        fingerprint = Fingerprint.of(_weights(transformer))
-        return cls(sha256=weights_digest(transformer), fingerprint=fingerprint)
-
-    def now(self, transformer: Module) -> str:
-        """The digest of the weights that a transformer, which may be another one, has now."""
-        if not self.fingerprint.hold(_weights(transformer)):
-            found = self.of(transformer)
-            self.sha256, self.fingerprint = found.sha256, found.fingerprint
-        return self.sha256
-
-
-def _weights(transformer: Module) -> Iterator[Tensor]:
-    return chain(transformer.parameters(), transformer.buffers())
 
 
 def _check_shift(facts: ModelFacts, bundle: Bundle) -> None:
