@@ -12,6 +12,7 @@ model has latent frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -277,7 +278,8 @@ class DiffusersDriver(Protocol):
     ``pipeline`` and ``transformer`` are names of diffusers' classes, ``scheduler`` that of the
     scheduler whose sigmas the plans have; ``honoured`` are the arguments of a call that a stage
     plan can honour, ``refused`` why it cannot honour others, by name; ``uncalled`` are paths of the
-    transformer's parts that its graphs do the work of, and do not call.
+    transformer's parts that its graphs do the work of, and do not call. ``callback_tensors`` are
+    the engine inputs that a callback sees beside the latents, by diffusers' names.
     """
 
     @property
@@ -292,6 +294,8 @@ class DiffusersDriver(Protocol):
     def refused(self) -> Mapping[str, str]: ...
     @property
     def uncalled(self) -> tuple[str, ...]: ...
+    @property
+    def callback_tensors(self) -> Mapping[str, str]: ...
 
     def scheduled(self, facts: ModelFacts, settings: Mapping[str, Any]) -> ModelFacts:
         """The facts with the time shift that a scheduler of these ``settings`` gives, as they are
@@ -300,11 +304,16 @@ class DiffusersDriver(Protocol):
         """
         ...
 
+    def check(self, pipe: Any, values: Mapping[str, Any]) -> None:
+        """Raise ValueError where the pipeline's own call, with the arguments ``values``, would."""
+        ...
+
     def encoded(
-        self, pipe: Any, prompt: Mapping[str, Any], size: tuple[int, int], text_tokens: int
-    ) -> tuple[dict[str, Tensor], torch.dtype]:
-        """Constant engine inputs, float32, by the pipeline's own encoders from the ``prompt``
-        arguments of a call, and the dtype that the pipeline would draw in.
+        self, pipe: Any, values: Mapping[str, Any], text_tokens: int
+    ) -> tuple[tuple[dict[str, Tensor], dict[str, Tensor] | None], torch.dtype]:
+        """Constant engine inputs of all pictures, float32, by the pipeline's own encoders, with the
+        prompt and, where true guidance is asked for, without it; and the dtype that the pipeline
+        would draw in. ``values`` are the arguments of a call.
         """
         ...
 
@@ -312,9 +321,13 @@ class DiffusersDriver(Protocol):
         self, pipe: Any, facts: ModelFacts, plan: StagePlan, given: Mapping[str, Any]
     ) -> Tensor:
         """The noise that the pipeline itself would start from: latents of the full grid, float32 on
-        the CPU. ``given`` are the call's ``generator`` and ``latents``, and the ``dtype`` it draws
-        in. Raises IncompatibleOptions for latents of another shape.
+        the CPU. ``given`` are the call's ``generator`` and ``latents``, the ``dtype`` it draws in
+        and how many ``pictures``. Raises IncompatibleOptions for latents of another shape.
         """
+        ...
+
+    def adapters_scaled(self, pipe: Any, scale: float) -> AbstractContextManager[None]:
+        """Within it the transformer's LoRA layers, if it has any, count ``scale`` times."""
         ...
 
     def output(self, pipe: Any, plan: StagePlan, tokens: Tensor, output_type: str) -> Any:

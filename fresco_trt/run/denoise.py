@@ -100,6 +100,22 @@ class Denoiser:
             basis=self.basis,
         )
 
+    def whole(self, step: Step) -> Tensor:
+        """Tokens [B,N,C] of full size from any step: the sampler's own, or those of a coarser grid
+        with every latent pixel repeated over its place.
+        """
+        final = self.plan.stages[-1].grid
+        if step.mixed is not None:
+            latents = step.mixed.picture(step.tokens, self.patchifier)
+        elif (grid := self.plan.stages[step.stage].grid) != final:
+            latents = self.patchifier.unpack(step.tokens, grid)
+        else:
+            return step.tokens
+        ratio = final.height // latents.shape[-2]
+        return self.patchifier.pack(
+            latents.repeat_interleave(ratio, -2).repeat_interleave(ratio, -1)
+        )
+
     def latents(self, step: Step) -> Tensor:
         """The latents [B,C,(F),H,W] of full size from the last step."""
         return self.patchifier.unpack(step.tokens, self.plan.stages[-1].grid)

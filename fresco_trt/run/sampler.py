@@ -38,14 +38,15 @@ class Step:
 
     ``stage`` and ``step`` count from 0, ``step`` over the whole run of ``steps_total``. ``tokens``
     [B,N,C] float32, at ``sigma_next`` on this stage's grid, is the sampler's own buffer: it may
-    be read until the next step is asked for, and be kept only as a clone. ``velocity``, of the
-    same shape, at ``sigma``, belongs to the runner and is valid until that runner's next call.
-    ``mixed`` says where the tokens of a mixed stage are; on a whole grid, where they are in raster
-    order, it is None. The last step's ``tokens`` are never overwritten.
+    be read until the next step is asked for, and be kept only as a clone. What a caller writes to
+    it by then is what the sampler goes on from. ``velocity``, of the same shape, at
+    ``sigma``, belongs to the runner and is valid until that runner's next call. ``mixed`` says
+    where the tokens of a mixed stage are; on a whole grid, where they are in raster order, it is
+    None. The last step's ``tokens`` are never overwritten.
 
     ``engine_seconds`` is the wall clock around the runner's call (for a runner that returns before
     its device is done: the launch); ``host_seconds`` is everything else the sampler did since the
-    caller asked for this step, a transition after it included.
+    caller asked for this step, a transition before it included.
     """
 
     stage: int
@@ -123,11 +124,11 @@ def _steps(request: Request) -> Generator[Step, None, None]:
             tokens, mixed = state.tokens, state.mixed
             predicted = action == "bypass"
             state.solver.step_(tokens, velocity, sigma, sigma_next, predicted=predicted)
-            state.record(request, left, velocity, sigma_next)
             done += 1
-            if left == 0 and index + 1 < len(plan.stages):
-                # Before the yield: a caller may run other work on the runner that owns `velocity`.
-                state = state.leave(request, velocity)
+            leaves = left == 0 and index + 1 < len(plan.stages)
+            if leaves or left < state.window.steps:
+                # A caller may run other work on the runner that owns it.
+                velocity = velocity.clone()
             yield Step(
                 stage=index,
                 step=done - 1,
@@ -142,6 +143,10 @@ def _steps(request: Request) -> Generator[Step, None, None]:
                 host_seconds=perf_counter() - began - engine_seconds,
             )
             began = perf_counter()
+            # After the caller, who may have written to the tokens.
+            state.record(request, left, velocity, sigma_next)
+            if leaves:
+                state = state.leave(request, velocity)
     finite.require()
 
 

@@ -5,8 +5,10 @@ Under the part of ``pipelines/`` that enables a pipeline. Importing this file im
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,17 @@ SHIFTED: Mapping[str, object] = {
 }
 
 
+def _is_guided(values: Mapping[str, Any]) -> bool:
+    """Whether diffusers would run the transformer without the prompt as well."""
+    embeds = (values["negative_prompt_embeds"], values["negative_pooled_prompt_embeds"])
+    has = values["negative_prompt"] is not None or all(each is not None for each in embeds)
+    return has and bool(values["true_cfg_scale"] > 1)
+
+
+def _floats(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.float() for name, value in inputs.items()}
+
+
 class FluxDriver:
     """A :class:`~fresco_trt.models.family.DiffusersDriver`."""
 
@@ -54,11 +67,19 @@ class FluxDriver:
     uncalled = ("pos_embed",)
     honoured = frozenset(
         {
+            "callback_on_step_end",
+            "callback_on_step_end_tensor_inputs",
             "generator",
             "guidance_scale",
             "height",
+            "joint_attention_kwargs",
             "latents",
             "max_sequence_length",
+            "negative_pooled_prompt_embeds",
+            "negative_prompt",
+            "negative_prompt_2",
+            "negative_prompt_embeds",
+            "num_images_per_prompt",
             "num_inference_steps",
             "output_type",
             "pooled_prompt_embeds",
@@ -66,19 +87,18 @@ class FluxDriver:
             "prompt_2",
             "prompt_embeds",
             "return_dict",
+            "true_cfg_scale",
             "width",
         }
     )
     refused = MappingProxyType(
         {
             "sigmas": "nothing: the stage plan decides every noise level",
-            "num_images_per_prompt": "1: a request draws one picture",
-            "true_cfg_scale": "1: the engines run one prompt, not two",
-            "negative_prompt": "nothing: the engines run one prompt, not two",
-            "callback_on_step_end": "nothing: the latents of a stage have the size of its own grid",
-            "joint_attention_kwargs": "nothing: the engines' attention takes none",
+            "ip_adapter_image": "nothing: the stage graphs attend to text and latents alone",
+            "ip_adapter_image_embeds": "nothing: the stage graphs attend to text and latents alone",
         }
     )
+    callback_tensors = MappingProxyType({"prompt_embeds": "text"})
 
     def scheduled(self, facts: ModelFacts, settings: Mapping[str, Any]) -> ModelFacts:
         """As in the protocol: a fixed shift, or the rule of one that grows with the picture."""
@@ -102,32 +122,47 @@ class FluxDriver:
         rule = ShiftRule(base_shift=base, max_shift=most, base_tokens=low, max_tokens=high)
         return replace(facts, shift=rule, fixed_shift=1.0)
 
+    def check(self, pipe: Any, values: Mapping[str, Any]) -> None:
+        """As in the protocol: the pipeline's own check, and the one that it makes later."""
+        taken = inspect.signature(pipe.check_inputs).parameters
+        pipe.check_inputs(**{name: values[name] for name in taken})
+        given = [values[name] for name in ("prompt_embeds", "negative_prompt_embeds")]
+        shapes = {tuple(each.shape) for each in given if each is not None}
+        if _is_guided(values) and len(shapes) > 1:
+            first, second = (tuple(each.shape) for each in given)
+            raise ValueError(
+                "`prompt_embeds` and `negative_prompt_embeds` must have the same shape when passed"
+                f" directly, but they have {first} and {second}"
+            )
+
     def encoded(
-        self, pipe: Any, prompt: Mapping[str, Any], size: tuple[int, int], text_tokens: int
-    ) -> tuple[dict[str, Tensor], torch.dtype]:
-        """``text`` [1,T,D] and ``pooled`` [1,P]."""
-        width, height = size
-        embeds = {name: prompt[name] for name in ("prompt_embeds", "pooled_prompt_embeds")}
-        words = {name: prompt[name] for name in ("prompt", "prompt_2")}
-        pipe.check_inputs(
-            words["prompt"],
-            words["prompt_2"],
-            height,
-            width,
-            **embeds,
-            max_sequence_length=text_tokens,
-        )
-        text, pooled, _ = pipe.encode_prompt(
-            **words, device=pipe._execution_device, max_sequence_length=text_tokens, **embeds
-        )
-        return {"text": text.float(), "pooled": pooled.float()}, text.dtype
+        self, pipe: Any, values: Mapping[str, Any], text_tokens: int
+    ) -> tuple[tuple[dict[str, Tensor], dict[str, Tensor] | None], torch.dtype]:
+        """``text`` [B,T,D] and ``pooled`` [B,P]."""
+        scale = (values["joint_attention_kwargs"] or {}).get("scale")
+
+        def encode(prefix: str) -> dict[str, Tensor]:
+            names = ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds")
+            text, pooled, _ = pipe.encode_prompt(
+                **{name: values[f"{prefix}{name}"] for name in names},
+                device=pipe._execution_device,
+                num_images_per_prompt=values["num_images_per_prompt"],
+                max_sequence_length=text_tokens,
+                lora_scale=scale,
+            )
+            return {"text": text, "pooled": pooled}
+
+        given = encode("")
+        negative = encode("negative_") if _is_guided(values) else None
+        branches = _floats(given), None if negative is None else _floats(negative)
+        return branches, given["text"].dtype
 
     def noise(
         self, pipe: Any, facts: ModelFacts, plan: StagePlan, given: Mapping[str, Any]
     ) -> Tensor:
-        """float32 [1,C,H,W]."""
-        grid, latents = plan.stages[-1].grid, given["latents"]
-        shape = (1, grid.tokens, facts.in_channels)
+        """float32 [B,C,H,W]."""
+        grid, latents, pictures = plan.stages[-1].grid, given["latents"], given["pictures"]
+        shape = (pictures, grid.tokens, facts.in_channels)
         if latents is not None and tuple(latents.shape) != shape:
             raise IncompatibleOptions(
                 f"latents of the shape {tuple(latents.shape)}",
@@ -136,7 +171,7 @@ class FluxDriver:
             )
         width, height = plan.size[:2]
         tokens, _ = pipe.prepare_latents(
-            1,
+            pictures,
             facts.latent_channels,
             height,
             width,
@@ -161,6 +196,20 @@ class FluxDriver:
         latents = latents.to(get_module_execution_device(pipe.vae))
         pixels = pipe.vae.decode(latents, return_dict=False)[0]
         return pipe.image_processor.postprocess(pixels, output_type=output_type)
+
+    @contextmanager
+    def adapters_scaled(self, pipe: Any, scale: float) -> Iterator[None]:
+        """As in the protocol."""
+        from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
+
+        if not USE_PEFT_BACKEND:  # there are no such layers then
+            yield
+            return
+        scale_lora_layers(pipe.transformer, scale)
+        try:
+            yield
+        finally:
+            unscale_lora_layers(pipe.transformer, scale)
 
     def wrapped(self, pictures: Any) -> Any:
         """A FluxPipelineOutput."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.errors import IncompatibleOptions
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from fresco_trt.models.family import DiffusersDriver
@@ -24,32 +23,63 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Call:
-    """The arguments that are honoured, the pipeline's defaults among them: a call without
+    """The arguments of a call, the pipeline's defaults among them: one without
     ``max_sequence_length`` asks for that of its signature, one without ``width`` for the pipeline's
-    own size. ``given`` are the names that the caller wrote.
+    own size. ``given`` are the names that the caller wrote; ``width`` and ``height`` are those of
+    the picture, a multiple of ``cell`` pixels each, as diffusers rounds them.
     """
 
-    prompt: str | Sequence[str] | None
-    prompt_2: str | Sequence[str] | None
-    prompt_embeds: Tensor | None
-    pooled_prompt_embeds: Tensor | None
-    height: int
-    width: int
-    steps: int
-    length: int
-    guidance: float
+    values: Mapping[str, Any]
     given: frozenset[str]
-    generator: torch.Generator | list[torch.Generator] | None
-    latents: Tensor | None
-    output_type: str
-    return_dict: bool
+    cell: int
+
+    @property
+    def width(self) -> int:
+        """Of the picture, in pixels."""
+        return int(self.values["width"]) // self.cell * self.cell
+
+    @property
+    def height(self) -> int:
+        """Of the picture, in pixels."""
+        return int(self.values["height"]) // self.cell * self.cell
+
+    @property
+    def steps(self) -> int:
+        """How many."""
+        steps: int = self.values["num_inference_steps"]
+        return steps
+
+    @property
+    def length(self) -> int:
+        """Of a prompt's text, in tokens."""
+        length: int = self.values["max_sequence_length"]
+        return length
+
+    @property
+    def prompt_embeds(self) -> Tensor | None:
+        """Text that was encoded by the caller, [B,T,D]."""
+        embeds: Tensor | None = self.values["prompt_embeds"]
+        return embeds
 
     @property
     def text_tokens(self) -> int:
         """The length of the text: that of embeddings, where they are given."""
+        return self.length if self.prompt_embeds is None else int(self.prompt_embeds.shape[1])
+
+    @property
+    def pictures(self) -> int:
+        """How many are asked for."""
+        prompt = self.values["prompt"]
         if self.prompt_embeds is not None:
-            return int(self.prompt_embeds.shape[1])
-        return self.length
+            prompts = len(self.prompt_embeds)
+        else:
+            prompts = len(prompt) if isinstance(prompt, list) else 1
+        return prompts * int(self.values["num_images_per_prompt"])
+
+    @property
+    def adapter_scale(self) -> float | None:
+        """The scale of the LoRA layers, where one is asked for."""
+        return (self.values["joint_attention_kwargs"] or {}).get("scale")
 
     def spelt(self, name: str, value: object) -> str:
         """An argument as a message names it, which says where the caller left it out."""
@@ -65,8 +95,8 @@ def read_call(
 ) -> Call:
     """The arguments of a call of ``function``, a pipeline class's own ``__call__``.
 
-    Raises TypeError for an argument it does not have, and IncompatibleOptions for one that the
-    stage plan cannot honour, unless it is the default, and for more than one picture.
+    Raises TypeError for an argument it does not have, ValueError as the pipeline itself does, and
+    IncompatibleOptions for an argument that the stage plan cannot honour, unless it is the default.
     """
     signature = inspect.signature(function)
     bound = signature.bind(pipe, *args, **given)
@@ -78,50 +108,34 @@ def read_call(
             del bound.arguments[name]
     written = frozenset(bound.arguments)
     bound.apply_defaults()
-    call = _call(pipe, bound.arguments, written)
-    _check(call)
-    return call
-
-
-def _call(pipe: Any, values: Mapping[str, Any], written: frozenset[str]) -> Call:
     side = pipe.default_sample_size * pipe.vae_scale_factor
-    return Call(
-        prompt=values["prompt"],
-        prompt_2=values["prompt_2"],
-        prompt_embeds=values["prompt_embeds"],
-        pooled_prompt_embeds=values["pooled_prompt_embeds"],
-        height=values["height"] or side,
-        width=values["width"] or side,
-        steps=values["num_inference_steps"],
-        length=values["max_sequence_length"],
-        guidance=values["guidance_scale"],
-        given=written,
-        generator=values["generator"],
-        latents=values["latents"],
-        output_type=values["output_type"],
-        return_dict=values["return_dict"],
-    )
+    values = dict(bound.arguments)
+    values |= {name: values[name] or side for name in ("width", "height")}
+    _check(values)
+    driver.check(pipe, values)
+    return Call(values=values, given=written, cell=2 * pipe.vae_scale_factor)
 
 
-def _check(call: Call) -> None:
-    """One picture, in a form that is known."""
-    prompts = [each for each in (call.prompt, call.prompt_2) if isinstance(each, (list, tuple))]
-    counts = [len(each) for each in prompts]
-    embedded = (call.prompt_embeds, call.pooled_prompt_embeds, call.latents)
-    counts += [len(each) for each in embedded if each is not None]
-    if isinstance(call.generator, list):
-        counts.append(len(call.generator))
-    if any(count != 1 for count in counts):
+def _check(values: Mapping[str, Any]) -> None:
+    """What the pipeline would find out late, or not at all."""
+    if values["output_type"] not in OUTPUT_TYPES:
         raise IncompatibleOptions(
-            f"a call for {max(counts, key=lambda count: abs(count - 1))} pictures",
-            expected="one picture a call: each chooses tokens of its own",
-            fix="call the pipeline once for each prompt",
-        )
-    if call.output_type not in OUTPUT_TYPES:
-        raise IncompatibleOptions(
-            f"output_type={call.output_type!r}",
+            f"output_type={values['output_type']!r}",
             expected=f"one of {', '.join(OUTPUT_TYPES)}",
             fix="pass one of these",
+        )
+    pictures, prompt = values["num_images_per_prompt"], values["prompt"]
+    if not isinstance(pictures, int) or pictures < 1 or prompt == []:
+        given = "an empty list of prompts" if prompt == [] else f"num_images_per_prompt={pictures}"
+        raise IncompatibleOptions(
+            given, expected="a picture to draw", fix="pass a prompt, and a whole number from 1 up"
+        )
+    others = sorted((values["joint_attention_kwargs"] or {}).keys() - {"scale"})
+    if others:
+        raise IncompatibleOptions(
+            f"joint_attention_kwargs with {', '.join(others)}",
+            expected="scale alone: the stage graphs call attention with nothing else",
+            fix="leave the others out, or call fresco_trt.disable(pipe) first",
         )
 
 
@@ -136,7 +150,7 @@ def _is_neutral(value: object, default: object) -> bool:
 
 
 def _refused(name: str, reasons: Mapping[str, str]) -> IncompatibleOptions:
-    why = reasons.get(name) or reasons.get("negative_prompt" if "negative" in name else "")
+    why = reasons.get(name) or reasons.get(name.removeprefix("negative_"))
     return IncompatibleOptions(
         f"{name} in a call of an enabled pipeline",
         expected=why or "an argument that the stage plan can honour",

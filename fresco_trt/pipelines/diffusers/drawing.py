@@ -1,17 +1,20 @@
 """A call of an enabled pipeline, from its arguments to diffusers' own output.
 
-The pipeline's encoders, latents and decoder at both ends, and the sampler in between. Nothing is
-kept after a call, on the pipeline or elsewhere.
+The pipeline's encoders, latents and decoder at both ends, and the sampler in between. What a plain
+call leaves on the pipeline, such as ``num_timesteps``, this one does, and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fresco_trt.backends.base import BorrowedRunner
+from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.pipelines.diffusers.call import Call, read_call
 from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of
 from fresco_trt.pipelines.image import guidance_of
@@ -19,8 +22,14 @@ from fresco_trt.run.denoise import Denoiser
 from fresco_trt.run.request import Conditioning
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fresco_trt.backends.base import Runner
+    from fresco_trt.models.family import DiffusersDriver
     from fresco_trt.pipelines.diffusers.sources import Source
     from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.run.sampler import Step
 
 
 def draw(
@@ -35,37 +44,184 @@ def draw(
     driver = driver_of(facts)
     call = read_call(function, driver, pipe, args, given)
     plan = source.plan(pipe, facts, call)
-    text_tokens = source.text_tokens(call)
-    prompt = {
-        name: getattr(call, name)
-        for name in ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds")
-    }
+    text_tokens, pictures = source.text_tokens(call), call.pictures
+    _begin(pipe, call, plan)
     with torch.no_grad():
-        inputs, dtype = driver.encoded(pipe, prompt, plan.size[:2], text_tokens)
-        scale = _guidance(facts, call)
-        if scale is not None:
-            inputs["guidance"] = torch.tensor([scale], dtype=torch.float32)
-        start = {"generator": call.generator, "latents": call.latents, "dtype": dtype}
-        field = driver.noise(pipe, facts, plan, start)
-        tokens = field
-        with source.runners(pipe, facts, plan, text_tokens) as (runners, basis, device):
+        (given_text, negative), dtype = driver.encoded(pipe, call.values, text_tokens)
+        _check_branches(pictures, text_tokens, given_text, negative)
+        start = {"generator": call.values["generator"], "latents": call.values["latents"]}
+        field = driver.noise(pipe, facts, plan, {**start, "dtype": dtype, "pictures": pictures})
+        batch = source.batch(plan, pictures)
+        loaded = source.runners(pipe, facts, plan, text_tokens, batch)
+        with loaded as (runners, basis, device):
+            if call.adapter_scale is not None:
+                runners = {
+                    name: _Adapted(each, driver, pipe, call.adapter_scale)
+                    for name, each in runners.items()
+                }
             denoiser = Denoiser.of(
                 facts, plan, runners, text_tokens=text_tokens, device=device, basis=basis
             )
-            with _progress(pipe, plan.nfe) as bar:
-                for step in denoiser.steps(Conditioning(inputs=inputs), field):
-                    tokens = step.tokens
-                    bar.update()
-        pictures = driver.output(pipe, plan, tokens.to(dtype), call.output_type)
+            scale = _guidance(facts, call)
+            given_text = _on(given_text, scale, pictures, device)
+            if negative is not None:
+                negative = _on(negative, scale, pictures, device)
+            drawing = Drawing(
+                pipe=pipe,
+                call=call,
+                driver=driver,
+                denoiser=denoiser,
+                inputs=given_text,
+                negative=negative,
+                dtype=dtype,
+            )
+            tokens = drawing.tokens(field, batch)
+        output = driver.output(pipe, plan, tokens.to(dtype), call.values["output_type"])
     pipe.maybe_free_model_hooks()
-    return driver.wrapped(pictures) if call.return_dict else (pictures,)
+    return driver.wrapped(output) if call.values["return_dict"] else (output,)
+
+
+def _begin(pipe: Any, call: Call, plan: StagePlan) -> None:
+    """What diffusers keeps of a call, for its callbacks and for whoever wants to stop it."""
+    pipe._guidance_scale = call.values["guidance_scale"]
+    pipe._joint_attention_kwargs = call.values["joint_attention_kwargs"] or {}
+    pipe._current_timestep = None
+    pipe._interrupt = False
+    pipe._num_timesteps = plan.nfe
+
+
+def _check_branches(
+    pictures: int, text_tokens: int, *branches: Mapping[str, Tensor] | None
+) -> None:
+    """Raise IncompatibleOptions unless each picture has its text, all of one length."""
+    for name, branch in zip(("prompt", "negative_prompt"), branches, strict=True):
+        for each in (branch or {}).values():
+            if len(each) != pictures or (each.ndim == 3 and each.shape[1] != text_tokens):
+                tokens = f" of {each.shape[1]} tokens" if each.ndim == 3 else ""
+                raise IncompatibleOptions(
+                    f"{len(each)} of {name} or its embeds{tokens} for a call of {pictures}",
+                    expected=f"{pictures}, of {text_tokens} tokens: one for each picture",
+                    fix=f"pass {name} and prompt for as many pictures, and of the same length",
+                )
 
 
 def _guidance(facts: ModelFacts, call: Call) -> float | None:
     """The scale of a model that takes one; another's pipeline reads none either, and draws the same
     picture whatever it is given. Raises PlanError for one out of range.
     """
-    return guidance_of(facts, call.guidance) if facts.guidance else None
+    return guidance_of(facts, call.values["guidance_scale"]) if facts.guidance else None
+
+
+def _on(
+    branch: Mapping[str, Tensor], guidance: float | None, pictures: int, device: str
+) -> dict[str, Tensor]:
+    """A branch's engine inputs on the engines' device, in memory of their own."""
+    inputs = {name: value.to(device, copy=True) for name, value in branch.items()}
+    if guidance is not None:
+        inputs["guidance"] = torch.full([pictures], guidance, dtype=torch.float32, device=device)
+    return inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Drawing:
+    """One call on its way through the steps. ``inputs`` and ``negative`` are the engine inputs of
+    all its pictures, on the denoiser's device, and belong to the call.
+    """
+
+    pipe: Any
+    call: Call
+    driver: DiffusersDriver
+    denoiser: Denoiser
+    inputs: Mapping[str, Tensor]
+    negative: Mapping[str, Tensor] | None
+    dtype: torch.dtype
+
+    def tokens(self, field: Tensor, batch: int) -> Tensor:
+        """The finished tokens [B,N,C] from the noise [B,C,H,W], ``batch`` pictures in one run.
+
+        Runs go from step to step together, so that a callback sees every picture at each; what was
+        drawn before an interrupt is all there is then, enlarged where it is coarse.
+        """
+        plan, pipe = self.denoiser.plan, self.pipe
+        parts = [slice(first, first + batch) for first in range(0, len(field), batch)]
+        runs = [self.denoiser.steps(self._conditioning(part), field[part]) for part in parts]
+        sigmas = [sigma for stage in plan.stages for sigma in stage.sigmas[:-1]]
+        timesteps = torch.tensor(sigmas, dtype=torch.float32, device=self.denoiser.device) * 1000
+        steps: list[Step] = []
+        with _progress(pipe, plan.nfe) as bar:
+            for index, timestep in enumerate(timesteps):
+                if pipe.interrupt:
+                    break
+                pipe._current_timestep = timestep
+                steps = [next(run) for run in runs]
+                if self.call.values["callback_on_step_end"] is not None:
+                    self._call_back(index, timestep, steps)
+                bar.update()
+            else:
+                for run in runs:
+                    next(run, None)  # what was left to be checked
+        pipe._current_timestep = None
+        if not steps:
+            return self.denoiser.patchifier.pack(field)
+        return torch.cat([self.denoiser.whole(step) for step in steps])
+
+    def _conditioning(self, pictures: slice) -> Conditioning:
+        """That of some of the pictures: views, so that a callback's text is read from them."""
+        negative = self.negative
+        return Conditioning(
+            inputs={name: value[pictures] for name, value in self.inputs.items()},
+            negative=None
+            if negative is None
+            else {name: value[pictures] for name, value in negative.items()},
+            true_cfg_scale=1.0 if negative is None else self.call.values["true_cfg_scale"],
+        )
+
+    def _call_back(self, index: int, timestep: Tensor, steps: Sequence[Step]) -> None:
+        """Tell the caller's callback of a step, and go on from the tensors that it returns."""
+        ours = {name: self.inputs[own] for name, own in self.driver.callback_tensors.items()}
+        ours["latents"] = torch.cat([step.tokens for step in steps])
+        names = self.call.values["callback_on_step_end_tensor_inputs"]
+        shown = {name: ours[name].to(self.dtype) for name in names}
+        function = self.call.values["callback_on_step_end"]
+        returned = function(self.pipe, index, timestep, dict(shown))
+        if not isinstance(returned, dict):
+            raise IncompatibleOptions(
+                f"a callback_on_step_end that returned {type(returned).__name__}",
+                expected="a dict, of the tensors to go on from by name, or an empty one",
+                fix="return the callback's last argument",
+            )
+        for name in returned.keys() & ours.keys():
+            _replace(name, returned[name], ours[name])
+        if "latents" in returned:
+            for step, part in zip(steps, ours["latents"].chunk(len(steps)), strict=True):
+                step.tokens.copy_(part)
+
+
+def _replace(name: str, returned: Any, ours: Tensor) -> None:
+    if not isinstance(returned, torch.Tensor) or returned.shape != ours.shape:
+        shape = getattr(returned, "shape", None)
+        what = type(returned).__name__ if shape is None else f"the shape {tuple(shape)}"
+        raise IncompatibleOptions(
+            f"{name} of {what} from callback_on_step_end",
+            expected=f"a tensor of the shape {tuple(ours.shape)}, as it was shown",
+            fix="return tensors of the shapes that the callback is called with",
+        )
+    ours.copy_(returned)
+
+
+class _Adapted(BorrowedRunner):
+    """A runner of the pipeline's transformer with its LoRA layers scaled, as diffusers' forward
+    scales them: for each call, so that a callback finds them as they were.
+    """
+
+    def __init__(self, runner: Runner, driver: DiffusersDriver, pipe: Any, scale: float) -> None:
+        super().__init__(runner)
+        self._scaled: Callable[[], AbstractContextManager[None]]
+        self._scaled = lambda: driver.adapters_scaled(pipe, scale)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        with self._scaled():
+            return super().__call__(inputs)
 
 
 @contextmanager

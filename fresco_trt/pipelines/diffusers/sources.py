@@ -20,6 +20,7 @@ from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import NONE
 from fresco_trt.plan.making import DEFAULT_STAGES, make_plan
 from fresco_trt.plan.sizes import Size, format_size
+from fresco_trt.run.transition import draws
 
 if TYPE_CHECKING:
     import os
@@ -95,11 +96,16 @@ class Source(Protocol):
         """The text length of a call. Raises IncompatibleOptions for one without engines."""
         ...
 
+    def batch(self, plan: StagePlan, pictures: int) -> int:
+        """How many of a call's pictures are drawn in one run; the runs go on side by side."""
+        ...
+
     def runners(
-        self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int
+        self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int, batch: int
     ) -> AbstractContextManager[tuple[Runners, Tensor | None, str]]:
-        """Within the scope: runners by engine name, the directions [H,k] of a cache that needs
-        them, and the device that they are on. Raises if the weights are others than they were.
+        """Within the scope: runners by engine name, of ``batch`` pictures each, the directions
+        [H,k] of a cache that needs them, and the device that they are on. Raises if the weights are
+        others than they were.
         """
         ...
 
@@ -147,9 +153,16 @@ class OwnTransformer:
         """As :class:`Source`: any length."""
         return call.text_tokens
 
+    def batch(self, plan: StagePlan, pictures: int) -> int:
+        """As :class:`Source`: all, as diffusers draws them, unless each has noise or tokens of its
+        own, which must not depend on the others.
+        """
+        apart = any(plan.refined) or any(map(draws, plan.transitions))
+        return 1 if apart else pictures
+
     @contextmanager
     def runners(
-        self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int
+        self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int, batch: int
     ) -> Iterator[tuple[Runners, Tensor | None, str]]:
         """As :class:`Source`."""
         from fresco_trt.backends.eager import module_runner
@@ -161,7 +174,9 @@ class OwnTransformer:
         graphs, runners = family_of(facts).graphs, dict[str, "Runner"]()
         with ExitStack() as scope:
             for index, action in plan.graphs:
-                signature = graphs.signature(facts, plan, index, action, text_tokens=text_tokens)
+                signature = graphs.signature(
+                    facts, plan, index, action, text_tokens=text_tokens, batch=batch
+                )
                 graph = graphs.module(pipe.transformer, signature)
                 runner = module_runner(graph, signature, device=device)
                 runners[engine_name(index, action)] = scope.enter_context(runner)
@@ -295,9 +310,13 @@ class BundleEngines:
             )
         return built
 
+    def batch(self, plan: StagePlan, pictures: int) -> int:
+        """As :class:`Source`: one, which the engines were built for."""
+        return 1
+
     @contextmanager
     def runners(
-        self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int
+        self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int, batch: int
     ) -> Iterator[tuple[Runners, Tensor | None, str]]:
         """As :class:`Source`."""
         check_whole(pipe.transformer, facts)
