@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import UnsupportedWeights
-from fresco_trt.models.checkpoint import counted
+from fresco_trt.models.checkpoint import counted, read_weights
 from fresco_trt.models.finite import all_finite
 
 if TYPE_CHECKING:
@@ -105,10 +106,28 @@ def check_finite(tensors: Mapping[str, Tensor], *, what: str) -> None:
     if wrong:
         dtype = str(tensors[wrong[0]].dtype).removeprefix("torch.")
         raise UnsupportedWeights(
-            f"{what} are not finite in {dtype}: {counted(wrong)}",
+            f"{what}: not finite in {dtype}: {counted(wrong)}",
             expected="finite numbers: engines of these would draw black pictures",
             fix="pass weights that are whole; fp16 has no numbers over 65504, bf16 and fp32 have",
         )
+
+
+def check_unscaled(file: Path) -> None:
+    """Raise for a file that another library will read as it is, and that holds what is not finite,
+    packed, or scaled: that library would leave the scales out. UnsupportedWeights; WeightsNotFound
+    for one that cannot be read.
+    """
+    tensors, what = read_weights(file), f"the weights at {file}"
+    scales = _ending(tensors, (*_SCALES, *_INPUT_SCALES, _MARK))
+    if scales:
+        raise _unsupported(what, f"hold {scales[0][0]}, which nothing would multiply in")
+    # Positions are counted in int64, and some files still list them.
+    numbers = {name: value for name, value in tensors.items() if value.dtype.itemsize < 8}
+    _refuse_packed(numbers, what)
+    wide = {
+        name: value.float() if value.itemsize == 1 else value for name, value in numbers.items()
+    }
+    check_finite(wide, what=what)
 
 
 def _ending(names: Iterable[str], ends: tuple[str, ...]) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import NonFiniteValues, PlanError, WeightsNotFound
+from fresco_trt.models.checkpoint import counted
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.finite import all_finite
 from fresco_trt.models.flux.config import COMPONENTS, REPOSITORIES
@@ -24,7 +25,7 @@ from fresco_trt.models.weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
     import numpy.typing as npt
@@ -309,13 +310,15 @@ def _codec(folder: Path, *, fix: str = _REBUILD) -> Any:
 
     untyped: Any = AutoencoderKL
     with _loading(folder, fix=fix):
-        vae = untyped.from_pretrained(
+        vae, report = untyped.from_pretrained(
             folder,
             torch_dtype=torch.float32,
             local_files_only=True,
             low_cpu_mem_usage=False,  # otherwise it recommends a package that it lacks
             use_safetensors=True,
+            output_loading_info=True,
         )
+    _require_whole(folder, report, fix)
     return vae.eval().requires_grad_(False)
 
 
@@ -324,10 +327,24 @@ def _encoder(kind: Any, folder: Path) -> Any:
     import torch
 
     with _loading(folder), no_bar():
-        model = kind.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        model, report = kind.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
         )
+    _require_whole(folder, report, _REBUILD)
     return model.eval().requires_grad_(False)
+
+
+def _require_whole(folder: Path, report: Mapping[str, Any], fix: str) -> None:
+    """Both libraries make up what a file lacks, and say so in a log."""
+    missing = report["missing_keys"]
+    if missing:
+        raise WeightsNotFound(
+            f"{folder} lacks {counted(missing)}", expected="every tensor of the part", fix=fix
+        )
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from fresco_trt.errors import (
 )
 from fresco_trt.models.checkpoint import WEIGHTS_NAME, read_index
 from fresco_trt.models.flux.diffusers import FluxDriver
+from fresco_trt.models.plain import check_unscaled
 
 if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
@@ -45,8 +46,8 @@ def check_folder(folder: Path, facts: ModelFacts) -> None:
 
     IncompatibleOptions for one of another pipeline, a scheduler that shifts the sigmas as no plan
     of the model does, encoders of other widths and a decoder of another scale or without its
-    normalisation; UnsupportedWeights for parts that are quantised and for files that nobody
-    would read; WeightsNotFound for a part without weights or configuration.
+    normalisation; UnsupportedWeights for parts that are quantised or not finite and for files that
+    nobody would read; WeightsNotFound for a part without weights or configuration.
     """
     with error_context(f"the pipeline folder {folder}"):
         for problem, expected in _problems(folder, facts):
@@ -148,9 +149,10 @@ def _check_files(part: Path) -> None:
     indexed = index.is_file() and not (name == _ENCODER_NAME and (part / name).is_file())
     read = frozenset(read_index(index).values() if indexed else [name])
     _refuse_unread(part, read)
-    absent = sorted(each for each in read if not (part / each).is_file())
-    if absent:
-        raise _wrong(f"{part.name} lacks {absent[0]}")
+    for each in sorted(read):
+        if not (part / each).is_file():
+            raise _wrong(f"{part.name} lacks {each}")
+        check_unscaled(part / each)
 
 
 def _refuse_unread(part: Path, read: frozenset[str]) -> None:

@@ -250,6 +250,20 @@ def test_a_part_that_cannot_be_loaded_is_named(tmp_path: Path, part: str) -> Non
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "vae"])
+def test_a_part_that_lacks_a_tensor_is_not_made_up(tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("transformer"))
+    file = next((folder / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(name for name in sorted(tensors) if "norm" in name)
+    del tensors[name]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(WeightsNotFound) as caught:
+        FluxDecoder(folder) if part == "vae" else FluxPrompt(folder, 128)
+    assert caught.value.given == f"{folder / part} lacks 1 tensor, the first {name}"
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "vae"])
 def test_a_part_that_gives_what_is_no_number_is_named(tmp_path: Path, part: str) -> None:
     folder = tmp_path / "pipeline"
     shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("transformer"))

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import fresco_trt
 from fresco_trt.errors import FrescoError, IncompatibleOptions, UnsupportedWeights, WeightsNotFound
@@ -149,6 +151,37 @@ def test_a_part_that_is_quantised_is_refused(folder: Path, part: str) -> None:
 def test_a_file_that_nobody_would_read_is_refused(folder: Path, name: str) -> None:
     (folder / name).touch()
     assert name.split("/")[1] in refused(folder, UnsupportedWeights)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "vae"])
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("x.bias", torch.tensor([0.0, torch.nan]), "not finite in float32: 1 tensor, the first x"),
+        ("x.weight", torch.ones(2, 2, dtype=torch.int8), "codes of the type int8"),
+        ("x.scale_weight", torch.ones(1), "x.scale_weight, which nothing would multiply in"),
+        ("x.weight.absmax", torch.ones(1), "bitsandbytes"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(
+    folder: Path, part: str, name: str, value: torch.Tensor, told: str
+) -> None:
+    file = next((folder / part).glob("*.safetensors"))
+    save_file(load_file(file) | {name: value}, file, {"format": "pt"})
+    assert told in refused(folder, UnsupportedWeights)
+
+
+def test_positions_that_are_listed_and_plain_fp8_are_read(folder: Path) -> None:
+    file = folder / "text_encoder" / "model.safetensors"
+    more = {"position_ids": torch.arange(3), "x.weight": torch.ones(2, 2).to(torch.float8_e4m3fn)}
+    save_file(load_file(file) | more, file, {"format": "pt"})
+    check_folder(folder, FLUX_TINY)
+
+
+def test_a_truncated_part_is_refused(folder: Path) -> None:
+    file = folder / "text_encoder" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    assert f"{file} cannot be read" in refused(folder, WeightsNotFound)
 
 
 def absent_weights(folder: Path) -> str:
