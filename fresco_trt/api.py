@@ -32,6 +32,8 @@ def plan(
 ) -> StagePlan:
     """The stage plan of a model: grids, sigmas and transitions, before anything is built.
 
+    ``model`` is a model's name, or that of one like it in other dimensions, in diffusers' words:
+    "flux:num_layers=8". Such a one borrows the presets of the model that it is named after.
     ``size`` is (width, height) in picture pixels, or "512x384"; by default the model's own. A
     one-stage plan is the plain sampler, with ``steps`` steps if given, else as many as the preset
     has. With more stages the preset decides every step, and ``steps`` is checked but changes

@@ -109,6 +109,7 @@ def _texts(value: JsonValue) -> Iterable[str]:
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+ModelName = Annotated[str, Field(min_length=1, max_length=400)]
 FilePath = Annotated[str, Field(min_length=1, max_length=1000)]
 Count = Annotated[int, Field(ge=0)]
 Details = Annotated[dict[str, JsonValue], AfterValidator(_without_machine_paths)]
@@ -144,7 +145,7 @@ class ModelRecord(_Record):
     paths).
     """
 
-    name: Name
+    name: ModelName
     weights_sha256: Sha256
     config: Details
 

@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-NamedModel = Annotated[
-    str | None, typer.Option("--model", help="Model name, e.g. flux-tiny or flux.")
-]
-Model = Annotated[str, typer.Option("--model", help="Model name, e.g. flux-tiny or flux.")]
+_MODEL = "Model name, e.g. flux-tiny or flux, or one like it: flux:num_layers=8."
+NamedModel = Annotated[str | None, typer.Option("--model", help=_MODEL)]
+Model = Annotated[str, typer.Option("--model", help=_MODEL)]
 Stages = Annotated[
     int | None,
     typer.Option("--stages", help="Resolution stages; 1 is the plain sampler.", show_default="3"),

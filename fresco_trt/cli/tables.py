@@ -38,6 +38,8 @@ def plan_table(summary: Mapping[str, Any]) -> None:
         f"{summary['nfe']} {solver}steps, {summary['tflops']:.4g} TFLOP; plain {baseline['steps']} "
         f"steps {baseline['tflops']:.4g} TFLOP: {summary['flops_ratio']:.2f}x fewer"
     )
+    if summary["presets_of"] is not None:
+        say(f"generic presets, those of {summary['presets_of']}: not searched for this model")
 
 
 def _cached_lines(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ refused here, so that `--dry-run` and a build of many sizes stop at the same err
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -239,9 +240,13 @@ def _facts(request: BuildRequest) -> ModelFacts:
 
 
 def _name(request: BuildRequest, plan: StagePlan) -> str:
-    """A folder of its own for fewer blocks: they must not take the place of the model's engines."""
+    """A folder of its own for fewer blocks: they must not take the place of the model's engines.
+    The name of a variant may be long, and no path of Windows has a colon.
+    """
     depth = "" if request.blocks is None else f"-{'+'.join(map(str, request.blocks))}blocks"
-    return f"{plan.model}{depth}-{format_size(plan.size)}-{len(plan.stages)}stage"
+    like, colon, changes = plan.model.partition(":")
+    model = f"{like}-{hashlib.sha256(changes.encode()).hexdigest()[:8]}" if colon else like
+    return f"{model}{depth}-{format_size(plan.size)}-{len(plan.stages)}stage"
 
 
 def _in_parent(request: BuildRequest) -> BuildRequest:

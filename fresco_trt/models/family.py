@@ -339,6 +339,24 @@ class DiffusersDriver(Protocol):
         ...
 
 
+class FamilyVariants(Protocol):
+    """Models of a family in other dimensions than those that it lists; ``base`` names the one that
+    a transformer is described after if nothing else is asked for.
+    """
+
+    @property
+    def base(self) -> str: ...
+
+    def facts(self, base: ModelFacts, config: Mapping[str, Any]) -> ModelFacts:
+        """The facts of ``base`` with what ``config`` changes, by diffusers' names and ``vae_scale``
+        for the pixels along a latent pixel; ``base`` itself where it changes nothing.
+
+        The name is that of ``base``, a colon, and each difference as ``name=value``. Raises
+        IncompatibleOptions for a name or a value that no such transformer has.
+        """
+        ...
+
+
 # --- a family ---------------------------------------------------------------------------------
 
 
@@ -347,7 +365,7 @@ class ModelFamily:
     """One family: its ``name``, its ``models``, and the five things that are peculiar to it.
 
     ``patchifier`` is called with facts and the number of text tokens. ``diffusers`` is None for a
-    family whose pipelines cannot be enabled.
+    family whose pipelines cannot be enabled, ``variants`` for one whose models are all listed.
     """
 
     name: str
@@ -357,3 +375,4 @@ class ModelFamily:
     weights: FamilyWeights
     components: FamilyComponents
     diffusers: DiffusersDriver | None = None
+    variants: FamilyVariants | None = None

@@ -6,6 +6,9 @@ Read wherever a model is named. Importing this file imports no torch.
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
 
 from fresco_trt.errors import IncompatibleOptions, UnknownModel
 from fresco_trt.models.family import ModelFamily
@@ -13,6 +16,8 @@ from fresco_trt.models.flux.family import FLUX
 from fresco_trt.plan.facts import ModelFacts
 
 _FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (FLUX,)}
+
+_VALUE = re.compile(r"[0-9]{1,9}(\+[0-9]{1,9})*|true|false")
 
 # Names the command line will take one day; better told "not yet" than "never heard of it".
 _NOT_YET = ("hunyuan-video", "qwen-image-edit")
@@ -67,21 +72,56 @@ def model_names() -> tuple[str, ...]:
 
 
 def model_facts(name: str) -> ModelFacts:
-    """Facts of the model called ``name``.
+    """Facts of the model called ``name``, or of one like it in other dimensions:
+    "flux:num_layers=8" (:class:`~fresco_trt.models.family.FamilyVariants`).
 
     Raises UnknownModel, which lists the names and the nearest one, and says so when the name is
-    known but not supported yet.
+    known but not supported yet, and IncompatibleOptions for dimensions that no such model has.
     """
     facts = _facts()
     if name in facts:
         return facts[name]
+    like, colon, changes = name.partition(":")
+    if colon and like in facts:
+        return variant(facts[like], _changes(like, changes))
     if name in _NOT_YET:
         given, fix = f"model {name!r} is known, not supported yet", "pass one of those to --model"
     else:
-        close = difflib.get_close_matches(name, (*facts, *_NOT_YET), n=1)
+        close = difflib.get_close_matches(like, (*facts, *_NOT_YET), n=1)
         given = f"unknown model {name!r}"
         fix = f"did you mean {close[0]}?" if close else "pass one of those to --model"
     raise UnknownModel(given, expected=f"one of {', '.join(facts)}", fix=fix)
+
+
+def variant(base: ModelFacts, config: Mapping[str, Any]) -> ModelFacts:
+    """The facts of a model like ``base`` with another transformer's ``config``. Raises
+    IncompatibleOptions, also for a family whose models are all listed.
+    """
+    variants = family_of(base).variants
+    if variants is None:
+        raise IncompatibleOptions(
+            f"a model like {base.name} in other dimensions",
+            expected=f"one of {', '.join(facts.name for facts in family_of(base).models)}",
+            fix="pass one of these",
+        )
+    return variants.facts(base, config)
+
+
+def _changes(like: str, text: str) -> dict[str, Any]:
+    """``num_layers=8,axes_dims_rope=16+56+56`` as names and values."""
+    changes: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        found = _VALUE.fullmatch(value)
+        if not equals or found is None or name in changes:
+            raise IncompatibleOptions(
+                f"{part!r} in the model name {like}:{text}",
+                expected="name=value, each name once, with commas between them",
+                fix=f"write the model like {like}:num_layers=8,num_single_layers=38",
+            )
+        numbers = [int(each) for each in value.split("+")] if value[0].isdigit() else []
+        changes[name] = numbers if len(numbers) > 1 else numbers[0] if numbers else value == "true"
+    return changes
 
 
 def _facts() -> dict[str, ModelFacts]:

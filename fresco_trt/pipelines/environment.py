@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fresco_trt.errors import EnvironmentMismatch
+from fresco_trt.errors import EnvironmentMismatch, PlanError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,11 +34,13 @@ def check_environment(manifest: Manifest) -> None:
 
 def _problems(manifest: Manifest) -> Iterator[tuple[str, str]]:
     from fresco_trt.backends import backend, backend_names
-    from fresco_trt.models.registry import model_facts, model_names
+    from fresco_trt.models.registry import model_facts
 
     name, library = manifest.model.name, manifest.backend.name
-    if name not in model_names():
-        yield f"a bundle of the model {name!r}", f"one of {', '.join(model_names())}"
+    try:
+        facts = model_facts(name)
+    except PlanError as error:
+        yield f"a bundle of the model {name!r}", error.expected
         return
     if library not in backend_names():
         yield f"engines of the backend {library!r}", f"one of {', '.join(backend_names())}"
@@ -46,7 +48,6 @@ def _problems(manifest: Manifest) -> Iterator[tuple[str, str]]:
     precisions = backend(library).describe().precisions
     if manifest.precision not in precisions:
         yield f"{library} engines in {manifest.precision}", f"one of {', '.join(precisions)}"
-    facts = model_facts(name)
     if manifest.text_tokens > facts.text_tokens:
         given = f"engines for {manifest.text_tokens} text tokens"
         yield given, f"at most {facts.text_tokens} for {name}"

@@ -136,6 +136,7 @@ SUMMARY_KEYS = (
     "activation_bytes",
     "full_steps",
     "cache_bytes",
+    "presets_of",
 )
 """What a plan's summary has beside the plan: it follows from the plan and the model."""
 
@@ -146,7 +147,8 @@ def plan_summary(
     """The plan's JSON with its cost: what ``fresco-trt plan --json`` prints.
 
     The keys of :meth:`StagePlan.to_json`, and :data:`SUMMARY_KEYS`; ``baseline`` is {steps,
-    tflops}. Same errors as :func:`plan_cost`.
+    tflops}, ``presets_of`` the model whose presets a variant borrows. Same errors as
+    :func:`plan_cost`.
     """
     cost = plan_cost(facts, plan, baseline_steps)
     steps = facts.default_steps if baseline_steps is None else baseline_steps
@@ -160,4 +162,5 @@ def plan_summary(
         "activation_bytes": dict(cost.activation_bytes),
         "full_steps": plan.full_steps,
         "cache_bytes": cache_bytes(facts, plan),
+        "presets_of": facts.presets_of,
     }

@@ -30,7 +30,8 @@ class ModelFacts:
     clip's frames are compressed too: of ``max_frames`` at most, the first is a latent frame of its
     own and each ``temporal_scale`` after it are one. ``references`` is how many reference pictures
     stand behind the target's tokens, each on the target's own grid. ``presets`` maps a preset's
-    name and a number of stages to a preset.
+    name and a number of stages to a preset; ``presets_of`` names the model that they were made for,
+    where that is another one.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ModelFacts:
     max_frames: int = 1
     references: int = 0
     fixed_shift: float = 1.0
+    presets_of: str | None = None
 
     def __post_init__(self) -> None:
         contradictions = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -567,15 +568,47 @@ def test_another_class_of_pipeline_is_refused(pipe: Any) -> None:
         fresco_trt.enable(object())
 
 
-def test_a_transformer_of_other_dimensions_is_refused(pipe: Any) -> None:
-    config = {**pipe.transformer.config, "num_layers": 1}
-    other = pipe.transformer
-    pipe.transformer = type(other).from_config(config).eval()
-    try:
-        with pytest.raises(IncompatibleOptions, match=r"a transformer of 1\+4 blocks with 6 heads"):
-            fresco_trt.enable(pipe)
-    finally:
-        pipe.transformer = other
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"num_layers": 1, "num_single_layers": 2}, "num_layers=1,num_single_layers=2"),
+    ({"num_layers": 1, "num_single_layers": 0, "guidance_embeds": False}, "guidance_embeds=false"),
+    (
+        {"num_attention_heads": 3, "attention_head_dim": 16, "axes_dims_rope": (4, 4, 8)},
+        "axes_dims_rope=4\\+4\\+8,vae_scale=4",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), OTHERS, ids=[each[1] for each in OTHERS])
+def test_a_transformer_of_any_dimensions_is_described_and_drawn_with(
+    pipe: Any, change: dict[str, Any], named: str, request: pytest.FixtureRequest
+) -> None:
+    own = pipe.transformer
+    config = {name: value for name, value in own.config.items() if name[0] != "_"}
+    request.addfinalizer(lambda: setattr(pipe, "transformer", own))
+    pipe.transformer = type(own)(**{**config, **change}).eval()
+    facts = facts_of(pipe)
+    assert re.search(named, facts.name)
+    assert facts.presets_of == "flux"
+    given = {"num_inference_steps": 2}
+    plain = pixels(pipe, **given)
+    fresco_trt.enable(pipe, stages=1)
+    assert np.abs(pixels(pipe, **given) - plain).max() <= 2
+    fresco_trt.enable(pipe, model=facts.name, stages=2, preset="turbo")
+    wanted = fresco_trt.plan(facts.name, stages=2, preset="turbo", size=(64, 64))
+    call(pipe, num_inference_steps=wanted.nfe)
+    with pytest.raises(IncompatibleOptions, match=r"pass model='flux-tiny:.*', or leave model out"):
+        fresco_trt.enable(pipe, model="flux-tiny")
+
+
+def test_a_transformer_that_no_facts_describe_is_refused(
+    pipe: Any, request: pytest.FixtureRequest
+) -> None:
+    own = pipe.transformer
+    config = {name: value for name, value in own.config.items() if name[0] != "_"}
+    request.addfinalizer(lambda: setattr(pipe, "transformer", own))
+    pipe.transformer = type(own)(**{**config, "out_channels": 8}).eval()
+    with pytest.raises(IncompatibleOptions, match="out_channels=8"):
+        fresco_trt.enable(pipe)
 
 
 DEV = {"shift": 3.0, "use_dynamic_shifting": True}
@@ -617,7 +650,7 @@ def test_of_models_of_the_same_dimensions_the_one_that_is_asked_for(pipe: Any) -
     call(pipe, num_inference_steps=wanted.nfe)
     with pytest.raises(IncompatibleOptions, match="num_inference_steps=50"):
         call(pipe, num_inference_steps=50)
-    with pytest.raises(IncompatibleOptions, match=r"dimensions of one of flux[;.]"):
+    with pytest.raises(IncompatibleOptions, match=r"expected the dimensions of flux[;.]"):
         fresco_trt.enable(pipe, model="flux")
     with pytest.raises(UnknownModel, match="did you mean flux-tiny"):
         fresco_trt.enable(pipe, model="flux-tinny")

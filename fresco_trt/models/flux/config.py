@@ -1,4 +1,4 @@
-"""The transformer's configuration as diffusers writes it, from a model's facts, and its check.
+"""The transformer's configuration as diffusers writes it, from a model's facts.
 
 Under ``flux.py``, which loads weights by it. Importing this file imports no torch.
 """
@@ -6,11 +6,8 @@ Under ``flux.py``, which loads weights by it. Importing this file imports no tor
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.weights import read_config
 from fresco_trt.plan.facts import ModelFacts
 
 TRANSFORMER = "FluxTransformer2DModel"
@@ -51,23 +48,3 @@ def transformer_config(
         "guidance_embeds": facts.guidance,
         "axes_dims_rope": list(facts.rope_axes),
     }
-
-
-def check_config(folder: Path, facts: ModelFacts) -> None:
-    """Name every dimension in which a stored configuration differs from the model's facts."""
-    stored = read_config(folder)
-    wanted = transformer_config(facts)
-    differs = [
-        f"{key} {stored[key]} (the model has {value})"
-        for key, value in wanted.items()
-        if key in stored and key != "out_channels" and stored[key] != value
-    ]
-    kind = stored.get("_class_name", TRANSFORMER)
-    if kind != TRANSFORMER:
-        differs.insert(0, f"class {kind}")
-    if differs:
-        raise IncompatibleOptions(
-            f"the weights at {folder} have {', '.join(differs)}",
-            expected=f"a {TRANSFORMER} with the dimensions of {facts.name}",
-            fix="pass the weights that belong to --model, or the --model they belong to",
-        )

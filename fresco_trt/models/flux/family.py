@@ -16,6 +16,7 @@ from fresco_trt.models.flux.config import COMPONENTS, transformer_config
 from fresco_trt.models.flux.diffusers import FluxDriver
 from fresco_trt.models.flux.facts import FLUX_FACTS
 from fresco_trt.models.flux.tokens import FluxPatchifier
+from fresco_trt.models.flux.variants import FluxVariants
 
 if TYPE_CHECKING:
     import torch
@@ -177,4 +178,5 @@ FLUX = ModelFamily(
     weights=FluxWeights(),
     components=FluxComponents(),
     diffusers=FluxDriver(),
+    variants=FluxVariants(),
 )

@@ -14,10 +14,10 @@ from fresco_trt.models.checkpoint import read_weights
 from fresco_trt.models.flux.config import (
     REPOSITORIES,
     TRANSFORMER,
-    check_config,
     transformer_config,
 )
 from fresco_trt.models.flux.original import diffusers_names, is_original
+from fresco_trt.models.flux.variants import check_config
 from fresco_trt.models.plain import check_finite, plain_weights, without_prefix
 from fresco_trt.models.weights import check_names, find_transformer, read_config
 from fresco_trt.plan.facts import ModelFacts

@@ -16,6 +16,7 @@ from fresco_trt.models.registry import (
     family_of,
     model_facts,
     model_names,
+    variant,
 )
 from fresco_trt.pipelines.diffusers.own_code import (
     Comparison,
@@ -69,10 +70,11 @@ def _drivers() -> list[DiffusersDriver]:
 
 
 def facts_of(pipe: Any, model: str | None = None) -> ModelFacts:
-    """The facts of the model in a pipeline: of ``model``, or of the first of its dimensions; its
-    time shift is that of the pipeline's scheduler.
+    """The facts of the model in a pipeline: of ``model``, or of the first of its dimensions, or of
+    a variant where no model has them; its time shift is that of the pipeline's scheduler.
 
-    Raises UnknownModel, and IncompatibleOptions for a transformer of other dimensions, one that is
+    Raises UnknownModel, and IncompatibleOptions for dimensions that are not ``model``'s or that no
+    transformer of the family has, for one that is
     wrapped, hooked, compiled or in training or whose parts run other code than diffusers' own, and
     for a scheduler or a decoder that the facts do not describe.
     """
@@ -80,8 +82,7 @@ def facts_of(pipe: Any, model: str | None = None) -> ModelFacts:
     kinds = [driver.transformer for driver in _drivers()]
     as_loaded = f"a {' or '.join(kinds)} that is as from_pretrained gives it"
     _refuse(_transformer_problems(pipe.transformer, kinds), as_loaded)
-    names = model_names() if model is None else (model,)
-    facts = _by_dimensions(pipe.transformer, names)
+    facts = _by_dimensions(pipe, model)
     _refuse(_foreign_parts(pipe.transformer, facts), as_loaded)
     _refuse(_surrounding_problems(pipe, facts), f"those of {facts.name}")
     scheduler = pipe.scheduler
@@ -101,22 +102,47 @@ def check_whole(transformer: Any, facts: ModelFacts) -> None:
     )
 
 
-def _by_dimensions(transformer: Any, names: tuple[str, ...]) -> ModelFacts:
-    """The first of ``names`` of these dimensions; those that share them have presets of their own
-    alone.
+def _by_dimensions(pipe: Any, model: str | None) -> ModelFacts:
+    """The model that was asked for, or the first of these dimensions: those that share them have
+    presets of their own alone. Where none has them, the facts are those of a variant.
     """
-    stored = transformer.config
-    for name in names:
+    transformer, scale = pipe.transformer, pipe.vae_scale_factor
+    config = {name: _listed(value) for name, value in transformer.config.items()}
+    for name in model_names() if model is None else (model,):
         facts = model_facts(name)
         wanted = family_of(facts).weights.config(facts)
-        if all(key == "out_channels" or stored.get(key) == wanted[key] for key in wanted):
+        same = all(key == "out_channels" or config.get(key) == wanted[key] for key in wanted)
+        if same and (model is not None or scale == facts.vae_scale):
             return facts
-    depths = f"{stored['num_layers']}+{stored['num_single_layers']} blocks"
+    base = _base(type(transformer).__name__) if model is None else model.partition(":")[0]
+    like = model_facts(base)
+    known = family_of(like).weights.config(like).keys() & config.keys()
+    described = variant(like, {**{name: config[name] for name in known}, "vae_scale": scale})
+    if model is None:
+        return described
     raise IncompatibleOptions(
-        f"a transformer of {depths} with {stored['num_attention_heads']} heads",
-        expected=f"the dimensions of one of {', '.join(names)}",
+        f"a transformer of {described.name}",
+        expected=f"the dimensions of {model}",
+        fix=f"pass model={described.name!r}, or leave model out",
+    )
+
+
+def _base(transformer: str) -> str:
+    """The model that other transformers of a class are described after."""
+    for family in map(family_named, family_names()):
+        driver = family.diffusers
+        if driver is not None and driver.transformer == transformer and family.variants is not None:
+            return family.variants.base
+    raise IncompatibleOptions(
+        f"a {transformer} of other dimensions than its models have",
+        expected="the dimensions of one of these",
         fix="enable a pipeline of one of these models",
     )
+
+
+def _listed(value: object) -> object:
+    """A configuration from a file has lists where one from Python has tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _transformer_problems(transformer: Any, kinds: list[str]) -> Iterator[str]:
