@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import WeightsNotFound
+from fresco_trt.plan.arguments import optional, preset_of, python_door, size_of, whole, word
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from fresco_trt.plan.stages import StagePlan
 
 
+@python_door
 def plan(
     model: str,
     *,
@@ -43,27 +45,31 @@ def plan(
     own at 1024x1024). ``cache`` says which steps are skipped and what predicts them: a
     :class:`~fresco_trt.plan.config.CacheConfig` or its spelling, "hicache,interval=3".
 
-    Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong
-    ``steps``, ``delta``, ``shift`` or cache, and IncompatibleOptions for a ``delta`` with a model
-    whose spectrum is not known, a preset with mixed stages, or one stage, and for options of a
-    cache that would skip nothing or that nothing would read; all are FrescoErrors.
+    ``preset`` may spell its changes, "balanced,delta=0.05", in place of ``delta`` and ``shift``.
+
+    Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, InvalidArgument for an
+    argument of another type, PlanError for a wrong ``steps``, ``delta``, ``shift`` or cache, and
+    IncompatibleOptions for a ``delta`` with a model whose spectrum is not known, a preset with
+    mixed stages, or one stage, and for options of a cache that would skip nothing or that nothing
+    would read; all are FrescoErrors.
     """
     from fresco_trt.models.registry import model_facts
     from fresco_trt.plan.making import make_plan
-    from fresco_trt.plan.sizes import as_size
 
+    named = preset_of(preset, delta, shift)
     return make_plan(
-        model_facts(model),
-        stages=stages,
-        preset=preset,
-        size=None if size is None else as_size(size),
-        steps=steps,
-        delta=delta,
-        shift=shift,
+        model_facts(word("model", model)),
+        stages=whole("stages", stages),
+        preset=named.name,
+        size=optional(size_of, "size", size),
+        steps=optional(whole, "steps", steps),
+        delta=named.delta,
+        shift=named.shift,
         cache=cache,
     )
 
 
+@python_door
 def pretrained(name: str) -> Path:
     """The folder of a model that ships with the package; diffusers' ``from_pretrained`` reads it.
 
@@ -76,7 +82,7 @@ def pretrained(name: str) -> Path:
     from fresco_trt.models.registry import model_facts, model_names
     from fresco_trt.models.weights import bundled_folder
 
-    folder = bundled_folder(model_facts(name).name)
+    folder = bundled_folder(model_facts(word("name", name)).name)
     if folder.is_dir():
         from fresco_trt.models.pretrained import whole_folder
 

@@ -2,8 +2,10 @@
 
 Sits beside the whole data path: every module raises from here and nothing here imports anything
 of the package. A message always says what was given, what was expected and what to do about it.
-Misuse by a programmer (a wrong type, a runner called outside its scope) is not in this tree; it
-stays ``TypeError``, ``ValueError`` or ``RuntimeError``.
+A public call refuses a wrong type as InvalidArgument, which is a ``TypeError`` and a ``ValueError``
+as well, as diffusers and Python itself raise them. Misuse of
+the parts below (a runner called outside its scope) is not in this tree; it stays ``TypeError``,
+``ValueError`` or ``RuntimeError``.
 """
 
 from __future__ import annotations
@@ -86,6 +88,10 @@ class UnsupportedStages(PlanError):
 
 class IncompatibleOptions(PlanError):
     """Two options that are each fine contradict one another."""
+
+
+class InvalidArgument(PlanError, TypeError, ValueError):
+    """An argument of a public call is of another type, or one that the call never takes."""
 
 
 class InvalidPlan(PlanError):

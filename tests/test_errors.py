@@ -19,6 +19,7 @@ TREE = {
     "UnsupportedSize": (errors.PlanError, 2),
     "UnsupportedStages": (errors.PlanError, 2),
     "IncompatibleOptions": (errors.PlanError, 2),
+    "InvalidArgument": (errors.PlanError, 2),
     "InvalidPlan": (errors.PlanError, 2),
     "LowerError": (errors.FrescoError, 1),
     "WeightsNotFound": (errors.LowerError, 2),

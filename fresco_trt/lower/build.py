@@ -35,7 +35,16 @@ from fresco_trt.lower.record import (
     pipeline_record,
 )
 from fresco_trt.lower.request import BuildRequest, requests_of, resolve
-from fresco_trt.plan.sizes import as_size
+from fresco_trt.plan.arguments import (
+    optional,
+    place,
+    preset_of,
+    python_door,
+    size_of,
+    whole,
+    word,
+)
+from fresco_trt.plan.stages import StagePlan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +54,6 @@ if TYPE_CHECKING:
     from fresco_trt.lower.quantize.qdq import Quantizer
     from fresco_trt.plan.config import CacheConfig, QuantConfig, TargetConfig
     from fresco_trt.plan.sizes import Size
-    from fresco_trt.plan.stages import StagePlan
 
 REUSED = "reused (same key)"
 
@@ -82,6 +90,7 @@ class Built:
         }
 
 
+@python_door
 def build(
     model: str | StagePlan,
     *,
@@ -106,23 +115,28 @@ def build(
     :class:`~fresco_trt.plan.config.TargetConfig` or their spelling:
     "svd,interval=3", "int8,keep=*.ff.net.2", "sm89,layout=profiles".
 
-    A bundle with the same build key is reused. Raises PlanError or LowerError leaves, QualityTooLow
-    among them; whatever happens, `out` holds the old bundle or the complete new one.
+    A bundle with the same build key is reused. Raises InvalidArgument for an argument of another
+    type, PlanError or LowerError leaves, QualityTooLow among them; whatever happens, `out` holds
+    the old bundle or the complete new one.
     """
     request = BuildRequest(
-        model=model if isinstance(model, str) else model.model,
-        plan=None if isinstance(model, str) else model,
-        stages=stages,
-        preset=preset,
-        size=None if size is None else as_size(size),
+        model=model.model if isinstance(model, StagePlan) else word("model", model),
+        plan=model if isinstance(model, StagePlan) else None,
+        stages=optional(whole, "stages", stages),
+        preset=None if preset is None else preset_of(preset, None, None),
+        size=optional(size_of, "size", size),
         cache=cache,
-        weights=weights,
-        backend=backend,
+        weights=weights if isinstance(weights, str) else _path(weights),
+        backend=word("backend", backend),
         precision=precision,
         target=target,
-        out=None if out is None else Path(out),
+        out=optional(place, "out", out),
     )
     return run(request).bundle.folder
+
+
+def _path(weights: Path | None) -> str | None:
+    return None if weights is None else str(place("weights", weights))
 
 
 def run(request: BuildRequest, *, progress: Progress = silent) -> Built:

@@ -7,7 +7,6 @@ for each engine, and drives the sampler; progress, previews and cancelling belon
 from __future__ import annotations
 
 import math
-import operator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from threading import RLock
@@ -15,6 +14,16 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, error_context
+from fresco_trt.plan.arguments import (
+    function,
+    in_python,
+    number,
+    optional,
+    place,
+    python_door,
+    whole,
+    word,
+)
 
 if TYPE_CHECKING:
     import os
@@ -110,6 +119,7 @@ class FrescoPipeline:
         self._turn = RLock()
 
     @classmethod
+    @python_door
     def from_bundle(cls, path: str | os.PathLike[str]) -> FrescoPipeline:
         """Open, validate and load a bundle; needs neither the exporter nor a model hub.
 
@@ -120,7 +130,7 @@ class FrescoPipeline:
         from fresco_trt.bundle import open_bundle
         from fresco_trt.pipelines.environment import check_environment
 
-        return cls.over(open_bundle(path, environment=check_environment))
+        return cls.over(open_bundle(place("path", path), environment=check_environment))
 
     @classmethod
     def over(cls, bundle: Bundle) -> FrescoPipeline:
@@ -166,7 +176,10 @@ class FrescoPipeline:
         """
         seed = check_seed(seed)
         scale = guidance_of(self._facts, guidance)
-        with self._turn:
+        word("prompt", prompt)
+        for name, told in (("on_step", on_step), ("on_stage", on_stage)):
+            optional(function, name, told)
+        with self._turn, in_python():
             return self._drawn(prompt, seed, scale, on_step, on_stage)
 
     def with_runners(
@@ -310,6 +323,7 @@ def guidance_of(facts: ModelFacts, asked: float | None) -> float | None:
     """
     if asked is None:
         return facts.guidance_default
+    asked = number("guidance", asked)
     if not facts.guidance:
         raise IncompatibleOptions(
             f"guidance {asked:g} for {facts.name}",
@@ -326,15 +340,15 @@ def guidance_of(facts: ModelFacts, asked: float | None) -> float | None:
 
 
 def check_seed(seed: int) -> int:
-    """`seed`, if noise can be drawn from it. Raises PlanError, or TypeError if it is no int."""
-    number = operator.index(seed)
-    if not 0 <= number <= MAX_SEED:
+    """`seed`, if noise can be drawn from it. Raises PlanError, InvalidArgument if it is no int."""
+    given = whole("seed", seed)
+    if not 0 <= given <= MAX_SEED:
         raise PlanError(
-            f"seed {number}" if abs(number) < 10**30 else "a seed of over 30 digits",
+            f"seed {given}" if abs(given) < 10**30 else "a seed of over 30 digits",
             expected=f"a whole number from 0 to {MAX_SEED}",
             fix="pass such a seed",
         )
-    return number
+    return given
 
 
 class _Clock:

@@ -293,7 +293,7 @@ def test_an_unknown_argument_is_a_type_error(pipe: Any) -> None:
 
 def test_a_size_that_the_grids_cannot_hold_is_refused_with_the_nearest(pipe: Any) -> None:
     fresco_trt.enable(pipe, stages=3, preset="turbo")
-    with pytest.raises(UnsupportedSize, match="pass --size 64x64 or --size 64x96"):
+    with pytest.raises(UnsupportedSize, match="pass width=64, height=64 or width=64, height=96"):
         call(pipe, height=72)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -18,10 +17,20 @@ from weakref import WeakSet
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.pipelines.diffusers.fit import check_kind, facts_of
 from fresco_trt.pipelines.diffusers.sources import BundleEngines, Choices, OwnTransformer
+from fresco_trt.plan.arguments import (
+    OF_A_CALL,
+    in_python,
+    optional,
+    place,
+    preset_of,
+    whole,
+    word,
+)
 from fresco_trt.plan.config import CacheConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from fresco_trt.pipelines.diffusers.sources import Source
 
@@ -60,21 +69,27 @@ def enable(
     shares the engines, as it shares the transformer; a deep or a pickled one is enabled anew, where
     it is made, and raises what ``enable`` does.
     """
-    choices = Choices(
-        model=model,
-        stages=stages,
-        preset=preset,
-        delta=delta,
-        shift=shift,
-        cache=None if cache is None else CacheConfig.of(cache),
-    )
+    with in_python(OF_A_CALL):
+        named = preset_of(preset, delta, shift)
+        choices = Choices(
+            model=optional(word, "model", model),
+            stages=optional(whole, "stages", stages),
+            preset=named.name,
+            delta=named.delta,
+            shift=named.shift,
+            cache=None if cache is None else CacheConfig.of(cache),
+        )
+        _enable(pipe, choices, optional(place, "engines", engines))
+
+
+def _enable(pipe: Any, choices: Choices, engines: Path | None) -> None:
     kind = _own_class(pipe)
     check_kind(kind)
     source = _source(pipe, choices, engines)
     disable(pipe)
     asked = {name: getattr(choices, name) for name in choices.given}
     if engines is not None:
-        asked["engines"] = Path(engines).absolute()
+        asked["engines"] = engines.absolute()
     held = Held(source=source, asked=asked)
     pipe.__class__ = _enabled_class(kind, held)
     held.by.add(pipe)
@@ -155,7 +170,7 @@ def _enabled_class(kind: type, held: Held) -> type:
 
     @functools.wraps(own.__call__)
     def call(pipe: Any, *args: Any, **given: Any) -> Any:
-        with held.turn:
+        with held.turn, in_python(OF_A_CALL):
             return draw(pipe, held.source, own.__call__, args, given)
 
     body = {
@@ -171,7 +186,7 @@ def _enabled_class(kind: type, held: Held) -> type:
     return type(own.__name__, (own, _Enabled), body)
 
 
-def _source(pipe: Any, choices: Choices, engines: str | Path | None) -> Source:
+def _source(pipe: Any, choices: Choices, engines: Path | None) -> Source:
     facts = facts_of(pipe, choices.model)
     if engines is None:
         return OwnTransformer.of(pipe, facts, choices)

@@ -11,12 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.errors import IncompatibleOptions, InvalidArgument
+from fresco_trt.plan.arguments import (
+    finite,
+    function,
+    mapping,
+    number,
+    optional,
+    unicode,
+    whole,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.models.family import DiffusersDriver
+
+LONGEST = 300
+"""Characters of a message of diffusers that are shown: it may have a whole tensor in it."""
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -95,8 +107,9 @@ def read_call(
 ) -> Call:
     """The arguments of a call of ``function``, a pipeline class's own ``__call__``.
 
-    Raises TypeError for an argument it does not have, ValueError as the pipeline itself does, and
-    IncompatibleOptions for an argument that the stage plan cannot honour, unless it is the default.
+    Raises TypeError for an argument it does not have, InvalidArgument where the pipeline itself has
+    a ValueError, and IncompatibleOptions for what the stage plan cannot honour, unless it is the
+    default.
     """
     signature = inspect.signature(function)
     bound = signature.bind(pipe, *args, **given)
@@ -112,20 +125,57 @@ def read_call(
     values = dict(bound.arguments)
     values |= {name: values[name] or side for name in ("width", "height")}
     _check(values)
-    driver.check(pipe, values)
+    try:
+        driver.check(pipe, values)
+    except ValueError as error:
+        told = str(error)
+        raise InvalidArgument(
+            told if len(told) <= LONGEST else f"{told[:LONGEST]}...",
+            expected="what a call of the plain pipeline takes",
+            fix="pass these arguments as diffusers describes them",
+        ) from error
     return Call(values=values, given=written, cell=2 * pipe.vae_scale_factor)
 
 
+CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
+    "width": finite,
+    "height": finite,
+    "num_inference_steps": whole,
+    "max_sequence_length": whole,
+    "num_images_per_prompt": whole,
+    "guidance_scale": number,
+    "true_cfg_scale": finite,
+    "joint_attention_kwargs": mapping,
+    "callback_on_step_end": function,
+}
+"""Of which type an argument has to be, where the pipeline does not look."""
+
+
 def _check(values: Mapping[str, Any]) -> None:
-    """What the pipeline would find out late, or not at all."""
+    """What the pipeline would find out late, in other words, or not at all."""
+    for name, check in CHECKS.items():
+        optional(check, name, values[name])
+    scale = (values["joint_attention_kwargs"] or {}).get("scale")
+    optional(finite, "joint_attention_kwargs['scale']", scale)
+    _check_tensors(values)
     if values["output_type"] not in OUTPUT_TYPES:
         raise IncompatibleOptions(
             f"output_type={values['output_type']!r}",
             expected=f"one of {', '.join(OUTPUT_TYPES)}",
             fix="pass one of these",
         )
+    if values["max_sequence_length"] < 1:
+        raise InvalidArgument(
+            f"max_sequence_length={values['max_sequence_length']}",
+            expected="1 token or more",
+            fix="pass the length that the text is to have",
+        )
+    for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
+        each = values[name] if isinstance(values[name], list) else [values[name]]
+        for text in each:
+            optional(unicode, name, text)
     pictures, prompt = values["num_images_per_prompt"], values["prompt"]
-    if not isinstance(pictures, int) or pictures < 1 or prompt == []:
+    if pictures < 1 or prompt == []:
         given = "an empty list of prompts" if prompt == [] else f"num_images_per_prompt={pictures}"
         raise IncompatibleOptions(
             given, expected="a picture to draw", fix="pass a prompt, and a whole number from 1 up"
@@ -137,6 +187,22 @@ def _check(values: Mapping[str, Any]) -> None:
             expected="scale alone: the stage graphs call attention with nothing else",
             fix="leave the others out, or call fresco_trt.disable(pipe) first",
         )
+
+
+def _check_tensors(values: Mapping[str, Any]) -> None:
+    import torch
+
+    tensors = [name for name in values if name.endswith("_embeds")] + ["latents"]
+    kinds = {**dict.fromkeys(tensors, torch.Tensor), "generator": torch.Generator}
+    for name, kind in kinds.items():
+        given = values[name]
+        each = given if name == "generator" and isinstance(given, list) else [given]
+        if not all(one is None or isinstance(one, kind) for one in each):
+            raise InvalidArgument(
+                f"{name} of the type {type(given).__name__}",
+                expected=f"a torch.{kind.__name__}",
+                fix=f"pass one, or leave {name} out",
+            )
 
 
 def _is_neutral(value: object, default: object) -> bool:
