@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 from weakref import ref
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ LINES = 32
 """Runs of elements that are looked at in a tensor."""
 LENGTH = 16
 """Elements of a run: a line of a CPU's cache, in float32."""
+
+
+Kind: TypeAlias = "tuple[torch.device, torch.dtype, int]"
+"""What sampled elements are put together by: device, dtype, and how many dimensions they have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -50,27 +54,26 @@ class Fingerprint:
     def of(cls, tensors: Iterable[Tensor]) -> Self:
         """The fingerprint of ``tensors`` now."""
         given = tuple(tensors)
-        return cls(tensors=tuple(map(_Known.of, given)), samples=_samples(given))
+        known = tuple(map(_Known.of, given))
+        return cls(tensors=known, samples=_samples(known, given))
 
     def hold(self, tensors: Iterable[Tensor]) -> bool:
         """Whether ``tensors`` are the same ones, in the same order, with the same content, as far
         as the sample shows.
         """
         given = tuple(tensors)
-        return (
-            len(given) == len(self.tensors)
-            and all(known.is_(each) for known, each in zip(self.tensors, given, strict=True))
-            and self._sampled(given)
-        )
+        if len(given) != len(self.tensors):
+            return False
+        for known, each in zip(self.tensors, given, strict=True):
+            if not known.is_(each):
+                return False
+        now = _samples(self.tensors, given)
+        return all(now[device].equal(sample) for device, sample in self.samples.items())
 
     @property
     def alive(self) -> bool:
         """Whether every tensor still exists; otherwise this can never hold again."""
         return all(known.tensor() is not None for known in self.tensors)
-
-    def _sampled(self, given: Sequence[Tensor]) -> bool:
-        now = _samples(given)
-        return all(now[place].equal(sample) for place, sample in self.samples.items())
 
 
 def version(tensor: Tensor) -> int:
@@ -78,27 +81,66 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-# --- bookkeeping ------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Known:
-    """One tensor: itself, where its data is and how it is read, and its version."""
+    """One tensor: itself, where its data is and how it is read, its version, and the sizes and
+    strides of what is sampled of it; ``kind`` is None where that is nothing.
+    """
 
     tensor: ref[Tensor]
     place: tuple[object, ...]
     version: int
+    kind: Kind | None
+    sizes: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, tensor: Tensor) -> Self:
-        return cls(tensor=ref(tensor), place=_place(tensor), version=version(tensor))
+        """As it is now. Of tensors that are several in fact (quantised ones) and of those without
+        memory there is no sample: bookkeeping alone watches them.
+        """
+        place, written = _place(tensor), version(tensor)
+        if not _is_plain(tensor):
+            return cls(tensor=ref(tensor), place=place, version=written, kind=None)
+        span = _span(tensor)
+        sizes: tuple[int, ...] = (span,)
+        strides: tuple[int, ...] = (1,)
+        if span > LINES * LENGTH:
+            sizes, strides = (LINES, LENGTH), ((span - LENGTH) // (LINES - 1), 1)
+        return cls(
+            tensor=ref(tensor),
+            place=place,
+            version=written,
+            kind=(tensor.device, tensor.dtype, len(sizes)),
+            sizes=sizes,
+            strides=strides,
+        )
 
     def is_(self, other: Tensor) -> bool:
+        """Whether it is the tensor as it was, by bookkeeping."""
         return (
             self.tensor() is other
             and self.version == version(other)
             and self.place == _place(other)
         )
+
+
+def _samples(known: Sequence[_Known], tensors: Sequence[Tensor]) -> dict[torch.device, Tensor]:
+    """The sampled elements as bytes, on the device where each tensor is."""
+    import torch
+
+    views: dict[Kind, list[Tensor]] = {}
+    with torch.no_grad():
+        for each, tensor in zip(known, tensors, strict=True):
+            if each.kind is not None:
+                view = tensor.as_strided(each.sizes, each.strides)
+                views.setdefault(each.kind, []).append(view)
+        found: dict[torch.device, list[Tensor]] = {}
+        for (device, *_), group in views.items():
+            # As they lie in memory: a NaN is equal to itself, and 0 is not -0.
+            joined = torch.cat(group).reshape(-1).view(torch.uint8)
+            found.setdefault(device, []).append(joined)
+        return {device: torch.cat(parts) for device, parts in found.items()}
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
@@ -107,42 +149,6 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
         return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
     except RuntimeError:
         return ()
-
-
-# --- the sample -------------------------------------------------------------------------------
-
-
-def _samples(tensors: Sequence[Tensor]) -> dict[torch.device, Tensor]:
-    """The sampled elements of plain tensors as bytes, on the device where each tensor is.
-
-    Of other tensors (quantised ones, those without memory) there is none: their data are several
-    tensors, which bookkeeping alone watches.
-    """
-    import torch
-
-    short: dict[_Kind, list[Tensor]] = {}
-    long: dict[_Kind, list[Tensor]] = {}
-    found: dict[torch.device, list[Tensor]] = {}
-    with torch.no_grad():
-        for tensor in filter(_is_plain, tensors):
-            few = (span := _span(tensor)) <= LINES * LENGTH
-            kind = tensor.device, tensor.dtype
-            (short if few else long).setdefault(kind, []).append(_lines(tensor, span))
-        for (device, _), lines in (*short.items(), *long.items()):
-            # As they lie in memory: a NaN is equal to itself, and 0 is not -0.
-            joined = torch.cat(lines).reshape(-1).view(torch.uint8)
-            found.setdefault(device, []).append(joined)
-        return {device: torch.cat(parts) for device, parts in found.items()}
-
-
-_Kind = tuple["torch.device", "torch.dtype"]
-
-
-def _lines(tensor: Tensor, span: int) -> Tensor:
-    """A view [n] of all of ``span`` elements, or [LINES,LENGTH] of the sampled ones."""
-    if span <= LINES * LENGTH:
-        return tensor.as_strided((span,), (1,))
-    return tensor.as_strided((LINES, LENGTH), ((span - LENGTH) // (LINES - 1), 1))
 
 
 def _span(tensor: Tensor) -> int:

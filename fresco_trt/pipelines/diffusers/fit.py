@@ -18,6 +18,7 @@ from fresco_trt.models.registry import (
     model_names,
     variant,
 )
+from fresco_trt.pipelines.diffusers.digested import modules_of
 from fresco_trt.pipelines.diffusers.own_code import (
     Comparison,
     foreign_methods,
@@ -160,9 +161,10 @@ def _transformer_problems(transformer: Any, kinds: list[str]) -> Iterator[str]:
 
 
 def _hooked(transformer: Any) -> bool:
-    for module in transformer.modules():
-        registry = getattr(module, "_diffusers_hook", None)
-        if hasattr(module, "_hf_hook") or (registry is not None and registry.hooks):
+    for module in modules_of(transformer):
+        own = vars(module)  # a module's own getattr searches its parameters and buffers first
+        registry = own.get("_diffusers_hook")
+        if "_hf_hook" in own or (registry is not None and registry.hooks):
             return True
     return False
 
