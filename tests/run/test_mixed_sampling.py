@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -529,7 +530,10 @@ class MetaPatchifier:
 @pytest.mark.parametrize("noise", [*SOURCES, "fresh"])
 @pytest.mark.parametrize("rule", SELECTIONS)
 def test_nothing_reads_a_value_from_the_device(rule: str, noise: str) -> None:
-    """On the meta device there is none: ``item``, ``tolist``, ``cpu`` and bool indices raise."""
+    """On the meta device there is none: ``item``, ``tolist``, ``cpu`` and bool indices raise.
+
+    Until every step was taken; then the generator asks whether all velocities were finite.
+    """
     made = plan_of(
         Leg(scale=0.5, steps=3, until=0.75, refinements=((rule, 4), ("even", 5))),
         Leg(scale=1.0, steps=3, until=0.6, refinements=(("edge", 3), (rule, 2))),
@@ -543,10 +547,11 @@ def test_nothing_reads_a_value_from_the_device(rule: str, noise: str) -> None:
     inputs = {name: value.to("meta") for name, value in conditioning().inputs.items()}
     pyramid = pyramid_of().to("meta")
     patchifier, fresh = MetaPatchifier(), generator_of(made)
-    steps = list(
-        sample(made, runners, Conditioning(inputs=inputs), pyramid, patchifier, fresh=fresh)
-    )
+    drawing = sample(made, runners, Conditioning(inputs=inputs), pyramid, patchifier, fresh=fresh)
+    steps = list(islice(drawing, made.nfe))
     assert len(steps) == made.nfe
+    with pytest.raises(NotImplementedError, match="meta"):
+        next(drawing)
     mixed = steps[-4].mixed
     assert mixed is not None
     assert {mixed.kept.device.type, mixed.children.device.type} == {"meta"}

@@ -20,6 +20,7 @@ from fresco_trt.errors import BuildError, EnvironmentMismatch
 from fresco_trt.lower.build import BuildRequest, run
 from fresco_trt.lower.export import export_stages
 from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.layers import graph_parameters, with_blocks
 from fresco_trt.models.flux.signatures import full_signature, stage_signature
 from fresco_trt.run.sampler import engine_name
 
@@ -86,6 +87,8 @@ def test_a_plan_that_streams_its_weights_builds(stages: Stages, folder: Path) ->
 def test_a_bundle_of_profiles_holds_the_weights_once(tmp_path: Path) -> None:
     request = BuildRequest(
         model="flux-tiny",
+        weights="random",
+        blocks=(1, 1),
         stages=2,
         preset="fast",
         size=(64, 64),
@@ -101,13 +104,13 @@ def test_a_bundle_of_profiles_holds_the_weights_once(tmp_path: Path) -> None:
         "bypass.sm89.plan",
     }
     sizes = {file.path: file.bytes for file in bundle.manifest.files}
-    weights = 4 * FLUX_TINY.parameters
+    facts = with_blocks(FLUX_TINY, (1, 1))
+    weights = 4 * facts.parameters
     assert weights < sizes["full.sm89.plan"] < 2 * weights  # kernels for both stages included
-    assert sizes["bypass.sm89.plan"] < 0.2 * weights
+    own = graph_parameters(facts, "bypass").bytes("fp32")
+    assert own < sizes["bypass.sm89.plan"] < 2 * own
     for index, action in bundle.plan.graphs:
-        wanted = stage_signature(
-            FLUX_TINY, bundle.plan, index, action, text_tokens=FLUX_TINY.text_tokens
-        )
+        wanted = stage_signature(facts, bundle.plan, index, action, text_tokens=facts.text_tokens)
         assert engines[engine_name(index, action)].signature == wanted
 
 

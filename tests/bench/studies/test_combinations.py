@@ -28,6 +28,8 @@ from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from tests.bench.files import check_files
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 TINY = model_facts("flux-tiny")
 TURBO = model_facts("flux-tiny-turbo")
 POINTS = combined_points(TINY, [TURBO])
