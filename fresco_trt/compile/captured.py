@@ -20,7 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fresco_trt.compile.messages import LEAVE_OUT, one_line
-from fresco_trt.compile.numbers import Number, Numbers, number
+from fresco_trt.compile.numbers import DATA, Number, Numbers, number
 from fresco_trt.errors import UnsupportedGraph
 from fresco_trt.models.fingerprint import version
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
@@ -41,6 +41,9 @@ class Bound(nn.Module):
     def __init__(self, captured: Captured, fixed: Mapping[int, Any]) -> None:
         super().__init__()
         self.graph, self._order, self._use = captured.graph, captured.names, captured.numbers
+        reads = any(node.target is DATA for node in self.graph.graph.nodes)
+        self._is_plain = not (reads or self._use.read or self._use.passed)
+        self._complex = captured.complex
         self._fixed = {at: each for at, each in fixed.items() if at not in captured.weights}
         self._weights = {at: captured.names[at] for at in fixed if at in captured.weights}
         for at, name in self._weights.items():
@@ -53,7 +56,7 @@ class Bound(nn.Module):
         """The graph's outputs for its tensors in order, weights left out."""
         given = iter(inputs)
         arguments = [self._argument(at, given) for at in range(len(self._order))]
-        if not self._use.read and not self._use.passed:
+        if self._is_plain:
             return tuple(self.graph(*arguments))
         return tuple(self._use.run(self.graph, arguments, tuple(given)))
 
@@ -65,20 +68,24 @@ class Bound(nn.Module):
     def _argument(self, at: int, given: Iterator[Tensor]) -> Any:
         if at in self._weights:
             return getattr(self, self._weights[at])
-        return self._fixed[at] if at in self._fixed else next(given)
+        if at in self._fixed:
+            return self._fixed[at]
+        return torch.view_as_complex(next(given)) if at in self._complex else next(given)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Captured:
     """A graph and the roles of its arguments: ``names`` in order, ``weights`` the places of those
-    that are parameters or buffers of the model, ``tensors`` of those that an engine takes, and
-    ``others`` of what is neither and built into it.
+    that are parameters or buffers of the model, ``tensors`` of those that an engine takes,
+    ``complex`` of those that it takes as pairs of real numbers, and ``others`` of what is neither
+    and built into it.
     """
 
     graph: GraphModule
     names: tuple[str, ...]
     weights: frozenset[int]
     tensors: tuple[int, ...]
+    complex: frozenset[int]
     others: tuple[int, ...]
     numbers: Numbers
 
@@ -92,11 +99,13 @@ class Captured:
         rest = [at for at in range(len(nodes)) if at not in weights]
         free = {*numbers.roots.values()} - numbers.built_in
         held = {at for at in rest if at in numbers.read or not isinstance(examples[at], Tensor)}
+        tensors = {at: each for at in rest if isinstance(each := examples[at], Tensor)}
         return cls(
             graph=graph,
             names=tuple(str(node.name) for node in nodes),
             weights=weights,
             tensors=tuple(at for at in rest if at not in held),
+            complex=frozenset(at for at, each in tensors.items() if each.is_complex()),
             others=tuple(at for at in rest if at in held - free),
             numbers=numbers,
         )
@@ -104,7 +113,7 @@ class Captured:
     def split(self, arguments: Sequence[Any]) -> tuple[list[Tensor], list[Tensor], list[Any]]:
         """The arguments of one call: weights, what an engine takes, and what is built into it."""
         weights = [each for at, each in enumerate(arguments) if at in self.weights]
-        tensors = [arguments[at] for at in self.tensors]
+        tensors = [_real(arguments[at]) for at in self.tensors]
         others = [number(arguments[at]) for at in self.others]
         return weights, [*tensors, *self.numbers.inputs(arguments)], others
 
@@ -157,6 +166,10 @@ def _is_weight(node: Node, example: object) -> bool:
     marks = node.meta.get("tensor_dict") or {}
     static = "_dynamo_static_input_type" in marks
     return isinstance(example, nn.Parameter) or (isinstance(example, Tensor) and static)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _spec(name: str, tensor: Tensor) -> TensorSpec:

@@ -19,6 +19,9 @@ from torch.fx import GraphModule, Interpreter, Node
 
 Number = int | float | bool
 
+DATA: Any = torch._C._autograd._get_data_attr  # type: ignore[attr-defined]  # torch's own
+"""What a graph calls where the code says ``tensor.data``."""
+
 # In these a tensor without dimensions does what a number does: it changes no shape and no dtype.
 _OPERATORS = ("add", "sub", "mul", "truediv", "pow", "lt", "le", "gt", "ge")
 _METHODS = {f"{name}{ending}" for name in ("add", "sub", "mul", "div") for ending in ("", "_")}
@@ -196,9 +199,13 @@ def _items(value: Any) -> Sequence[Any]:
 
 
 class _Program(Interpreter):
-    """Runs a graph in which some numbers are tensors, which two functions do not take."""
+    """Runs a graph in which some numbers are tensors, which two functions do not take, and in
+    which ``.data`` is read, which no export knows.
+    """
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is DATA:
+            return args[0].detach()
         given = _items(args[0]) if target is torch._refs.tensor else args[1:2]
         if target in (torch.full, torch._refs.tensor) and any(map(_is_tensor, given)):
             return _filled(target, args, **kwargs)

@@ -24,6 +24,7 @@ from fresco_trt.backends.base import Progress, StageGraph, silent
 from fresco_trt.errors import ExportError, error_context
 from fresco_trt.files.atomic_file import replacing
 from fresco_trt.lower.profiles import Varying, counts, varying
+from fresco_trt.lower.rewriting import rewritten, use_kernels
 from fresco_trt.lower.weights import WeightFile, weight_file
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
@@ -101,7 +102,7 @@ def _traced(graph: StageGraph) -> ir.Model:
     try:
         with _quiet(), torch.no_grad():
             exported = torch.onnx.export(
-                program_of(graph),
+                rewritten(program_of(graph)),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[spec.name for spec in graph.signature.inputs],
@@ -130,6 +131,7 @@ def _folded(model: ir.Model) -> ir.Model:
 
     passes.InlinePass()(model)
     optimizer.fold_constants(model, onnx_shape_inference=True)
+    use_kernels(model)
     for each in (
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedOpsetsPass(),
