@@ -169,6 +169,50 @@ def test_engines_draw_what_the_pipeline_draws(pipe: Any, one_stage: Path, name: 
     assert seen[0].seen == seen[1].seen
 
 
+CACHES: dict[str, Callable[[Any], Any]] = {
+    "FirstBlockCacheConfig": lambda kind: kind(threshold=0.8),
+    "MagCacheConfig": lambda kind: kind(
+        threshold=0.5, num_inference_steps=4, retention_ratio=0.2, mag_ratios=torch.ones(4)
+    ),
+    "PyramidAttentionBroadcastConfig": lambda kind: kind(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(100, 950),
+        spatial_attention_block_identifiers=["transformer_blocks"],
+    ),
+    "TaylorSeerCacheConfig": lambda kind: kind(
+        cache_interval=2, disable_cache_before_step=1, max_order=1, use_lite_mode=True
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CACHES)
+@pytest.mark.parametrize("guided", [False, True], ids=["", "guided"])
+def test_caches_of_diffusers_skip_what_they_skip_without(
+    pipe: Any, name: str, guided: bool
+) -> None:
+    import diffusers
+
+    config = CACHES[name](getattr(diffusers, name))
+    config.current_timestep_callback = lambda: pipe.current_timestep
+    given: dict[str, Any] = {"num_inference_steps": 4}
+    given |= {"negative_prompt": "a pear", "true_cfg_scale": 2.0} if guided else {}
+    uncached = drawn(pipe, **given)
+    pipe.transformer.enable_cache(config)
+    try:
+        plain = drawn(pipe, **given)
+        fresco_trt.enable(pipe, stages=1)
+        for _ in range(2):  # what was kept is forgotten in between
+            assert torch.equal(drawn(pipe, **given), plain)
+        with pytest.raises(IncompatibleOptions, match="a transformer with hooks of its own"):
+            fresco_trt.enable(pipe, **STAGED)
+        with pytest.raises(IncompatibleOptions, match="a transformer with hooks of its own"):
+            fresco_trt.enable(pipe, stages=1, cache="hicache")
+    finally:
+        pipe.transformer.disable_cache()
+    assert not torch.equal(plain, uncached)
+    assert torch.equal(drawn(pipe, **given), uncached)
+
+
 # --- stages -----------------------------------------------------------------------------------
 
 

@@ -187,7 +187,8 @@ def _enabled_class(kind: type, held: Held) -> type:
 
 
 def _source(pipe: Any, choices: Choices, engines: Path | None) -> Source:
-    facts = facts_of(pipe, choices.model)
+    hooks = choices.hooks if engines is None else frozenset[str]()
+    facts = facts_of(pipe, choices.model, hooks=hooks)
     if engines is None:
         return OwnTransformer.of(pipe, facts, choices)
     if choices.given:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.pipelines.diffusers.call import Call, read_call
-from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of
+from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of, is_cached
 from fresco_trt.pipelines.image import guidance_of
 from fresco_trt.run.denoise import Denoiser
 from fresco_trt.run.request import Conditioning
@@ -40,7 +41,7 @@ def draw(
     given: Mapping[str, Any],
 ) -> Any:
     """What ``function``, the pipeline's own call, would return, drawn with the source's plan."""
-    facts = facts_of(pipe, source.model)
+    facts = facts_of(pipe, source.model, hooks=source.hooks)
     driver = driver_of(facts)
     call = read_call(function, driver, pipe, args, given)
     plan = source.plan(pipe, facts, call)
@@ -59,6 +60,9 @@ def draw(
                     name: _Adapted(each, driver, pipe, call.adapter_scale)
                     for name, each in runners.items()
                 }
+            if source.hooks and is_cached(pipe.transformer):
+                branches = ("cond",) if negative is None else ("cond", "uncond")
+                runners = {name: _InContext(each, pipe, branches) for name, each in runners.items()}
             denoiser = Denoiser.of(
                 facts, plan, runners, text_tokens=text_tokens, device=device, basis=basis
             )
@@ -221,6 +225,20 @@ class _Adapted(BorrowedRunner):
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         with self._scaled():
+            return super().__call__(inputs)
+
+
+class _InContext(BorrowedRunner):
+    """A runner of a transformer with a cache of diffusers, which keeps something for each branch of
+    guidance: called for one after the other, as the sampler does.
+    """
+
+    def __init__(self, runner: Runner, pipe: Any, branches: Sequence[str]) -> None:
+        super().__init__(runner)
+        self._transformer, self._branches = pipe.transformer, cycle(branches)
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        with self._transformer.cache_context(next(self._branches)):
             return super().__call__(inputs)
 
 

@@ -70,9 +70,25 @@ def _drivers() -> list[DiffusersDriver]:
     return [driver for driver in drivers if driver is not None]
 
 
-def facts_of(pipe: Any, model: str | None = None) -> ModelFacts:
+CACHE_HOOKS = frozenset(
+    {
+        "fbc_block_hook",
+        "fbc_leader_block_hook",
+        "mag_cache_block_hook",
+        "mag_cache_leader_block_hook",
+        "pyramid_attention_broadcast",
+        "taylorseer_cache",
+    }
+)
+"""Hooks of diffusers' caches that are on parts which a stage graph calls, as the forward does."""
+
+
+def facts_of(
+    pipe: Any, model: str | None = None, *, hooks: frozenset[str] = frozenset()
+) -> ModelFacts:
     """The facts of the model in a pipeline: of ``model``, or of the first of its dimensions, or of
-    a variant where no model has them; its time shift is that of the pipeline's scheduler.
+    a variant where no model has them; its time shift is that of the pipeline's scheduler. Parts may
+    have hooks of diffusers of the names ``hooks``.
 
     Raises UnknownModel, and IncompatibleOptions for dimensions that are not ``model``'s or that no
     transformer of the family has, for one that is
@@ -82,9 +98,9 @@ def facts_of(pipe: Any, model: str | None = None) -> ModelFacts:
     check_kind(next(each for each in type(pipe).__mro__ if not hasattr(each, "_fresco_held")))
     kinds = [driver.transformer for driver in _drivers()]
     as_loaded = f"a {' or '.join(kinds)} that is as from_pretrained gives it"
-    _refuse(_transformer_problems(pipe.transformer, kinds), as_loaded)
+    _refuse(_transformer_problems(pipe.transformer, kinds, hooks), as_loaded)
     facts = _by_dimensions(pipe, model)
-    _refuse(_foreign_parts(pipe.transformer, facts), as_loaded)
+    _refuse(_foreign_parts(pipe.transformer, facts, hooks=hooks), as_loaded)
     _refuse(_surrounding_problems(pipe, facts), f"those of {facts.name}")
     scheduler = pipe.scheduler
     # ``set_shift`` leaves the configuration as it was.
@@ -146,7 +162,9 @@ def _listed(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _transformer_problems(transformer: Any, kinds: list[str]) -> Iterator[str]:
+def _transformer_problems(
+    transformer: Any, kinds: list[str], hooks: frozenset[str]
+) -> Iterator[str]:
     """What the pipeline would run and the stage graphs, which call the blocks, would not."""
     if type(transformer).__name__ not in kinds:
         yield f"a transformer of the class {type(transformer).__name__}"
@@ -156,23 +174,39 @@ def _transformer_problems(transformer: Any, kinds: list[str]) -> Iterator[str]:
     if transformer.training:
         yield "a transformer in training mode"
     own = transformer._forward_hooks or transformer._forward_pre_hooks
-    if own or _hooked(transformer):
+    if own or _hooks(transformer) - hooks:
         yield "a transformer with hooks of its own (offloading, a cache of diffusers, or yours)"
 
 
-def _hooked(transformer: Any) -> bool:
+def is_cached(transformer: Any) -> bool:
+    """Whether a cache of diffusers is on a transformer's parts."""
+    return bool(_hooks(transformer) & CACHE_HOOKS)
+
+
+def _hooks(transformer: Any) -> set[str]:
+    """Names of the hooks that diffusers and accelerate have put on a transformer and its parts."""
+    found: set[str] = set()
     for module in modules_of(transformer):
         own = vars(module)  # a module's own getattr searches its parameters and buffers first
         registry = own.get("_diffusers_hook")
-        if "_hf_hook" in own or (registry is not None and registry.hooks):
-            return True
-    return False
+        if registry is not None:
+            found.update(registry.hooks)
+        if "_hf_hook" in own:
+            found.add("_hf_hook")
+    return found
 
 
-def _foreign_parts(transformer: Any, facts: ModelFacts, *, whole: bool = False) -> Iterator[str]:
+def _foreign_parts(
+    transformer: Any,
+    facts: ModelFacts,
+    *,
+    whole: bool = False,
+    hooks: frozenset[str] = frozenset(),
+) -> Iterator[str]:
     driver = driver_of(facts)
     new = new_transformer(driver.transformer, family_of(facts).weights.config(facts))
-    return Comparison(uncalled=driver.uncalled, whole=whole).differences(transformer, new)
+    comparison = Comparison(uncalled=driver.uncalled, whole=whole, hooks=hooks)
+    return comparison.differences(transformer, new)
 
 
 def _surrounding_problems(pipe: Any, facts: ModelFacts) -> Iterator[str]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # What may differ: neither changes what is drawn without gradients, and fused projections are
 # parameters, which have a digest.
 _FREE = {"training", "gradient_checkpointing", "fused_projections"}
+HOOKED = "HookRegistry.register_hook.<locals>.create_new_forward.<locals>.new_forward"
+"""What diffusers' hooks put in the place of a module's forward."""
 _SIMPLE = (bool, int, float, str, tuple, list, type(None))
 
 
@@ -123,11 +125,13 @@ def _new(kind: str, config: str) -> Part:
 class Comparison:
     """Parts are compared that have parts of their own, with their attention processors, and those
     that nothing calls, by their paths ``uncalled``. Single layers are left to whoever calls them
-    (they may be a LoRA's, or quantised), unless ``whole`` asks for them too.
+    (they may be a LoRA's, or quantised), unless ``whole`` asks for them too. ``hooks`` are names of
+    hooks of diffusers that a part may have.
     """
 
     uncalled: tuple[str, ...] = ()
     whole: bool = False
+    hooks: frozenset[str] = frozenset()
     known: dict[type, bool] = field(default_factory=dict)
 
     def differences(self, ours: Any, new: Part) -> Iterator[str]:
@@ -141,7 +145,7 @@ class Comparison:
             name = f"{kind.__module__}.{kind.__qualname__}"
             yield f"{what} is of the class {name}, not diffusers' own {new.kind.__name__}"
             return
-        if not (self._is_own(kind) and _keeps_forward(ours, kind)):
+        if not (self._is_own(kind) and _keeps_forward(ours, kind, self.hooks)):
             yield f"{what} has a forward of its own"
         if ours._forward_hooks or ours._forward_pre_hooks:
             yield f"{what} has hooks of its own"
@@ -168,9 +172,17 @@ class Comparison:
         return self.known[kind]
 
 
-def _keeps_forward(module: Any, kind: type) -> bool:
-    """Whether a module has its class's forward; hooks that were removed leave it on the module."""
+def _keeps_forward(module: Any, kind: type, hooks: frozenset[str]) -> bool:
+    """Whether a module has its class's forward; hooks that were removed leave it on the module, and
+    those of diffusers, of the names that may be there, hold it.
+    """
     found = vars(module).get("forward")
+    registry = getattr(module, "_diffusers_hook", None)
+    if registry is not None and registry.hooks and registry.hooks.keys() <= hooks:
+        if not _is_shipped(getattr(found, "func", None), HOOKED):
+            return False
+        first = registry._fn_refs[0]
+        found = first.forward if first.original_forward is None else first.original_forward
     if found is None:
         return True
     own = getattr(found, "__self__", None) is module

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fresco_trt.errors import CalibrationError, DigestMismatch, IncompatibleOptions, UnsupportedSize
 from fresco_trt.models.registry import model_facts
 from fresco_trt.pipelines.diffusers.digested import DigestedWeights
-from fresco_trt.pipelines.diffusers.fit import check_whole, facts_of
+from fresco_trt.pipelines.diffusers.fit import CACHE_HOOKS, check_whole, facts_of
 from fresco_trt.plan.cache_schedule import find_cache
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import NONE
@@ -62,6 +62,14 @@ class Choices:
         return self.stage_count == 1 and self.preset is None
 
     @property
+    def hooks(self) -> frozenset[str]:
+        """Hooks that a transformer may have: of diffusers' caches, where nothing else decides what
+        is skipped and no grid changes under what they keep.
+        """
+        cached = self.cache is not None and self.cache.name != NONE
+        return frozenset() if cached or self.stage_count > 1 else CACHE_HOOKS
+
+    @property
     def given(self) -> tuple[str, ...]:
         """Names of what was asked for."""
         return tuple(name for name in self.__slots__ if getattr(self, name) is not None)
@@ -82,11 +90,13 @@ class Choices:
 
 class Source(Protocol):
     """Plan, runners and SVD basis of the calls of one pipeline; ``model`` is whose, None
-    for the first one of its dimensions.
+    for the first one of its dimensions, ``hooks`` which the transformer may have.
     """
 
     @property
     def model(self) -> str | None: ...
+    @property
+    def hooks(self) -> frozenset[str]: ...
 
     def plan(self, pipe: Any, facts: ModelFacts, call: Call) -> StagePlan:
         """The plan of a call. Raises PlanError leaves for what contradicts it."""
@@ -128,6 +138,11 @@ class OwnTransformer:
     def model(self) -> str | None:
         """As :class:`Source`: the one that was asked for."""
         return self.choices.model
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        """As :class:`Source`: those of :class:`Choices`."""
+        return self.choices.hooks
 
     @classmethod
     def of(cls, pipe: Any, facts: ModelFacts, choices: Choices) -> OwnTransformer:
@@ -250,6 +265,11 @@ class BundleEngines:
     def model(self) -> str:
         """As :class:`Source`: the one that was built."""
         return self.bundle.manifest.model.name
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        """As :class:`Source`: none, which engines would not run."""
+        return frozenset()
 
     @classmethod
     def of(cls, pipe: Any, path: str | os.PathLike[str]) -> BundleEngines:
