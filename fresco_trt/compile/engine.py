@@ -70,22 +70,38 @@ _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Case:
-    """One set of shapes and weights, and what runs it."""
+    """One set of shapes and weights, and what runs it. Without ``weights``, torch does: it reads
+    those of the call.
+    """
 
     shapes: tuple[object, ...]
-    weights: Fingerprint
+    weights: Fingerprint | None
     run: Run
+
+    def serves(self, shapes: tuple[object, ...], weights: Sequence[Tensor]) -> bool:
+        """Whether this is right for a call."""
+        return self.shapes == shapes and (self.weights is None or self.weights.hold(weights))
+
+    def outlived(self, weights: Sequence[Tensor]) -> bool:
+        """Whether this is for weights that are gone, or for ``weights`` with other values."""
+        if self.weights is None:
+            return False
+        known = [each.tensor() for each in self.weights.tensors]
+        same = all(old is new for old, new in zip(known, weights, strict=True))
+        return not self.weights.alive or (same and not self.weights.hold(weights))
 
 
 class CompiledGraph:
     """What torch calls in a captured graph's place: the arguments of the graph, its outputs.
 
     Engines are made at the first call of their kind, and live as long as this and their weights.
-    Weights that were replaced or written to get an engine of their own.
+    Weights that were replaced or written to, in whatever way, get an engine of their own, as far as
+    :class:`Fingerprint` sees; values that come back get theirs from the cache on disk.
     """
 
     def __init__(self, captured: Captured, options: CompileOptions) -> None:
         self._captured, self._options = captured, options
+        self._constants = [*captured.constants.values()]
         self._cases: list[_Case] = []
         # One call at a time: a runner owns its buffers.
         self._lock = RLock()
@@ -99,20 +115,25 @@ class CompiledGraph:
         DiskFull; and what torch raises, where it runs the graph.
         """
         weights, tensors, others = self._captured.split(arguments)
+        weights += self._constants
         shapes = (*((each.dtype, each.device, tuple(each.shape)) for each in tensors), *others)
         with self._lock, own_words():
             for case in self._cases:
-                if case.shapes == shapes and case.weights.hold(weights):
+                if case.serves(shapes, weights):
                     return case.run(arguments, tensors)
-            self._cases = [case for case in self._cases if case.weights.alive]
-            case = _Case(shapes=shapes, weights=Fingerprint.of(weights), run=self._made(arguments))
+            self._cases = [case for case in self._cases if not case.outlived(weights)]
+            case = self._made(shapes, weights, arguments)
             self._cases.append(case)
             return case.run(arguments, tensors)
 
-    def _made(self, arguments: Sequence[Any]) -> Run:
-        """An engine's run, or torch's own where there can be none: told, and counted."""
+    def _made(
+        self, shapes: tuple[object, ...], weights: Sequence[Tensor], arguments: Sequence[Any]
+    ) -> _Case:
+        """An engine's case, or torch's own where there can be none: told, and counted."""
         try:
-            return _engine(self._captured, arguments, self._options)
+            now = Fingerprint.of(weights)
+            run = _engine(self._captured, arguments, self._options)
+            return _Case(shapes=shapes, weights=now, run=run)
         except _FALL_BACK as error:
             translate(error)
             if self._options.strict:
@@ -120,7 +141,7 @@ class CompiledGraph:
             COUNT.fell_back(error.given)
             _log.warning("torch runs a graph that has no engine: %s", error)
             graph = self._captured.graph
-            return lambda given, _: tuple(graph(*given))
+            return _Case(shapes=shapes, weights=None, run=lambda given, _: tuple(graph(*given)))
 
 
 def _engine(captured: Captured, arguments: Sequence[Any], options: CompileOptions) -> Run:
