@@ -185,7 +185,10 @@ def _takes_tensor(user: Node, node: Node) -> bool:
     other = user.args[1] if user.args[0] is node else user.args[0]
     value = other.meta.get("example_value") if isinstance(other, Node) else None
     # A whole number's tensor and a float give the default dtype, which the tensor would not.
-    if not isinstance(value, Tensor) or value.ndim == 0 or value.dtype == torch.bool:
+    # Beside float64, a number that was rounded to float32 would be another one.
+    if not isinstance(value, Tensor) or value.dtype in (torch.bool, torch.float64):
+        return False
+    if value.ndim == 0:
         return False
     return value.is_floating_point() or _dtype(node) == torch.int64
 

@@ -69,6 +69,11 @@ def bound(x: Tensor, t: float) -> Tensor:
     return x.clamp(max=t) + torch.arange(4) * t
 
 
+def double(x: Tensor, t: float) -> Tensor:
+    """As the rotary positions of Flux take their base."""
+    return x + (1.0 / (t * 1000.0) ** (torch.arange(4, dtype=torch.float64) / t)).float()
+
+
 def size(x: Tensor, t: int) -> Tensor:
     return x[:, :t] * t
 
@@ -80,6 +85,7 @@ USES: list[tuple[Callable[..., Tensor], Sequence[float], int]] = [
     (timestep, (500, 250, 125), 1),
     (attribute, (0.5, 0.25), 2),
     (bound, (0.5, 0.25), 2),
+    (double, (0.3, 0.7), 2),
     (size, (2, 3), 2),
 ]
 
