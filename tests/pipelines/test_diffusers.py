@@ -419,6 +419,14 @@ def with_patched_pipeline(pipe: Any, undo: Callable[[Callable[[], Any]], None]) 
     undo(lambda: setattr(untyped.FluxPipeline, "__call__", own))
 
 
+def with_patched_schedule(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
+    from diffusers.pipelines.flux import pipeline_flux
+
+    own = pipeline_flux.calculate_shift
+    pipeline_flux.calculate_shift = functools.partial(own, max_shift=2.0)
+    undo(lambda: setattr(pipeline_flux, "calculate_shift", own))
+
+
 def with_patched_step(pipe: Any, undo: Callable[[Callable[[], Any]], None]) -> None:
     kind = type(pipe.scheduler)
     own = kind.step
@@ -468,6 +476,7 @@ CHANGES = {
     with_hooked_positions: "whose pos_embed has hooks of its own",
     with_fewer_blocks: "whose single_transformer_blocks has no 2",
     with_patched_pipeline: "a FluxPipeline with a __call__ of its own",
+    with_patched_schedule: "a FluxPipeline with a calculate_shift of its own",
     with_patched_step: "a scheduler with a step of its own",
     with_set_timesteps_on_the_scheduler: "a scheduler with a set_timesteps of its own",
     with_scheduler_of_the_same_name: r"a scheduler of the class .*\.FlowMatchEuler",

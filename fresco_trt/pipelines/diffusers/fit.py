@@ -21,6 +21,7 @@ from fresco_trt.models.registry import (
 from fresco_trt.pipelines.diffusers.digested import modules_of
 from fresco_trt.pipelines.diffusers.own_code import (
     Comparison,
+    foreign_functions,
     foreign_methods,
     is_own,
     new_transformer,
@@ -38,18 +39,18 @@ def check_kind(kind: type) -> None:
     import diffusers
 
     driven = [driver.pipeline for driver in _drivers()]
-    if any(kind is getattr(diffusers, name) for name in driven):
-        if not is_own(kind, "__call__"):
-            raise IncompatibleOptions(
-                f"a {kind.__name__} with a __call__ of its own",
-                expected="diffusers' own, which is what a stage plan stands in for",
-                fix=f"put {kind.__name__}.__call__ back, or call the pipeline as it is",
-            )
-    else:
+    if not any(kind is getattr(diffusers, name) for name in driven):
         raise IncompatibleOptions(
             f"a pipeline of the class {kind.__name__}",
             expected=f"diffusers' own {' or '.join(driven)}, which draws from text alone",
             fix="enable such a pipeline, or call this one as it is",
+        )
+    foreign = ["__call__"] if not is_own(kind, "__call__") else foreign_functions(kind, "__call__")
+    for name in foreign:
+        raise IncompatibleOptions(
+            f"a {kind.__name__} with a {name} of its own",
+            expected="diffusers' own, which is what a stage plan stands in for",
+            fix=f"put {name} back, or call the pipeline as it is",
         )
 
 

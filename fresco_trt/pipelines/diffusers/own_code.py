@@ -8,6 +8,7 @@ made from the same configuration on the meta device.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -47,6 +48,15 @@ def _is_shipped(function: Any, name: str) -> bool:
         if not hasattr(function, "__wrapped__"):
             return bool(code.co_qualname == name)
         function = function.__wrapped__
+
+
+def foreign_functions(kind: type, method: str) -> Iterator[str]:
+    """Names of the functions that a shipped method calls and that somebody put into its module."""
+    function = inspect.unwrap(getattr(kind, method))
+    for name in function.__code__.co_names:
+        value = function.__globals__.get(name)
+        if callable(value) and not isinstance(value, type) and not _is_shipped(value, name):
+            yield name
 
 
 @lru_cache(maxsize=1)
