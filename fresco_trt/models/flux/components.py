@@ -125,6 +125,8 @@ class FluxPrompt:
         self._sequence = _Tokens(folder / "tokenizer_2", "sequence")
         self._encoder = _encoder(CLIPTextModel, folder / "text_encoder")
         self._encoder_2 = _encoder(T5EncoderModel, folder / "text_encoder_2")
+        for tokens, encoder in ((self._pooled, self._encoder), (self._sequence, self._encoder_2)):
+            tokens.require_known(encoder.config.vocab_size)
         self._lengths = self._encoder.config.max_position_embeddings, text_tokens
 
     def __call__(self, prompt: str) -> dict[str, Tensor]:
@@ -167,6 +169,16 @@ class _Tokens:
                 folder, local_files_only=True, trust_remote_code=False
             )
         self._encoder = encoder
+        self._folder = folder
+
+    def require_known(self, size: int) -> None:
+        """Raise WeightsNotFound unless an encoder of so many embeddings has one for every token."""
+        if len(self._tokenizer) > size:
+            raise WeightsNotFound(
+                f"{self._folder} has {len(self._tokenizer)} tokens, its encoder knows {size}",
+                expected="the tokenizer that belongs to the encoder",
+                fix=_REBUILD,
+            )
 
     @property
     def limit(self) -> int:

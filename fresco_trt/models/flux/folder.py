@@ -118,7 +118,7 @@ def _check_scheduler(path: Path, facts: ModelFacts) -> None:
         raise IncompatibleOptions(
             f"a scheduler that shifts the sigmas by {found}",
             expected=f"{own}, as the plans of {facts.name} do",
-            fix="put the model's own scheduler back",
+            fix="put the model's own scheduler back; a preset takes a shift of its own",
         )
 
 

@@ -280,6 +280,18 @@ def test_a_part_that_gives_what_is_no_number_is_named(tmp_path: Path, part: str)
         use()
 
 
+@pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
+def test_a_tokenizer_of_another_encoder_is_named(tmp_path: Path, part: str) -> None:
+    folder = tmp_path / "pipeline"
+    shutil.copytree(TINY, folder, ignore=shutil.ignore_patterns("transformer"))
+    file = folder / part / "tokenizer.json"
+    stored = json.loads(file.read_text())
+    stored["model"]["vocab"]["zebra"] = len(stored["model"]["vocab"])
+    file.write_text(json.dumps(stored))
+    with pytest.raises(WeightsNotFound, match=rf"{part} has 47 tokens, its encoder knows 46"):
+        FluxPrompt(folder, 128)
+
+
 def test_an_encoder_that_cannot_be_loaded_tells_what_to_pass(tmp_path: Path) -> None:
     shutil.copytree(TINY / "vae", tmp_path / "vae")
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"{")
