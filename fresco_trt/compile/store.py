@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from fresco_trt.compile.messages import one_line
 from fresco_trt.errors import BundleError, InvalidPlan
 from fresco_trt.files.atomic_folder import (
     Held,
@@ -80,7 +81,9 @@ class EngineStore:
         try:
             return _opened(target, key)
         except _DAMAGE as error:
-            _log.warning("the engine %s in %s is damaged: %s", key[:12], self.folder, error.given)
+            _log.warning(
+                "the engine %s in %s is damaged: %s", key[:12], self.folder, one_line(error.given)
+            )
             return None
 
     def build(

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+import fresco_trt.compile
 from fresco_trt import errors
 from fresco_trt.backends.base import Missing, check_precision, unavailable
 from fresco_trt.compile import counters
 from fresco_trt.compile.messages import own_words, translate
 from fresco_trt.compile.options import library
-from fresco_trt.errors import FrescoError, OutputNotWritable, UnsupportedGraph
+from fresco_trt.errors import EngineFailed, FrescoError, OutputNotWritable, UnsupportedGraph
 from fresco_trt.files.atomic_file import writing
 from tests.compile.compiling import Small, compiled
 
@@ -75,6 +78,34 @@ def test_weights_that_a_library_does_not_run_are_refused_before_anything_is_buil
     )
     with pytest.raises(FrescoError, match="--precision"):
         check_precision(library("onnxruntime").describe(), "bf16")
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Every string of a file that is no docstring."""
+    tree = ast.parse(path.read_text("utf-8"))
+    said = {id(each.value) for each in ast.walk(tree) if isinstance(each, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield node.value
+
+
+def test_no_text_of_its_own_is_of_another_door() -> None:
+    folder = Path(fresco_trt.compile.__file__).parent
+    files = [path for path in folder.glob("*.py") if path.name != "messages.py"]
+    assert len(files) > 5
+    assert not [each for path in files for each in texts(path) if FOREIGN.search(each.strip("\n"))]
+
+
+def test_an_engine_that_fails_at_a_call_is_told_what_to_do_here(
+    cache: Path, torch_tensorrt: SimpleNamespace
+) -> None:
+    torch_tensorrt.load = lambda path: broken
+    with pytest.raises(EngineFailed, match=r"Fix: remove that engine from the cache, or pass opt"):
+        compiled(Small(), cache, backend="torch-tensorrt")(torch.randn(2, 4))
+
+
+def broken(x: Tensor) -> Tensor:
+    raise RuntimeError("CUDA error:\n  an illegal access")
 
 
 def unheard_of(x: Tensor) -> Tensor:
