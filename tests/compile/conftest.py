@@ -12,6 +12,11 @@ import pytest
 import torch
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _operators(operators_once: None) -> None:
+    """Engines for ONNX Runtime are exported, one for each graph."""
+
+
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     torch._dynamo.reset()
