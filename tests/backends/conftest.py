@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fresco_trt.backends.base import Runner, StageGraph
 from fresco_trt.lower.export import export_stages
-from fresco_trt.lower.weights import write_source
+from fresco_trt.lower.weights import WEIGHTS_FILE, write_source
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.graph import FullGraph
 from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.models.flux.signatures import full_signature
 from fresco_trt.models.flux.tokens import position_ids, rotary_tables
 from fresco_trt.plan.signature import GraphSignature
+from tests.once import locked, operators_once, shared_folder
 
 FACTS = replace(
     FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=6, text_dim=32
@@ -56,9 +57,17 @@ class Stage:
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stage, ...]:
     """One stage for each of ``GRIDS``; the last one has no feature."""
-    folder = tmp_path_factory.mktemp("graphs")
-    model = random_transformer(FACTS)
-    source = write_source(model, folder / "source")
+    folder = shared_folder(tmp_path_factory) / "backends"
+    folder.mkdir(exist_ok=True)
+    with locked(folder):
+        return _stages(folder)
+
+
+def _stages(folder: Path) -> tuple[Stage, ...]:
+    model, source = random_transformer(FACTS), folder / "source"
+    done = (folder / "graphs").exists()
+    if not done:
+        write_source(model, source)
     graphs = []
     for index, (rows, columns) in enumerate(GRIDS):
         feature = index < len(GRIDS) - 1
@@ -72,7 +81,15 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stage, ...]:
             family="flux",
         )
         graphs.append(graph)
-    exported = export_stages(graphs, folder)
+    if not done:
+        with operators_once():
+            export_stages(graphs, folder / "exported")
+        (folder / "exported").rename(folder / "graphs")
+    files = folder / "graphs"
+    exported = [
+        replace(graph, onnx=files / f"{graph.name}.onnx", weights=files / WEIGHTS_FILE)
+        for graph in graphs
+    ]
     pairs = zip(exported, GRIDS, strict=True)
     return tuple(Stage(graph=graph, inputs=inputs_of(graph, *grid)) for graph, grid in pairs)
 

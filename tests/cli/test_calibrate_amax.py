@@ -70,6 +70,7 @@ def test_ranges_of_attention_are_measured_and_shown(
     assert "28 layers, 6 operands of attention" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_sensitivity_names_every_group_and_its_pattern(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -782,6 +782,7 @@ def test_an_interrupted_build_keeps_the_old_bundle_and_says_so(
 # --- a model over another's parts -------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_student_goes_from_plan_to_verified_picture(shell: Shell) -> None:
     asked = ("--model", "flux-tiny-turbo", "--stages", 2, "--preset", "balanced", "--size", "64x64")
     planned = shell("plan", *asked, "--json").json

@@ -141,6 +141,7 @@ def test_nodes_are_named_after_modules_and_only_once(exported: tuple[StageGraph,
         assert "transformer_blocks.0.attn.to_q/MatMul" in names
 
 
+@pytest.mark.slow
 def test_bytes_depend_on_the_model_alone(exported: tuple[StageGraph, ...], tmp_path: Path) -> None:
     (again,) = export_stages(stage_graphs((4,)), tmp_path / "elsewhere")
     first = exported[0]

@@ -178,6 +178,7 @@ def test_a_module_that_holds_for_one_count_only_is_refused(tmp_path: Path) -> No
         export_stages([replace(graph, signature=signatures[-1], profiles=signatures)], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.rtx
 def test_a_quantised_graph_of_all_counts_multiplies_codes(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")

@@ -241,6 +241,7 @@ def test_without_its_ranges_the_graph_is_the_plain_recipes(measured: Amax, tmp_p
     assert len(weights) == 1
 
 
+@pytest.mark.slow
 def test_a_graph_of_several_token_counts_has_the_same_nodes(measured: Amax, tmp_path: Path) -> None:
     signatures = tuple(stage_signature(FACTS, PLAN, stage, text_tokens=TEXT) for stage in (0, 1))
     graph = exported(stage_graph(profiles=signatures), tmp_path, measured)
