@@ -159,32 +159,6 @@ def test_an_engine_is_built_once_for_each_shape(cache: Path) -> None:
     assert since(before) == (3, 0, 0)
 
 
-def test_a_graph_with_open_dimensions_gets_an_engine_for_each_shape(cache: Path) -> None:
-    module, before = Small(), counters()
-    options = {"cache": str(cache), "strict": True}
-    fast = torch.compile(module, backend="fresco_trt", dynamic=True, options=options)
-    for rows in (2, 3, 2):
-        x = torch.randn(rows, 4)
-        torch.testing.assert_close(fast(x), module(x))
-    assert since(before) == (2, 0, 0)
-
-
-@pytest.mark.parametrize("change", ["write", "replace", "buffer"])
-def test_changed_weights_are_never_missed(cache: Path, change: str) -> None:
-    module, x, before = Small(), torch.randn(2, 4), counters()
-    fast = compiled(module, cache)
-    old = fast(x)
-    if change == "write":
-        module.linear.weight.mul_(2.0)
-    elif change == "replace":
-        module.linear.weight = nn.Parameter(torch.randn(3, 4), requires_grad=False)
-    else:
-        module.shift.add_(1.0)
-    torch.testing.assert_close(fast(x), module(x))
-    assert not torch.allclose(fast(x), old)
-    assert since(before) == (2, 0, 0)
-
-
 def test_one_code_with_two_sets_of_weights_keeps_both_engines(cache: Path) -> None:
     blocks, x, before = [Small(), Small()], torch.randn(2, 4), counters()
     for block in blocks:
@@ -451,13 +425,6 @@ def test_code_that_the_key_cannot_cover_is_left_to_torch(cache: Path) -> None:
         fast = compiled(lambda x: torch.ops.fresco_test.twice(x) + 1, cache, strict=True)
         with pytest.raises(UnsupportedGraph, match=r"it calls .*twice"):
             fast(torch.ones(2, 4))
-
-
-def test_weights_in_a_precision_that_the_library_lacks_fall_back(cache: Path) -> None:
-    module, before = Small().to(torch.bfloat16), counters()
-    x = torch.ones(2, 4, dtype=torch.bfloat16)
-    assert torch.equal(compiled(module, cache)(x), module(x))
-    assert since(before) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("kind", [type("Odd", (Tensor,), {}), "sparse"])

@@ -144,16 +144,13 @@ def complex_numbers(x: Tensor, turns: Tensor) -> Tensor:
     return torch.view_as_real(c[:, 1] * 0.5)
 
 
-def shapes(x: Tensor) -> Tensor:
+def shapes_and_booleans(x: Tensor) -> Tensor:
     spread = torch.zeros(2, 3, 4)
     spread[:, 1:] = x[0, 0]
     spread.data[:1].copy_(x[1, 0])
     rows = torch.ones(1, 3, 4).repeat_interleave(2, dim=0) * x.squeeze(1)
     counts = torch.tensor([1, 0, 2])
-    return spread + rows + x.repeat_interleave(counts, dim=1, output_size=3)
-
-
-def booleans(x: Tensor) -> Tensor:
+    x = spread + rows + x.repeat_interleave(counts, dim=1, output_size=3)
     small, large = x < 1, x > 0
     chosen = torch.where(large, ~large, small).masked_fill(x > 2, False)
     short = torch.where(
@@ -170,7 +167,7 @@ def attention(x: Tensor) -> Tensor:
     return attend(x, x, x, keys) + attend(x[0], x[0], x[0]) + attend(q, q, q, bias)[0, 0]
 
 
-OPERATORS: list[Callable[..., Tensor]] = [complex_numbers, shapes, booleans, attention]
+OPERATORS: list[Callable[..., Tensor]] = [complex_numbers, shapes_and_booleans, attention]
 
 
 @pytest.mark.parametrize("function", OPERATORS)

@@ -46,10 +46,7 @@ def test_a_second_value_of_a_float_gets_the_last_engine_that_is_built(cache: Pat
 
 
 def arithmetic(x: Tensor, t: float) -> Tensor:
-    return (x + t * 2.0 / 3 - t**2) / (t + 4) + x.abs() ** t + (x > t) * (5 - x)
-
-
-def made(x: Tensor, t: float) -> Tensor:
+    x = (x + t * 2.0 / 3 - t**2) / (t + 4) + x.abs() ** t + (x > t) * (5 - x)
     filled = torch.full((x.shape[0], 1), t) + torch.tensor([t, 1.0, t * 2, 3], dtype=torch.float64)
     return x * filled.float() + torch.tensor(t)
 
@@ -81,7 +78,6 @@ def size(x: Tensor, t: int) -> Tensor:
 # How many engines a few values take: one where the number is passed, else one for each value.
 USES: list[tuple[Callable[..., Tensor], Sequence[float], int]] = [
     (arithmetic, (0.5, 0.25, 0.125), 1),
-    (made, (0.5, 0.25, 0.125), 1),
     (timestep, (500, 250, 125), 1),
     (attribute, (0.5, 0.25), 2),
     (bound, (0.5, 0.25), 2),

@@ -28,6 +28,15 @@ class Adapted(Small):
         return super().forward(x) + self.up(self.down(x)) * self.scaling["default"]
 
 
+def writes_in_place(model: Adapted) -> None:
+    model.linear.weight.mul_(2.0)
+    model.shift.add_(1.0)
+
+
+def replaces_one(model: Adapted) -> None:
+    model.linear.weight = nn.Parameter(torch.randn(3, 4), requires_grad=False)
+
+
 def writes_through_data(model: Adapted) -> None:
     for weight in model.parameters():
         weight.data += 0.05 * torch.randn_like(weight)
@@ -58,6 +67,8 @@ def writes_to_a_buffer(model: Adapted) -> None:
 
 
 CHANGES = [
+    writes_in_place,
+    replaces_one,
     writes_through_data,
     copies_averages,
     swaps_an_adapter,
