@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fresco_trt.compile.messages import LEAVE_OUT, one_line
+from fresco_trt.compile.messages import LEAVE_OUT, short_line
 from fresco_trt.compile.numbers import DATA, Number, Numbers, number
 from fresco_trt.errors import UnsupportedGraph
 from fresco_trt.models.fingerprint import version
@@ -232,7 +232,7 @@ def probe(bound: Bound, tensors: Sequence[Tensor]) -> list[Tensor]:
                     outputs = torch.func.functional_call(bound, held, tuple(fakes))
     except Exception as error:  # whatever the traced code raises without values
         refuse(
-            f"it needs values, not shapes alone ({type(error).__name__}: {one_line(str(error))})"
+            f"it needs values, not shapes alone ({type(error).__name__}: {short_line(str(error))})"
         )
     given = (*fakes, *held.values())
     if watch.drawn:

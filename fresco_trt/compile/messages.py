@@ -20,9 +20,9 @@ from fresco_trt.errors import (
     RunError,
     UnsupportedGraph,
 )
+from fresco_trt.plan.arguments import one_line
 
 _LONGEST = 600
-_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _BACKEND = re.compile(r"--backend ([\w-]+)")
 
 _CACHE = "options={'cache': ...}"
@@ -47,14 +47,14 @@ def own_words() -> Iterator[None]:
 
 def translate(error: FrescoError) -> None:
     """Give ``error`` this entry point's fix, and texts of one line without escape codes."""
-    error.given, error.expected = one_line(error.given), one_line(error.expected)
+    error.given, error.expected = short_line(error.given), short_line(error.expected)
     if not isinstance(error, UnsupportedGraph | IncompatibleOptions):  # those are made here
         error.fix = _fix(error)
 
 
-def one_line(text: str) -> str:
+def short_line(text: str) -> str:
     """A text without line breaks, terminal codes and what no reader would get to."""
-    line = " ".join(_ESCAPE.sub("", text).split())
+    line = one_line(text)
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
 
 

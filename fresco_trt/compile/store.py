@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fresco_trt.compile.messages import one_line
+from fresco_trt.compile.messages import short_line
 from fresco_trt.errors import BundleError, InvalidPlan
 from fresco_trt.files.atomic_folder import (
     Held,
@@ -82,7 +82,7 @@ class EngineStore:
             return _opened(target, key)
         except _DAMAGE as error:
             _log.warning(
-                "the engine %s in %s is damaged: %s", key[:12], self.folder, one_line(error.given)
+                "the engine %s in %s is damaged: %s", key[:12], self.folder, short_line(error.given)
             )
             return None
 

@@ -6,7 +6,7 @@ latents are compared, exactly: in one stage the two are the same arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +20,6 @@ from fresco_trt.errors import IncompatibleOptions
 PROMPTS = ["a red apple on a blue background", "a pear"]
 STAGED: dict[str, Any] = {"stages": 2, "preset": "turbo"}
 OBSERVED = ("interrupt", "num_timesteps", "guidance_scale", "current_timestep")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Any:
-    import diffusers
-
-    untyped: Any = diffusers
-    folder = fresco_trt.pretrained("flux-tiny")
-    pipe = untyped.FluxPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture
-def pipe(shared: Any) -> Iterator[Any]:
-    """A pipeline that is plain before and after the test."""
-    yield shared
-    fresco_trt.disable(shared)
-
-
-@pytest.fixture(scope="module")
-def one_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engines of the pipeline's own weights that draw what it draws in two steps. Read only."""
-    plan = fresco_trt.plan("flux-tiny", stages=1, steps=2, size=(64, 64))
-    return fresco_trt.build(plan, backend="eager", out=tmp_path_factory.mktemp("plain") / "bundle")
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:

@@ -36,40 +36,11 @@ from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import weights_digest
 from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of
 from fresco_trt.pipelines.image import guidance_of
+from tests.pipelines.demo import new_pipe
 
 PROMPT = "a red apple on a blue background"
 FACTS = model_facts("flux-tiny")
 TURBO = fresco_trt.plan("flux-tiny", stages=3, preset="turbo", size=(64, 64))
-
-
-def new_pipe() -> Any:
-    import diffusers
-
-    untyped: Any = diffusers
-    folder = fresco_trt.pretrained("flux-tiny")
-    pipe = untyped.FluxPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def shared() -> Any:
-    return new_pipe()
-
-
-@pytest.fixture
-def pipe(shared: Any) -> Iterator[Any]:
-    """A pipeline that is plain before and after the test."""
-    yield shared
-    fresco_trt.disable(shared)
-
-
-@pytest.fixture(scope="module")
-def one_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engines of the pipeline's own weights that draw what it draws in two steps. Read only."""
-    plan = fresco_trt.plan("flux-tiny", stages=1, steps=2, size=(64, 64))
-    out = tmp_path_factory.mktemp("plain") / "bundle"
-    return fresco_trt.build(plan, backend="eager", out=out)
 
 
 def seeded(seed: int = 7) -> torch.Generator:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,28 +28,6 @@ from fresco_trt.plan.presets import Preset
 from fresco_trt.run.sampler import Step
 
 PROMPT = "a red apple on a blue background"
-
-
-def new_pipe() -> Any:
-    import diffusers
-
-    untyped: Any = diffusers
-    folder = fresco_trt.pretrained("flux-tiny")
-    pipe = untyped.FluxPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def shared() -> Any:
-    return new_pipe()
-
-
-@pytest.fixture
-def pipe(shared: Any) -> Iterator[Any]:
-    """A pipeline that is plain before and after the test."""
-    yield shared
-    fresco_trt.disable(shared)
 
 
 @pytest.fixture(scope="module")
