@@ -32,6 +32,7 @@ DOORS = {"cli", "serve"}
 
 HEAVY = {
     "diffusers",
+    "elftools",
     "matplotlib",
     "numpy",
     "onnx",

@@ -14,9 +14,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
-import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -49,6 +47,8 @@ from fresco_trt.backends.inductor.build import (
     weights_of,
 )
 from fresco_trt.backends.inductor.host import check_host, this_host, write_host
+from fresco_trt.backends.inductor.log import compiler
+from fresco_trt.backends.inductor.runtime import CXX_RUNTIME, missing_reader, shares_runtime
 from fresco_trt.backends.torch_graph import TorchBackend, replayed
 from fresco_trt.backends.transformer import (
     STORED,
@@ -136,8 +136,8 @@ class InductorBackend(TorchBackend):
         )
 
     def check(self) -> tuple[Missing, ...]:
-        """torch and diffusers; to build, a C++ compiler, and for a GPU Triton."""
-        return (*missing_packages(), *_too_old(), *_missing_compilers())
+        """torch, diffusers, pyelftools; to build, a C++ compiler, and for a GPU Triton."""
+        return (*missing_packages(), *missing_reader(), *_too_old(), *_missing_compilers())
 
     def _require(self, *, to_build: bool = False) -> None:
         for missing in self.check():
@@ -220,10 +220,8 @@ def _too_old() -> Iterator[Missing]:
 
 
 def _missing_compilers() -> Iterator[Missing]:
-    # As torch looks for it, without importing the compiler's half of torch to ask.
-    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-    if shutil.which(compiler) is None:
-        what = f"the C++ compiler {compiler}, to build"
+    if shutil.which(compiler()) is None:
+        what = f"the C++ compiler {compiler()}, to build"
         fix = "install g++ (Debian, Ubuntu: apt-get install g++), or set CXX to another compiler"
         yield Missing(what=what, fix=fix, only_to_build=True)
     if torch_device() == "cuda" and find_spec("triton") is None:
@@ -275,6 +273,7 @@ def _loaded(
     name = _file_of(part)
     if name not in record.files:
         raise _unfit(f"the engine {record.name} has no {name}")
+    _check_runtime(folder / name)
     library = _library(folder / name)
     return tuple(_layer(library, layer, scope) for layer in part.layers)
 
@@ -283,6 +282,34 @@ def _layer(library: Path, layer: Module, scope: ExitStack) -> CompiledLayer:
     compiled = CompiledLayer(library, weights_of(layer))
     scope.callback(compiled.close)
     return compiled
+
+
+_SHARING: set[object] = set()
+"""Files whose code was seen to run on the C++ runtime of this process."""
+
+
+def _check_runtime(path: Path) -> None:
+    """Read once in the life of the process: a static C++ runtime would end it."""
+    key = _identity(path)
+    if key in _SHARING:
+        return
+    try:
+        shares = shares_runtime(path)
+    except ValueError as error:
+        raise _unfit(str(error)) from error
+    if not shares:
+        raise EngineFailed(
+            f"the code in {path.name} has a static C++ runtime of its own, and was not loaded",
+            expected=f"code that needs {CXX_RUNTIME}, as it is built now",
+            fix="build the bundle again with 'fresco-trt build', and a compiler that links"
+            " the shared C++ runtime",
+        )
+    _SHARING.add(key)
+
+
+def _identity(path: Path) -> object:
+    state = path.stat()
+    return path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns
 
 
 # The linker never lets go of such a library (its symbols are unique to the process), so a file is
@@ -296,8 +323,7 @@ def _library(path: Path) -> Path:
     """
     if not loads_folders():
         return path
-    state = path.stat()
-    key = (path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
+    key = _identity(path)
     if key not in _LIBRARIES or not _LIBRARIES[key].is_dir():
         place = Path(tempfile.mkdtemp(prefix="fresco-trt-blocks-"))
         atexit.register(shutil.rmtree, place, ignore_errors=True)

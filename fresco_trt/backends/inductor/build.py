@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
+from fresco_trt.backends.inductor.log import compiler, logged
 from fresco_trt.backends.inductor.probe import constants_of
+from fresco_trt.backends.inductor.runtime import CXX_RUNTIME, link_settings, needed, shares_runtime
 from fresco_trt.backends.transformer import torch_version
 from fresco_trt.errors import BuildError, FrescoError, OutOfDeviceMemory
 from fresco_trt.files.atomic_file import writing
@@ -42,6 +44,11 @@ _SETTINGS = {
 
 # Two thirds of a file would be tables of line numbers; before torch 2.13 there is no such setting.
 _LINE_TABLES = "enable_line_tables"
+
+_OTHER_COMPILER = (
+    "set CXX to a compiler that links the shared C++ runtime, such as /usr/bin/g++, and take"
+    " -static-libstdc++ out of its flags, specs and wrappers"
+)
 
 _LONGEST = 400
 """Characters of a compiler's message that are passed on."""
@@ -76,12 +83,14 @@ def compile_layer(
     every layer of the same architecture can be run with.
 
     Whatever happens, ``path`` is there complete or not at all, and nothing else is left. Raises
-    BuildError, OutOfDeviceMemory, OutputNotWritable or DiskFull.
+    BuildError, which names a log of the compiler's commands, OutOfDeviceMemory, OutputNotWritable
+    or DiskFull.
     """
     with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".work-") as work:
         compiled = Path(work) / path.name
-        with _errors(path.stem):
+        with logged(path.stem), _errors(path.stem):
             _compile(layer, signature, compiled, device, threads)
+            _check_runtime(compiled)  # first: what fails it is not to be loaded
             _check_constants(layer, compiled, device)
         packed = compiled.with_name(f"{path.name}.packed")
         _pack(compiled, packed)
@@ -109,7 +118,7 @@ def _settings(threads: int | None, device: str) -> dict[str, Any]:
     """Inductor's settings, of those that the installed torch has."""
     from torch._inductor import config
 
-    settings: dict[str, Any] = dict(_SETTINGS)
+    settings: dict[str, Any] = {**_SETTINGS, **link_settings()}
     if hasattr(config.aot_inductor, _LINE_TABLES):
         settings[f"aot_inductor.{_LINE_TABLES}"] = False
     if device != "cpu":
@@ -158,6 +167,17 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _check_runtime(path: Path) -> None:
+    """Code with a C++ runtime of its own would end the process that loads it."""
+    if not shares_runtime(path):
+        raise BuildError(
+            f"{compiler()} linked a static C++ runtime into {path.stem}, which needs"
+            f" {', '.join(needed(path))} and no {CXX_RUNTIME}",
+            expected="code that runs on the shared C++ runtime, as torch itself does",
+            fix=_OTHER_COMPILER,
+        )
+
+
 def _check_constants(layer: Module, path: Path, device: str) -> None:
     """A weight that became part of the code would be that of every layer."""
     found = constants_of(path, device)
@@ -200,12 +220,23 @@ def _errors(what: str) -> Iterator[None]:
     except Exception as error:  # a lowering or a kernel's code may raise anything
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
+        if CXX_RUNTIME in _complaints(error):
+            raise BuildError(
+                f"{compiler()} finds no {CXX_RUNTIME} to link {what} against",
+                expected="a compiler with the shared C++ runtime, which torch itself runs on",
+                fix=_OTHER_COMPILER,
+            ) from error
         said = " ".join(str(error).split())[:_LONGEST]
         raise BuildError(
             f"torch cannot compile {what}: {type(error).__name__}: {said}",
             expected="a block that torch's inductor and the C++ compiler take",
             fix="update torch and the compiler, or pass another --backend",
         ) from error
+
+
+def _complaints(error: Exception) -> str:
+    """What a linker says it cannot find; its command, in the same message, names it in any case."""
+    return " ".join(re.findall(r"(?:cannot|unable to) find (?:library )?(\S+)", str(error)))
 
 
 def same_architecture(layers: tuple[Module, ...]) -> bool:

@@ -2,7 +2,8 @@
 
 Compiled code calls into the torch that it was compiled against and uses every instruction that the
 building machine has. So a bundle says where it was built, and is refused elsewhere before any of
-its code is loaded.
+its code is loaded. The GPU's driver is no part of it: a kernel is code for one architecture, which
+any driver runs that torch of that version runs with.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any
 
 from fresco_trt.errors import EnvironmentMismatch
 from fresco_trt.files.atomic_file import replacing
+
+_GPU = re.compile(r"sm\d+")
 
 _MOST_BYTES = 64 * 1024
 """A file larger than this was not written here."""
@@ -33,6 +37,11 @@ class Host:
     machine: str
     device: str
     features: tuple[str, ...]
+
+    @property
+    def gpu(self) -> str | None:
+        """The GPU's architecture ("sm90")."""
+        return next((each for each in self.features if _GPU.fullmatch(each)), None)
 
     def __str__(self) -> str:
         digest = hashlib.sha256(" ".join(self.features).encode()).hexdigest()
@@ -76,14 +85,28 @@ def _problems(built: Host, here: Host) -> Iterator[tuple[str, str, str]]:
     if built.torch != here.torch:
         given = f"blocks compiled with torch {built.torch}; this is {here.torch}"
         yield given, f"torch {built.torch}", f", or install torch=={built.torch}"
-    for name in ("system", "machine", "device"):
+    for name in ("system", "machine"):
         was, now = getattr(built, name), getattr(here, name)
         if was != now:
             yield f"blocks compiled for the {name} {was}; this is {now}", f"{name} {was}", ""
-    lacking = sorted(set(built.features) - set(here.features))
+    yield from _gpu_problems(built, here)
+    lacking = sorted(set(built.features) - set(here.features) - {built.gpu})
     if lacking:
         given = f"blocks compiled for a machine that is able to {', '.join(lacking)}"
         yield given, "a machine that is able to no more than this one", ""
+
+
+def _gpu_problems(built: Host, here: Host) -> Iterator[tuple[str, str, str]]:
+    if built.device == here.device == "cuda" and built.gpu != here.gpu:
+        given = f"blocks compiled for a GPU of the architecture {built.gpu}; this is {here.gpu}"
+        yield given, f"a GPU of {built.gpu}", ""
+    elif built.device != here.device == "cpu":
+        given = "blocks compiled for a GPU; torch finds none that it can use here"
+        fix = ", or see with nvidia-smi whether a GPU is there and its driver as new as torch asks"
+        yield given, "a GPU, and a driver for it", fix
+    elif built.device != here.device:
+        given = "blocks compiled for the CPU; torch runs on a GPU here"
+        yield given, f"the device {built.device}", ""
 
 
 def _read_host(path: Path) -> Host:

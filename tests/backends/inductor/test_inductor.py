@@ -25,6 +25,7 @@ from fresco_trt.backends.inductor import backend as inductor
 from fresco_trt.backends.inductor import build as inductor_build
 from fresco_trt.backends.inductor import probe as inductor_probe
 from fresco_trt.backends.inductor.backend import BLOCKS, HOST, InductorBackend
+from fresco_trt.backends.inductor.runtime import needed
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.errors import (
     BackendUnavailable,
@@ -273,6 +274,7 @@ def test_files_are_small_and_hold_neither_weights_nor_sources(built: Built) -> N
         assert path.stat().st_size < 2**20
         with zipfile.ZipFile(path) as package:
             assert not [name for name in package.namelist() if name.endswith((".cpp", ".o"))]
+        assert "libstdc++.so.6" in needed(path)
 
 
 def test_nothing_is_left_beside_the_engines(built: Built) -> None:
@@ -407,8 +409,8 @@ MOVED = [
     ({"torch": "2.99.0"}, r"torch 2\.99\.0; this is .* Fix: .*install torch==2\.99\.0"),
     ({"machine": "riscv64"}, "machine riscv64"),
     ({"system": "Windows"}, "system Windows"),
-    ({"device": "cuda"}, "device cuda; this is cpu"),
-    ({"features": ["sm90"]}, "able to sm90"),
+    ({"device": "cuda", "features": ["sm90"]}, "for a GPU; torch finds none .* driver"),
+    ({"features": ["amx"]}, "able to amx"),
     ({"features": 1}, "does not say"),
 ]
 

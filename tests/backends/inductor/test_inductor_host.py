@@ -32,6 +32,21 @@ def test_a_processor_that_is_able_to_more_is_fine(tmp_path: Path) -> None:
         check_host(path, here)
 
 
+def test_a_gpu_of_another_architecture_is_named_and_a_driver_is_not_compared(
+    tmp_path: Path,
+) -> None:
+    path, here = tmp_path / HOST, replace(this_host("cpu"), device="cuda")
+    write_host(path, replace(here, features=(*here.features, "sm90")))
+    check_host(path, replace(here, features=(*here.features, "sm90")))
+    with pytest.raises(EnvironmentMismatch, match="architecture sm90; this is sm120"):
+        check_host(path, replace(here, features=(*here.features, "sm120")))
+    with pytest.raises(EnvironmentMismatch, match=r"for a GPU; torch finds none .* its driver"):
+        check_host(path, this_host("cpu"))
+    write_host(path, this_host("cpu"))
+    with pytest.raises(EnvironmentMismatch, match="for the CPU; torch runs on a GPU"):
+        check_host(path, here)
+
+
 def test_the_kind_of_machine_is_part_of_what_it_says() -> None:
     here = this_host("cpu")
     assert InductorBackend().describe().machine == str(here)

@@ -94,6 +94,7 @@ def test_a_layer_that_cannot_be_loaded_leaves_no_file(
         path.write_bytes(b"code")
 
     monkeypatch.setattr(inductor_build, "_compile", compiled)
+    monkeypatch.setattr(inductor_build, "shares_runtime", lambda path: True)
     monkeypatch.setattr(inductor_probe, "_CHILD", DEAD)
     spec = TensorSpec(name="x", dtype="float32", shape=(2,))
     signature = GraphSignature(
