@@ -128,7 +128,7 @@ class FadingGraphs:
         batch: int = 1,
     ) -> GraphSignature:
         """Names, dtypes and static shapes of what the stage's graph takes and gives."""
-        tokens = plan.tokens[stage]
+        tokens, text_tokens = plan.tokens[stage], plan.text_tokens(text_tokens)[stage]
         shapes = {
             "latents": (batch, tokens, facts.in_channels),
             "text": (batch, text_tokens, facts.text_dim),

@@ -45,7 +45,8 @@ def plan(
     own at 1024x1024). ``cache`` says which steps are skipped and what predicts them: a
     :class:`~fresco_trt.plan.config.CacheConfig` or its spelling, "hicache,interval=3".
 
-    ``preset`` may spell its changes, "balanced,delta=0.05", in place of ``delta`` and ``shift``.
+    ``preset`` may spell its changes, "balanced,delta=0.05", in place of ``delta`` and ``shift``;
+    "turbo,text_tokens=128+256+512" gives coarse stages less of the text's padding.
 
     Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, InvalidArgument for an
     argument of another type, PlanError for a wrong ``steps``, ``delta``, ``shift`` or cache, and
@@ -65,6 +66,7 @@ def plan(
         steps=optional(whole, "steps", steps),
         delta=named.delta,
         shift=named.shift,
+        text_tokens=named.text_tokens,
         cache=cache,
     )
 

@@ -94,6 +94,10 @@ class InvalidArgument(PlanError, TypeError, ValueError):
     """An argument of a public call is of another type, or one that the call never takes."""
 
 
+class PromptTooLong(PlanError):
+    """A prompt has more tokens of its own than a stage of the plan takes."""
+
+
 class InvalidPlan(PlanError):
     """A plan, or its stored form, breaks an invariant."""
 

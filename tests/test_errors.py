@@ -20,6 +20,7 @@ TREE = {
     "UnsupportedStages": (errors.PlanError, 2),
     "IncompatibleOptions": (errors.PlanError, 2),
     "InvalidArgument": (errors.PlanError, 2),
+    "PromptTooLong": (errors.PlanError, 2),
     "InvalidPlan": (errors.PlanError, 2),
     "LowerError": (errors.FrescoError, 1),
     "WeightsNotFound": (errors.LowerError, 2),

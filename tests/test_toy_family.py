@@ -118,7 +118,7 @@ class ToyGraph(nn.Module):
         if "feature" in given:
             return (model.leave(given["feature"]) * given["timestep"][:, None, None],)
         latents = given["latents"]
-        places = given["places"][TOY.text_tokens :].expand(len(latents), -1, -1)
+        places = given["places"][given["text"].shape[1] :].expand(len(latents), -1, -1)
         tokens = model.enter(torch.cat([latents, places], dim=-1))
         context = model.text(given["text"]).mean(dim=1, keepdim=True)
         seen = tokens + context + tokens.mean(dim=1, keepdim=True)
@@ -164,7 +164,7 @@ class ToyGraphs:
         feature: bool | None = None,
         batch: int = 1,
     ) -> GraphSignature:
-        tokens = plan.tokens[stage]
+        tokens, text_tokens = plan.tokens[stage], plan.text_tokens(text_tokens)[stage]
         behind = facts.references * plan.stages[stage].grid.tokens
         if feature is None:
             feature = "bypass" in plan.stages[stage].actions

@@ -1,6 +1,6 @@
 """Static engines for any number of plans: one for each number of tokens, built once, shared.
 
-A stage's graph depends on its number of tokens and nothing else, positions being inputs; so the
+A stage's graph depends on its numbers of tokens and nothing else, positions being inputs; so the
 plans of a whole bench, mixed stages and one-stage controls included, need about a dozen engines.
 Phase-aligned attention also asks how many tokens are coarse, and a cache that the full graph gives
 its feature, besides the bypass.
@@ -43,20 +43,23 @@ LIST = "engines.json"
 class Kind(NamedTuple):
     """What an engine is built for: image tokens; how many of them were expanded where attention is
     phase-aligned, else 0; whether it is the plain full graph, that with its feature as an output,
-    or the bypass; and where the latter two take their feature.
+    or the bypass; where the latter two take their feature; and the text tokens, 0 for the model's
+    own.
     """
 
     tokens: int
     refined: int = 0
     graph: Literal["full", "feature", "bypass"] = "full"
     site: CacheSite = "final"
+    text: int = 0
 
     @property
     def key(self) -> str:
         """A name, also of files."""
         aligned = f"-aligned{self.refined}" if self.refined else ""
         graph = "" if self.graph == "full" else f"-{self.graph}"
-        return f"{self.tokens}{aligned}{graph}" + ("" if self.site == "final" else f"-{self.site}")
+        site = "" if self.site == "final" else f"-{self.site}"
+        return f"{self.tokens}{aligned}{graph}{site}" + (f"-text{self.text}" if self.text else "")
 
 
 def kinds_of(plan: StagePlan) -> dict[str, Kind]:
@@ -66,14 +69,17 @@ def kinds_of(plan: StagePlan) -> dict[str, Kind]:
 
 def _kind(plan: StagePlan, index: int, action: Action) -> Kind:
     tokens, refined = plan.tokens[index], plan.aligned[index]
+    text = plan.stages[index].text_tokens or 0
     if plan.velocity_grid is not None and action == "bypass":
-        return Kind(plan.velocity_grid.tokens)
+        return Kind(plan.velocity_grid.tokens, text=text)
     has_feature = plan.cache is not None and plan.velocity_grid is None
     if plan.cache is None or not has_feature or "bypass" not in plan.stages[index].actions:
-        return Kind(tokens, refined)
+        return Kind(tokens, refined, text=text)
     if action == "bypass":
-        return Kind(tokens, graph="bypass", site=plan.cache.site)
-    return Kind(tokens, refined, "feature", plan.cache.site)
+        # At the end no text is left: only the first block of a trunk sees it.
+        text = text if plan.cache.site == "trunk" else 0
+        return Kind(tokens, graph="bypass", site=plan.cache.site, text=text)
+    return Kind(tokens, refined, "feature", plan.cache.site, text)
 
 
 def signatures_of(facts: ModelFacts, plans: Iterable[StagePlan]) -> dict[Kind, GraphSignature]:
@@ -195,9 +201,10 @@ class EnginePool:
             return [self._library.build(graph, options) for graph in graphs]
 
 
-def plan_method(denoiser: Denoiser) -> Draw:
+def plan_method(denoiser: Denoiser, prompt_tokens: int | None = None) -> Draw:
     """What draws by a denoiser's plan on its entered runners: the sampler's loop, timed as a
-    request's is.
+    request's is. A plan that cuts the text needs the number of ``prompt_tokens`` that no prompt
+    drawn has more of.
 
     The seconds hold the drawing of the noise, every step and every transition.
     """
@@ -207,7 +214,8 @@ def plan_method(denoiser: Denoiser) -> Draw:
 
     def draw(inputs: Mapping[str, Tensor], seed: int) -> Drawn:
         began, inside = perf_counter(), 0.0
-        for step in denoiser.steps(Conditioning(inputs=inputs), seed):
+        given = Conditioning(inputs=inputs, prompt_tokens=prompt_tokens)
+        for step in denoiser.steps(given, seed):
             inside += step.engine_seconds
         # Where engines run asynchronously, this copy is what waits for them.
         latents = denoiser.latents(step).cpu()

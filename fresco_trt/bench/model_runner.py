@@ -120,7 +120,8 @@ class ModelRunner:
         """What draws, by the point's name. Raises what building engines raises."""
         plans, left_out = self._plans(points)
         models = dict.fromkeys(point.model for point in points)
-        drawers = {model: _Drawers(self._setup.of(model), scope) for model in models}
+        tokens = max(self._prompt.tokens(case.caption) for case in (*self.cases, self.warm_up))
+        drawers = {model: _Drawers(self._setup.of(model), scope, tokens) for model in models}
         engines: dict[tuple[str | None, str | None], list[StagePlan]] = {}
         for point in points:
             if point.name in plans:
@@ -207,10 +208,13 @@ class ModelRunner:
 
 
 class _Drawers:
-    """What each kind of settings draws with, made when the first point of the kind asks."""
+    """What each kind of settings draws with, made when the first point of the kind asks.
 
-    def __init__(self, setup: Setup, scope: ExitStack) -> None:
-        self._setup, self._scope = setup, scope
+    No prompt that is drawn has more than ``tokens`` of its own.
+    """
+
+    def __init__(self, setup: Setup, scope: ExitStack, tokens: int) -> None:
+        self._setup, self._scope, self._tokens = setup, scope, tokens
         self._device = setup.backend.describe().device
         self._pools: dict[str | None, EnginePool] = {}
         self._basis: Tensor | None = None
@@ -264,7 +268,7 @@ class _Drawers:
                 device=self._device,
                 basis=self._basis,
             )
-            return plan_method(denoiser)
+            return plan_method(denoiser, self._tokens)
         return self._diffusers.method(point.settings)
 
 

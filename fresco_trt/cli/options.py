@@ -22,7 +22,8 @@ Preset = Annotated[
     typer.Option(
         "--preset",
         help="quality, balanced, fast or turbo; flux also has fresco-30, fresco-18, fresco-11; "
-        "then delta= (where SPEED's criterion switches), shift= (time shift of every stage).",
+        "then delta= (where SPEED's criterion switches), shift= (time shift of every stage), "
+        "text_tokens=128+256+512 (of each stage; cuts the text's padding).",
         show_default="balanced",
     ),
 ]

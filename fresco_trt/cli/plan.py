@@ -51,6 +51,7 @@ def plan(
             steps=steps,
             delta=asked.delta,
             shift=asked.shift,
+            text_tokens=asked.text_tokens,
             cache=asked_cache,
         )
     else:

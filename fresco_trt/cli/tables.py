@@ -28,7 +28,7 @@ def plan_table(summary: Mapping[str, Any]) -> None:
     ]
     title = f"{summary['model']} {'x'.join(map(str, summary['size']))}, {len(rows)} stages"
     table(title, ("stage", "latent", "tokens", "steps", "sigma", "TFLOP"), rows)
-    for line in _mixed_lines(summary):
+    for line in (*_mixed_lines(summary), *_text_lines(summary)):
         say(line)
     for line in _cached_lines(summary):
         say(line)
@@ -67,6 +67,16 @@ def _mixed_lines(summary: Mapping[str, Any]) -> Iterator[str]:
                 f"positions {_numbered(summary['positions'])}; refined {', then '.join(rules)} "
                 f"over {transition['window']} steps"
             )
+
+
+def _text_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """How much of the text each stage takes, where that is not all of it."""
+    texts = [stage.get("text_tokens") for stage in summary["stages"]]
+    if any(texts):
+        yield (
+            f"text tokens {'+'.join('all' if each is None else str(each) for each in texts)}: "
+            "what is cut is padding, which the model was trained to see, so that pictures change"
+        )
 
 
 def _numbered(positions: str) -> str:

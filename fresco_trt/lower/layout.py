@@ -33,6 +33,9 @@ def check_layout(layout: str, plan: StagePlan, about: BackendFacts) -> None:
     if layout == PROFILES and any(plan.aligned):
         given = f"layout={layout} in --target, with phase-aligned attention"
         raise _refused(given, "stages that differ in their token count alone")
+    if layout == PROFILES and plan.cuts_text:
+        given = f"layout={layout} in --target, with text_tokens of stages"
+        raise _refused(given, "stages that differ in their image tokens alone")
 
 
 def check_streaming(layout: str, plan: StagePlan, about: BackendFacts) -> None:

@@ -210,6 +210,7 @@ def _plan(
             steps=request.steps,
             delta=preset.delta,
             shift=preset.shift,
+            text_tokens=preset.text_tokens,
             cache=cache,
         )
     check_plan(request.plan, facts)

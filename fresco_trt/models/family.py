@@ -114,9 +114,10 @@ class FamilyGraphs(Protocol):
         """Signature of a graph of a plan's stage, counted from 0; all float32.
 
         ``latents`` are [B,N+R,C] with the references of ``facts`` behind the target, ``velocity``
-        [B,N,C], ``timestep`` [B] is sigma. The full graph gives what is cached (``FEATURES``) if
-        ``feature`` says so; None: where a later step of the stage starts from it. Raises
-        InvalidPlan for a plan that the family has no graph for.
+        [B,N,C], ``timestep`` [B] is sigma. A prompt is encoded to ``text_tokens``, of which the
+        stage takes ``plan.text_tokens(text_tokens)[stage]``. The full graph gives what is cached
+        (``FEATURES``) if ``feature`` says so; None: where a later step of the stage starts from it.
+        Raises InvalidPlan for a plan that the family has no graph for.
         """
         ...
 
@@ -200,6 +201,12 @@ class PromptEncoder(Protocol):
     def __call__(self, prompt: str) -> dict[str, Tensor]:
         """Engine inputs by name, batch 1, float32. Warns (PromptWarning) of what is not read;
         raises PlanError for a string that is not text, TypeError for another type.
+        """
+        ...
+
+    def tokens(self, prompt: str) -> int:
+        """How many tokens of the text are the prompt's own: all others are padding behind them.
+        Raises as a call does.
         """
         ...
 
@@ -314,6 +321,12 @@ class DiffusersDriver(Protocol):
         """Constant engine inputs of all pictures, float32, by the pipeline's own encoders, with the
         prompt and, where true guidance is asked for, without it; and the dtype that the pipeline
         would draw in. ``values`` are the arguments of a call.
+        """
+        ...
+
+    def prompt_tokens(self, pipe: Any, values: Mapping[str, Any], text_tokens: int) -> int | None:
+        """How many of the text's tokens are the longest prompt's own, those of negative prompts
+        too; None where that is not known, as of embeddings. ``values`` are as above.
         """
         ...
 

@@ -170,9 +170,9 @@ class FrescoPipeline:
         (from 1) but the last, with the stage's clean estimate decoded at its own size; of a mixed
         stage, at its fine grid's, with what is still coarse repeated over its place.
 
-        Raises PlanError for a seed or guidance out of range, IncompatibleOptions for guidance that
-        the model does not take, RunError leaves from an engine; warns (PromptWarning) of what the
-        encoders cannot read.
+        Raises PlanError for a seed or guidance out of range, PromptTooLong for a prompt that some
+        stage takes less of, IncompatibleOptions for guidance that the model does not take, RunError
+        leaves from an engine; warns (PromptWarning) of what the encoders cannot read.
         """
         seed = check_seed(seed)
         scale = guidance_of(self._facts, guidance)
@@ -262,11 +262,14 @@ class FrescoPipeline:
         import torch
 
         from fresco_trt.run.request import Conditioning
+        from fresco_trt.run.text import check_text
 
+        own = self._prompt.tokens(prompt) if self.plan.cuts_text else None
+        check_text(self.plan, own, self.bundle.manifest.text_tokens)
         inputs = self._prompt(prompt)
         if scale is not None:
             inputs["guidance"] = torch.tensor([scale], dtype=torch.float32)
-        return Conditioning(inputs=inputs)
+        return Conditioning(inputs=inputs, prompt_tokens=own)
 
     def _tell(self, step: Step, on_step: OnStep | None, on_stage: OnStage | None) -> None:
         ends = on_stage is not None and self._ends_coarse_stage(step)

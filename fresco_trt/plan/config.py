@@ -82,7 +82,9 @@ class TargetConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PresetConfig(Config):
-    """A preset and what is changed of it: ``balanced,delta=0.05,shift=9``."""
+    """A preset and what is changed of it: ``balanced,delta=0.05,shift=9``,
+    ``turbo,text_tokens=128+256+512``.
+    """
 
     option: ClassVar[str] = "--preset"
     example: ClassVar[str] = "balanced,delta=0.05,shift=9"
@@ -93,3 +95,6 @@ class PresetConfig(Config):
     """Switch where SPEED's spectral criterion says, at this tolerance; 0.01 to 0.2."""
     shift: float | None = None
     """Time shift factor of every stage: above 1, more steps where noise is high."""
+    text_tokens: tuple[int, ...] = ()
+    """Text tokens of each stage, coarsest first: all, half or a quarter of the model's. What is cut
+    is padding, which the model was trained with: its input changes, and with it the picture."""

@@ -37,32 +37,39 @@ class PlanCost:
     activation_bytes: Mapping[str, int]
 
 
-def flops_of_step(facts: ModelFacts, tokens: int, *, refined: int = 0) -> float:
-    """FLOPs of one full forward with ``tokens`` image tokens, batch 1.
+def flops_of_step(
+    facts: ModelFacts, tokens: int, *, refined: int = 0, text_tokens: int | None = None
+) -> float:
+    """FLOPs of one full forward with ``tokens`` image tokens, batch 1; ``text_tokens`` None: the
+    model's own.
 
     With S = tokens + text_tokens and hidden width H, per block: ``(4 + 2*mlp_ratio) * H^2 * 2 * S``
     for the projections and ``4 * H * S^2`` for attention. FLUX.1-dev at 1024x1024 gives 74.36e12;
     published counts say 74.39e12. With ``refined``, of a phase-aligned graph: its coarse tokens
     see one of each four children.
     """
-    length = tokens + facts.text_tokens
+    length = tokens + (facts.text_tokens if text_tokens is None else text_tokens)
     projections = (4 + 2 * facts.mlp_ratio) * facts.hidden**2 * 2 * length
     unseen = (tokens - 4 * refined) * 3 * refined
     attention = 4 * facts.hidden * (length**2 - unseen)
     return float(facts.blocks * (projections + attention))
 
 
-def flops_of_bypass(facts: ModelFacts, tokens: int, site: CacheSite = "final") -> float:
+def flops_of_bypass(
+    facts: ModelFacts, tokens: int, site: CacheSite = "final", *, text_tokens: int | None = None
+) -> float:
     """FLOPs of a step that starts from the cached feature: final modulation and projection, and at
-    the trunk one block before them.
+    the trunk one block before them, the only one that sees the text.
     """
     modulation = 2 * facts.hidden * 2 * facts.hidden
     projection = 2 * tokens * facts.hidden * facts.in_channels
-    head = flops_of_step(facts, tokens) / facts.blocks if site == "trunk" else 0.0
-    return float(modulation + projection) + head
+    block = flops_of_step(facts, tokens, text_tokens=text_tokens) / facts.blocks
+    return float(modulation + projection) + (block if site == "trunk" else 0.0)
 
 
-def activation_bytes(facts: ModelFacts, tokens: int, precision: str) -> int:
+def activation_bytes(
+    facts: ModelFacts, tokens: int, precision: str, *, text_tokens: int | None = None
+) -> int:
     """Estimate of a block's live tensors at its widest, batch 1, with fused attention.
 
     Per token: the residual stream, queries, keys and values, the MLP's hidden layer, and the
@@ -70,7 +77,8 @@ def activation_bytes(facts: ModelFacts, tokens: int, precision: str) -> int:
     unknown precision.
     """
     width = (1 + 3 + facts.mlp_ratio + 1 + facts.mlp_ratio) * facts.hidden
-    return (tokens + facts.text_tokens) * width * _ACTIVATION_BYTES[precision]
+    length = tokens + (facts.text_tokens if text_tokens is None else text_tokens)
+    return length * width * _ACTIVATION_BYTES[precision]
 
 
 def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = None) -> PlanCost:
@@ -93,7 +101,11 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
         ratio=baseline / flops,
         weight_bytes={name: facts.parameters * size for name, size in WEIGHT_BYTES.items()},
         activation_bytes={
-            name: activation_bytes(facts, max(plan.tokens), name) for name in _ACTIVATION_BYTES
+            name: max(
+                activation_bytes(facts, tokens, name, text_tokens=text)
+                for tokens, text in _lengths(facts, plan)
+            )
+            for name in _ACTIVATION_BYTES
         },
     )
 
@@ -103,15 +115,21 @@ def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
     costs: list[float] = []
     site = "final" if plan.cache is None else plan.cache.site
     small = plan.velocity_grid
-    coarse = 0.0 if small is None else flops_of_step(facts, small.tokens)
-    for stage, tokens, refined in zip(plan.stages, plan.tokens, plan.aligned, strict=True):
+    rows = zip(plan.stages, _lengths(facts, plan), plan.aligned, strict=True)
+    for stage, (tokens, text), refined in rows:
+        coarse = 0.0 if small is None else flops_of_step(facts, small.tokens, text_tokens=text)
         price = {
-            "full": flops_of_step(facts, tokens, refined=refined),
-            "bypass": coarse or flops_of_bypass(facts, tokens, site),
+            "full": flops_of_step(facts, tokens, refined=refined, text_tokens=text),
+            "bypass": coarse or flops_of_bypass(facts, tokens, site, text_tokens=text),
         }
         twice = sum(pair == ("full", "bypass") for pair in pairwise(stage.actions))
         costs.append(sum(price[action] for action in stage.actions) + coarse * twice)
     return tuple(costs)
+
+
+def _lengths(facts: ModelFacts, plan: StagePlan) -> list[tuple[int, int]]:
+    """Image tokens and text tokens of each stage."""
+    return list(zip(plan.tokens, plan.text_tokens(facts.text_tokens), strict=True))
 
 
 def cache_bytes(facts: ModelFacts, plan: StagePlan) -> int:

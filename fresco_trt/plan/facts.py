@@ -90,6 +90,12 @@ class ModelFacts:
         return self.double_blocks + self.single_blocks
 
     @property
+    def text_choices(self) -> tuple[int, ...]:
+        """Text tokens that a stage may take: all, half or a quarter of them, ascending."""
+        halved = (self.text_tokens / parts for parts in (4, 2, 1))
+        return tuple(int(count) for count in halved if count.is_integer())
+
+    @property
     def stage_counts(self) -> tuple[int, ...]:
         """Numbers of stages that some preset has a schedule for, ascending."""
         return tuple(sorted({count for schedules in self.presets.values() for count in schedules}))

@@ -38,6 +38,7 @@ def make_plan(
     delta: float | None = None,
     shift: float | None = None,
     cache: CacheConfig | str = NO_CACHE,
+    text_tokens: tuple[int, ...] = (),
 ) -> StagePlan:
     """The plan of ``stages`` stages for a picture of ``size`` (default: the model's own).
 
@@ -48,11 +49,12 @@ def make_plan(
     ``delta`` replaces the preset's switches, and restarts that it gives as numbers, by those of
     :func:`spectral_switches`, and ``shift`` the shift factor of every stage; the plan then names no
     preset either. ``cache``, an object or its spelling, says which steps are skipped, and what
-    predicts them.
+    predicts them. ``text_tokens``, one number a stage, cut the padding of the text; a plan that
+    cuts any names no preset.
 
     Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps``,
-    ``delta`` or ``shift``, IncompatibleOptions for a ``delta`` that cannot place every switch, and
-    what :func:`fresco_trt.plan.cache_schedule.cached` raises.
+    ``delta``, ``shift`` or ``text_tokens``, IncompatibleOptions for a ``delta`` that cannot place
+    every switch, and what :func:`fresco_trt.plan.cache_schedule.cached` raises.
     """
     name = preset or DEFAULT_PRESET
     chosen = find_preset(facts, name, stages)
@@ -63,6 +65,10 @@ def make_plan(
         chosen, name = _placed(facts, chosen, size or facts.default_size, delta), ""
     if shift is not None:
         chosen, name = replace(chosen, shift=(_check_shift(shift),) * len(chosen.steps)), ""
+    if text_tokens:
+        _check_text(facts, text_tokens, len(chosen.steps))
+        chosen = replace(chosen, text_tokens=text_tokens)
+        name = "" if min(text_tokens) < facts.text_tokens else name
     cache = CacheConfig.of(cache)
     check_read(cache)
     if cache.name != NONE:
@@ -76,23 +82,26 @@ def plan_from_preset(
     """The plan of a preset that need not be one of the model's; ``name`` is what the plan records.
 
     A share of a coarse grid's tokens is rounded to at least one and at most all but one of them.
-    Raises UnsupportedSize, InvalidPlan where the grid has too few tokens for its refinements, and
-    what :func:`fresco_trt.plan.cache_schedule.cached` does.
+    Raises UnsupportedSize, PlanError for text tokens that are no choice of the model's, InvalidPlan
+    where the grid has too few tokens for its refinements, and what
+    :func:`fresco_trt.plan.cache_schedule.cached` does.
     """
     size = facts.default_size if size is None else size
     levels = preset.levels
+    if preset.text_tokens:
+        _check_text(facts, preset.text_tokens, len(levels))
     grids = stage_grids(facts, size, levels[-1] + 1)
     # Every stage keeps the shift of the full resolution, as SPEED does: the model then sees the
     # levels it would see at full size, whatever the grid (arXiv 2605.18736, code).
     shifts = preset.shift or (facts.shift_factor(grids[-1].tokens),) * len(levels)
     lists = _sigma_lists(preset, shifts, fixed=facts.shift is None and preset.shift is None)
+    texts = [each if each < facts.text_tokens else None for each in preset.text_tokens]
+    rows = zip(levels, lists, texts or (None,) * len(levels), strict=True)
     plan = StagePlan(
         model=facts.name,
         size=size,
         preset=name,
-        stages=tuple(
-            _full_stage(grids[level], sigmas) for level, sigmas in zip(levels, lists, strict=True)
-        ),
+        stages=tuple(_full_stage(grids[level], sigmas, text) for level, sigmas, text in rows),
         transitions=tuple(
             _transition(preset, index, grids[level - 1].tokens)
             for index, level in enumerate(levels[1:])
@@ -172,6 +181,18 @@ def _check_shift(shift: float) -> float:
     return shift
 
 
+def _check_text(facts: ModelFacts, given: tuple[int, ...], stages: int) -> None:
+    choices = facts.text_choices
+    if len(given) != stages or not set(given) <= set(choices):
+        example = "+".join(map(str, (*choices[-2:-1], *choices[-1:] * stages)[:stages]))
+        raise PlanError(
+            f"text_tokens={'+'.join(map(str, given))} for {stages} "
+            f"{'stage' if stages == 1 else 'stages'} of {facts.name}",
+            expected=f"{stages}, one a stage, each {_either(tuple(map(str, choices)))}",
+            fix=f"write it like --preset {DEFAULT_PRESET},text_tokens={example}",
+        )
+
+
 def _placed(facts: ModelFacts, preset: Preset, size: Size, delta: float) -> Preset:
     """``preset`` with the criterion's switches; restarts given as numbers were for the old ones."""
     stages = len(preset.steps)
@@ -192,9 +213,9 @@ def _placed(facts: ModelFacts, preset: Preset, size: Size, delta: float) -> Pres
     return replace(preset, switch=switches, restart=restart)
 
 
-def _full_stage(grid: Grid, sigmas: tuple[float, ...]) -> Stage:
+def _full_stage(grid: Grid, sigmas: tuple[float, ...], text_tokens: int | None) -> Stage:
     actions: list[Action] = ["full"] * (len(sigmas) - 1)
-    return Stage(grid=grid, sigmas=sigmas, actions=tuple(actions))
+    return Stage(grid=grid, sigmas=sigmas, actions=tuple(actions), text_tokens=text_tokens)
 
 
 def _sigma_lists(

@@ -170,10 +170,11 @@ def graph_memory(
     """What the graph of ``signature`` takes with its tensors in precision ``rest``, batch 1."""
     tokens = signature.output("velocity").shape[1]
     names = [spec.name for spec in (*signature.inputs, *signature.outputs)]
-    runs_blocks = "text" in names
-    if runs_blocks:
-        alive = activation_bytes(facts, tokens, rest)
-        scores = facts.heads * (tokens + facts.text_tokens) ** 2 * WEIGHT_BYTES[rest]
+    text = next((spec.shape[1] for spec in signature.inputs if spec.name == "text"), None)
+    runs_blocks = text is not None
+    if text is not None:
+        alive = activation_bytes(facts, tokens, rest, text_tokens=text)
+        scores = facts.heads * (tokens + text) ** 2 * WEIGHT_BYTES[rest]
     else:
         alive, scores = bypass_activation_bytes(facts, tokens, rest), 0
     all_blocks = facts.blocks if action == "full" else 1

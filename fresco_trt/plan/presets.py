@@ -38,6 +38,7 @@ class Preset:
     shift factor of each stage, None for the model's own at full resolution. ``lift``, ``noise`` and
     ``window`` as in :class:`~fresco_trt.plan.stages.Transition`, ``solver`` and ``positions`` as in
     :class:`~fresco_trt.plan.stages.StagePlan`; ``cache`` says which steps are skipped.
+    ``text_tokens`` of each stage, coarsest first, or () where each takes the whole text.
 
     Raises InvalidPlan when the lengths disagree, a stage has no step, the switches do not fall
     within (0, 1), a restart lies below its switch, a rewind comes with a lift that it would not
@@ -56,6 +57,7 @@ class Preset:
     solver: Solver = "euler"
     positions: Positions = "fine"
     cache: CacheConfig = NO_CACHE
+    text_tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:
@@ -68,6 +70,9 @@ class Preset:
             raise _invalid(f"noise 'rewind' with lift {self.lift!r}", "lift 'haar'")
         if self.solver not in SOLVERS:
             raise _invalid(f"the solver {self.solver!r}", f"one of {', '.join(SOLVERS)}")
+        if self.text_tokens and len(self.text_tokens) != len(self.steps):
+            given = f"text tokens of {len(self.text_tokens)} stages"
+            raise _invalid(given, f"none, or {len(self.steps)} numbers, one a stage")
 
     @property
     def restarts(self) -> tuple[float, ...]:

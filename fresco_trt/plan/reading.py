@@ -17,17 +17,19 @@ REMAKE = "make the plan again with `fresco-trt plan`, or restore the file it was
 Choice = TypeVar("Choice", bound=str)
 
 
-def record(value: object, keys: Sequence[str], what: str) -> Mapping[str, object]:
-    """``value`` as a mapping that has exactly ``keys``."""
+def record(
+    value: object, keys: Sequence[str], what: str, optional: Sequence[str] = ()
+) -> Mapping[str, object]:
+    """``value`` as a mapping that has exactly ``keys``, and perhaps some that are ``optional``."""
     if not isinstance(value, Mapping):
         raise _wrong(value, "an object", what)
     missing = [key for key in keys if key not in value]
-    unknown = [str(key) for key in value if key not in keys]
+    unknown = [str(key) for key in value if key not in (*keys, *optional)]
     for names, problem in ((missing, "lacks"), (unknown, "has the unknown")):
         if names:
             raise InvalidPlan(
                 f"{what} {problem} {_plural('key', names)} {', '.join(names)}",
-                expected=f"exactly {', '.join(keys)}",
+                expected=f"exactly {', '.join(keys)}{_perhaps(optional)}",
                 fix=REMAKE,
             )
     return value
@@ -95,6 +97,10 @@ def _short(value: object) -> str:
         return f"of type {kind}"
     shown = repr(value)
     return f"{shown if len(shown) <= 60 else shown[:57] + '...'} ({kind})"
+
+
+def _perhaps(optional: Sequence[str]) -> str:
+    return f", and perhaps {', '.join(optional)}" if optional else ""
 
 
 def _plural(word: str, names: Sequence[str]) -> str:

@@ -32,8 +32,9 @@ class Config:
     """Base of the config objects: frozen dataclasses of keyword-only fields, each with a default.
 
     A field is a bool, an int, a float, a str or a Path, or None where that is its default, or a
-    tuple of words. The head may be left out of a spelling where its default is empty. Raises
-    PlanError for a value of another type, and for a text that is empty or has spaces around it.
+    tuple of words or of whole numbers. The head may be left out of a spelling where its default is
+    empty. Raises PlanError for a value of another type, and for a text that is empty or has spaces
+    around it.
     """
 
     option: ClassVar[str]
@@ -124,13 +125,14 @@ class _Field:
     @property
     def expected(self) -> str:
         """What its value has to be, in words."""
-        return "words joined with +" if self.several else _KINDS[self.kind][0]
+        one = _KINDS[self.kind][0]
+        return f"{one.removeprefix('a ')}s joined with +" if self.several else one
 
     @property
     def example(self) -> object:
         """A value that it takes."""
-        word = _KINDS[self.kind][1]
-        return (word,) if self.several else _value(self.kind, word)
+        value = _value(self.kind, _KINDS[self.kind][1])
+        return (value,) if self.several else value
 
     def holds(self, value: object) -> bool:
         """Whether it may have ``value``."""
@@ -141,7 +143,7 @@ class _Field:
     def spelt(self, value: Any, separators: str) -> str:
         """``value`` with everything that separates escaped."""
         if self.several:
-            return "+".join(_escaped(each, f"{separators}+") for each in value)
+            return "+".join(_escaped(str(each), f"{separators}+") for each in value)
         if value is None:
             return ""
         return str(value).lower() if self.kind is bool else _escaped(str(value), separators)
@@ -150,7 +152,8 @@ class _Field:
         """Inverse of :meth:`spelt`. Raises PlanError for a text that is no such value."""
         try:
             if self.several:
-                value: object = tuple(_plain(each).strip() for each in _split(text, "+"))
+                parts = (_plain(each).strip() for each in _split(text, "+"))
+                value: object = tuple(_value(self.kind, each) for each in parts)
             else:
                 value = _value(self.kind, _plain(text))
         except ValueError:
@@ -160,7 +163,7 @@ class _Field:
             raise PlanError(
                 f"{self.name}={text} in {given}",
                 expected=self.expected,
-                fix=f"write it like {self.name}={example}{'+other' if self.several else ''}",
+                fix=f"write it like {self.name}={'+'.join([example] * (1 + self.several))}",
             )
         return value
 

@@ -36,6 +36,8 @@ STAGE_KEYS = (
     "actions",
     "sigmas",
 )
+STAGE_EXTRAS = ("text_tokens",)
+"""Keys that only a stage with something of its own to say has."""
 _TRANSITION_KEYS = ("sigma", "restart", "lift", "noise", "refinements", "window")
 
 
@@ -45,13 +47,16 @@ class Stage:
 
     ``sigmas`` has one value more than there are steps; step i goes from ``sigmas[i]`` to
     ``sigmas[i+1]``. ``actions`` says for each step whether the whole network runs ("full") or only
-    what follows the cached feature ("bypass"). Raises InvalidPlan unless the sigmas fall strictly
-    within [0, 1] and the first action is "full": the cache of a new grid is empty.
+    what follows the cached feature ("bypass"). ``text_tokens`` is how many tokens of the prompt's
+    text the stage takes at most; None for all that the prompt is encoded to. Raises InvalidPlan
+    unless the sigmas fall strictly within [0, 1], the first action is "full" (the cache of a new
+    grid is empty), and there is a token of text.
     """
 
     grid: Grid
     sigmas: tuple[float, ...]
     actions: tuple[Action, ...]
+    text_tokens: int | None = None
 
     def __post_init__(self) -> None:
         sigmas = self.sigmas
@@ -66,6 +71,8 @@ class Stage:
             raise _invalid(f"the action {unknown[0]!r}", f"one of {', '.join(ACTIONS)}")
         if self.actions[0] != "full":
             raise _invalid("a stage whose first step is a bypass", "a full step first")
+        if self.text_tokens is not None and self.text_tokens < 1:
+            raise _invalid(f"a stage with {self.text_tokens} text tokens", "one or more")
 
     @property
     def steps(self) -> int:
@@ -135,7 +142,12 @@ class Transition:
 
 
 def stage_to_json(stage: Stage, tokens: int, refined: int) -> dict[str, object]:
-    """A stage as JSON values, with the numbers that follow from the plan around it."""
+    """A stage as JSON values, with the numbers that follow from the plan around it.
+
+    ``text_tokens`` is there only where the stage's text is cut: a plan that cuts none is written
+    as it was before stages could.
+    """
+    cut = {} if stage.text_tokens is None else {"text_tokens": stage.text_tokens}
     return {
         "grid": stage.grid.to_json(),
         "tokens": tokens,
@@ -145,18 +157,22 @@ def stage_to_json(stage: Stage, tokens: int, refined: int) -> dict[str, object]:
         "sigma_end": stage.sigmas[-1],
         "actions": list(stage.actions),
         "sigmas": list(stage.sigmas),
+        **cut,
     }
 
 
 def stage_from_json(value: object) -> Stage:
     """Inverse of :func:`stage_to_json`, but for ``tokens`` and ``refined``. Raises InvalidPlan."""
-    found = record(value, STAGE_KEYS, "stage")
+    found = record(value, STAGE_KEYS, "stage", STAGE_EXTRAS)
     stage = Stage(
         grid=Grid.from_json(found["grid"]),
         sigmas=tuple(number(each, "stage sigma") for each in items(found["sigmas"], "sigmas")),
         actions=tuple(
             choice(each, ACTIONS, "stage action") for each in items(found["actions"], "actions")
         ),
+        text_tokens=whole(found["text_tokens"], "stage text_tokens")
+        if "text_tokens" in found
+        else None,
     )
     agree(whole(found["steps"], "stage steps"), stage.steps, "stage steps")
     agree(number(found["sigma_start"], "sigma_start"), stage.sigmas[0], "sigma_start")

@@ -25,7 +25,7 @@ from fresco_trt.plan.stage import LIFTS as LIFTS
 from fresco_trt.plan.stage import NOISES as NOISES
 from fresco_trt.plan.stage import POSITIONS as POSITIONS
 from fresco_trt.plan.stage import SOLVERS as SOLVERS
-from fresco_trt.plan.stage import STAGE_KEYS, stage_from_json, stage_to_json
+from fresco_trt.plan.stage import STAGE_EXTRAS, STAGE_KEYS, stage_from_json, stage_to_json
 from fresco_trt.plan.stage import Lift as Lift
 from fresco_trt.plan.stage import Noise as Noise
 from fresco_trt.plan.stage import Positions as Positions
@@ -114,6 +114,15 @@ class StagePlan:
         return tuple(counts)
 
     @property
+    def cuts_text(self) -> bool:
+        """Whether a stage says how much of the prompt's text it takes."""
+        return any(stage.text_tokens is not None for stage in self.stages)
+
+    def text_tokens(self, whole: int) -> tuple[int, ...]:
+        """Text tokens of each stage, for a prompt that is encoded to ``whole`` of them."""
+        return tuple(min(stage.text_tokens or whole, whole) for stage in self.stages)
+
+    @property
     def refined(self) -> tuple[int, ...]:
         """Coarse tokens already expanded in each stage: 0 on a whole grid."""
         counts = [0]
@@ -181,7 +190,7 @@ class StagePlan:
         )
         agree(whole(found["nfe"], "plan nfe"), plan.nfe, "plan nfe")
         for stage, tokens, refined in zip(stages, plan.tokens, plan.refined, strict=True):
-            stored = record(stage, STAGE_KEYS, "stage")
+            stored = record(stage, STAGE_KEYS, "stage", STAGE_EXTRAS)
             agree(whole(stored["tokens"], "stage tokens"), tokens, "stage tokens")
             agree(whole(stored["refined"], "stage refined"), refined, "stage refined")
         return plan

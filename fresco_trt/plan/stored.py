@@ -102,6 +102,11 @@ def plan_problems(plan: StagePlan, facts: ModelFacts) -> Iterator[tuple[str, str
         found = ", ".join(str(stage.grid) for stage in plan.stages)
         yield f"a plan on the grids {found}", f"{', '.join(map(str, grids))} for {facts.name}"
         return
+    cut = facts.text_choices[:-1]
+    for stage in plan.stages:
+        if stage.text_tokens is not None and stage.text_tokens not in cut:
+            expected = " or ".join(map(str, cut)) or "no text_tokens"
+            yield f"a stage with {stage.text_tokens} text tokens", f"{expected}, or no such key"
     if abs(plan.stages[0].sigmas[0] - 1.0) > SIGMA_TOLERANCE:
         yield f"a plan that starts at sigma {plan.stages[0].sigmas[0]:g}", "1, from noise alone"
     for each in plan.transitions:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fresco_trt.plan.stages import SIGMA_TOLERANCE
 from fresco_trt.run.cache.stage_cache import StageCache
+from fresco_trt.run.text import TEXT, check_text
 from fresco_trt.run.transition import check_generator, check_transition, draws
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Conditioning:
     ``v- + true_cfg_scale * (v - v-)`` (classifier-free guidance, arXiv 2207.12598, eq. 6, in
     diffusers' ``true_cfg_scale``). ``references`` are latents [B,C,(F),H,W] of full resolution, one
     a reference picture: their tokens stand behind the target's, at each stage's own resolution.
+    ``prompt_tokens`` is how many of the text's tokens are the longest prompt's own, in either
+    branch: what is behind them is padding, which a plan may cut. None where that is not known.
 
     Raises ValueError for branches of other inputs, and for a scale without a branch.
     """
@@ -43,6 +46,7 @@ class Conditioning:
     negative: Mapping[str, Tensor] | None = None
     true_cfg_scale: float = 1.0
     references: tuple[Tensor, ...] = ()
+    prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.negative is None and self.true_cfg_scale != 1.0:
@@ -65,6 +69,7 @@ class Conditioning:
             else {name: value.to(device) for name, value in negative.items()},
             true_cfg_scale=self.true_cfg_scale,
             references=tuple(each.to(device) for each in self.references),
+            prompt_tokens=self.prompt_tokens,
         )
 
     @property
@@ -79,7 +84,7 @@ def _kinds(inputs: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Request:
-    """The arguments of :func:`fresco_trt.run.sampler.sample`; raises ``ValueError`` as it says."""
+    """The arguments of :func:`fresco_trt.run.sampler.sample`; raises as it says."""
 
     plan: StagePlan
     runners: Mapping[str, Runner]
@@ -95,6 +100,7 @@ class Request:
         _check_engines(self.plan, self.runners)
         _check_grids(self.plan, self.pyramid)
         _check_references(self.plan, self.conditioning, self.pyramid)
+        _check_text(self.plan, self.conditioning)
         check_transitions(self.plan)
         for index in range(len(self.plan.stages)):
             StageCache.of(self.plan, index, self.basis)
@@ -170,3 +176,13 @@ def _check_references(plan: StagePlan, given: Conditioning, pyramid: NoisePyrami
             "references with phase-aligned attention or coarse velocities; expected a plan without:"
             " both take the target's tokens alone"
         )
+
+
+def _check_text(plan: StagePlan, given: Conditioning) -> None:
+    if not plan.cuts_text:
+        return
+    if TEXT not in given.inputs:
+        raise ValueError(
+            f"a plan that cuts the text with the inputs {sorted(given.inputs)}; expected {TEXT!r}"
+        )
+    check_text(plan, given.prompt_tokens, given.inputs[TEXT].shape[1])

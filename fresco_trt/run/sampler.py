@@ -91,7 +91,8 @@ def sample(
 
     Raises ``ValueError``, before any engine runs, for a plan that does not start at sigma 1, a
     missing runner, a pyramid that lacks a grid, more than one picture where a stage is mixed,
-    references of another size, or a transition that cannot be applied. While running,
+    references of another size, or a transition that cannot be applied, and ``PromptTooLong`` for a
+    prompt that a stage takes less of. While running,
     ``SignatureMismatch`` if an engine's velocity does not match its latents, ``NonFiniteValues`` if
     it is not finite (on the CPU at that step, on another device when all steps were taken), and
     whatever a runner raises, with the stage and step in front.

@@ -24,6 +24,7 @@ from fresco_trt.run.request import engine_name
 from fresco_trt.run.resample import block_mean
 from fresco_trt.run.selection import Window
 from fresco_trt.run.solver import SOLVERS, StageSolver
+from fresco_trt.run.text import stage_inputs, stage_tables
 from fresco_trt.run.transition import apply_transition, estimate_x0, ratio_of
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class StageState:
         twice = sorted(named.keys() & given.inputs.keys())
         if twice:
             raise ValueError(f"constant inputs {twice} are set by the sampler; expected others")
-        inputs = given.branches
+        inputs = tuple(stage_inputs(request, index, each) for each in given.branches)
         if stacked:
             first, second = inputs
             inputs = ({name: torch.cat([first[name], second[name]]) for name in first},)
@@ -230,7 +231,7 @@ class StageState:
 
 def _velocity(outputs: Mapping[str, Tensor], tokens: Tensor, batch: int) -> Tensor:
     velocity = outputs.get("velocity")
-    wanted = tokens if batch == len(tokens) else tokens.expand(batch, -1, -1)
+    wanted = tokens[:1].expand(batch, -1, -1)
     if velocity is None or _kind(velocity) != _kind(wanted):
         raise SignatureMismatch(
             f"the engine gave {'nothing' if velocity is None else _kind(velocity)} for velocity",
@@ -273,8 +274,10 @@ def _latents(
 def _tables(request: Request, index: int, mixed: Mixed | None) -> Mapping[str, Tensor]:
     patchifier, references = request.patchifier, len(request.conditioning.references)
     if mixed is None:
-        return whole_tables(patchifier, request.plan.stages[index].grid, references)
-    return mixed_tables(patchifier, mixed, request.plan.positions, references)
+        tables = whole_tables(patchifier, request.plan.stages[index].grid, references)
+    else:
+        tables = mixed_tables(patchifier, mixed, request.plan.positions, references)
+    return stage_tables(request, index, tables)
 
 
 def _coarse_velocity(

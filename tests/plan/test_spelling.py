@@ -41,7 +41,13 @@ CONFIGS: st.SearchStrategy[Config] = st.one_of(
         force=st.booleans(),
     ),
     st.builds(TargetConfig, gpus=TUPLES, layout=TEXTS, stream_weights=st.booleans()),
-    st.builds(PresetConfig, name=st.none() | TEXTS, delta=NUMBERS, shift=NUMBERS),
+    st.builds(
+        PresetConfig,
+        name=st.none() | TEXTS,
+        delta=NUMBERS,
+        shift=NUMBERS,
+        text_tokens=st.lists(st.integers(), max_size=3).map(tuple),
+    ),
 )
 
 
@@ -78,6 +84,7 @@ def test_the_spelling_is_an_exact_inverse(config: Config) -> None:
         ("", TargetConfig()),
         ("balanced,delta=0.05,shift=9.5", PresetConfig(name="balanced", delta=0.05, shift=9.5)),
         ("delta=0.05", PresetConfig(delta=0.05)),
+        ("fast,text_tokens=128+256", PresetConfig(name="fast", text_tokens=(128, 256))),
     ],
 )
 def test_the_spelling_is_the_documented_one(text: str, config: Config) -> None:
@@ -118,6 +125,7 @@ def test_the_example_that_messages_show_is_one(kind: type[Config]) -> None:
         (QuantConfig, "keep=a", "no precision"),
         (TargetConfig, "sm89,sm120", "the word 'sm120' .* sm89\\+sm120"),
         (PresetConfig, "balanced,delta=nan", "delta=nan .* a number"),
+        (PresetConfig, "text_tokens=1+x", "tokens=1\\+x in .* whole numbers .*tokens=3\\+3"),
     ],
 )
 def test_a_wrong_spelling_says_what_was_expected(
@@ -141,6 +149,8 @@ def test_a_wrong_spelling_says_what_was_expected(
         (QuantConfig, {"force": 1}),
         (TargetConfig, {"gpus": ("sm89", 89)}),
         (PresetConfig, {"delta": float("inf")}),
+        (PresetConfig, {"text_tokens": ("128",)}),
+        (PresetConfig, {"text_tokens": 128}),
     ],
 )
 def test_a_value_of_another_type_is_refused(kind: Any, fields: dict[str, Any]) -> None:

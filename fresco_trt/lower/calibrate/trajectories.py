@@ -56,8 +56,8 @@ def walks(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[Itera
     """
     taps = _taps(reference, plan, scope)
     return [
-        _walk(reference, plan, taps, inputs, number)
-        for number, inputs in enumerate(conditions(reference))
+        _walk(reference, plan, taps, given, number)
+        for number, given in enumerate(conditions(reference))
     ]
 
 
@@ -76,11 +76,11 @@ def _walk(
     reference: Reference,
     plan: StagePlan,
     taps: Mapping[str, _Tap],
-    inputs: dict[str, Tensor],
+    given: Conditioning,
     number: int,
 ) -> Iterator[Seen]:
     before, stage = 0, 0
-    for step in drawn(reference, plan, taps, inputs, number):
+    for step in drawn(reference, plan, taps, given, number):
         if step.stage != stage:
             before, stage = step.step, step.stage
         yield Seen(
@@ -89,7 +89,7 @@ def _walk(
             sigma=step.sigma,
             feature=taps[engine_name(step.stage, "full")].feature,
             velocity=step.velocity,
-            inputs={**inputs, "timestep": torch.tensor([step.sigma])},
+            inputs={**given.inputs, "timestep": torch.tensor([step.sigma])},
         )
 
 
@@ -97,21 +97,24 @@ def drawn(
     reference: Reference,
     plan: StagePlan,
     runners: Mapping[str, Runner],
-    inputs: Mapping[str, Tensor],
+    given: Conditioning,
     number: int,
     basis: Tensor | None = None,
 ) -> Iterator[Step]:
     """The sampler's steps of the prompt counted from 0, from its own seed, over any runners."""
     facts = reference.facts
     denoiser = Denoiser.of(facts, plan, runners, text_tokens=facts.text_tokens, basis=basis)
-    return denoiser.steps(Conditioning(inputs=inputs), reference.seed + number)
+    return denoiser.steps(given, reference.seed + number)
 
 
-def conditions(reference: Reference) -> list[dict[str, Tensor]]:
+def conditions(reference: Reference) -> list[Conditioning]:
     """What each prompt gives the engines: text, pooled, and guidance where the model takes it."""
     facts = reference.facts
     encode = reference.family.components.prompt_encoder(reference.pipeline, facts.text_tokens)
-    return [_inputs(facts, encode(prompt)) for prompt in reference.prompts]
+    return [
+        Conditioning(inputs=_inputs(facts, encode(prompt)), prompt_tokens=encode.tokens(prompt))
+        for prompt in reference.prompts
+    ]
 
 
 class _Tap(BorrowedRunner):

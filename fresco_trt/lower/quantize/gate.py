@@ -70,11 +70,11 @@ def judge(
     with ExitStack() as scope:
         comparing = _comparing(reference, runners, scope)
         cases = conditions(reference)
-        for number, inputs in enumerate(cases):
+        for number, given in enumerate(cases):
             progress(JUDGING, number / len(cases))
             wanted, got = (
                 _pixels(
-                    reference, plan, decode, drawn(reference, plan, drawers, inputs, number, basis)
+                    reference, plan, decode, drawn(reference, plan, drawers, given, number, basis)
                 )
                 for drawers in (comparing, runners)
             )

@@ -16,6 +16,7 @@ from fresco_trt.models.checkpoint import counted
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.finite import all_finite
 from fresco_trt.models.flux.config import COMPONENTS, REPOSITORIES
+from fresco_trt.models.flux.tokens import own_tokens
 from fresco_trt.models.quiet import no_bar
 from fresco_trt.models.weights import (
     bundled_components,
@@ -150,6 +151,11 @@ class FluxPrompt:
             _require_finite(value, f"the {name} of the pipeline folder")
         return {"pooled": pooled.float().contiguous(), "text": text.float().contiguous()}
 
+    def tokens(self, prompt: str) -> int:
+        """As in the protocol, of the sequence encoder: the mark at the end is the prompt's."""
+        _require_text(prompt)
+        return self._sequence.own(prompt, self._lengths[1])
+
     def _warn_unknown(self, prompt: str) -> None:
         """One warning for both encoders: in the demo they know the same words."""
         unknown = [*self._pooled.unknown(prompt), *self._sequence.unknown(prompt)]
@@ -198,6 +204,10 @@ class _Tokens:
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         found: Tensor = self._tokenizer(prompt, max_length=length, **options).input_ids
         return found
+
+    def own(self, prompt: str, length: int) -> int:
+        """How many of the ids stand in front of the padding."""
+        return own_tokens(self._tokenizer, [prompt], length)
 
     def unknown(self, prompt: str) -> list[str]:
         """Words without a token of their own; sub-word tokenizers know every word."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.models.flux.config import TRANSFORMER
-from fresco_trt.models.flux.tokens import unpack
+from fresco_trt.models.flux.tokens import own_tokens, unpack
 from fresco_trt.plan.schedule import ShiftRule
 
 if TYPE_CHECKING:
@@ -156,6 +156,18 @@ class FluxDriver:
         negative = encode("negative_") if _is_guided(values) else None
         branches = _floats(given), None if negative is None else _floats(negative)
         return branches, given["text"].dtype
+
+    def prompt_tokens(self, pipe: Any, values: Mapping[str, Any], text_tokens: int) -> int | None:
+        """As in the protocol, of the second encoder, whose tokens are the text."""
+        prompts: list[str] = []
+        for prefix in ("", "negative_") if _is_guided(values) else ("",):
+            if values[f"{prefix}prompt_embeds"] is not None:
+                return None
+            given = values[f"{prefix}prompt_2"] or values[f"{prefix}prompt"]
+            prompts += given if isinstance(given, list) else [given]
+        # As encode_prompt does: a textual inversion is several tokens of its own.
+        prompts = pipe.maybe_convert_prompt(prompts, pipe.tokenizer_2)
+        return own_tokens(pipe.tokenizer_2, prompts, text_tokens)
 
     def noise(
         self, pipe: Any, facts: ModelFacts, plan: StagePlan, given: Mapping[str, Any]

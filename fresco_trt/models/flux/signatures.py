@@ -104,9 +104,10 @@ def stage_signature(
 
     The full graph gives its feature if ``feature`` says so; None: where a later step of the stage
     is a bypass. Where bypass steps are coarse velocities, theirs is the full graph of that grid,
-    and no graph has a feature.
+    and no graph has a feature. ``text_tokens`` is what a prompt is encoded to, of which the plan
+    may give the stage less.
     """
-    tokens = plan.tokens[stage]
+    tokens, text_tokens = plan.tokens[stage], plan.text_tokens(text_tokens)[stage]
     site: CacheSite = "final" if plan.cache is None else plan.cache.site
     if action == "bypass" and plan.velocity_grid is not None:
         return full_signature(facts, plan.velocity_grid.tokens, text_tokens, batch=batch)

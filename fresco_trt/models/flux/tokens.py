@@ -1,13 +1,13 @@
-"""FLUX's tokens: 2x2 latent pixels each, and where they are.
+"""FLUX's tokens: 2x2 latent pixels each, and where they are; and how many are a prompt's own.
 
 Read at request time. Importing this file imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
@@ -49,6 +49,21 @@ def position_ids(rows: int, columns: int, image: int = 0) -> Tensor:
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     ids = torch.stack([torch.full_like(row, image), row, column], dim=-1)
     return ids.reshape(-1, 3).to(torch.float32)
+
+
+def own_tokens(tokenizer: Any, prompts: Sequence[str], length: int) -> int:
+    """How many of ``length`` token ids are the longest prompt's own: up to the last that is no
+    padding, wherever a tokenizer pads.
+    """
+    masks = tokenizer(
+        list(prompts),
+        padding="max_length",
+        max_length=length,
+        truncation=True,
+        return_attention_mask=True,
+    ).attention_mask
+    places = (place for mask in masks for place, own in enumerate(mask, start=1) if own)
+    return max(places, default=0)
 
 
 def rotary_tables(facts: ModelFacts, text_tokens: int, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from fresco_trt.plan.arguments import (
     whole,
     word,
 )
-from fresco_trt.plan.config import CacheConfig
+from fresco_trt.plan.config import CacheConfig, PresetConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -77,6 +77,7 @@ def enable(
             preset=named.name,
             delta=named.delta,
             shift=named.shift,
+            text_tokens=named.text_tokens or None,
             cache=None if cache is None else CacheConfig.of(cache),
         )
         _enable(pipe, choices, optional(place, "engines", engines))
@@ -87,12 +88,21 @@ def _enable(pipe: Any, choices: Choices, engines: Path | None) -> None:
     check_kind(kind)
     source = _source(pipe, choices, engines)
     disable(pipe)
-    asked = {name: getattr(choices, name) for name in choices.given}
+    asked = _asked(choices)
     if engines is not None:
         asked["engines"] = engines.absolute()
     held = Held(source=source, asked=asked)
     pipe.__class__ = _enabled_class(kind, held)
     held.by.add(pipe)
+
+
+def _asked(choices: Choices) -> dict[str, Any]:
+    """The arguments that ask for the same: text tokens are spelt with the preset."""
+    asked = {name: getattr(choices, name) for name in choices.given}
+    text = asked.pop("text_tokens", None)
+    if text is not None:
+        asked["preset"] = PresetConfig(name=choices.preset, text_tokens=text)
+    return asked
 
 
 def disable(pipe: Any) -> None:

@@ -21,6 +21,7 @@ from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of, is_cached
 from fresco_trt.pipelines.image import guidance_of
 from fresco_trt.run.denoise import Denoiser
 from fresco_trt.run.request import Conditioning
+from fresco_trt.run.text import TEXT, check_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,8 @@ def draw(
     call = read_call(function, driver, pipe, args, given)
     plan = source.plan(pipe, facts, call)
     text_tokens, pictures = source.text_tokens(call), call.pictures
+    own = driver.prompt_tokens(pipe, call.values, text_tokens) if plan.cuts_text else None
+    check_text(plan, own, text_tokens)
     _begin(pipe, call, plan)
     with torch.no_grad():
         (given_text, negative), dtype = driver.encoded(pipe, call.values, text_tokens)
@@ -77,6 +80,7 @@ def draw(
                 denoiser=denoiser,
                 inputs=given_text,
                 negative=negative,
+                prompt_tokens=own,
                 dtype=dtype,
             )
             tokens = drawing.tokens(field, batch)
@@ -138,6 +142,7 @@ class Drawing:
     denoiser: Denoiser
     inputs: Mapping[str, Tensor]
     negative: Mapping[str, Tensor] | None
+    prompt_tokens: int | None
     dtype: torch.dtype
 
     def tokens(self, field: Tensor, batch: int) -> Tensor:
@@ -178,6 +183,7 @@ class Drawing:
             if negative is None
             else {name: value[pictures] for name, value in negative.items()},
             true_cfg_scale=1.0 if negative is None else self.call.values["true_cfg_scale"],
+            prompt_tokens=self.prompt_tokens,
         )
 
     def _call_back(self, index: int, timestep: Tensor, steps: Sequence[Step]) -> None:
@@ -186,6 +192,7 @@ class Drawing:
         ours["latents"] = torch.cat([step.tokens for step in steps])
         names = self.call.values["callback_on_step_end_tensor_inputs"]
         shown = {name: ours[name].to(self.dtype) for name in names}
+        behind = self._behind().clone()
         function = self.call.values["callback_on_step_end"]
         returned = function(self.pipe, index, timestep, dict(shown))
         if not isinstance(returned, dict):
@@ -196,9 +203,21 @@ class Drawing:
             )
         for name in returned.keys() & ours.keys():
             _replace(name, returned[name], ours[name])
+        if not torch.equal(self._behind(), behind):
+            raise IncompatibleOptions(
+                "a text from callback_on_step_end that differs where a stage does not read it",
+                expected=f"changes in the first {self.inputs[TEXT].shape[1] - behind.shape[1]} "
+                "tokens: text_tokens cut what is behind them",
+                fix="leave the others as they are, or enable the pipeline without text_tokens",
+            )
         if "latents" in returned:
             for step, part in zip(steps, ours["latents"].chunk(len(steps)), strict=True):
                 step.tokens.copy_(part)
+
+    def _behind(self) -> Tensor:
+        """The part of the text that not every stage takes."""
+        text = self.inputs[TEXT]
+        return text[:, min(self.denoiser.plan.text_tokens(text.shape[1])) :]
 
 
 def _replace(name: str, returned: Any, ours: Tensor) -> None:

@@ -49,6 +49,7 @@ class Choices:
     preset: str | None = None
     delta: float | None = None
     shift: float | None = None
+    text_tokens: tuple[int, ...] | None = None
     cache: CacheConfig | None = None
 
     @property
@@ -84,6 +85,7 @@ class Choices:
             steps=steps,
             delta=self.delta,
             shift=self.shift,
+            text_tokens=self.text_tokens or (),
             cache=self.cache or NO_CACHE,
         )
 

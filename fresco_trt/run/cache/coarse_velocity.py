@@ -92,16 +92,18 @@ class CoarseVelocity:
         inputs: Mapping[str, Tensor],
     ) -> Self:
         """For the stage counted from 0 with ``tokens`` [B,N,4C]; ``runner`` is the small
-        grid's, ``inputs`` the constant ones of a branch.
+        grid's, ``inputs`` the constant ones of a branch, as the stage takes them.
         """
         grid, small = request.plan.stages[index].grid, request.plan.velocity_grid
         if small is None:
             raise ValueError("a plan without coarse velocities; expected one with that cache")
         from fresco_trt.run.positions import whole_tables
+        from fresco_trt.run.text import stage_tables
 
         own = tokens.new_empty(tokens.shape[0], small.tokens, tokens.shape[2])
         timestep = tokens.new_empty(tokens.shape[0])
-        named = {"latents": own, "timestep": timestep, **whole_tables(request.patchifier, small, 0)}
+        tables = stage_tables(request, index, whole_tables(request.patchifier, small, 0))
+        named = {"latents": own, "timestep": timestep, **tables}
         return cls(
             runner=runner,
             patchifier=request.patchifier,
