@@ -145,7 +145,7 @@ class FadingGraphs:
         """The module behind a signature: here the transformer, whatever the size."""
         return transformer
 
-    def cut(self, graph: torch.nn.Module, signature: GraphSignature) -> Any:
+    def cut(self, graph: torch.nn.Module, signature: GraphSignature, *, fuse: bool = False) -> Any:
         """Blocks that are compiled one by one, for the backend inductor."""
         raise NotImplementedError
 
@@ -174,13 +174,13 @@ class FadingWeights:
             return FadingTransformer(self.config(facts)).eval().requires_grad_(False)
         return self.stored(Path(str(weights)) / "transformer")
 
-    def stored(self, folder: Path) -> torch.nn.Module:
+    def stored(self, folder: Path, device: str = "cpu") -> torch.nn.Module:
         """The transformer of a folder."""
         from safetensors.torch import load_file
 
         model = FadingTransformer(json.loads((folder / "config.json").read_text(encoding="utf-8")))
         model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
-        return model.eval().requires_grad_(False)
+        return model.to(device).eval().requires_grad_(False)
 
     def parameters(self, facts: ModelFacts, *settings: Any, **others: Any) -> Parameters:
         """How many there are, for ``--dry-run``."""

@@ -183,7 +183,7 @@ class ToyGraphs:
     def module(self, transformer: nn.Module, signature: GraphSignature) -> nn.Module:
         return ToyGraph(transformer, signature).eval()
 
-    def cut(self, graph: nn.Module, signature: GraphSignature) -> Any:
+    def cut(self, graph: nn.Module, signature: GraphSignature, *, fuse: bool = False) -> Any:
         raise NotImplementedError
 
     def attention(self, transformer: nn.Module) -> Mapping[str, Callable[[nn.Module], None]]:
@@ -214,12 +214,12 @@ class ToyWeights:
             torch.manual_seed(seed)
             return ToyTransformer().to(dtype or torch.float32).eval().requires_grad_(False)
 
-    def stored(self, folder: Path) -> nn.Module:
+    def stored(self, folder: Path, device: str = "cpu") -> nn.Module:
         from safetensors.torch import load_file
 
         model = ToyTransformer()
         model.load_state_dict(load_file(folder / "diffusion_pytorch_model.safetensors"))
-        return model.eval().requires_grad_(False)
+        return model.to(device).eval().requires_grad_(False)
 
     def parameters(
         self, facts: ModelFacts, action: Action, site: CacheSite, **quantised: Any

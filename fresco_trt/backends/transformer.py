@@ -111,7 +111,7 @@ class SharedTransformers:
         key = (source.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
         module = self._transformers.get(key)
         if module is None:
-            module = family.weights.stored(source).to(torch_device())
+            module = family.weights.stored(source, torch_device())
             self._transformers[key] = module
         return module
 

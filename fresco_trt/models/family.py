@@ -127,8 +127,13 @@ class FamilyGraphs(Protocol):
         """
         ...
 
-    def cut(self, graph: Module, signature: GraphSignature) -> Cut:
-        """A graph of :meth:`module` as parts, for engines compiled block by block."""
+    def cut(self, graph: Module, signature: GraphSignature, *, fuse: bool = False) -> Cut:
+        """A graph of :meth:`module` as parts, for engines compiled block by block.
+
+        With ``fuse`` layers of a part that share an input may be one product. Their weights then
+        are one tensor, and the graph's own are parts of it: moved there unless they are already,
+        without a copy that stays.
+        """
         ...
 
     def attention(self, transformer: Module) -> Mapping[str, Callable[[Module], None]]:
@@ -165,8 +170,10 @@ class FamilyWeights(Protocol):
         """
         ...
 
-    def stored(self, folder: Path) -> Module:
-        """The transformer of a folder as it is stored there, on the CPU; raises as :meth:`load`."""
+    def stored(self, folder: Path, device: str = "cpu") -> Module:
+        """The transformer of a folder as it is stored there; raises as :meth:`load`. On a GPU a cut
+        of its graphs finds the weights where it wants them.
+        """
         ...
 
     def parameters(

@@ -100,7 +100,8 @@ class InductorBackend(TorchBackend):
         check_precision(about, options.precision)
         no_targets(self.name, options, "are for the kind of machine that they are built on")
         weights = store_transformer(graph.source, options.folder, options.precision, about.rest)
-        parts = family_named(graph.family).graphs.cut(graph.module, graph.signature).parts
+        graphs = family_named(graph.family).graphs
+        parts = graphs.cut(graph.module, graph.signature, fuse=True).parts
         self._write_host(options.folder)
         for index, part in enumerate(parts):
             options.progress(f"compile {part.name}", index / len(parts))
@@ -161,7 +162,7 @@ class InductorBackend(TorchBackend):
             with torch_errors(f"loading {record.name}"):
                 transformer = self._transformers.of(family, source)
                 graph = family.graphs.module(transformer, record.signature)
-                cut = family.graphs.cut(graph, record.signature)
+                cut = family.graphs.cut(graph, record.signature, fuse=True)
                 layers = {part.kind: _loaded(part, folder, record, scope) for part in cut.parts}
 
             def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from fresco_trt.models.family import Layer, Part
+from fresco_trt.models.flux.fusing import fused
 from fresco_trt.models.flux.graph import Streams, condition_of, leave, through
 from fresco_trt.models.flux.signatures import COARSE_ROPE
 from fresco_trt.plan.caching import FEATURES
@@ -131,15 +132,16 @@ class FluxCut:
         return streams[0], {_FEATURE: streams[0].float()} if _FEATURE in outputs else {}
 
 
-def cut(graph: Any, signature: GraphSignature) -> FluxCut:
+def cut(graph: Any, signature: GraphSignature, *, fuse: bool = False) -> FluxCut:
     """The parts of a stage graph of this family, as ``graph.graph_from_signature`` makes it for
-    ``signature``.
+    ``signature``; with ``fuse`` a block's projections of one input are one product
+    (:mod:`fresco_trt.models.flux.fusing`).
     """
-    parts = tuple(_parts(graph.transformer, signature))
+    parts = tuple(_parts(graph.transformer, signature, fuse))
     return FluxCut(signature=signature, parts=parts)
 
 
-def _parts(transformer: Any, signature: GraphSignature) -> Iterator[Part]:
+def _parts(transformer: Any, signature: GraphSignature, fuse: bool) -> Iterator[Part]:
     dtype = str(transformer.proj_out.weight.dtype).removeprefix("torch.")
     batch, count, _ = velocity = signature.outputs[0].shape
     hidden = transformer.proj_out.in_features
@@ -148,14 +150,15 @@ def _parts(transformer: Any, signature: GraphSignature) -> Iterator[Part]:
     given = [signature.input(name) for name in _names(signature, *_GIVEN)]
     yield _part("condition", "condition", given, [vector], [Condition(transformer)])
     if not _names(signature, _FEATURE):
-        yield from _block_parts(transformer, signature, vector, tokens)
+        yield from _block_parts(transformer, signature, [tokens, vector], fuse)
     ends = [_spec("velocity", velocity)]
     yield _part("leave", f"leave-{count}", [tokens, vector], ends, [Leave(transformer)])
 
 
 def _block_parts(
-    transformer: Any, signature: GraphSignature, vector: TensorSpec, tokens: TensorSpec
+    transformer: Any, signature: GraphSignature, between: Sequence[TensorSpec], fuse: bool
 ) -> Iterator[Part]:
+    tokens, vector = between
     latents, text = signature.input("latents"), signature.input("text")
     batch, count, hidden = tokens.shape
     context = _spec("context", (batch, text.shape[1], hidden), tokens.dtype)
@@ -165,7 +168,7 @@ def _block_parts(
     rope = [signature.input(name) for name in _names(signature, *_ROPE)]
     form = f"aligned-{count}" if len(rope) > 2 else f"{count}"
     for kind, blocks in _blocks(transformer, signature).items():
-        layers = [Block(block) for block in blocks]
+        layers = [Block(fused(block) if fuse else block) for block in blocks]
         yield _part(kind, f"{kind}-{form}", [*streams, vector, *rope], after, layers)
 
 

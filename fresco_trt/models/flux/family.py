@@ -59,11 +59,11 @@ class FluxGraphs:
 
         return graph_from_signature(transformer, signature)
 
-    def cut(self, graph: Module, signature: GraphSignature) -> FluxCut:
+    def cut(self, graph: Module, signature: GraphSignature, *, fuse: bool = False) -> FluxCut:
         """As :func:`~fresco_trt.models.flux.blocks.cut`."""
         from fresco_trt.models.flux.blocks import cut
 
-        return cut(graph, signature)
+        return cut(graph, signature, fuse=fuse)
 
     def attention(self, transformer: Module) -> Mapping[str, Callable[[Module], None]]:
         """One for each block."""
@@ -95,11 +95,20 @@ class FluxWeights:
 
         return load_transformer(weights, facts, dtype=dtype, seed=seed)
 
-    def stored(self, folder: Path) -> Module:
-        """As :func:`~fresco_trt.models.flux.loading.transformer_from_folder`."""
+    def stored(self, folder: Path, device: str = "cpu") -> Module:
+        """As :func:`~fresco_trt.models.flux.loading.transformer_from_folder`.
+
+        For a GPU the weights of layers that are fused are joined on the way: captured graphs hold
+        their addresses, so they cannot move once an engine has run. On the CPU, where a file's
+        weights stay in the file's own memory until they are changed, they wait for the first cut.
+        """
+        from fresco_trt.models.flux.fusing import join_weights
         from fresco_trt.models.flux.loading import transformer_from_folder
 
-        return transformer_from_folder(folder)
+        transformer = transformer_from_folder(folder)
+        if device != "cpu":
+            join_weights(transformer, device)
+        return transformer.to(device)
 
     def parameters(
         self,

@@ -39,7 +39,9 @@ from fresco_trt.errors import (
 from fresco_trt.lower import build, gather
 from fresco_trt.lower.build import BuildRequest, run
 from fresco_trt.lower.weights import write_source
+from fresco_trt.models.flux.blocks import Block, cut
 from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.fusing import fused
 from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.loading import (
     load_transformer,
@@ -343,9 +345,7 @@ def test_a_child_process_gives_the_names_of_the_weights(
     (name,) = (name for name in built.engines["full"].files if "single-64" in name)
     block = transformer_from_folder(built.folder / FOLDER).single_transformer_blocks[0]
     found = inductor_probe.constants_of(built.folder / name, "cuda")
-    assert {each.removeprefix("block.") for each in found} == {
-        n for n, _ in block.named_parameters()
-    }
+    assert found == {n for n, _ in Block(fused(block)).named_parameters()}
 
 
 def test_weights_are_let_go_when_the_scope_ends(
@@ -448,6 +448,24 @@ def test_code_of_another_transformer_is_refused(built: Built, copied: Path) -> N
     with (
         pytest.raises(EngineFailed, match=r"has no blocks/condition"),
         InductorBackend().load(copied, built.engines["full"]),
+    ):
+        pass
+
+
+def test_code_of_blocks_that_were_not_fused_is_refused(built: Built, copied: Path) -> None:
+    """A bundle of an older version: its blocks take the weights of each projection."""
+    engine = built.engines["full"]
+    parts = cut(engine.graph.module, engine.signature).parts
+    names = {inductor._file_of(part) for part in parts}
+    rest = set(engine.files) - code_of(engine.files)
+    older = replace(engine, files=(*rest, *names))
+    kinds = sorted(name.split("-")[0] for name in names - code_of(engine.files))
+    assert kinds == [f"{BLOCKS}/double", f"{BLOCKS}/single"]
+    for name in names:
+        (copied / name).touch()
+    with (
+        pytest.raises(EngineFailed, match=r"has no blocks/double-64.* Fix: .*build it again"),
+        InductorBackend().load(copied, older),
     ):
         pass
 
