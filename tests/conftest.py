@@ -40,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ |= {"HF_HOME": hub.name, "HF_HUB_OFFLINE": "1"}
     # Else each process that compiles tries the C++ compiler on every width of vectors, ten seconds.
     os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
+    # What calls the kernels, 2 s a piece; the kernels are compiled as ever.
+    os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"
     # Tracing a graph makes millions of objects that nothing refers to in circles: a sixth of its
     # time went into looking for such.
     gc.set_threshold(200_000, 20, 100)

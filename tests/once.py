@@ -13,7 +13,7 @@ import os
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,24 +72,29 @@ def _remembering() -> Any:
 def compiled_once(temporary: pytest.TempPathFactory) -> Iterator[None]:
     """Within the scope, inductor compiles only what no process of the run has compiled before.
 
-    A file's name says all that its code relies on.
+    A file's name says all that its code relies on. What is compiled is, in a process of its own, as
+    where there are many cores; a run of the tests has something for the others to do.
     """
-    from fresco_trt.backends.inductor import backend
+    from fresco_trt.backends.inductor import backend, pool, worker
 
-    compile_layer = backend.compile_layer
     store = shared_folder(temporary) / "compiled"
     store.mkdir(exist_ok=True)
 
-    def remembered(layer: Any, signature: Any, path: Path, device: str, threads: Any) -> None:
-        kept = store / path.name
-        with locked(kept):
-            if not kept.exists():
-                compile_layer(layer, signature, path, device, threads)
-                shutil.copyfile(path, kept)
-        shutil.copyfile(kept, path)
+    def remembered(pieces: Any, device: str, threads: Any, done: Any) -> None:
+        with ExitStack() as locks:
+            for name in sorted(piece.path.name for piece in pieces):
+                locks.enter_context(locked(store / name))
+            new = [piece for piece in pieces if not (store / piece.path.name).exists()]
+            if new:
+                told = {piece: worker.packed(piece.layer, piece.signature) for piece in new}
+                pool.side_by_side(told, device, 1, 1, done)
+            for piece in new:
+                shutil.copyfile(piece.path, store / piece.path.name)
+        for piece in pieces:
+            shutil.copyfile(store / piece.path.name, piece.path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend, "compile_layer", remembered)
+        patch.setattr(backend, "compile_pieces", remembered)
         yield
 
 

@@ -20,6 +20,7 @@ from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.backends.comparing import output_error
 from fresco_trt.backends.eager import EagerBackend, module_runner
 from fresco_trt.backends.inductor.backend import InductorBackend
+from fresco_trt.backends.preparing import prepare
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.bench.engines import Engine, Kind, signatures_of
 from fresco_trt.errors import (
@@ -29,6 +30,7 @@ from fresco_trt.errors import (
     UnsupportedPrecision,
 )
 from fresco_trt.files.atomic_file import replacing, writing
+from fresco_trt.files.share import usable_cores
 from fresco_trt.models.flux.config import transformer_config
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.models.flux.family import FLUX
@@ -256,22 +258,28 @@ class Workshop:
         """What the engines are built from: a copy with FP8 modules, or the transformer."""
         return self._shared.of(FLUX, self.engines / FOLDER)
 
+    def prepare(self, engines: Mapping[Kind, GraphSignature], network: Module) -> dict[str, Any]:
+        """Compile what the engines that are not there share, side by side; seconds, new files."""
+        before, began = len(self._code()), perf_counter()
+        graphs = [
+            self._graph(kind, signature, network)
+            for kind, signature in engines.items()
+            if not self.has(kind)
+        ]
+        prepare(self.backend, graphs, self._options())
+        return {
+            "seconds": perf_counter() - began,
+            "compiled": len(self._code()) - before,
+            "cores": usable_cores(),
+        }
+
     def build(self, kind: Kind, signature: GraphSignature, network: Module) -> dict[str, Any]:
         """Build one engine, unless it is there; seconds (None: it was) and new files."""
         if kind.key in self._files():
             return {"engine": kind.key, "tokens": kind.tokens, "seconds": None, "compiled": 0}
-        graph = StageGraph(
-            name=kind.key,
-            family=FLUX.name,
-            signature=signature,
-            module=graph_from_signature(network, signature),
-            onnx=None,
-            weights=None,
-            source=self.engines / FOLDER,
-        )
+        graph = self._graph(kind, signature, network)
         before, began = len(self._code()), perf_counter()
-        options = BuildOptions(folder=self.engines, precision=self._subject.precision)
-        files = self.backend.build(graph, options)
+        files = self.backend.build(graph, self._options())
         seconds = perf_counter() - began
         self._list({**self._files(), kind.key: list(files)})
         compiled = len(self._code()) - before
@@ -307,6 +315,20 @@ class Workshop:
         """Free the engines."""
         self._runners.clear()
         self._scope.close()
+
+    def _graph(self, kind: Kind, signature: GraphSignature, network: Module) -> StageGraph:
+        return StageGraph(
+            name=kind.key,
+            family=FLUX.name,
+            signature=signature,
+            module=graph_from_signature(network, signature),
+            onnx=None,
+            weights=None,
+            source=self.engines / FOLDER,
+        )
+
+    def _options(self) -> BuildOptions:
+        return BuildOptions(folder=self.engines, precision=self._subject.precision)
 
     def _code(self) -> list[Path]:
         return list(self.engines.rglob("*.pt2"))

@@ -191,6 +191,9 @@ def _own_library(job: Job) -> dict[str, Any]:
 
 def _build(job: Job, network: Any) -> None:
     """Engines of most tokens first, until the time for building is used up."""
+    with job.record.attempt("compiling"):
+        job.record.keep("compiling", job.workshop.prepare(job.engines, network))
+        _say(job, "compiled what the engines share")
     for kind, signature in job.engines.items():
         late = job.budget.spent > BUILDING * job.budget.seconds
         if late and not job.workshop.has(kind):

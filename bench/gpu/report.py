@@ -275,6 +275,12 @@ def _on_engines(document: Mapping[str, Any]) -> list[str]:
     if seconds:
         built = ", ".join(f"{total:.0f} s of {tokens} tokens" for tokens, total in seconds.items())
         found.append(f"Engines built: {built}.")
+    compiling = document.get("compiling")
+    if compiling is not None and compiling["compiled"]:
+        found.append(
+            f"{compiling['compiled']} pieces compiled side by side in {compiling['seconds']:.0f} s"
+            f" on {compiling['cores']} cores."
+        )
     memory = [
         f"{each['all'] / 1e9:.2f} GB with {each['stages']}" for each in document.get("memory", ())
     ]

@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent
+from fresco_trt.backends.preparing import prepare
 from fresco_trt.bench.instrument import Draw, Drawn
 from fresco_trt.files.atomic_file import writing
 from fresco_trt.models.registry import family_of
@@ -198,6 +199,7 @@ class EnginePool:
                 graphs = export_stages(graphs, Path(work), progress=progress, quantizer=quantizer)
             else:
                 write_source(transformer, source)
+            prepare(self._library, graphs, options)
             return [self._library.build(graph, options) for graph in graphs]
 
 

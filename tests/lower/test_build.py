@@ -65,6 +65,26 @@ def test_a_bundle_says_what_it_is(eager_bundle: Path) -> None:
     assert packages["torch"] == metadata.version("torch")
 
 
+def test_a_library_that_prepares_is_given_all_graphs_before_the_first_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    build = EagerBackend.build
+
+    def prepare(self: EagerBackend, graphs: Any, options: BuildOptions) -> None:
+        asked.append(", ".join(graph.name for graph in graphs))
+
+    def built(self: EagerBackend, graph: StageGraph, options: BuildOptions) -> Any:
+        asked.append(f"build {graph.name}")
+        return build(self, graph, options)
+
+    monkeypatch.setattr(EagerBackend, "prepare", prepare, raising=False)
+    monkeypatch.setattr(EagerBackend, "build", built)
+    run(request(tmp_path / "bundle"))
+    names = ["stage1.full", "stage2.full"]
+    assert asked == [", ".join(names), *(f"build {name}" for name in names)]
+
+
 def test_weights_are_in_a_bundle_once(onnx_bundle: Path, eager_bundle: Path) -> None:
     """Three stages and everything around them take little more than the weights themselves."""
     weights = FLUX_TINY.parameters * 4

@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -39,7 +39,6 @@ from fresco_trt.backends.base import (
     unavailable,
 )
 from fresco_trt.backends.inductor.build import (
-    compile_layer,
     loads_folders,
     same_architecture,
     shapes_of,
@@ -48,9 +47,11 @@ from fresco_trt.backends.inductor.build import (
 )
 from fresco_trt.backends.inductor.host import check_host, this_host, write_host
 from fresco_trt.backends.inductor.log import compiler
+from fresco_trt.backends.inductor.pool import Piece, compile_pieces
 from fresco_trt.backends.inductor.runtime import CXX_RUNTIME, missing_reader, shares_runtime
 from fresco_trt.backends.torch_graph import TorchBackend, replayed
 from fresco_trt.backends.transformer import (
+    FOLDER,
     STORED,
     WEIGHTS,
     missing_packages,
@@ -93,21 +94,23 @@ class InductorBackend(TorchBackend):
 
     name = "inductor"
 
-    def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
-        """Copy the weights, once, and compile what no earlier stage has compiled already."""
+    def prepare(self, graphs: Sequence[StageGraph], options: BuildOptions) -> None:
+        """Compile the pieces of all graphs that are not there yet, side by side."""
         self._require(to_build=True)
         about = self.describe()
         check_precision(about, options.precision)
         no_targets(self.name, options, "are for the kind of machine that they are built on")
-        weights = store_transformer(graph.source, options.folder, options.precision, about.rest)
-        graphs = family_named(graph.family).graphs
-        parts = graphs.cut(graph.module, graph.signature, fuse=True).parts
+        for source in {graph.source for graph in graphs}:
+            store_transformer(source, options.folder, options.precision, about.rest)
         self._write_host(options.folder)
-        for index, part in enumerate(parts):
-            options.progress(f"compile {part.name}", index / len(parts))
-            _compile_once(part, options)
+        _compile_missing([part for graph in graphs for part in _parts_of(graph)], options)
+
+    def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
+        """Copy the weights, once, and compile what no earlier stage has compiled already."""
+        self.prepare((graph,), options)
         options.progress(f"compile {graph.name}", 1.0)
-        return (*weights, f"{BLOCKS}/{HOST}", *(_file_of(part) for part in parts))
+        weights = (f"{FOLDER}/config.json", f"{FOLDER}/{WEIGHTS}")
+        return (*weights, f"{BLOCKS}/{HOST}", *map(_file_of, _parts_of(graph)))
 
     def load(self, folder: Path, record: EngineFile) -> EngineRunner:
         """A runner over the weights that this backend's other runners in scope use.
@@ -182,17 +185,38 @@ class InductorBackend(TorchBackend):
 # --- building ---------------------------------------------------------------------------------
 
 
-def _compile_once(part: Part, options: BuildOptions) -> None:
-    path = options.folder / _file_of(part)
-    if path.exists():
-        return
+def _parts_of(graph: StageGraph) -> tuple[Part, ...]:
+    graphs = family_named(graph.family).graphs
+    return graphs.cut(graph.module, graph.signature, fuse=True).parts
+
+
+def _compile_missing(parts: Sequence[Part], options: BuildOptions) -> None:
+    """Every piece once, whichever parts it serves."""
+    pieces = {
+        path: _piece(part, path)
+        for part in parts
+        if not (path := options.folder / _file_of(part)).exists()
+    }
+    left = list(pieces.values())
+    done: list[str] = []
+
+    def tell(name: str) -> None:
+        done.append(name)
+        options.progress(f"compile {name}", len(done) / len(left))
+
+    if left:
+        options.progress("compile", 0.0)
+        compile_pieces(left, torch_device(), options.threads, tell)
+
+
+def _piece(part: Part, path: Path) -> Piece:
     if not same_architecture(part.layers):
         raise BuildError(
             f"the layers of {part.name} are of different shapes",
             expected="layers that differ in nothing but the values of their weights",
             fix="pass keep with patterns that fit every block or none, or another --backend",
         )
-    compile_layer(part.layers[0], part.signature, path, torch_device(), options.threads)
+    return Piece(layer=part.layers[0], signature=part.signature, path=path)
 
 
 def _file_of(part: Part) -> str:

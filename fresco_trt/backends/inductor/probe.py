@@ -1,6 +1,6 @@
 """What a freshly compiled file takes, asked without risking this process.
 
-Under ``inductor_build.py``. On a GPU some builds of torch die of a signal inside their own loader
+Under ``build.py``. On a GPU some builds of torch die of a signal inside their own loader
 when they are given what they have just compiled; a child process dies in its place.
 """
 
@@ -46,6 +46,11 @@ def constants_of(path: Path, device: str) -> set[str]:
     return found
 
 
+def trust(device: str) -> None:
+    """Load what is compiled for ``device`` in this process, which may die of it."""
+    _PROVEN.add(device)
+
+
 def _constants_in_child(path: Path) -> set[str]:
     # -P: what lies in the current folder is not taken for a module.
     command = [sys.executable, "-P", "-c", _CHILD, str(path)]
@@ -56,7 +61,7 @@ def _constants_in_child(path: Path) -> set[str]:
     except subprocess.TimeoutExpired as error:
         raise _unloadable(path, f"did not end within {_SECONDS} s") from error
     if done.returncode != 0:
-        raise _unloadable(path, _ending(done.returncode, done.stderr))
+        raise _unloadable(path, ending(done.returncode, done.stderr))
     return _names(path, done.stdout)
 
 
@@ -69,7 +74,7 @@ def _names(path: Path, said: str) -> set[str]:
         raise _unloadable(path, f"gave no names of weights but {said[-_LONGEST:]!r}") from error
 
 
-def _ending(status: int, said: str) -> str:
+def ending(status: int, said: str) -> str:
     """How a child ended that failed: a signal, or an exit status with its last line."""
     if status >= 0:
         lines = said.strip().splitlines()

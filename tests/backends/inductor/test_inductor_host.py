@@ -9,17 +9,19 @@ from zipfile import ZipFile
 
 import pytest
 
-from fresco_trt.backends.base import BuildOptions
+from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.backends.inductor import backend as inductor
 from fresco_trt.backends.inductor import build as inductor_build
 from fresco_trt.backends.inductor.backend import HOST, InductorBackend
 from fresco_trt.backends.inductor.host import check_host, this_host, write_host
+from fresco_trt.backends.preparing import prepare
 from fresco_trt.errors import BuildError, EnvironmentMismatch
+from fresco_trt.lower.weights import write_source
 from fresco_trt.models.flux.blocks import cut
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.loading import random_transformer
-from fresco_trt.models.flux.signatures import full_signature
+from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 
 
 def test_a_processor_that_is_able_to_more_is_fine(tmp_path: Path) -> None:
@@ -79,6 +81,51 @@ def test_no_source_is_packed_and_its_name_only_where_torch_looks_for_it(
         assert {name: package.read(name) for name in package.namelist()} == kept
 
 
+def test_the_pieces_of_all_graphs_are_compiled_at_once_and_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    told: list[tuple[str, float]] = []
+
+    def compile_pieces(pieces: Any, device: str, threads: Any, done: Any) -> None:
+        asked.append([piece.name.rpartition("-")[0] for piece in pieces])
+        for piece in pieces:
+            piece.path.write_bytes(b"code")
+            done(piece.name)
+
+    monkeypatch.setattr(inductor, "compile_pieces", compile_pieces)
+    model = random_transformer(FLUX_TINY, layers=(1, 1))
+    source = write_source(model, tmp_path / "source")
+    graphs = [
+        StageGraph(
+            name=name,
+            signature=signature,
+            module=graph_from_signature(model, signature),
+            onnx=None,
+            weights=None,
+            source=source,
+            family="flux",
+        )
+        for name, signature in {
+            "stage1.full": full_signature(FLUX_TINY, 64, FLUX_TINY.text_tokens, feature=True),
+            "stage1.bypass": bypass_signature(FLUX_TINY, 64, FLUX_TINY.text_tokens),
+            "stage2.full": full_signature(FLUX_TINY, 256, FLUX_TINY.text_tokens),
+        }.items()
+    ]
+    options = BuildOptions(folder=tmp_path / "out", progress=lambda *said: told.append(said))
+    prepare(InductorBackend(), graphs, options)
+    (names,) = asked
+    by_size = ("enter", "double", "single", "leave")
+    assert sorted(names) == sorted(
+        ["condition", *(f"{kind}-{size}" for kind in by_size for size in (64, 256))]
+    )
+    assert [fraction for _, fraction in told] == [number / 9 for number in range(10)]
+    for graph in graphs:
+        files = InductorBackend().build(graph, options)
+        assert all((options.folder / name).is_file() for name in files)
+    assert len(asked) == 1
+
+
 def test_layers_that_differ_in_shape_share_no_code(tmp_path: Path) -> None:
     wider = random_transformer(replace(FLUX_TINY, hidden=256, heads=8))
     model: Any = random_transformer(FLUX_TINY)
@@ -86,4 +133,4 @@ def test_layers_that_differ_in_shape_share_no_code(tmp_path: Path) -> None:
     signature = full_signature(FLUX_TINY, 64, FLUX_TINY.text_tokens)
     part = cut(graph_from_signature(model, signature), signature).parts[2]
     with pytest.raises(BuildError, match="double-64 are of different shapes"):
-        inductor._compile_once(part, BuildOptions(folder=tmp_path))
+        inductor._compile_missing([part], BuildOptions(folder=tmp_path))

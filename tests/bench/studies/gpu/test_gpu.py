@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from bench.gpu.methods import points_of
 from bench.gpu.report import DRY_RUN, gpu_table, step_table
 from fresco_trt import errors
 from fresco_trt.backends.inductor import backend as inductor
+from fresco_trt.backends.transformer import FOLDER
 from fresco_trt.errors import UnsupportedPrecision
 
 pytestmark = pytest.mark.slow
@@ -86,10 +88,14 @@ def test_every_engine_is_compared_with_the_eager_graph(stored: dict[str, Any]) -
 def test_each_stage_is_built_once_and_the_rest_shares_its_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def compile_layer(layer: Any, signature: Any, path: Path, *rest: Any) -> None:
-        path.write_bytes(b"code")
+    asked: list[int] = []
 
-    monkeypatch.setattr(inductor, "compile_layer", compile_layer)
+    def compile_pieces(pieces: Any, *rest: Any) -> None:
+        asked.append(len(pieces))
+        for piece in pieces:
+            piece.path.write_bytes(b"code")
+
+    monkeypatch.setattr(inductor, "compile_pieces", compile_pieces)
     place_weights(SUBJECT, tmp_path)
     workshop = Workshop(SUBJECT, "inductor", tmp_path)
     network = workshop.network()
@@ -108,6 +114,13 @@ def test_each_stage_is_built_once_and_the_rest_shares_its_code(
     whole = [kind for kind in engines if kind.graph == "full"]
     code = [workshop.bytes_of(whole[:count])["code"] for count in (1, 2, 3)]
     assert 0 < code[0] < code[1] < code[2]
+    # Asked for together, they are compiled together.
+    asked.clear()
+    other = Workshop(SUBJECT, "inductor", tmp_path / "other")
+    shutil.copytree(tmp_path / FOLDER, tmp_path / "other" / FOLDER)
+    assert other.prepare(engines, network)["compiled"] == 13
+    assert [other.build(*each, network)["compiled"] for each in engines.items()] == [0] * 9
+    assert asked == [13]
 
 
 def test_weights_are_on_disk_once_whatever_the_number_of_stages(stored: dict[str, Any]) -> None:
@@ -224,16 +237,17 @@ def test_fp8_engines_stand_beside_the_plain_pipeline_in_its_own_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One grid, and of its parts one is compiled: the others run as they are.
-    compile_layer = inductor.compile_layer
+    compile_pieces = inductor.compile_pieces
     loaded = inductor._loaded
 
-    def compile_single(layer: Any, signature: Any, path: Path, *rest: Any) -> None:
-        if path.name.startswith("single"):
-            compile_layer(layer, signature, path, *rest)
-        else:
-            path.write_bytes(b"code")
+    def compile_single(pieces: Any, *rest: Any) -> None:
+        single = [piece for piece in pieces if piece.name.startswith("single")]
+        compile_pieces(single, *rest)
+        for piece in pieces:
+            if piece not in single:
+                piece.path.write_bytes(b"code")
 
-    monkeypatch.setattr(inductor, "compile_layer", compile_single)
+    monkeypatch.setattr(inductor, "compile_pieces", compile_single)
     monkeypatch.setattr(
         inductor,
         "_loaded",
