@@ -155,7 +155,7 @@ def resolve(request: BuildRequest) -> Resolved:
     _check_quant(quant, recipe)
     target = replace(target, gpus=_gpus(target.gpus, about))
     _check_gpus(recipe, target.gpus or about.targets)
-    _check_attention(recipe, about)
+    _check_form(recipe, about)
     check_layout(target.layout, plan, about)
     if target.stream_weights:
         check_streaming(target.layout, plan, about)
@@ -310,13 +310,22 @@ def _check_gpus(recipe: Recipe | None, gpus: tuple[str, ...]) -> None:
         )
 
 
-def _check_attention(recipe: Recipe | None, about: BackendFacts) -> None:
-    """Codes of attention stand in the graph: a library that is not built from one has none."""
-    if recipe is not None and recipe.attention and about.graph_format != "onnx":
+def _check_form(recipe: Recipe | None, about: BackendFacts) -> None:
+    """Codes of attention stand in graphs alone, and scales of tokens in torch's modules alone."""
+    if recipe is None:
+        return
+    given = f"the recipe {recipe.name} with the backend {about.name}"
+    if recipe.attention and about.graph_format != "onnx":
         raise IncompatibleOptions(
-            f"the recipe {recipe.name} with the backend {about.name}",
+            given,
             expected="a backend that is built from ONNX graphs: torch's attention takes no codes",
             fix="leave recipe out to quantise the linear layers, or pass --backend tensorrt-rtx",
+        )
+    if recipe.tokens and about.graph_format == "onnx":
+        raise IncompatibleOptions(
+            given,
+            expected="a backend whose engines torch makes: graphs scale all tokens alike",
+            fix="leave recipe out for one scale a tensor, or pass --backend inductor",
         )
 
 

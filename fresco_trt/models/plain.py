@@ -27,7 +27,7 @@ _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _OTHER_PARTS = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
 
 _SCALES = (".scale_weight", ".weight_scale")
-_INPUT_SCALES = (".scale_input", ".input_scale")
+_INPUT_SCALES = (".scale_input", ".input_scale", ".unit_scale")
 _FORMAT = ".comfy_quant"
 _MARK = "scaled_fp8"
 

@@ -55,8 +55,8 @@ class QuantConfig(Config):
     precision: str = "fp32"
     """fp32, bf16, fp16, fp8 or int8."""
     recipe: str | None = None
-    """How int8 or fp8 quantises: int8-smooth (SmoothQuant), int8, fp8, or fp8-attention
-    (attention's products too); default the precision's first."""
+    """How int8 or fp8 quantises: int8-smooth (SmoothQuant), int8, fp8, fp8-rowwise
+    (a scale a token) or fp8-attention (attention's products too); default the precision's first."""
     keep: tuple[str, ...] = ()
     """Patterns of layers that stay as they are, beside those the model always keeps."""
     amax: Path | None = None

@@ -99,7 +99,7 @@ def test_a_recipe_is_built_by_a_backend_or_refused_by_name(library: str, name: s
     error = outcome(options)
     if recipe.precision not in about.precisions:
         assert isinstance(error, UnsupportedPrecision)
-    elif recipe.attention and about.graph_format != "onnx":
+    elif (recipe.attention, recipe.tokens)[about.graph_format == "onnx"]:
         assert isinstance(error, IncompatibleOptions)
         assert error.given == f"the recipe {name} with the backend {library}"
         assert "leave recipe out" in error.fix

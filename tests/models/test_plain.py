@@ -84,7 +84,7 @@ def test_plain_fp8_is_its_own_number(tmp_path: Path) -> None:
 
 
 def test_what_a_build_stored_as_codes_is_read_as_weights(tmp_path: Path) -> None:
-    from fresco_trt.models.fp8 import Fp8Linear, exchange
+    from fresco_trt.models.fp8 import Fp8Linear, RowwiseFp8Linear, exchange
 
     model = random_transformer(SMALL, seed=3)
     linear = model.get_submodule("proj_out")
@@ -93,6 +93,11 @@ def test_what_a_build_stored_as_codes_is_read_as_weights(tmp_path: Path) -> None
     exchange(model, "proj_out", Fp8Linear(codes, scale, torch.ones(()), linear.bias))
     read = load_transformer(write_source(model, tmp_path), SMALL).get_parameter("proj_out.weight")
     assert torch.equal(read, codes.float() * scale)
+    scales = linear.weight.abs().amax(dim=1) / 448
+    codes = (linear.weight / scales[:, None]).to(FP8)
+    exchange(model, "proj_out", RowwiseFp8Linear(codes, scales, linear.bias))
+    read = load_transformer(write_source(model, tmp_path), SMALL).get_parameter("proj_out.weight")
+    assert torch.equal(read, codes.float() * scales[:, None])
 
 
 # --- what is refused --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 
 from fresco_trt.lower.quantize.qdq import input_scale, weight_scale
 from fresco_trt.lower.quantize.simulation import shallow
-from fresco_trt.models.fp8 import Fp8Linear, exchange
+from fresco_trt.models.fp8 import CodedLinear, Fp8Linear, RowwiseFp8Linear, exchange
 from fresco_trt.models.registry import family_named
 
 if TYPE_CHECKING:
@@ -48,17 +48,20 @@ def products_of(graph: StageGraph) -> Counter[str]:
     for part in graphs.cut(graph.module, graph.signature).parts:
         for layer in part.layers:
             for module in layer.modules():
-                if isinstance(module, Fp8Linear):
+                if isinstance(module, CodedLinear):
                     kinds["fp8"] += 1
                 elif isinstance(module, torch.nn.Linear):
                     kinds["float"] += 1
     return kinds
 
 
-def _fp8_module(linear: Any, found: LayerAmax, recipe: Recipe) -> Fp8Linear:
+def _fp8_module(linear: Any, found: LayerAmax, recipe: Recipe) -> CodedLinear:
     """The codes of :func:`fresco_trt.lower.quantize.qdq.encode`, made where the weight is."""
     weight = linear.weight.detach()
     scale = weight_scale(found, recipe).to(weight.device)
-    codes = (weight.float() / scale).clamp(-recipe.top, recipe.top).to(torch.float8_e4m3fn)
+    units = weight.float() / (scale[:, None] if recipe.channels else scale)
+    codes = units.clamp(-recipe.top, recipe.top).to(torch.float8_e4m3fn)
+    if recipe.tokens:
+        return RowwiseFp8Linear(codes, scale, linear.bias)
     entering = torch.full_like(scale, input_scale(found, recipe))
     return Fp8Linear(codes, scale, entering, linear.bias)

@@ -62,8 +62,10 @@ class Quantizer:
 
     def quantise(self, model: ir.Model, weights: WeightFile) -> None:
         """Quantise in place. Raises ExportError for a layer or an attention whose products are not
-        found.
+        found, ValueError for a recipe whose inputs are scaled token by token.
         """
+        if self.recipe.tokens:
+            raise ValueError(f"{self.recipe.name} scales tokens; graphs have one scale for all")
         done: dict[tuple[str, bytes], ir.Value] = {}
         for node in list(model.graph):
             product = self._product(model.graph, node)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fresco_trt.lower.quantize.attention import attention_scales
 from fresco_trt.lower.quantize.qdq import encode, input_scale
-from fresco_trt.models.fp8 import exchange
+from fresco_trt.models.fp8 import exchange, token_scale
 from fresco_trt.models.registry import family_of, model_facts
 
 if TYPE_CHECKING:
@@ -67,8 +67,9 @@ class RoundedLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """``inputs`` [...,in] to [...,out], float32."""
         smoothed = inputs if self.smooth is None else inputs * self.smooth
-        codes = _rounded(smoothed / self.scale, self.recipe)
-        return nn.functional.linear(codes * self.scale, self.weight, self.bias)
+        scale = token_scale(smoothed) if self.recipe.tokens else self.scale
+        codes = _rounded(smoothed / scale, self.recipe)
+        return nn.functional.linear(codes * scale, self.weight, self.bias)
 
 
 class RoundedProducts(nn.Module):
