@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.gpu import BEGAN
 from bench.gpu.engines import LIBRARIES, subject_of
 from bench.gpu.job import MINUTES, measure
 from bench.gpu.report import show
@@ -41,7 +42,13 @@ def main(
     ] = "inductor",
     work: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps weights and engines for another run."),
+        typer.Option(help="Folder that keeps engines for another run."),
+    ] = None,
+    pieces: Annotated[
+        Path | None,
+        typer.Option(
+            help="Archive (.tar.gz) of compiled pieces, used if it is there; written anew."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -51,6 +58,7 @@ def main(
     """Measure time and memory on this machine's GPU and store the figures."""
     try:
         subject = subject_of(_device(tiny), tiny=tiny, layers=_layers(layers), precision=precision)
+        _check_pieces(pieces, backend)
         out = out or _result(subject, tiny)
         with tempfile.TemporaryDirectory(prefix="fresco-trt-gpu-") as temporary:
             document = measure(
@@ -61,6 +69,8 @@ def main(
                 dry_run=tiny,
                 minutes=minutes,
                 rounds=rounds,
+                pieces=pieces,
+                began=BEGAN,
             )
     except FrescoError as error:
         print(error, file=sys.stderr)
@@ -78,6 +88,15 @@ def _result(subject: Subject, tiny: bool) -> Path:
         *([subject.precision] if subject.has_fp8_modules else []),
     ]
     return RESULTS[tiny] / f"{'-'.join(parts)}.json"
+
+
+def _check_pieces(pieces: Path | None, backend: str) -> None:
+    if pieces is not None and backend != "inductor":
+        raise IncompatibleOptions(
+            f"--pieces {pieces} with --backend {backend}",
+            expected="a library that compiles pieces: inductor",
+            fix="leave --pieces out",
+        )
 
 
 def _device(tiny: bool) -> str:
@@ -108,7 +127,7 @@ def _layers(asked: str | None) -> tuple[int, int] | None:
 
 
 def _folder(work: Path | None, subject: Subject, temporary: Path) -> Path:
-    """Where weights and engines go: below ``work`` each subject has its own folder."""
+    """Where engines go: below ``work`` each subject has its own folder."""
     if work is None:
         return temporary
     facts = subject.facts

@@ -15,6 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from fresco_trt.files.peak_memory import peak_memory
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -122,18 +124,33 @@ def memory_in_use(device: str) -> dict[str, int | None]:
     return {"tensors": torch.cuda.memory_allocated(), "all": total - free}
 
 
-def peak_of_tensors(device: str, call: Callable[[], object]) -> int | None:
-    """Most bytes that torch's tensors took at once while ``call`` ran; None on a CPU."""
+def peaks_of(device: str, call: Callable[[], object]) -> dict[str, int | None]:
+    """Most bytes in use at once while ``call`` ran: ``tensors`` those that torch's tensors took on
+    the card (null on a CPU), ``host`` those of this process in the machine's own memory (null
+    where the system does not count them anew).
+    """
     import torch
 
-    if device == "cpu":
-        call()
-        return None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
+    counted = _count_anew()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
     call()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated()
+    tensors = None
+    if device == "cuda":
+        torch.cuda.synchronize()
+        tensors = torch.cuda.max_memory_allocated()
+    peak = peak_memory() if counted else None
+    return {"tensors": tensors, "host": None if peak is None else peak.own}
+
+
+def _count_anew() -> bool:
+    """Have Linux forget this process's peak; whether it did."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
 
 
 def _resident() -> int | None:

@@ -1,13 +1,12 @@
-"""Random weights made on the device, and the engines over them: built once, opened one by one.
+"""What is measured, and the engines over its weights: built once, opened one by one.
 
-No bundle is written: it would hold the weights a second time, and be hashed. The engines are what
-a bundle holds, built by the same backend, in one folder over one file of weights.
+No bundle is written: it would hold the weights, and be hashed. The engines are what a bundle holds,
+built by the same backend, in one folder over one transformer in memory.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from bench.gpu.device import clock_of
+from bench.gpu.weights import HeldTransformers
 from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.backends.comparing import output_error
 from fresco_trt.backends.eager import EagerBackend, module_runner
@@ -23,19 +23,13 @@ from fresco_trt.backends.inductor.backend import InductorBackend
 from fresco_trt.backends.preparing import prepare
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
 from fresco_trt.bench.engines import Engine, Kind, signatures_of
-from fresco_trt.errors import (
-    DiskFull,
-    IncompatibleOptions,
-    OutOfDeviceMemory,
-    UnsupportedPrecision,
-)
-from fresco_trt.files.atomic_file import replacing, writing
+from fresco_trt.errors import IncompatibleOptions, OutOfDeviceMemory, UnsupportedPrecision
+from fresco_trt.files.atomic_file import replacing
 from fresco_trt.files.share import usable_cores
 from fresco_trt.models.flux.config import transformer_config
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.models.flux.family import FLUX
 from fresco_trt.models.flux.graph import graph_from_signature
-from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
 from fresco_trt.plan.sizes import stage_grids
 
@@ -177,49 +171,6 @@ def check_fits(subject: Subject, bytes_free: int) -> None:
         )
 
 
-# --- weights ----------------------------------------------------------------------------------
-
-
-def place_weights(subject: Subject, folder: Path) -> dict[str, Any]:
-    """Write seeded random weights to ``folder`` unless they are there; what that took.
-
-    They are made on the device and freed again; on their way to the disk the CPU's memory holds
-    them once. Raises DiskFull, before anything is made if there is too little room, or
-    OutputNotWritable.
-    """
-    from fresco_trt.lower.weights import write_source
-
-    target, partial = folder / FOLDER, folder / f"{FOLDER}.partial"
-    made = written = None
-    if not target.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-        _check_room(subject, folder)
-        began = perf_counter()
-        transformer = random_transformer(subject.facts, dtype=subject.dtype, device=subject.device)
-        made = perf_counter() - began
-        write_source(transformer, partial)
-        with writing(target):
-            partial.rename(target)
-        written = perf_counter() - began - made
-    return {
-        "parameters": subject.facts.parameters,
-        "bytes": (target / WEIGHTS).stat().st_size,
-        "made_seconds": made,
-        "written_seconds": written,
-    }
-
-
-def _check_room(subject: Subject, folder: Path) -> None:
-    needed = subject.bytes_of_weights
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DiskFull(
-            f"{free / 1e9:.1f} GB free in {folder}, for {needed / 1e9:.1f} GB of weights",
-            expected="room for the weights, once",
-            fix="pass --work on another disk, or --layers with fewer blocks",
-        )
-
-
 def twin(transformer: Any) -> Any:
     """Another module over the same weights, which may be compiled without touching the first."""
     other = _shell({name: value for name, value in transformer.config.items() if name[0] != "_"})
@@ -231,9 +182,9 @@ def twin(transformer: Any) -> Any:
 
 
 class Workshop:
-    """The engines of one subject in one folder, over one transformer that the plain pipeline uses
-    too; those in FP8 are in a folder of their own below it. Kept by its files: a folder of an
-    earlier run has what that run built.
+    """The engines of one subject in one folder, over one transformer in memory that the plain
+    pipeline uses too; those in FP8, over a copy with FP8 modules, are in a folder of their own
+    below it. Kept by its files: a folder of an earlier run has what that run built.
     """
 
     def __init__(self, subject: Subject, library: str, folder: Path) -> None:
@@ -245,18 +196,14 @@ class Workshop:
             )
         self._subject, self.folder = subject, folder
         self.engines = folder / subject.precision if subject.has_fp8_modules else folder
-        self._shared = SharedTransformers()
+        self._shared = HeldTransformers()
         self.backend = LIBRARIES[library](self._shared)
         self._scope = ExitStack()
         self._runners: dict[Kind, EngineRunner] = {}
 
-    def transformer(self) -> Module:
-        """The transformer of the folder on the device, read once as long as anyone holds it."""
-        return self._shared.of(FLUX, self.folder / FOLDER)
-
-    def network(self) -> Module:
-        """What the engines are built from: a copy with FP8 modules, or the transformer."""
-        return self._shared.of(FLUX, self.engines / FOLDER)
+    def hold(self, network: Module) -> None:
+        """The engines are those of this network from now on."""
+        self._shared.hold(self.engines / FOLDER, network)
 
     def prepare(self, engines: Mapping[Kind, GraphSignature], network: Module) -> dict[str, Any]:
         """Compile what the engines that are not there share, side by side; seconds, new files."""
@@ -347,7 +294,9 @@ def engines_of(facts: ModelFacts, plans: Iterable[StagePlan]) -> dict[Kind, Grap
     """Every engine that some plans need, those of most tokens first, plain full graphs foremost."""
     found = signatures_of(facts, plans)
     order = ("full", "feature", "bypass")
-    return dict(sorted(found.items(), key=lambda item: (-item[0].tokens, order.index(item[0][2]))))
+    return dict(
+        sorted(found.items(), key=lambda item: (-item[0].tokens, order.index(item[0].graph)))
+    )
 
 
 # --- one engine -------------------------------------------------------------------------------

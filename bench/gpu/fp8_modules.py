@@ -1,4 +1,4 @@
-"""FP8 modules over random weights, for engines in FP8: made on the device, written once.
+"""FP8 modules over random weights, for engines in FP8: made on the device.
 
 Amax are those of one call at the full grid: what is drawn is noise whatever they are, and a product
 takes as long whatever its values.
@@ -6,15 +6,14 @@ takes as long whatever its values.
 
 from __future__ import annotations
 
-import shutil
 from contextlib import ExitStack
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from bench.gpu.engines import example_inputs
-from fresco_trt.backends.transformer import FOLDER, WEIGHTS
+from bench.gpu.weights import describe
+from fresco_trt.backends.transformer import FOLDER
 from fresco_trt.bundle.amax import Amax, AmaxRecord, LayerAmax
-from fresco_trt.files.atomic_file import writing
 from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.signatures import full_signature
 from fresco_trt.plan.recipes import RECIPES
@@ -28,30 +27,20 @@ if TYPE_CHECKING:
     from bench.gpu.engines import Subject
 
 
-def place_fp8_modules(subject: Subject, transformer: Module, folder: Path) -> dict[str, Any]:
-    """Write the transformer with FP8 modules to ``folder`` unless it is there; what that took.
-
-    Raises DiskFull or OutputNotWritable.
+def make_fp8_modules(
+    subject: Subject, transformer: Module, folder: Path
+) -> tuple[Module, dict[str, Any]]:
+    """The transformer with FP8 modules, described in ``folder``, and what that took; all else of it
+    is shared. Raises OutputNotWritable or DiskFull.
     """
     from fresco_trt.lower.quantize.fp8_modules import with_fp8_modules
     from fresco_trt.lower.quantize.qdq import Quantizer
-    from fresco_trt.lower.weights import write_source
 
-    target, partial = folder / FOLDER, folder / f"{FOLDER}.partial"
-    made = written = None
-    if not target.is_dir():
-        shutil.rmtree(partial, ignore_errors=True)
-        began = perf_counter()
-        recipe = RECIPES[subject.precision]
-        quantizer = Quantizer(recipe=recipe, amax=_amax(subject, transformer))
-        quantised = with_fp8_modules(transformer, quantizer)
-        made = perf_counter() - began
-        write_source(quantised, partial)
-        with writing(target):
-            partial.rename(target)
-        written = perf_counter() - began - made
-    size = (target / WEIGHTS).stat().st_size
-    return {"bytes": size, "made_seconds": made, "written_seconds": written}
+    began = perf_counter()
+    quantizer = Quantizer(recipe=RECIPES[subject.precision], amax=_amax(subject, transformer))
+    quantised = with_fp8_modules(transformer, quantizer)
+    size = describe(quantised, folder / FOLDER)
+    return quantised, {"bytes": size, "made_seconds": perf_counter() - began}
 
 
 def _amax(subject: Subject, transformer: Module) -> Amax:

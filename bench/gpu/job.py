@@ -1,45 +1,51 @@
 """One run of the GPU benchmark, part by part, each within what is left of the time.
 
-Libraries, weights, engines, the plain pipeline, rounds: a part that fails leaves the others what it
-had, and what was measured before it is stored.
+Libraries, weights, engines, the plain pipeline, rounds, profiles: a part that fails leaves the
+others what it had, and what was measured before it is stored.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from bench.gpu.device import Matmul, device_facts, memory_in_use, peak_of_tensors
-from bench.gpu.engines import (
-    Workshop,
-    check_fits,
-    engines_of,
-    examine,
-    place_weights,
-    twin,
-)
-from bench.gpu.fp8_modules import place_fp8_modules
+from bench.gpu.device import Matmul, device_facts, memory_in_use, peaks_of
+from bench.gpu.engines import Workshop, check_fits, engines_of, examine, twin
+from bench.gpu.fp8_modules import make_fp8_modules
 from bench.gpu.libraries import OTHERS, examine_library
 from bench.gpu.methods import (
-    COMPILED,
-    EAGER,
-    PlainPipeline,
-    compiled_blocks,
+    CACHED,
+    PIPELINES,
     conditioning,
     expected_seconds,
     points_of,
     staged_method,
 )
+from bench.gpu.pieces import keep_pieces, take_pieces
+from bench.gpu.plain import computed_steps, pipeline_of
+from bench.gpu.profiling import profiled
 from bench.gpu.report import DRY_RUN, rows_of
-from bench.gpu.rounds import MOST_ROUNDS, Budget, Record, fitting, take_rounds
+from bench.gpu.rounds import (
+    LONG_ROUNDS,
+    MOST_ROUNDS,
+    Budget,
+    Record,
+    fitting,
+    needed,
+    take_rounds,
+)
+from bench.gpu.weights import make_weights
 from bench.study import SOURCES
 from fresco_trt.backends.base import check_precision
 from fresco_trt.bench.engines import kinds_of
-from fresco_trt.bench.record import circumstances
+from fresco_trt.bench.instrument import said
+from fresco_trt.bench.record import circumstances, store
 from fresco_trt.bench.results_log import sources_digest
 
 if TYPE_CHECKING:
@@ -48,6 +54,7 @@ if TYPE_CHECKING:
     from bench.gpu.device import Product
     from bench.gpu.engines import Subject
     from bench.gpu.methods import Method, Point
+    from bench.gpu.plain import PlainPipeline
     from fresco_trt.bench.engines import Kind
     from fresco_trt.plan.signature import GraphSignature
 
@@ -55,14 +62,22 @@ MINUTES = 9.0
 BUILDING = 0.6
 """Share of the time after which no more engines are built, so that what there is gets measured."""
 
+PROFILING = 15.0
+"""Seconds that are kept from the rounds, to look into requests afterwards."""
+
 WARM_STEPS = 2
+"""Steps of a plain pipeline that warm it up and tell how long one takes."""
+
+SAME = ("dry_run", "machine", "sources", "model", "layers", "size", "precision", "backend")
+"""What has to be the same in a run that was killed for another to go on with its rounds."""
+
 SQUARE = 8192
 
 
 @dataclass(slots=True, kw_only=True)
 class Job:
     """One run: what is measured, with what, into what, within which time; and what it has so far:
-    seconds of a call of each engine, and of a plain step by whether it is compiled.
+    seconds of a call of each engine, and of a step of each plain pipeline.
     """
 
     subject: Subject
@@ -72,9 +87,11 @@ class Job:
     rounds: int
     points: tuple[Point, ...]
     engines: Mapping[Kind, GraphSignature]
+    pieces: Path | None = None
     call_seconds: dict[Kind, float] = field(default_factory=dict)
-    step_seconds: dict[bool, float] = field(default_factory=dict)
-    plain: dict[bool, PlainPipeline] = field(default_factory=dict)
+    step_seconds: dict[str, float] = field(default_factory=dict)
+    plain: dict[str, PlainPipeline] = field(default_factory=dict)
+    methods: dict[str, Method] = field(default_factory=dict)
 
 
 def measure(
@@ -86,35 +103,46 @@ def measure(
     dry_run: bool,
     minutes: float = MINUTES,
     rounds: int = MOST_ROUNDS,
+    pieces: Path | None = None,
+    began: float | None = None,
 ) -> dict[str, Any]:
-    """Measure within ``minutes``, in ``rounds`` at most, and store under ``out`` what was measured;
-    until the end it is beside it, as "NAME-unfinished.json", as it is measured.
+    """Measure within ``minutes`` from ``began`` (default: now), in ``rounds`` at most, and store
+    under ``out`` what was measured; until the end it is beside it, as "NAME-unfinished.json", as it
+    is measured, and a run that was killed is gone on with. "NAME-profile.json" is stored last.
 
-    Weights and engines stay in ``work``; what is there of an earlier run is not built again.
+    Engines stay in ``work``; what is there of an earlier run is not built again, nor what the
+    archive ``pieces`` has, which gets what was compiled.
     Raises IncompatibleOptions for another library, UnsupportedPrecision for one that it lacks,
     OutOfDeviceMemory for a card that is too small; any later error is kept in the document, in
     words, and ends one part of the run only.
     """
-    budget = Budget(seconds=60 * minutes, began=perf_counter())
+    budget = Budget(seconds=60 * minutes, began=perf_counter() if began is None else began)
     facts = device_facts(subject.device)
     if facts["bytes"] is not None:
         check_fits(subject, facts["bytes"])
     workshop = Workshop(subject, library, work)
     check_precision(workshop.backend.describe(), subject.precision)
-    points = points_of(subject.facts, subject.size)
+    against = "compiled" if subject.has_fp8_modules else "all"
+    points = points_of(subject.facts, subject.size, against=against)
     job = Job(
         subject=subject,
         workshop=workshop,
-        record=Record(out, _head(subject, facts, library, minutes, dry_run)),
+        record=Record(out, _head(subject, facts, library, minutes, dry_run), SAME),
         budget=budget,
         rounds=rounds,
         points=points,
         engines=engines_of(subject.facts, [point.plan for point in points if point.plan]),
+        pieces=pieces,
     )
     _say(job, f"storing what is measured in {job.record.unfinished}")
+    if job.record.resumed:
+        _say(job, f"going on after {job.record.resumed} rounds of a run that was killed")
+    # What torch.compile makes of the plain pipeline is kept too.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work / "torch-compile"))
     with closing(workshop):
         _run(job)
-    job.record.finish()
+        job.record.finish()
+        _profile(job)
     return job.record.document
 
 
@@ -148,12 +176,11 @@ def _run(job: Job) -> None:
         for name in OTHERS:
             record.add("libraries", examine_library(name, capability))
         record.add("libraries", _own_library(job))
-    with record.phase("weights"):
-        record.keep("weights", place_weights(subject, job.workshop.folder))
     transformer: Any = None
-    with record.phase("loading"):
+    with record.phase("weights"):
         record.keep("memory_before", memory_in_use(subject.device))
-        transformer = job.workshop.transformer()
+        transformer, made = make_weights(subject, job.workshop.folder)
+        record.keep("weights", made)
         record.keep("memory_of_weights", memory_in_use(subject.device))
     network = _network(job, transformer)
     if network is not None:
@@ -171,13 +198,15 @@ def _run(job: Job) -> None:
 
 def _network(job: Job, transformer: Any) -> Any:
     """What engines are built from, if anything: the transformer, or a copy with FP8 modules."""
-    if transformer is None or not job.subject.has_fp8_modules:
-        return transformer
-    network: Any = None
-    with job.record.phase("quantising"):
-        made = place_fp8_modules(job.subject, transformer, job.workshop.engines)
-        job.record.keep("fp8_modules", made)
-        network = job.workshop.network()
+    network: Any = transformer
+    if transformer is not None and job.subject.has_fp8_modules:
+        network = None
+        with job.record.phase("quantising"):
+            network, made = make_fp8_modules(job.subject, transformer, job.workshop.engines)
+            job.record.keep("fp8_modules", made)
+            job.record.keep("memory_of_weights", memory_in_use(job.subject.device))
+    if network is not None:
+        job.workshop.hold(network)
     return network
 
 
@@ -190,18 +219,32 @@ def _own_library(job: Job) -> dict[str, Any]:
 
 
 def _build(job: Job, network: Any) -> None:
-    """Engines of most tokens first, until the time for building is used up."""
-    with job.record.attempt("compiling"):
-        job.record.keep("compiling", job.workshop.prepare(job.engines, network))
-        _say(job, "compiled what the engines share")
+    """Every engine, of pieces compiled side by side; where that failed one by one, those of most
+    tokens first, until the time for building is used up. What the archive of pieces has is not
+    compiled, and it gets what was.
+    """
+    if job.pieces is not None:
+        _say(job, take_pieces(job.pieces, job.subject, job.workshop.engines))
+    prepared = False
+    if not _is_late(job):
+        with job.record.attempt("compiling"):
+            job.record.keep("compiling", job.workshop.prepare(job.engines, network))
+            _say(job, "compiled what the engines share")
+            prepared = True
     for kind, signature in job.engines.items():
-        late = job.budget.spent > BUILDING * job.budget.seconds
-        if late and not job.workshop.has(kind):
+        if not (prepared or job.workshop.has(kind)) and _is_late(job):
             job.record.drop(f"engine {kind.key}", "no time was left to build it")
             continue
         with job.record.attempt(f"engine {kind.key}"):
             job.record.add("build", job.workshop.build(kind, signature, network))
             _say(job, f"built {kind.key}")
+    if job.pieces is not None:
+        with job.record.attempt("keeping the pieces"):
+            keep_pieces(job.pieces, job.subject, job.workshop.engines)
+
+
+def _is_late(job: Job) -> bool:
+    return job.budget.spent > BUILDING * job.budget.seconds
 
 
 def _open(job: Job, network: Any) -> None:
@@ -231,41 +274,54 @@ def _examine(job: Job, kind: Kind, network: Any) -> None:
 
 
 def _prepare_plain(job: Job, transformer: Any) -> None:
-    """Both plain pipelines over the engines' weights, warmed up, and the seconds of a step."""
-    inputs = conditioning(job.subject)
-    for compiled in (False, True):
-        with job.record.attempt(f"plain pipeline, {'compiled' if compiled else 'eager'}"):
-            own = twin(transformer)
-            pipeline = PlainPipeline(compiled_blocks(own) if compiled else own, job.subject, inputs)
+    """The plain pipelines over the engines' weights, warmed up, and the seconds of a step."""
+    for name in PIPELINES:
+        if all(point.pipeline != name for point in job.points):
+            continue
+        with job.record.attempt(name):
+            try:
+                pipeline = pipeline_of(name, twin(transformer), job.subject)
+            except ImportError as error:
+                job.record.drop(name, f"it is not installed here: {error}")
+                continue
             draw = pipeline.method(WARM_STEPS)
             draw(0)
-            _draw_at_peak(job, COMPILED if compiled else EAGER, draw)
-            job.step_seconds[compiled] = draw(0).seconds / WARM_STEPS
-            job.plain[compiled] = pipeline
-            _say(job, "warmed up the plain pipeline" + (", compiled" if compiled else ""))
+            _draw_at_peak(job, name, draw)
+            job.step_seconds[name] = _computed(job, name) * draw(0).seconds / WARM_STEPS
+            job.plain[name] = pipeline
+            _say(job, f"warmed up {name}")
+
+
+def _computed(job: Job, pipeline: str) -> float:
+    """The share of steps that a plain pipeline computes."""
+    steps = job.subject.facts.default_steps
+    return sum(computed_steps(steps)) / steps if pipeline in CACHED else 1.0
 
 
 def _measure(job: Job) -> None:
     """What there is time for, warmed up, in rounds; the rows anew after each of them."""
+    budget = replace(job.budget, seconds=job.budget.seconds - PROFILING)
     costs = {point.name: _cost(job, point) for point in job.points}
     known = {name: cost for name, cost in costs.items() if cost is not None}
-    chosen = [point for point in _fitting(job, known) if point.name in known]
-    methods: dict[str, Method] = {}
+    chosen = [point for point in _fitting(job, known, budget.left) if point.name in known]
     for point in chosen:
         with job.record.attempt(point.name):
             method = _method(job, point)
             if point.plan is not None:  # the plain pipelines are warm
                 _draw_at_peak(job, point.name, method)
-            methods[point.name] = method
-    _say(job, f"measuring {len(methods)} methods side by side")
+            job.methods[point.name] = method
+    long = [point.name for point in chosen if point.is_long]
+    job.record.keep("long", {"methods": long, "rounds": LONG_ROUNDS})
+    _say(job, f"measuring {len(job.methods)} methods side by side")
     matmul = Matmul(job.subject.device, job.subject.dtype, _products(job))
     take_rounds(
-        methods,
+        job.methods,
         known,
         matmul.rates,
-        job.budget,
+        budget,
         job.record,
         most=job.rounds,
+        long=long,
         after=lambda: job.record.keep("rows", _rows(job)),
     )
 
@@ -278,6 +334,7 @@ def _rows(job: Job) -> list[dict[str, Any]]:
         facts,
         job.subject.tokens,
         baseline_steps=facts.default_steps,
+        peaks={each["method"]: each for each in job.record.document.get("peaks", ())},
     )
 
 
@@ -285,17 +342,15 @@ def _cost(job: Job, point: Point) -> float | None:
     return expected_seconds(point, job.call_seconds, job.step_seconds)
 
 
-def _fitting(job: Job, known: Mapping[str, float]) -> list[Point]:
+def _fitting(job: Job, known: Mapping[str, float], left: float) -> list[Point]:
     """The points that there is time for; the others are recorded as dropped."""
-    groups = dict.fromkeys(point.group for point in job.points)
-    costs = [
-        (group, sum(known.get(point.name, 0.0) for point in job.points if point.group == group))
-        for group in groups
-    ]
-    kept = fitting(costs, job.budget.left)
+    needs = dict.fromkeys((point.group for point in job.points), 0.0)
+    for point in job.points:
+        needs[point.group] += needed(known.get(point.name, 0.0), long=point.is_long)
+    kept = fitting(list(needs.items()), left)
     for point in job.points:
         if point.name not in known:
-            job.record.drop(point.name, "what it runs on was not built, or failed")
+            job.record.drop(point.name, "what it runs on was not built, is missing, or failed")
         elif point.group not in kept:
             job.record.drop(point.name, f"no time for the group {point.group!r}")
     return [point for point in job.points if point.group in kept]
@@ -303,7 +358,7 @@ def _fitting(job: Job, known: Mapping[str, float]) -> list[Point]:
 
 def _method(job: Job, point: Point) -> Method:
     if point.plan is None:
-        return job.plain[point.compiled].method(point.steps)
+        return job.plain[str(point.pipeline)].method(point.steps)
     subject, plan = job.subject, point.plan
     runners = {
         name: job.workshop.runner(kind, job.engines[kind]) for name, kind in kinds_of(plan).items()
@@ -313,8 +368,35 @@ def _method(job: Job, point: Point) -> Method:
 
 def _draw_at_peak(job: Job, name: str, method: Method) -> None:
     """One picture, whose seconds are not counted; the memory that it takes at its highest is."""
-    peak = peak_of_tensors(job.subject.device, lambda: method(0))
-    job.record.add("peaks", {"method": name, "tensors": peak})
+    found = peaks_of(job.subject.device, lambda: method(0))
+    job.record.add("peaks", {"method": name, **found})
+
+
+# --- profiles ---------------------------------------------------------------------------------
+
+
+def _profile(job: Job) -> None:
+    """Look into one request of each method, the shortest first, as long as there is time; of the
+    long ones, a few steps. Stored beside the result, which is complete by then.
+    """
+    path = job.record.path.with_name(f"{job.record.path.stem}-profile.json")
+    head = {name: job.record.document[name] for name in ("command", "commit", *SAME)}
+    document: dict[str, Any] = {**head, "dropped": [], "methods": []}
+    points = [point for point in job.points if point.name in job.methods]
+    for point in sorted(points, key=lambda point: _cost(job, point) or 0.0):
+        method, steps = job.methods[point.name], point.steps
+        if point.is_long and point.pipeline is not None:
+            steps = WARM_STEPS
+            method = job.plain[point.pipeline].method(steps)
+        try:
+            if job.budget.left < 0:
+                raise TimeoutError("no time was left for it")
+            found = profiled(job.subject.device, partial(method, 0))
+            document["methods"].append({"method": point.name, "steps": steps, **found})
+        except Exception as error:  # a profiler may fail in any way, and the rest still counts
+            document["dropped"].append({"what": point.name, "reason": said(error)})
+        store(document, path)
+    _say(job, f"profiled {len(document['methods'])} methods into {path}")
 
 
 def _products(job: Job) -> list[Product]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from bench.gpu.device import Stopwatch, clock_of
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.bench.engines import Kind, kinds_of, plan_method
-from fresco_trt.bench.plain import Plain, denoise
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import flops_of_step, plan_cost
@@ -32,6 +31,18 @@ if TYPE_CHECKING:
 PRESETS = ("quality", "balanced", "fast", "turbo")
 HICACHE = CacheConfig(name="hicache")
 EAGER, COMPILED = "diffusers", "diffusers, torch.compile"
+CACHE_DIT, CACHE_DIT_COMPILED = f"{EAGER}, cache-dit", f"{COMPILED}, cache-dit"
+PIPELINES = (EAGER, COMPILED, CACHE_DIT, CACHE_DIT_COMPILED)
+"""Ways to run the plain pipeline."""
+
+CACHED = CACHE_DIT, CACHE_DIT_COMPILED
+"""Those in which some steps are answered by a cache."""
+
+FEW = 10, 5
+"""Steps of the control: what the plain pipeline, compiled, draws in the time of some presets."""
+
+LONG = 28
+"""Steps at the full grid from which on a method is too long to be measured in every round."""
 
 TRANSFORMER = "transformer"
 """What the network of the plain pipeline is called among the parts that are timed."""
@@ -42,7 +53,7 @@ TRANSFORMER = "transformer"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One method at one setting: of our ``plan``, or where that is None the plain pipeline with
+    """One method at one setting: of our ``plan``, or where that is None the plain ``pipeline`` with
     ``steps`` steps. ``group`` is what it is dropped with.
     """
 
@@ -50,47 +61,52 @@ class Point:
     group: str
     steps: int
     plan: StagePlan | None = None
-    compiled: bool = False
+    pipeline: str | None = None
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is measured in the first rounds only, for it takes the time of many others."""
+        whole = self.plan is None or len(self.plan.stages) == 1
+        return whole and self.steps >= LONG
 
 
-def points_of(facts: ModelFacts, size: Size) -> tuple[Point, ...]:
+def points_of(facts: ModelFacts, size: Size, *, against: str = "all") -> tuple[Point, ...]:
     """Every point, the most important first; those of one group together.
 
-    What has to be left out for lack of time is left out from the end, group by group.
+    What has to be left out for lack of time is left out from the end, group by group. Ours stand
+    beside the plain pipeline in ``all`` its ways, or beside the "compiled" one alone.
     """
-    long, short = facts.default_steps, 28
+    long = facts.default_steps
 
-    def plain(group: str, steps: int) -> list[Point]:
+    def plain(group: str, *pipelines: str, steps: tuple[int, ...] = (long,)) -> list[Point]:
         return [
-            Point(name=name_of_plain(each, steps), group=group, steps=steps, compiled=bool(number))
-            for number, each in enumerate((EAGER, COMPILED))
+            Point(name=name_of_plain(each, count), group=group, steps=count, pipeline=each)
+            for each in pipelines
+            for count in steps
         ]
 
-    def staged(group: str, stages: int, cache: CacheConfig = NO_CACHE) -> list[Point]:
+    def staged(group: str, cache: CacheConfig) -> list[Point]:
         plans = [
-            make_plan(facts, stages=stages, preset=preset, size=size, cache=cache)
-            for preset in PRESETS
+            make_plan(facts, stages=3, preset=preset, size=size, cache=cache) for preset in PRESETS
         ]
         return [_planned(f"fresco {plan.preset}, {group}", group, plan) for plan in plans]
 
-    def single(group: str, steps: int) -> list[Point]:
-        plan = make_plan(facts, stages=1, steps=steps, size=size)
-        return [_planned(f"one static engine, {steps} steps", group, plan)]
-
+    ours = (*staged("3 stages", NO_CACHE), *staged("3 stages, hicache", HICACHE))
+    few = plain("plain, few steps", COMPILED, steps=FEW)
+    if against != "all":
+        return (*plain("plain, long", COMPILED), *ours, *few)
+    single = make_plan(facts, stages=1, steps=LONG, size=size)
     return (
-        *plain("plain, long", long),
-        *staged("3 stages", 3),
-        *plain("plain, short", short),
-        *staged("3 stages, hicache", 3, HICACHE),
-        *staged("2 stages", 2),
-        *single("one static engine", short),
-        *staged("2 stages, hicache", 2, HICACHE),
-        *single("one static engine, long", long),
+        *plain("plain, long", EAGER, COMPILED),
+        *ours,
+        *plain("cache-dit", CACHE_DIT, CACHE_DIT_COMPILED),
+        *few,
+        _planned(f"one static engine, {LONG} steps", "one static engine", single),
     )
 
 
 def name_of_plain(pipeline: str, steps: int) -> str:
-    """The name of a plain point; ``pipeline`` is :data:`EAGER` or :data:`COMPILED`."""
+    """The name of a plain point; ``pipeline`` is one of :data:`PIPELINES`."""
     return f"{pipeline}, {steps} steps"
 
 
@@ -98,10 +114,14 @@ def _planned(name: str, group: str, plan: StagePlan) -> Point:
     return Point(name=name, group=group, steps=plan.nfe, plan=plan)
 
 
-def flops_of(point: Point, facts: ModelFacts, tokens: int) -> float:
-    """FLOPs of a point's picture; ``tokens`` are those of the full grid."""
+def flops_of(point: Point, facts: ModelFacts, tokens: int) -> float | None:
+    """FLOPs of a point's picture; ``tokens`` are those of the full grid. None where a cache that is
+    not ours saves some.
+    """
     if point.plan is not None:
         return plan_cost(facts, point.plan).flops
+    if point.pipeline in CACHED:
+        return None
     return point.steps * flops_of_step(facts, tokens)
 
 
@@ -179,82 +199,18 @@ def staged_method(
     return method
 
 
-class PlainPipeline:
-    """diffusers' own FluxPipeline around a transformer, without encoders and decoder."""
-
-    def __init__(self, transformer: Any, subject: Subject, inputs: Mapping[str, Tensor]) -> None:
-        self._subject = subject
-        self._inputs = {name: inputs[name].to(subject.dtype) for name in ("text", "pooled")}
-        self._pipe = _pipe(transformer, subject.facts)
-        self._watch = Stopwatch(clock_of(subject.device))
-        self._entered: list[Any] = []
-        transformer.register_forward_pre_hook(self._enter)
-        transformer.register_forward_hook(self._leave)
-
-    def method(self, steps: int) -> Method:
-        """The pipeline's denoising at a number of steps."""
-
-        def method(seed: int) -> Timed:
-            facts, size = self._subject.facts, self._subject.size
-            point = Plain(steps=steps)
-            latents, seconds = denoise(self._pipe, facts, size, self._inputs, [seed], point)
-            return Timed(seconds=seconds, inside=self._watch.taken(), latents=latents)
-
-        return method
-
-    def _enter(self, *_: object) -> None:
-        self._entered.append(self._watch.mark())
-
-    def _leave(self, *_: object) -> None:
-        self._watch.add(TRANSFORMER, self._entered.pop())
-
-
-def compiled_blocks(transformer: Any) -> Any:
-    """The transformer, its blocks compiled by torch.compile one kind at a time, as diffusers does
-    it: as fast as the whole at once, and compiled in a fraction of the time.
-    """
-    transformer.compile_repeated_blocks(fullgraph=True)
-    return transformer
-
-
-def _pipe(transformer: Any, facts: ModelFacts) -> Any:
-    import diffusers
-
-    untyped: Any = diffusers
-    rule = facts.shift
-    shifted = {} if rule is None else _dynamic(rule)
-    parts = ("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-    pipe = untyped.FluxPipeline(
-        scheduler=untyped.FlowMatchEulerDiscreteScheduler(**shifted),
-        transformer=transformer,
-        **dict.fromkeys(parts),
-    )
-    pipe.vae_scale_factor = facts.vae_scale  # which it would take from the decoder
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _dynamic(rule: Any) -> dict[str, Any]:
-    return {
-        "use_dynamic_shifting": True,
-        "base_shift": rule.base_shift,
-        "max_shift": rule.max_shift,
-        "base_image_seq_len": rule.base_tokens,
-        "max_image_seq_len": rule.max_tokens,
-    }
-
-
 # --- what a point will take -------------------------------------------------------------------
 
 
 def expected_seconds(
-    point: Point, engines: Mapping[Kind, float], plain: Mapping[bool, float]
+    point: Point, engines: Mapping[Kind, float], plain: Mapping[str, float]
 ) -> float | None:
     """Seconds that a point's picture should take, from those of each engine's call and of a plain
-    step (by whether it is compiled); None for a point that lacks one of them.
+    step (by the pipeline); None for a point that lacks one of them.
     """
     if point.plan is None:
-        return point.steps * plain[point.compiled] if point.compiled in plain else None
+        step = plain.get(str(point.pipeline))
+        return None if step is None else point.steps * step
     kinds = kinds_of(point.plan)
     if not engines.keys() >= set(kinds.values()):
         return None

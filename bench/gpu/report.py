@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.gpu.methods import COMPILED, EAGER, TRANSFORMER, flops_of, name_of_plain
+from bench.gpu.methods import CACHED, COMPILED, EAGER, TRANSFORMER, flops_of, name_of_plain
 from fresco_trt.bench.quality import median_interval
 from fresco_trt.plan.cost import flops_of_bypass, flops_of_step
 from fresco_trt.run.request import engine_name
@@ -40,11 +40,13 @@ def rows_of(
     tokens: int,
     *,
     baseline_steps: int,
+    peaks: Mapping[str, Mapping[str, Any]],
 ) -> list[Row]:
     """One row for each point that was measured, in the points' order.
 
     ``tokens`` are the full grid's. Speed-ups are over the plain pipeline with ``baseline_steps``,
-    eager and compiled, round by round, and missing where that was not measured.
+    eager and compiled, round by round, and missing where that was not measured. ``peaks`` are those
+    of memory, by a point's pipeline or its name.
     """
     measured = {name for each in rounds for name in each["methods"]}
     return [
@@ -58,12 +60,20 @@ def rows_of(
             "speedup_compiled": _speedup(
                 point.name, name_of_plain(COMPILED, baseline_steps), rounds
             ),
+            "peak_bytes": _peak(peaks.get(point.pipeline or point.name)),
             "calls": _calls(point, rounds, facts, tokens),
+            "stages": _stages(point, rounds, facts, tokens),
             "finite": all(each["finite"] for each in _of(point.name, rounds)),
         }
         for point in points
         if point.name in measured
     ]
+
+
+def _peak(found: Mapping[str, Any] | None) -> Row:
+    """Most bytes while it drew: of tensors on the card, and of the process on the host."""
+    names = ("tensors", "host")
+    return {name: None if found is None else found[name] for name in names}
 
 
 def _of(name: str, rounds: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -100,15 +110,14 @@ def _calls(
 ) -> list[Row]:
     """Each engine of a point, or its transformer: seconds a call, and the share of the roofline.
 
-    The share is of the fastest matrix product in the same round.
+    The share is of the fastest matrix product in the same round. An engine whose calls were not
+    timed one by one is left out.
     """
     found = []
     for name, (count, flops) in _work(point, facts, tokens).items():
-        lists = [
-            (each["methods"][point.name]["inside"][name], max(each["matmul"].values()))
-            for each in rounds
-            if name in each["methods"].get(point.name, {"inside": {}})["inside"]
-        ]
+        lists = _inside(point, rounds, name)
+        if not lists:
+            continue
         medians = [(summary(seconds)["median"], rate) for seconds, rate in lists]
         found.append(
             {
@@ -123,9 +132,39 @@ def _calls(
     return found
 
 
+def _stages(
+    point: Point, rounds: Sequence[Mapping[str, Any]], facts: ModelFacts, tokens: int
+) -> list[Row]:
+    """Of a point whose stages were timed whole: seconds of each of them."""
+    engines = {TRANSFORMER, *_work(point, facts, tokens)}
+    names = dict.fromkeys(
+        name for each in _of(point.name, rounds) for name in each["inside"] if name not in engines
+    )
+    return [
+        {
+            "stage": name,
+            "seconds": summary([sum(seconds) for seconds, _ in _inside(point, rounds, name)]),
+        }
+        for name in names
+    ]
+
+
+def _inside(
+    point: Point, rounds: Sequence[Mapping[str, Any]], name: str
+) -> list[tuple[list[float], float]]:
+    """Seconds of every call of that name in a round, and the round's fastest matrix product."""
+    return [
+        (each["methods"][point.name]["inside"][name], max(each["matmul"].values()))
+        for each in rounds
+        if name in each["methods"].get(point.name, {"inside": {}})["inside"]
+    ]
+
+
 def _work(point: Point, facts: ModelFacts, tokens: int) -> dict[str, tuple[int, float]]:
     """Image tokens and FLOPs of one call of each engine of a point, by the engine's name."""
     plan = point.plan
+    if point.pipeline in CACHED:
+        return {}  # its calls are of two kinds, and which is which is not said
     if plan is None:
         return {TRANSFORMER: (tokens, flops_of_step(facts, tokens))}
     return {
@@ -167,6 +206,8 @@ _COLUMNS = (
     "outside engines",
     "full step of the last stage",
     "of the matmul rate",
+    "GPU peak, GB",
+    "host peak, GB",
 )
 
 
@@ -189,16 +230,18 @@ def gpu_table(document: Mapping[str, Any]) -> str:
 
 
 def _cells(row: Row, baseline: float) -> tuple[str, ...]:
-    last = [call for call in row["calls"] if not call["engine"].endswith("bypass")][-1]
+    whole = [call for call in row["calls"] if not call["engine"].endswith("bypass")]
+    peak = row.get("peak_bytes") or {"tensors": None, "host": None}
     return (
         row["method"],
         _figure(row["denoise_seconds"], 3),
         _figure(row["speedup"], 2),
         _figure(row["speedup_compiled"], 2),
-        f"{baseline / row['flops']:.2f}",
+        "" if row["flops"] is None else f"{baseline / row['flops']:.2f}",
         f"{100 * row['host_share']['median']:.1f}%",
-        f"{1000 * last['seconds']['median']:.1f} ms",
-        f"{100 * last['share_of_matmul']['median']:.0f}%",
+        f"{1000 * whole[-1]['seconds']['median']:.1f} ms" if whole else "",
+        f"{100 * whole[-1]['share_of_matmul']['median']:.0f}%" if whole else "",
+        *("" if bytes_ is None else f"{bytes_ / 1e9:.2f}" for bytes_ in peak.values()),
     )
 
 

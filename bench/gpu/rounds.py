@@ -1,13 +1,15 @@
 """How measuring is fitted into a time: the budget, what is dropped for it, the rounds, the record.
 
 In a round every method draws one picture, and the matrix products run once, so that a ratio
-compares neighbours in time; who begins moves on from round to round. Everything is stored as soon
-as it is measured.
+compares neighbours in time; who begins moves on from round to round. Long methods are in the first
+rounds only: one of them takes the time of all others, whose times are the steadier for more rounds.
+Everything is stored as soon as it is measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 """Rounds that what is measured must have time for, and that there are at most by default."""
+
+LONG_ROUNDS = 2
+"""Rounds that long methods are measured in."""
 
 FINISH = 10.0
 """Seconds that are kept for the end of the run."""
@@ -48,16 +53,21 @@ class Budget:
         return self.seconds - FINISH - self.spent
 
 
-def fitting(costs: Sequence[tuple[str, float]], left: float) -> tuple[str, ...]:
-    """The groups that there is time for, of (group, seconds of one round), most important first.
+def fitting(needs: Sequence[tuple[str, float]], left: float) -> tuple[str, ...]:
+    """The groups that there is time for, of (group, seconds that it needs), most important first.
 
-    As many from the front as can be warmed up once and run :data:`LEAST_ROUNDS` times in ``left``
-    seconds; the first one always.
+    As many from the front as fit into ``left`` seconds; the first one always.
     """
-    totals = accumulate(cost for _, cost in costs)
-    fits = [total * (1 + LEAST_ROUNDS) <= left for total in totals]
+    fits = [total <= left for total in accumulate(need for _, need in needs)]
     count = fits.index(False) if False in fits else len(fits)
-    return tuple(group for group, _ in costs[: max(count, 1)])
+    return tuple(group for group, _ in needs[: max(count, 1)])
+
+
+def needed(cost: float, *, long: bool) -> float:
+    """Seconds of a method in the fewest rounds that are enough: a long one is warm before they
+    begin, another draws one picture to become so.
+    """
+    return cost * (LONG_ROUNDS if long else 1 + LEAST_ROUNDS)
 
 
 # --- the record -------------------------------------------------------------------------------
@@ -65,15 +75,27 @@ def fitting(costs: Sequence[tuple[str, float]], left: float) -> tuple[str, ...]:
 
 class Record:
     """The document of a run, on disk after every change: under ``unfinished`` until
-    :meth:`finish`, so that a run that is killed takes no finished one with it.
+    :meth:`finish`, so that a run that is killed takes no finished one with it. The next one goes on
+    with its rounds where what ``head`` says under the names of ``same`` is the same.
     """
 
-    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, head: Mapping[str, Any], same: Sequence[str] = ()) -> None:
         self.path = path
         self.unfinished = path.with_name(f"{path.stem}-unfinished{path.suffix}")
         lists: dict[str, Any] = {name: [] for name in ("dropped", "failed", "rounds", "rows")}
+        lists["rounds"] = self._earlier(head, same)
+        self.resumed = len(lists["rounds"])
         self.document: dict[str, Any] = {**head, "complete": False, "phases": {}, **lists}
         self._store()
+
+    def _earlier(self, head: Mapping[str, Any], same: Sequence[str]) -> list[Any]:
+        """Rounds of a run that was killed, if all that is named ``same`` is the same in it."""
+        try:
+            found = json.loads(self.unfinished.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        goes_on = bool(same) and all(found.get(name) == head[name] for name in same)
+        return list(found["rounds"]) if goes_on else []
 
     def keep(self, key: str, value: Any) -> None:
         """Keep a value under a key, in place of an older one."""
@@ -139,33 +161,36 @@ def take_rounds(
     record: Record,
     *,
     most: int = MOST_ROUNDS,
+    long: Collection[str] = (),
     after: Callable[[], None] = lambda: None,
 ) -> None:
-    """Up to ``most`` rounds into the record, as many as there is time for, and the first as far as
-    there is.
+    """Rounds into the record until it has ``most``, as many as there is time for, and the first as
+    far as there is; those that are ``long`` take part in the first :data:`LONG_ROUNDS` of a run.
 
     ``costs`` are the seconds that each method should take; ``rates`` measures the matrix products;
     ``after`` is called after each round.
     A method that fails, or that there is no time for any more, is named and takes no further part.
     """
-    usable, cost = list(methods), sum(costs[name] for name in methods)
-    for number in range(most):
-        if not usable or (number and cost > budget.left):
+    usable, took = list(methods), dict(costs)
+    for number in range(most - record.resumed):
+        if number == LONG_ROUNDS:
+            usable = [name for name in usable if name not in long]
+        if not usable or (number and sum(took[name] for name in usable) > budget.left):
             return
-        began = budget.spent
-        found = Round(number=number, matmul=rates())
+        found = Round(number=record.resumed + number, matmul=rates())
         record.add("rounds", found.to_json())
         for name in _turned(usable, number):
             usable.remove(name)
             if costs[name] > budget.left:
                 record.drop(name, f"from round {number + 1} on: no time was left for it")
                 continue
+            began = budget.spent
             with record.attempt(name):
                 found.methods[name] = _measured(methods[name](number))
                 usable.append(name)
+            took[name] = budget.spent - began
             record.keep("rounds", [*record.document["rounds"][:-1], found.to_json()])
         usable.sort(key=list(methods).index)
-        cost = budget.spent - began
         after()
 
 

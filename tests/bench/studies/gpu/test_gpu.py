@@ -1,6 +1,6 @@
 """The GPU benchmark's dry run: the code that a GPU will run, at tiny dimensions.
 
-On eager engines, for compiling takes ten seconds a block: one block is compiled, in FP8.
+On eager engines, for compiling takes ten seconds a block, and by short plans of few kinds.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from bench.gpu import job
-from bench.gpu.command import _result
-from bench.gpu.engines import Workshop, engines_of, place_weights, subject_of
+from bench.gpu import job, pieces, plain
+from bench.gpu.command import _check_pieces, _result
+from bench.gpu.engines import Workshop, engines_of, subject_of
 from bench.gpu.job import measure
-from bench.gpu.methods import points_of
+from bench.gpu.methods import PIPELINES, points_of
+from bench.gpu.pieces import keep_pieces, take_pieces
 from bench.gpu.report import DRY_RUN, gpu_table, step_table
+from bench.gpu.weights import make_weights
 from fresco_trt import errors
 from fresco_trt.backends.inductor import backend as inductor
+from fresco_trt.backends.inductor.host import this_host, write_host
 from fresco_trt.backends.transformer import FOLDER
-from fresco_trt.errors import UnsupportedPrecision
+from fresco_trt.errors import IncompatibleOptions, UnsupportedPrecision
 
 pytestmark = pytest.mark.slow
 
@@ -37,9 +41,10 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine w
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other libraries are not tried and nothing is compiled: that is slow, and tested above."""
+    """Other libraries are not tried, and nothing is traced or profiled: that is tested above."""
     monkeypatch.setattr(job, "OTHERS", ())
-    monkeypatch.setattr(job, "compiled_blocks", lambda transformer: transformer)
+    monkeypatch.setattr(plain, "compile_blocks", lambda *_: None)
+    monkeypatch.setattr(job, "profiled", lambda *_: {})
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     done = _run(*command, "--out", str(out), "--work", str(work))
     assert done.returncode == 0, done.stdout + done.stderr
     document: dict[str, Any] = json.loads(out.read_text())
-    return {"document": document, "printed": done.stdout, "work": work}
+    profile = json.loads((folder / "gpu-profile.json").read_text())
+    return {"document": document, "printed": done.stdout, "work": work, "profile": profile}
 
 
 def _run(*options: str) -> subprocess.CompletedProcess[str]:
@@ -67,6 +73,9 @@ def test_every_method_is_measured_in_every_round(stored: dict[str, Any]) -> None
     assert [row["method"] for row in document["rows"]] == POINTS
     assert all(row["rounds"] == ROUNDS and row["finite"] for row in document["rows"])
     assert document["complete"]
+    assert document["long"]["methods"] == [
+        name for name in POINTS if name.endswith(("50 steps", "28 steps"))
+    ]
 
 
 def test_it_says_that_it_is_a_dry_run_wherever_it_is_read(stored: dict[str, Any]) -> None:
@@ -96,9 +105,9 @@ def test_each_stage_is_built_once_and_the_rest_shares_its_code(
             piece.path.write_bytes(b"code")
 
     monkeypatch.setattr(inductor, "compile_pieces", compile_pieces)
-    place_weights(SUBJECT, tmp_path)
+    network, _ = make_weights(SUBJECT, tmp_path)
     workshop = Workshop(SUBJECT, "inductor", tmp_path)
-    network = workshop.network()
+    workshop.hold(network)
     plans = [point.plan for point in points_of(SUBJECT.facts, SUBJECT.size) if point.plan]
     engines = engines_of(SUBJECT.facts, plans)
     compiled = {
@@ -131,7 +140,10 @@ def test_weights_are_on_disk_once_whatever_the_number_of_stages(stored: dict[str
     code = [each["code"] for each in disk]
     assert code == sorted(code)
     assert [each["stages"] for each in document["memory"]] == [1, 2, 3]
-    assert len(list(stored["work"].rglob("*.safetensors"))) == 1
+    # The file that says what they are has no values in it, and takes no room.
+    (path,) = stored["work"].rglob("*.safetensors")
+    assert path.stat().st_size == document["weights"]["bytes"]
+    assert path.stat().st_blocks * 512 < 10**5
 
 
 def test_seconds_inside_the_network_are_part_of_those_on_the_wall(stored: dict[str, Any]) -> None:
@@ -143,10 +155,20 @@ def test_seconds_inside_the_network_are_part_of_those_on_the_wall(stored: dict[s
 
 def test_the_memory_of_every_method_is_asked_for(stored: dict[str, Any]) -> None:
     names = [each["method"] for each in stored["document"]["peaks"]]
-    plain = [name for name in POINTS if name.startswith("diffusers")]
-    assert names == ["diffusers", "diffusers, torch.compile"] + [
-        name for name in POINTS if name not in plain
-    ]
+    assert names == [*PIPELINES, *(name for name in POINTS if "diffusers" not in name)]
+    for row in stored["document"]["rows"]:
+        assert row["peak_bytes"]["tensors"] is None
+        assert row["peak_bytes"]["host"] is None or row["peak_bytes"]["host"] > 10**7
+
+
+def test_a_request_of_every_method_is_looked_into(stored: dict[str, Any]) -> None:
+    profile = stored["profile"]
+    assert profile["dropped"] == []
+    assert {each["method"] for each in profile["methods"]} == set(POINTS)
+    assert profile["commit"] == stored["document"]["commit"]
+    for each in profile["methods"]:
+        assert each["kernels"]
+        assert 0.0 < each["busy_seconds"] <= each["seconds"]
 
 
 def test_the_document_says_where_it_comes_from(stored: dict[str, Any]) -> None:
@@ -184,7 +206,8 @@ def test_a_run_whose_time_is_up_builds_nothing_more_and_says_so(tmp_path: Path) 
     assert document["complete"]
     assert document["rows"] == []
     dropped = {each["what"] for each in document["dropped"]}
-    assert {"engine 64", "engine 4-bypass", *POINTS} <= dropped
+    assert {"engine 64", "engine 4-bypass"} <= dropped
+    assert dropped.issuperset(POINTS)
 
 
 @pytest.mark.usefixtures("quick")
@@ -233,30 +256,19 @@ def test_a_dry_run_does_not_land_among_the_results() -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_fp8_engines_stand_beside_the_plain_pipeline_in_its_own_precision(
+def test_fp8_engines_stand_beside_the_compiled_pipeline_in_its_own_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One grid, and of its parts one is compiled: the others run as they are.
-    compile_pieces = inductor.compile_pieces
-    loaded = inductor._loaded
-
-    def compile_single(pieces: Any, *rest: Any) -> None:
-        single = [piece for piece in pieces if piece.name.startswith("single")]
-        compile_pieces(single, *rest)
+    # Pieces run as they are: compiling one takes ten seconds, and is tested with the backend.
+    def compile_pieces(pieces: Any, *rest: Any) -> None:
         for piece in pieces:
-            if piece not in single:
-                piece.path.write_bytes(b"code")
+            piece.path.write_bytes(b"code")
 
-    monkeypatch.setattr(inductor, "compile_pieces", compile_single)
-    monkeypatch.setattr(
-        inductor,
-        "_loaded",
-        lambda part, *rest: loaded(part, *rest) if part.kind == "single" else part.layers,
-    )
-    points = points_of(SUBJECT.facts, SUBJECT.size)
-    kept = tuple(point for point in points if "stages" not in point.group)
-    monkeypatch.setattr(job, "points_of", lambda *_: kept)
+    monkeypatch.setattr(inductor, "compile_pieces", compile_pieces)
+    monkeypatch.setattr(inductor, "_loaded", lambda part, *_: part.layers)
     subject = subject_of("cpu", tiny=True, layers=None, precision="fp8")
+    names = [point.name for point in points_of(subject.facts, subject.size, against="compiled")]
+    archive = tmp_path / "pieces.tar.gz"
     document = measure(
         subject,
         library="inductor",
@@ -265,18 +277,45 @@ def test_fp8_engines_stand_beside_the_plain_pipeline_in_its_own_precision(
         dry_run=True,
         minutes=600.0,
         rounds=1,
+        pieces=archive,
     )
     assert document["failed"] == []
     assert document["precision"] == "fp8"
-    assert [row["method"] for row in document["rows"]] == [point.name for point in kept]
-    assert all(row["finite"] for row in document["rows"])
-    # The compiled engine multiplies in FP8, as the eager graph of the same modules does.
-    (engine,) = document["engines"]
-    assert (engine["engine"], engine["cuda_graph"]) == ("64", False)
-    assert engine["relative"] < 1e-2
+    assert [row["method"] for row in document["rows"]] == names
+    assert names[0] == "diffusers, torch.compile, 50 steps"
+    assert all(row["finite"] and row["speedup_compiled"] for row in document["rows"])
+    assert [each["relative"] < 1e-2 for each in document["engines"]] == [True] * 9
     assert document["disk"][0]["code"] > 0
     assert document["fp8_modules"]["bytes"] < 0.6 * document["weights"]["bytes"]
-    assert {each["weights"] for each in document["disk"]} == {document["fp8_modules"]["bytes"]}
+    assert archive.is_file()
+
+
+def test_pieces_are_taken_to_another_folder_and_refused_for_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, first, second = (tmp_path / name for name in ("a.tar.gz", "first", "second"))
+    (first / "blocks").mkdir(parents=True)
+    second.mkdir()
+    host = this_host("cpu")
+    write_host(first / "blocks" / "host.json", host)
+    (first / "blocks" / "single-1.pt2").write_bytes(b"code")
+    assert "not there yet" in take_pieces(archive, SUBJECT, second)
+    keep_pieces(archive, SUBJECT, first)
+    fp8 = replace(SUBJECT, precision="fp8")
+    assert "differs in precision" in take_pieces(archive, fp8, second)
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "this_host", lambda _: replace(host, torch="2.99.0"))
+        assert "this is 2.99.0" in take_pieces(archive, SUBJECT, second)
+    assert list(second.iterdir()) == []
+    assert take_pieces(archive, SUBJECT, second).startswith("1 pieces of")
+    assert (second / "blocks" / "single-1.pt2").read_bytes() == b"code"
+    archive.write_bytes(b"nothing")
+    assert "of no use" in take_pieces(archive, SUBJECT, second)
+
+
+def test_pieces_of_a_library_that_has_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleOptions, match="--backend eager"):
+        _check_pieces(tmp_path / "a.tar.gz", "eager")
 
 
 def test_a_precision_that_is_not_to_be_had_is_refused(tmp_path: Path) -> None:

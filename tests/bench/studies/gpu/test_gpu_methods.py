@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
+import sys
 from contextlib import ExitStack
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from bench.gpu.device import Matmul, Stopwatch, clock_of, device_facts, memory_in_use
 from bench.gpu.engines import (
@@ -18,25 +20,30 @@ from bench.gpu.engines import (
     check_fits,
     engines_of,
     examine,
-    place_weights,
     subject_of,
     twin,
 )
 from bench.gpu.methods import (
+    CACHE_DIT,
+    COMPILED,
+    EAGER,
     TRANSFORMER,
-    PlainPipeline,
     Point,
     conditioning,
     expected_seconds,
     points_of,
     staged_method,
 )
+from bench.gpu.plain import PlainPipeline, computed_steps, pipeline_of
+from bench.gpu.weights import describe, make_weights
 from fresco_trt.backends.base import EngineRunner
 from fresco_trt.backends.cuda_graph import Graph
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.backends.torch_graph import replayed
+from fresco_trt.backends.transformer import FOLDER, WEIGHTS
 from fresco_trt.bench.engines import Kind, kinds_of
-from fresco_trt.errors import DiskFull, IncompatibleOptions, OutOfDeviceMemory
+from fresco_trt.errors import IncompatibleOptions, OutOfDeviceMemory
+from fresco_trt.lower.weights import write_source
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.loading import random_transformer
@@ -49,11 +56,19 @@ STEPS = 3
 
 
 @pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
-    """Random weights, and no engine yet."""
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Random weights, once."""
+    return make_weights(SUBJECT, tmp_path_factory.mktemp("weights"))[0]
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory, transformer: Any) -> Workshop:
+    """Described weights, and no engine yet."""
     folder = tmp_path_factory.mktemp("workshop")
-    place_weights(SUBJECT, folder)
-    return Workshop(SUBJECT, "eager", folder)
+    describe(transformer, folder / FOLDER)
+    workshop = Workshop(SUBJECT, "eager", folder)
+    workshop.hold(transformer)
+    return workshop
 
 
 # --- one engine -------------------------------------------------------------------------------
@@ -82,16 +97,28 @@ def test_points_of_a_group_stand_together_and_the_reference_first() -> None:
     points = points_of(FLUX_DEV, (1024, 1024))
     groups = [group for group, _ in groupby(point.group for point in points)]
     assert len(groups) == len(set(groups))
-    assert [(point.steps, point.compiled) for point in points[:2]] == [(50, False), (50, True)]
+    assert [(each.steps, each.pipeline) for each in points[:2]] == [(50, EAGER), (50, COMPILED)]
+    beside = points_of(FLUX_DEV, (1024, 1024), against="compiled")
+    assert [(each.steps, each.pipeline) for each in beside[:1]] == [(50, COMPILED)]
+    assert {each.pipeline for each in beside} == {None, COMPILED}
     assert len({point.name for point in points}) == len(points)
 
 
-def test_every_preset_is_measured_in_two_and_three_stages_with_and_without_the_cache() -> None:
-    plans = [point.plan for point in points_of(FLUX_DEV, (1024, 1024)) if point.plan is not None]
-    staged = {(plan.preset, len(plan.stages), plan.cache is not None) for plan in plans}
-    for preset in ("quality", "balanced", "fast", "turbo"):
-        assert {(preset, n, cached) for n in (2, 3) for cached in (False, True)} <= staged
-    assert {plan.nfe for plan in plans if len(plan.stages) == 1} == {28, 50}
+def test_every_preset_is_measured_with_and_without_the_cache() -> None:
+    for against in ("all", "compiled"):
+        points = points_of(FLUX_DEV, (1024, 1024), against=against)
+        plans = [point.plan for point in points if point.plan is not None]
+        staged = {(plan.preset, plan.cache is not None) for plan in plans if len(plan.stages) == 3}
+        assert len(staged) == 2 * 4
+
+
+def test_what_is_long_is_the_whole_schedule_on_the_full_grid() -> None:
+    long = [point.name for point in points_of(FLUX_DEV, (1024, 1024)) if point.is_long]
+    assert long == [
+        *(f"diffusers{more}, 50 steps" for more in ("", ", torch.compile")),
+        *(f"diffusers{more}, cache-dit, 50 steps" for more in ("", ", torch.compile")),
+        "one static engine, 28 steps",
+    ]
 
 
 def test_engines_of_the_full_grid_come_first_and_the_plain_ones_foremost() -> None:
@@ -109,17 +136,19 @@ def test_a_picture_costs_its_calls() -> None:
     expected = sum(n * stage.steps for n, stage in zip(plan.tokens, plan.stages, strict=True))
     assert expected_seconds(point, engines, {}) == expected
     assert expected_seconds(point, {Kind(plan.tokens[0]): 1.0}, {}) is None
-    plain = Point(name="plain", group="plain", steps=7, compiled=True)
-    assert expected_seconds(plain, {}, {True: 0.5}) == 3.5
-    assert expected_seconds(plain, {}, {False: 0.5}) is None
+    plain = Point(name="plain", group="plain", steps=7, pipeline=COMPILED)
+    assert expected_seconds(plain, {}, {COMPILED: 0.5}) == 3.5
+    assert expected_seconds(plain, {}, {EAGER: 0.5}) is None
 
 
 # --- drawing ----------------------------------------------------------------------------------
 
 
-def test_the_plain_pipeline_and_one_static_engine_draw_the_same(workshop: Workshop) -> None:
+def test_the_plain_pipeline_and_one_static_engine_draw_the_same(
+    workshop: Workshop, transformer: Any
+) -> None:
     """The pipeline is put together without encoders and decoder; its schedule is the model's."""
-    transformer, inputs = workshop.transformer(), conditioning(SUBJECT)
+    inputs = conditioning(SUBJECT)
     plan = make_plan(SUBJECT.facts, stages=1, steps=STEPS, size=SUBJECT.size)
     ((kind, signature),) = engines_of(SUBJECT.facts, [plan]).items()
     workshop.build(kind, signature, transformer)
@@ -136,35 +165,58 @@ def test_the_plain_pipeline_and_one_static_engine_draw_the_same(workshop: Worksh
         assert 0.0 < timed.engine_seconds < timed.seconds
 
 
-def test_a_twin_has_the_same_weights_in_the_same_memory(workshop: Workshop) -> None:
-    transformer = workshop.transformer()
+def test_cache_dit_computes_the_steps_of_its_own_schedule() -> None:
+    """Whatever the weights are: the first block of each kind runs always, the others then only."""
+    pytest.importorskip("cache_dit", reason="cache-dit comes with the extra 'bench'")
+    ran: list[int] = []
+    subject = subject_of("cpu", tiny=True, layers=(1, 2))
+    own: Any = random_transformer(subject.facts)
+    own.single_transformer_blocks[1].register_forward_hook(lambda *_: ran.append(1))
+    steps = subject.facts.default_steps
+    timed = pipeline_of(CACHE_DIT, own, subject).method(steps)(0)
+    assert timed.latents.isfinite().all()
+    assert len(timed.inside[TRANSFORMER]) == steps
+    assert len(ran) == sum(computed_steps(steps)) < steps / 2
+
+
+def test_without_cache_dit_the_way_is_an_import_error(
+    monkeypatch: pytest.MonkeyPatch, transformer: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "cache_dit", None)
+    with pytest.raises(ImportError, match="cache_dit"):
+        pipeline_of(CACHE_DIT, twin(transformer), SUBJECT)
+
+
+def test_a_twin_has_the_same_weights_in_the_same_memory(transformer: Any) -> None:
     other = twin(transformer)
     assert other is not transformer
     places = {name: value.data_ptr() for name, value in transformer.state_dict().items()}
     assert {name: value.data_ptr() for name, value in other.state_dict().items()} == places
 
 
-def test_an_engine_that_is_there_is_not_built_again(workshop: Workshop) -> None:
-    transformer = workshop.transformer()
+def test_an_engine_that_is_there_is_not_built_again(workshop: Workshop, transformer: Any) -> None:
     plan = make_plan(SUBJECT.facts, stages=2, preset="turbo", size=SUBJECT.size)
     kind, signature = next(iter(engines_of(SUBJECT.facts, [plan]).items()))
     workshop.build(kind, signature, transformer)
     again = Workshop(SUBJECT, "eager", workshop.folder)
     assert again.has(kind)
     assert again.build(kind, signature, transformer)["seconds"] is None
-    before = (workshop.folder / "transformer").stat().st_mtime_ns
-    assert place_weights(SUBJECT, workshop.folder)["written_seconds"] is None
-    assert (workshop.folder / "transformer").stat().st_mtime_ns == before
 
 
-def test_a_disk_without_room_is_told_before_anything_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    room = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
-    with pytest.raises(DiskFull, match=r"0\.0 GB free.*--work"):
-        place_weights(SUBJECT, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_a_description_says_what_a_file_of_weights_would(tmp_path: Path, transformer: Any) -> None:
+    size = describe(transformer, tmp_path)
+    write_source(transformer, tmp_path / "whole")
+    assert size > sum(value.nbytes for value in transformer.state_dict().values())
+    assert (tmp_path / "config.json").read_text() == (tmp_path / "whole/config.json").read_text()
+    with (
+        safe_open(tmp_path / WEIGHTS, "pt") as given,
+        safe_open(tmp_path / "whole" / WEIGHTS, "pt") as whole,
+    ):
+        assert set(given.keys()) == set(whole.keys())
+        for name in given.keys():  # noqa: SIM118
+            ours, theirs = given.get_slice(name), whole.get_slice(name)
+            assert ours.get_shape() == theirs.get_shape()
+            assert ours.get_dtype() == theirs.get_dtype()
 
 
 def test_a_library_with_weights_of_its_own_is_refused(tmp_path: Path) -> None:

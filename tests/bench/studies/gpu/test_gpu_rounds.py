@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from bench.gpu.methods import Timed
-from bench.gpu.rounds import FINISH, Budget, Record, fitting, take_rounds
+from bench.gpu.rounds import FINISH, Budget, Record, fitting, needed, take_rounds
 from fresco_trt.errors import EngineFailed
 
-COSTS = (("first", 10.0), ("second", 5.0), ("third", 1.0))
+COSTS = (("first", 40.0), ("second", 20.0), ("third", 4.0))
 
 
 @dataclass
@@ -57,7 +57,7 @@ def measured(
     ("left", "kept"),
     [
         (64.0, ("first", "second", "third")),
-        (63.0, ("first", "second")),  # a warm-up and three rounds of 16 s do not fit
+        (63.0, ("first", "second")),
         (59.0, ("first",)),
         (0.0, ("first",)),
     ],
@@ -89,6 +89,37 @@ def test_rounds_end_when_another_does_not_fit(tmp_path: Path) -> None:
     document = measured(Time(), {"a": 20.0, "b": 30.0}, 2.0, tmp_path / "out.json")
     assert [each["round"] for each in document["rounds"]] == [0, 1]
     assert all(each["methods"].keys() == {"a", "b"} for each in document["rounds"])
+
+
+def test_long_methods_are_in_the_first_rounds_only(tmp_path: Path) -> None:
+    time = Time()
+    budget = Budget(seconds=100.0, began=0.0, now=lambda: time.seconds)
+    costs = {"long": 20.0, "short": 1.0}
+    methods = {name: time.method(name, cost) for name, cost in costs.items()}
+    record = Record(tmp_path / "out.json", {})
+    take_rounds(methods, costs, rates, budget, record, most=4, long=["long"])
+    found = [set(each["methods"]) for each in record.document["rounds"]]
+    assert found == [{"long", "short"}] * 2 + [{"short"}] * 2
+    assert needed(20.0, long=True) == 40.0
+    assert needed(1.0, long=False) == 4.0
+
+
+def test_a_run_that_was_killed_is_gone_on_with_if_it_is_the_same(tmp_path: Path) -> None:
+    path, costs = tmp_path / "out.json", {"a": 1.0}
+    head = {"machine": "here", "minutes": 4}
+
+    def run(head: Mapping[str, Any], most: int) -> Record:
+        time = Time()
+        budget = Budget(seconds=100.0, began=0.0, now=lambda: time.seconds)
+        record = Record(path, head, ["machine"])
+        take_rounds({"a": time.method("a", 1.0)}, costs, rates, budget, record, most=most)
+        return record
+
+    run(head, 2)
+    again = run({**head, "minutes": 9}, 3)
+    assert again.resumed == 2
+    assert [each["round"] for each in again.document["rounds"]] == [0, 1, 2]
+    assert run({**head, "machine": "there"}, 1).resumed == 0
 
 
 def test_a_method_that_does_not_fit_is_left_out_and_named_once(tmp_path: Path) -> None:
