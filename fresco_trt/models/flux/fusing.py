@@ -5,8 +5,9 @@ and a single-stream block's MLP projection is a fourth; with few tokens one prod
 rows takes less time than they do one after the other. The weights lie side by side in one tensor,
 and those of the layers are rows of it: whoever holds the layers reads and changes the same memory.
 
-Fused are plain linear layers of one type and width. Any others stay as they are, those of FP8 codes
-too: each has one scale for its whole weight, and one product has no scale for each of its parts.
+Fused are linear layers of one type and width: plain ones, and those of FP8 codes with a scale for
+every row, whose inputs are then rounded once instead of once for each layer. Any others stay as
+they are: where codes have one scale for a whole weight, one product has no scale for its parts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fresco_trt.models.fp8 import RowwiseFp8Linear
+
 _QUERIES = ("attn.to_q", "attn.to_k", "attn.to_v")
 _GROUPS = {
     "norm1": _QUERIES,
@@ -26,6 +29,9 @@ _GROUPS = {
     "norm": (*_QUERIES, "proj_mlp"),
 }
 """The layers that take what a norm gives, and nothing else takes it, in either kind of block."""
+
+_BY_ROWS = (nn.Linear, RowwiseFp8Linear)
+"""What computes each of its channels from a row of its tensors and from nothing else of them."""
 
 
 def fused(block: nn.Module) -> nn.Module:
@@ -37,9 +43,9 @@ def fused(block: nn.Module) -> nn.Module:
     """
     layers: dict[str, nn.Module] = {}
     for norm, paths in _groups(block):
-        linears: list[Any] = [block.get_submodule(path) for path in paths]
-        layers[norm] = NormedProjection(block.get_submodule(norm), _one(linears))
-        ends = accumulate((linear.out_features for linear in linears), initial=0)
+        members: list[Any] = [block.get_submodule(path) for path in paths]
+        layers[norm] = NormedProjection(block.get_submodule(norm), _one(members))
+        ends = accumulate((len(layer.weight) for layer in members), initial=0)
         layers |= {path: Columns(*span) for path, span in zip(paths, pairwise(ends), strict=True)}
     return _with(block, layers) if layers else block
 
@@ -50,7 +56,7 @@ def join_weights(transformer: Any, device: str) -> None:
     """
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         for _, paths in _groups(block):
-            for tensors in _tensors([block.get_submodule(path) for path in paths]).values():
+            for tensors in _rows([block.get_submodule(path) for path in paths]).values():
                 _joined(tensors, torch.device(device))
 
 
@@ -60,7 +66,7 @@ def join_weights(transformer: Any, device: str) -> None:
 class NormedProjection(nn.Module):
     """A block's norm, and all layers that take what it gives, as one."""
 
-    def __init__(self, norm: nn.Module, projection: nn.Linear) -> None:
+    def __init__(self, norm: nn.Module, projection: nn.Module) -> None:
         super().__init__()
         self.norm, self.projection = norm, projection
 
@@ -111,50 +117,53 @@ def _groups(block: nn.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield norm, paths
 
 
-def _alike(layers: Sequence[Any]) -> bool:
+def _alike(layers: Sequence[nn.Module]) -> bool:
     """Told by kinds and shapes alone, so that a build without the weights tells the same."""
-    return (
-        all(map(_is_plain, layers))
-        and len(
-            {
-                (each.in_features, each.bias is None, each.weight.dtype, each.weight.device)
-                for each in layers
-            }
-        )
-        == 1
-    )
+    kinds = {(type(layer), *map(_form, _tensors(layer).items())) for layer in layers}
+    return len(kinds) == 1 and not any(map(_computes_more, layers))
 
 
-def _is_plain(layer: Any) -> bool:
-    """Adapters, codes and hooks make a layer compute something else than its weight says."""
-    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
-        return False
-    tensors = (layer.weight, *(() if layer.bias is None else (layer.bias,)))
-    return all(type(each.data) is Tensor for each in tensors)
+def _form(named: tuple[str, Tensor]) -> tuple[object, ...]:
+    """What the rows of two layers must have in common to be rows of one."""
+    name, tensor = named
+    return name, type(tensor.data), tensor.dtype, tensor.device, tensor.shape[1:]
 
 
-def _one(layers: Sequence[Any]) -> nn.Linear:
+def _computes_more(layer: nn.Module) -> bool:
+    """Whether a layer is more than its rows say: an adapter's, of packed weights, or hooked."""
+    plain = all(type(each.data) is Tensor for each in _tensors(layer).values())
+    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) not in _BY_ROWS or not plain or bool(hooked)
+
+
+def _one(layers: Sequence[Any]) -> Any:
     """A layer of the rows of all ``layers``, over their memory."""
-    tensors = _tensors(layers)
-    rows = sum(layer.out_features for layer in layers)
-    with torch.device("meta"):
-        one = nn.Linear(layers[0].in_features, rows, bias="bias" in tensors)
-    for name, each in tensors.items():
+    one = copy.copy(layers[0])
+    one._parameters, one._buffers = dict(one._parameters), dict(one._buffers)
+    for name, each in _rows(layers).items():
         whole = _joined(each, each[0].device)
-        setattr(one, name, nn.Parameter(whole, requires_grad=False))
+        is_parameter = isinstance(each[0], nn.Parameter)
+        setattr(one, name, nn.Parameter(whole, requires_grad=False) if is_parameter else whole)
+    if isinstance(one, nn.Linear):
+        one.out_features = len(one.weight)
     return one
 
 
-def _tensors(layers: Sequence[Any]) -> dict[str, list[nn.Parameter]]:
-    """Weights and, where they have them, biases."""
-    names = ("weight",) if layers[0].bias is None else ("weight", "bias")
-    return {name: [getattr(layer, name) for layer in layers] for name in names}
+def _rows(layers: Sequence[nn.Module]) -> dict[str, list[Tensor]]:
+    """By name the tensors of layers that are alike."""
+    return {name: [_tensors(layer)[name] for layer in layers] for name in _tensors(layers[0])}
+
+
+def _tensors(layer: nn.Module) -> dict[str, Tensor]:
+    """Those that have a row for each channel that a layer gives."""
+    tensors = {**layer._parameters, **layer._buffers}
+    return {name: each for name, each in tensors.items() if each is not None and each.ndim > 0}
 
 
 # --- memory -----------------------------------------------------------------------------------
 
 
-def _joined(tensors: Sequence[nn.Parameter], device: torch.device) -> Tensor:
+def _joined(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """One tensor of the rows of all ``tensors`` on ``device``, of which each is a part from now."""
     there = _whole(tensors)
     if there is not None and there.device.type == device.type:

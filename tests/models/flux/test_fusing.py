@@ -24,7 +24,7 @@ from fresco_trt.models.flux.fusing import NormedProjection, fused, join_weights
 from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.models.flux.signatures import bypass_signature, full_signature
-from fresco_trt.models.fp8 import Fp8Linear, exchange
+from fresco_trt.models.fp8 import TOP, Fp8Linear, RowwiseFp8Linear, exchange
 from fresco_trt.plan.signature import GraphSignature
 
 FACTS = replace(
@@ -54,11 +54,20 @@ class Products(nn.Module):
         return nn.functional.scaled_dot_product_attention(query, key, value)
 
 
-def model_of(*, products: bool = False) -> Any:
+def model_of(kind: str = "plain") -> Any:
     model = random_transformer(FACTS)
-    for path in attention_paths(model) if products else ():
+    for path in attention_paths(model) if kind == "products" else ():
         put_products(model.get_submodule(path), Products())
+    for path, layer in [*model.named_modules()] if kind == "fp8" else ():
+        if isinstance(layer, nn.Linear) and "blocks" in path:
+            exchange(model, path, in_rows_of_codes(layer))
     return model
+
+
+def in_rows_of_codes(layer: nn.Linear) -> RowwiseFp8Linear:
+    scale = layer.weight.abs().amax(dim=1) / TOP
+    codes = (layer.weight / scale[:, None]).to(torch.float8_e4m3fn)
+    return RowwiseFp8Linear(codes, scale, layer.bias)
 
 
 def cut_of(model: nn.Module, signature: GraphSignature, *, fuse: bool = True) -> FluxCut:
@@ -94,22 +103,23 @@ def bytes_of(*models: nn.Module) -> int:
 # --- numbers ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("model", ["plain", "products", "fp8"])
 @pytest.mark.parametrize("kind", SIGNATURES)
-def test_a_fused_graph_gives_the_same_but_for_rounding(kind: str, products: bool) -> None:
+def test_a_fused_graph_gives_the_same_but_for_rounding(kind: str, model: str) -> None:
     signature = SIGNATURES[kind]
-    wanted = outputs_of(cut_of(model_of(products=products), signature, fuse=False))
-    parts = cut_of(model_of(products=products), signature)
+    wanted = outputs_of(cut_of(model_of(model), signature, fuse=False))
+    parts = cut_of(model_of(model), signature)
     found = {part.kind: norms_joined(part.layers[0]) for part in parts.parts}
     assert found.get("double") == ["block.norm1", "block.norm1_context"]
     assert kind == "trunk" or found["single"] == ["block.norm"]
     torch.testing.assert_close(outputs_of(parts), wanted, atol=2e-6, rtol=2e-5)
 
 
+@pytest.mark.parametrize("model_kind", ["plain", "fp8"])
 @pytest.mark.parametrize("kind", SIGNATURES)
-def test_the_graph_itself_gives_what_it_gave_bit_for_bit(kind: str) -> None:
+def test_the_graph_itself_gives_what_it_gave_bit_for_bit(kind: str, model_kind: str) -> None:
     signature = SIGNATURES[kind]
-    model = model_of()
+    model = model_of(model_kind)
     graph, inputs = graph_from_signature(model, signature), inputs_of(signature).values()
     with torch.no_grad():
         before = graph(*inputs)
@@ -120,26 +130,28 @@ def test_the_graph_itself_gives_what_it_gave_bit_for_bit(kind: str) -> None:
 # --- memory -----------------------------------------------------------------------------------
 
 
-def test_the_layers_weights_are_rows_of_the_fused_one() -> None:
-    model = model_of()
+@pytest.mark.parametrize("kind", ["plain", "fp8"])
+def test_the_layers_weights_are_rows_of_the_fused_one(kind: str) -> None:
+    model = model_of(kind)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     size = bytes_of(model)
     parts = cut_of(model, SIGNATURES["whole"])
     layers = [layer for part in parts.parts for layer in part.layers]
-    assert bytes_of(model) == bytes_of(*layers) == bytes_of(model, *layers) == size
+    assert bytes_of(model) == bytes_of(model, *layers) == size
+    assert kind == "fp8" or bytes_of(*layers) == size  # each layer of codes has a unit of its own
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for path, norm, names in GROUPS:
         block = model.get_submodule(path)
         one = fused(block).get_submodule(f"{norm}.projection")
-        for kind in ("weight", "bias"):
-            whole, rows = one.get_parameter(kind), 0
-            for name in names:
-                part = block.get_submodule(name).get_parameter(kind)
+        for each, whole in one.state_dict().items():
+            rows = 0
+            for name in names if whole.ndim > 0 else ():
+                part = block.get_submodule(name).state_dict()[each]
                 assert part.data_ptr() == whole[rows:].data_ptr()
                 assert part.is_contiguous()
                 rows += len(part)
-            assert rows == len(whole)
+            assert whole.ndim == 0 or rows == len(whole)
             assert whole.untyped_storage().nbytes() == whole.nbytes
 
 
@@ -254,6 +266,7 @@ def of_wrapped_weight(layer: Any) -> nn.Module:
 OTHERS: dict[str, Callable[[Any], nn.Module]] = {
     "hook": hooked,
     "codes": coded,
+    "rows of codes": in_rows_of_codes,
     "adapter": lambda layer: Adapted(layer.in_features, layer.out_features),
     "no bias": lambda layer: nn.Linear(layer.in_features, layer.out_features, bias=False),
     "other dtype": lambda layer: layer.to(torch.float64),
