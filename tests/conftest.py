@@ -151,11 +151,11 @@ def aligned_onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", name="traced_once")
-def _traced_once() -> Iterator[None]:
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """For a file of tests that are about what is done with a traced graph."""
     from tests.once import traced_once
 
-    with traced_once():
+    with traced_once(tmp_path_factory):
         yield
 
 
@@ -176,7 +176,7 @@ def _built_once(
 
     folder = shared_folder(temporary) / f"once-{name}"
     folder.mkdir(exist_ok=True)
-    with traced_once(), locked(folder):
+    with traced_once(temporary), locked(folder):
         return folder / "bundle" if (folder / "bundle").exists() else build(folder)
 
 

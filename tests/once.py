@@ -1,8 +1,8 @@
 """What takes seconds and depends on nothing but its input is done once for all tests.
 
-A graph is traced once for the tests of a process that are about what comes after: naming,
-quantising, sharing weights, writing and checking are done anew for each export. A piece of a model
-is compiled once for all processes of a run. A test of the tracing or compiling itself does without.
+A graph is traced once for all processes of a run, for the tests that are about what comes after:
+naming, quantising, sharing weights, writing and checking are done anew for each export. A piece of
+a model is compiled once likewise. A test of the tracing or compiling itself does without.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,22 +26,34 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import StageGraph
 
 MOST_GRAPHS = 12
-"""Graphs that are kept: each holds weights of up to 21 MB."""
+"""Graphs that a process keeps in memory: each holds weights of up to 21 MB."""
 
 _KEPT: OrderedDict[str, Any] = OrderedDict()
 
 
 @contextmanager
-def traced_once() -> Iterator[None]:
-    """Within the scope, ``export_stages`` traces only what this process has not traced before."""
+def traced_once(temporary: pytest.TempPathFactory) -> Iterator[None]:
+    """Within the scope, ``export_stages`` traces only what no process of the run has traced."""
+    import onnx_ir as ir
+
     from fresco_trt.lower import export
 
     trace = export._traced
+    store = shared_folder(temporary) / "traced"
+    store.mkdir(exist_ok=True)
+
+    def stored(graph: StageGraph, path: Path) -> Any:
+        with locked(path):
+            if path.exists():
+                return ir.load(path)
+            model = trace(graph)
+            ir.save(model, path)
+            return model
 
     def remembered(graph: StageGraph) -> Any:
         key = _key(graph)
         if key not in _KEPT:
-            _KEPT[key] = _owning(trace(graph))
+            _KEPT[key] = _owning(stored(graph, store / f"{key}.onnx"))
             if len(_KEPT) > MOST_GRAPHS:
                 _KEPT.popitem(last=False)
         _KEPT.move_to_end(key)
@@ -138,8 +151,12 @@ def _is_setting(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str, tuple))
 
 
-def _code(thing: object) -> tuple[str, int]:
-    """A class, and the forward of its own that an object may have."""
+def _code(thing: object) -> tuple[object, ...]:
+    """A class, and the forward of its own that an object may have. What has no name of its own is
+    known in this process alone.
+    """
     kind = type(thing)
+    name = f"{kind.__module__}.{kind.__qualname__}"
     run = vars(thing).get("forward") if hasattr(thing, "__dict__") else None
-    return f"{kind.__module__}.{kind.__qualname__}", id(run or kind)
+    named = getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind
+    return (name,) if named and run is None else (name, id(run or kind), os.getpid())

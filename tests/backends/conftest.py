@@ -18,7 +18,7 @@ from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.models.flux.signatures import full_signature
 from fresco_trt.models.flux.tokens import position_ids, rotary_tables
 from fresco_trt.plan.signature import GraphSignature
-from tests.once import locked, operators_once, shared_folder
+from tests.once import locked, shared_folder, traced_once
 
 FACTS = replace(
     FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=6, text_dim=32
@@ -59,7 +59,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> tuple[Stage, ...]:
     """One stage for each of ``GRIDS``; the last one has no feature."""
     folder = shared_folder(tmp_path_factory) / "backends"
     folder.mkdir(exist_ok=True)
-    with locked(folder):
+    with traced_once(tmp_path_factory), locked(folder):
         return _stages(folder)
 
 
@@ -82,8 +82,7 @@ def _stages(folder: Path) -> tuple[Stage, ...]:
         )
         graphs.append(graph)
     if not done:
-        with operators_once():
-            export_stages(graphs, folder / "exported")
+        export_stages(graphs, folder / "exported")
         (folder / "exported").rename(folder / "graphs")
     files = folder / "graphs"
     exported = [

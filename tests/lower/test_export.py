@@ -55,7 +55,8 @@ TOLD: list[tuple[str, float]] = []
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[StageGraph, ...]:
     """Both stages, exported once; what the progress listener heard is in ``TOLD``."""
     folder = tmp_path_factory.mktemp("graphs")
-    return export_stages(stage_graphs(), folder, progress=lambda *heard: TOLD.append(heard))
+    with traced_once(tmp_path_factory):
+        return export_stages(stage_graphs(), folder, progress=lambda *heard: TOLD.append(heard))
 
 
 def protos(graphs: tuple[StageGraph, ...]) -> Iterator[tuple[StageGraph, onnx.ModelProto]]:
@@ -269,7 +270,9 @@ def test_a_module_that_breaks_its_signature_is_refused(
 
 # A coarse velocity has no feature: its bypass is the whole graph of another grid.
 @pytest.mark.parametrize("site", [site for site in SITES if site != "velocity"])
-def test_a_bypass_adds_no_weights(site: CacheSite, tmp_path: Path) -> None:
+def test_a_bypass_adds_no_weights(
+    site: CacheSite, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     text = SMALL.text_tokens
     signatures = {
         "stage1.full": full_signature(SMALL, 16, text, feature=True, site=site),
@@ -287,7 +290,7 @@ def test_a_bypass_adds_no_weights(site: CacheSite, tmp_path: Path) -> None:
         )
         for name, signature in signatures.items()
     )
-    with traced_once():
+    with traced_once(tmp_path_factory):
         alone, both = (export_stages(graphs[:count], tmp_path / str(count)) for count in (1, 2))
     sizes = [each[0].weights.stat().st_size for each in (alone, both) if each[0].weights]
     assert sizes[0] == sizes[1] > 0

@@ -27,6 +27,7 @@ from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
+from tests.once import traced_once
 
 pytestmark = pytest.mark.usefixtures("operators_once")
 
@@ -63,7 +64,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageGraph]:
     folder = tmp_path_factory.mktemp("graphs")
     graphs = [graph_of(f"{name}.first", each[0]) for name, each in FAMILIES.items()]
     graphs += [graph_of(name, *each) for name, each in FAMILIES.items()]
-    return {graph.name: graph for graph in export_stages(graphs, folder)}
+    with traced_once(tmp_path_factory):
+        return {graph.name: graph for graph in export_stages(graphs, folder)}
 
 
 def run(graph: StageGraph, signature: GraphSignature) -> list[np.ndarray]:
