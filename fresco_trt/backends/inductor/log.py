@@ -5,6 +5,7 @@ A build leaves nothing in the folder that it was to write, so the log is in the 
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
@@ -37,6 +38,8 @@ _ASKED = (
 
 _SECONDS = 20
 
+_LOGGER = logging.getLogger(__name__)
+
 
 def compiler() -> str:
     """The C++ compiler as torch chooses it, without importing the compiler's half of torch."""
@@ -50,7 +53,7 @@ def logged(what: str) -> Iterator[None]:
         try:
             yield
         except BuildError as error:
-            error.fix += f"; {_kept(what, commands, error)}"
+            error.fix += f"; {kept(what, commands, error)}"
             raise
 
 
@@ -66,12 +69,12 @@ def _commands() -> Iterator[list[str]]:
     run = getattr(builder, "run_compile_cmd", None)
     said: list[str] = []
     if run is None:
-        said.append(f"(torch {torch_version()} does not tell its commands)")
+        _tell(said, f"(torch {torch_version()} does not tell its commands)")
         yield said
         return
 
     def watched(command: str, *given: Any, **named: Any) -> None:
-        said.append(command)
+        _tell(said, f"$ {command}")
         run(command, *given, **named)
 
     builder.run_compile_cmd = watched
@@ -81,15 +84,21 @@ def _commands() -> Iterator[list[str]]:
         builder.run_compile_cmd = run
 
 
-def _kept(what: str, commands: list[str], error: BuildError) -> str:
-    """Where the log is; the last command itself, which links, where no log can be written."""
+def _tell(said: list[str], line: str) -> None:
+    """To the program's own log as well: the process may not live to write this one."""
+    said.append(line)
+    _LOGGER.debug(line)
+
+
+def kept(what: str, commands: list[str], error: BuildError) -> str:
+    """Write the log: where it is; where it cannot be written, the last command, which links."""
     path = cache_folder() / FOLDER / f"{what}.log"
     lines = (
         *format_exception(error),
         f"torch {torch_version()}, Python {sys.version}",
         *(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ),
         *(_answer(question) for question in _ASKED),
-        *(f"$ {command}" for command in commands),
+        *commands,
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

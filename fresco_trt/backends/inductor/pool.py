@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fresco_trt import errors
 from fresco_trt.backends.inductor.build import compile_layer, weights_of
+from fresco_trt.backends.inductor.log import kept
 from fresco_trt.backends.inductor.probe import ending
 from fresco_trt.backends.inductor.worker import packed, state
 from fresco_trt.errors import BuildError, FrescoError
@@ -175,7 +176,7 @@ class _Helper:
 
     def __init__(self, folder: Path, threads: int) -> None:
         folder.mkdir()
-        self.folder, self._said = folder, folder / "said.txt"
+        self.folder, self._said, self._killed = folder, folder / "said.txt", False
         settings = {"TMPDIR": str(folder), "OMP_NUM_THREADS": str(threads)}
         # -P: what lies in the current folder is not taken for a module, unless this one does so.
         command = [sys.executable, "-P", "-c", _CHILD, json.dumps([*map(str, sys.path)])]
@@ -208,16 +209,20 @@ class _Helper:
             raise _error(name, answer)
 
     def _death(self, name: str) -> _Ended:
-        said = self._said.read_text(encoding="utf-8", errors="replace")[-4 * _LONGEST :]
         status = self._process.wait()
-        return _Ended(
+        said = self._said.read_text(encoding="utf-8", errors="replace")
+        error = _Ended(
             f"the process that compiled {name} {ending(status, said)}",
             expected="a process that compiles and loads a block, and memory for it",
             fix="close other programs, or build on fewer cores (taskset); or pass --backend eager",
         )
+        if not self._killed:
+            error.fix += f"; {kept(name, said.splitlines(), error)}"
+        return error
 
     def kill(self) -> None:
         """End it at once, with the compilers that it started."""
+        self._killed = True
         if self._process.poll() is None:
             if hasattr(os, "killpg"):
                 os.killpg(self._process.pid, signal.SIGKILL)

@@ -7,8 +7,10 @@ standard output; what torch and the compilers say goes to standard error.
 from __future__ import annotations
 
 import base64
+import faulthandler
 import io
 import json
+import logging
 import os
 import signal
 import sys
@@ -18,6 +20,7 @@ from threading import Thread
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
+from fresco_trt.backends.inductor import log
 from fresco_trt.errors import FrescoError
 
 if TYPE_CHECKING:
@@ -31,6 +34,9 @@ def main() -> None:
     """Answer every task until there is none, or nobody who asks."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    faulthandler.enable()  # what a signal ended is said too, and the commands before it
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger(log.__name__).setLevel(logging.DEBUG)
     Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for line in sys.stdin:
         answers.write(json.dumps(_answer(json.loads(line))) + "\n")

@@ -192,7 +192,6 @@ def test_what_no_other_process_can_know_is_compiled_in_this_one(
 
 # --- what goes wrong --------------------------------------------------------------------------
 
-_BUSY = "together(3); time.sleep(60)"
 _FIRST = "together(3)\n    first = str(os.getpid()) == min(p.name for p in met.iterdir())"
 _FULL = {"error": "DiskFull", "given": "no room", "expected": "room", "fix": "make some"}
 
@@ -206,8 +205,12 @@ _FULL = {"error": "DiskFull", "given": "no room", "expected": "room", "fix": "ma
             BuildError,
             "the process that compiled piece-. failed: OSError: x",
         ),
-        ("os.kill(os.getpid(), signal.SIGKILL)", BuildError, "piece-. was ended by SIGKILL"),
-        ("raise SystemExit('bad news')", BuildError, "exit status 1: bad news"),
+        (
+            "print('$ g++ x', file=sys.stderr, flush=True); os.kill(os.getpid(), signal.SIGKILL)",
+            BuildError,
+            r"piece-. was ended by SIGKILL; .* in .*\.log",
+        ),
+        ("raise SystemExit('bad news')", BuildError, r"exit status 1: bad news; .* in .*\.log"),
     ],
 )
 def test_an_error_is_passed_on_and_ends_the_others(
@@ -217,11 +220,16 @@ def test_an_error_is_passed_on_and_ends_the_others(
     running: Callable[..., None],
     met: Path,
     out: Path,
+    cache: Path,
 ) -> None:
     running(_FIRST, "if not first: time.sleep(60)", line)
     with pytest.raises(kind, match=words) as caught:
         compile_all(pieces_of(out, 5))
     assert type(caught.value) is kind or kind is BuildError
+    # The process that died leaves what it said; those that were ended for it leave nothing.
+    logs = [path.read_text() for path in cache.rglob("*.log")]
+    assert len(logs) == ("in .*" in words)
+    assert all("$ g++ x" in each or "bad news" in each for each in logs)
     assert list(out.iterdir()) == []
     assert all(gone(int(path.name)) for path in met.iterdir())
 
