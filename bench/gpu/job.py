@@ -311,7 +311,7 @@ def _measure(job: Job) -> None:
                 _draw_at_peak(job, point.name, method)
             job.methods[point.name] = method
     long = [point.name for point in chosen if point.is_long]
-    job.record.keep("long", {"methods": long, "rounds": LONG_ROUNDS})
+    job.record.keep("long", {"methods": long, "rounds_at_most": LONG_ROUNDS})
     _say(job, f"measuring {len(job.methods)} methods side by side")
     matmul = Matmul(job.subject.device, job.subject.dtype, _products(job))
     take_rounds(

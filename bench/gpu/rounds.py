@@ -28,7 +28,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 """Rounds that what is measured must have time for, and that there are at most by default."""
 
 LONG_ROUNDS = 2
-"""Rounds that long methods are measured in."""
+"""Rounds that long methods are measured in, where there is time for more than one."""
 
 FINISH = 10.0
 """Seconds that are kept for the end of the run."""
@@ -67,7 +67,7 @@ def needed(cost: float, *, long: bool) -> float:
     """Seconds of a method in the fewest rounds that are enough: a long one is warm before they
     begin, another draws one picture to become so.
     """
-    return cost * (LONG_ROUNDS if long else 1 + LEAST_ROUNDS)
+    return cost if long else cost * (1 + LEAST_ROUNDS)
 
 
 # --- the record -------------------------------------------------------------------------------
@@ -165,7 +165,8 @@ def take_rounds(
     after: Callable[[], None] = lambda: None,
 ) -> None:
     """Rounds into the record until it has ``most``, as many as there is time for, and the first as
-    far as there is; those that are ``long`` take part in the first :data:`LONG_ROUNDS` of a run.
+    far as there is; those that are ``long`` take part in the first of a run, and in as many
+    of the first :data:`LONG_ROUNDS` as leave time for :data:`LEAST_ROUNDS` of the others.
 
     ``costs`` are the seconds that each method should take; ``rates`` measures the matrix products;
     ``after`` is called after each round.
@@ -173,8 +174,11 @@ def take_rounds(
     """
     usable, took = list(methods), dict(costs)
     for number in range(most - record.resumed):
-        if number == LONG_ROUNDS:
-            usable = [name for name in usable if name not in long]
+        short = [name for name in usable if name not in long]
+        reserved = max(LEAST_ROUNDS - number, 1) * sum(took[name] for name in short)
+        ending = sum(took[name] for name in usable if name in long) + reserved > budget.left
+        if number == LONG_ROUNDS or (number and short and ending):
+            usable = short
         if not usable or (number and sum(took[name] for name in usable) > budget.left):
             return
         found = Round(number=record.resumed + number, matmul=rates())

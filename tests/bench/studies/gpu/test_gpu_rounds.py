@@ -100,8 +100,19 @@ def test_long_methods_are_in_the_first_rounds_only(tmp_path: Path) -> None:
     take_rounds(methods, costs, rates, budget, record, most=4, long=["long"])
     found = [set(each["methods"]) for each in record.document["rounds"]]
     assert found == [{"long", "short"}] * 2 + [{"short"}] * 2
-    assert needed(20.0, long=True) == 40.0
+    assert needed(20.0, long=True) == 20.0
     assert needed(1.0, long=False) == 4.0
+
+
+def test_a_second_round_of_long_methods_does_not_cost_the_others_theirs(tmp_path: Path) -> None:
+    time = Time()
+    budget = Budget(seconds=FINISH + 64.0, began=0.0, now=lambda: time.seconds)
+    costs = {"long": 30.0, "short": 2.0}
+    methods = {name: time.method(name, cost) for name, cost in costs.items()}
+    record = Record(tmp_path / "out.json", {})
+    take_rounds(methods, costs, rates, budget, record, most=4, long=["long"])
+    found = [set(each["methods"]) for each in record.document["rounds"]]
+    assert found == [{"long", "short"}] + [{"short"}] * 3
 
 
 def test_a_run_that_was_killed_is_gone_on_with_if_it_is_the_same(tmp_path: Path) -> None:
