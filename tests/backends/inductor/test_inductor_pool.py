@@ -239,7 +239,7 @@ def test_an_interrupt_leaves_no_process_and_nothing_half_written(
 ) -> None:
     running(
         "path.write_text('half')",
-        "compiler = subprocess.Popen(['sleep', '60'])",
+        "compiler = subprocess.Popen(['sleep', '60'], stdout=2)",
         "(met / str(compiler.pid)).touch()",
         "time.sleep(60)",
     )
