@@ -67,7 +67,11 @@ class CudaClock:
         import torch
 
         untyped: Any = torch.cuda
-        event = untyped.Event(enable_timing=True)
+        try:
+            # External: inside a capture it becomes a part of the graph, marked at every replay.
+            event = untyped.Event(enable_timing=True, external=True)
+        except TypeError:  # an older torch: what captures it cannot be timed, and that is said
+            event = untyped.Event(enable_timing=True)
         event.record()
         return event
 
@@ -83,11 +87,16 @@ def clock_of(device: str) -> Clock:
 
 
 class Stopwatch:
-    """Seconds inside named calls, as the device spends them; :meth:`taken` reads and resets it."""
+    """Seconds inside named calls, as the device spends them; :meth:`taken` reads them.
+
+    Calls that were captured are made by a replay and by no line of Python, with the marks that they
+    had: a name that nobody adds to after a reading is read again.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._spans: list[tuple[str, Mark, Mark]] = []
+        self._spans: dict[str, list[tuple[Mark, Mark]]] = {}
+        self._read: set[str] = set()
 
     def mark(self) -> Mark:
         """Now, as :class:`Clock` has it."""
@@ -95,15 +104,24 @@ class Stopwatch:
 
     def add(self, name: str, start: Mark) -> None:
         """One call of ``name`` that began at ``start`` and ends now."""
-        self._spans.append((name, start, self._clock.mark()))
+        if name in self._read:
+            self._read.remove(name)
+            self._spans[name] = []
+        self._spans.setdefault(name, []).append((start, self._clock.mark()))
 
     def taken(self) -> dict[str, list[float]]:
-        """Seconds of every call since the last reading, by name, in order; waits for the device."""
-        seconds: dict[str, list[float]] = {}
-        for name, start, end in self._spans:
-            seconds.setdefault(name, []).append(self._clock.seconds(start, end))
-        self._spans.clear()
+        """Seconds of every call of the last request, by name, in order; waits for the device."""
+        seconds = {
+            name: [self._clock.seconds(start, end) for start, end in spans]
+            for name, spans in self._spans.items()
+        }
+        self._read = set(seconds)
         return seconds
+
+    def reset(self) -> None:
+        """Forget all calls."""
+        self._spans.clear()
+        self._read.clear()
 
 
 # --- memory -----------------------------------------------------------------------------------

@@ -6,18 +6,23 @@ how long that took on the wall and how much of it the device spent inside the ne
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
 
 from bench.gpu.device import Stopwatch, clock_of
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.bench.engines import Kind, kinds_of, plan_method
+from fresco_trt.bench.instrument import said
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import flops_of_step, plan_cost
 from fresco_trt.plan.making import make_plan
+from fresco_trt.run.captured import CapturedStages, graph_of
 from fresco_trt.run.denoise import Denoiser
+from fresco_trt.run.request import Conditioning
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan
+
+_LOG = logging.getLogger(__name__)
 
 PRESETS = ("quality", "balanced", "fast", "turbo")
 HICACHE = CacheConfig(name="hicache")
@@ -149,10 +156,13 @@ Method: TypeAlias = Callable[[int], Timed]
 
 
 class TimedRunner(BorrowedRunner):
-    """A runner whose calls a stopwatch takes down, under the engine's name."""
+    """A runner whose calls a stopwatch takes down, under the engine's name. Its marks may be
+    captured with the call between them.
+    """
 
     def __init__(self, name: str, runner: Runner, watch: Stopwatch) -> None:
         super().__init__(runner)
+        self.graph = graph_of(runner)
         self._name, self._watch = name, watch
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -185,16 +195,36 @@ def staged_method(
     runners: Mapping[str, Runner],
     inputs: Mapping[str, Tensor],
 ) -> Method:
-    """Our sampler on the entered runners of a plan, by the sampler's names for them."""
+    """Our sampler on the entered runners of a plan, by the sampler's names for them: with one
+    launch a stage where they can be captured, step by step elsewhere.
+    """
     watch = Stopwatch(clock_of(subject.device))
     timed = {name: TimedRunner(name, runner, watch) for name, runner in runners.items()}
     facts = subject.facts
     denoiser = Denoiser.of(facts, plan, timed, text_tokens=facts.text_tokens, device=subject.device)
-    draw = plan_method(denoiser)
+    draw, captured = plan_method(denoiser), CapturedStages.of(denoiser)
 
-    def method(seed: int) -> Timed:
+    def by_steps(seed: int) -> Timed:
         drawn = draw(inputs, seed)
         return Timed(seconds=drawn.seconds, inside=watch.taken(), latents=drawn.latents)
+
+    def by_stages(stages: CapturedStages, seed: int) -> Timed:
+        began = perf_counter()
+        tokens = stages.draw(Conditioning(inputs=inputs), seed).tokens
+        latents = denoiser.patchifier.unpack(tokens, plan.stages[-1].grid).cpu()
+        seconds = perf_counter() - began
+        return Timed(seconds=seconds, inside=watch.taken(), latents=latents)
+
+    def method(seed: int) -> Timed:
+        nonlocal captured
+        if captured is not None:
+            try:
+                return by_stages(captured, seed)
+            except Exception as error:  # on a new card it may fail in any library
+                _LOG.warning("measured step by step from here on: %s", said(error))
+                captured = None
+                watch.reset()
+        return by_steps(seed)
 
     return method
 

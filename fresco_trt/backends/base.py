@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fresco_trt.backends.cuda_graph import Graph
     from fresco_trt.plan.memory import Library
 
 EngineFiles: TypeAlias = tuple[str, ...]
@@ -203,7 +204,8 @@ class EngineRunner:
 
     ``open_session`` returns the context that acquires the library's resources and gives the call;
     scope and signature are enforced here, so a session sees only complete, well-shaped inputs.
-    ``replays`` says whether the next call replays a CUDA graph.
+    ``graph`` is what its calls are queued through, None for a library that does not do so, and
+    ``replays`` says whether the next one replays a CUDA graph.
     """
 
     def __init__(
@@ -211,9 +213,10 @@ class EngineRunner:
         signature: GraphSignature,
         open_session: Callable[[], AbstractContextManager[Call]],
         *,
+        graph: Graph | None = None,
         replays: Callable[[], bool] = bool,
     ) -> None:
-        self.signature, self.replays = signature, replays
+        self.signature, self.graph, self.replays = signature, graph, replays
         self._open_session = open_session
         self._scope = ExitStack()
         self._call: Call | None = None

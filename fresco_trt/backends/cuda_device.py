@@ -41,6 +41,10 @@ class Device(Protocol):
         """
         ...
 
+    def is_capturing(self) -> bool:
+        """Whether what is queued now, inside ``stream()``, goes into a capture and does not run."""
+        ...
+
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         """Inside ``stream()``: what queues again all that ``launch`` queues, in one launch.
 
@@ -88,10 +92,19 @@ class CudaDevice:
         untyped: Any = torch.cuda
         self._stream = self._stream or untyped.Stream()
         caller = torch.cuda.current_stream()
+        if caller == self._stream:  # inside itself: what is queued is in order already
+            yield self._stream.cuda_stream
+            return
         self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream):
             yield self._stream.cuda_stream
         caller.wait_stream(self._stream)
+
+    def is_capturing(self) -> bool:
+        """As :class:`Device`."""
+        import torch
+
+        return torch.cuda.is_current_stream_capturing()
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         """As :class:`Device`. Not ``torch.cuda.graph``, which waits for the whole device first."""

@@ -48,7 +48,10 @@ class TorchBackend:
     ) -> EngineRunner:
         graph = Graph(record.name, self._device, captures=self._cuda_graphs)
         return EngineRunner(
-            record.signature, partial(open_session, graph), replays=graph.is_captured
+            record.signature,
+            partial(open_session, graph),
+            graph=graph,
+            replays=graph.is_captured,
         )
 
 

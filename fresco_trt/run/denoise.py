@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Self
 
 from fresco_trt.models.registry import family_of
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
-from fresco_trt.run.sampler import Step, sample
+from fresco_trt.run.request import Request
+from fresco_trt.run.sampler import Step, steps_of
 from fresco_trt.run.selection import Choice, select
 from fresco_trt.run.transition import draws
 
@@ -80,6 +81,12 @@ class Denoiser:
         float32 on the CPU, from which what is drawn at transitions follows too. Raises as
         :func:`fresco_trt.run.sampler.sample`.
         """
+        return steps_of(self.request(conditioning, noise))
+
+    def request(self, conditioning: Conditioning, noise: int | Sequence[int] | Tensor) -> Request:
+        """One request, checked, with all that it reads on the device; takes and raises as
+        :meth:`steps`.
+        """
         plan = self.plan
         if isinstance(noise, int | Sequence):
             seeds = noise
@@ -89,13 +96,13 @@ class Denoiser:
             seeds = int.from_bytes(digest[:7], "big")
             # Halved on the CPU: the coarse levels are then the same whatever the device.
             pyramid = NoisePyramid.from_field(noise, coarsest=plan.stages[0].grid.scale)
-        return sample(
-            plan,
-            self.runners,
-            conditioning.to(self.device),
-            pyramid.to(self.device),
-            self.patchifier,
-            fresh=fresh_generator(seeds) if any(map(draws, plan.transitions)) else None,
+        return Request(
+            plan=plan,
+            runners=self.runners,
+            conditioning=conditioning.to(self.device),
+            pyramid=pyramid.to(self.device),
+            patchifier=self.patchifier,
+            generator=fresh_generator(seeds) if any(map(draws, plan.transitions)) else None,
             choice=self.choice,
             basis=self.basis,
         )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fresco_trt.run.mixed import Mixed
     from fresco_trt.run.noise import NoisePyramid
 
-__all__ = ["Conditioning", "Step", "engine_name", "sample"]
+__all__ = ["Conditioning", "Step", "engine_name", "sample", "steps_of", "steps_of_stage"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -97,7 +97,7 @@ def sample(
     it is not finite (on the CPU at that step, on another device when all steps were taken), and
     whatever a runner raises, with the stage and step in front.
     """
-    return _steps(
+    return steps_of(
         Request(
             plan=plan,
             runners=runners,
@@ -111,44 +111,56 @@ def sample(
     )
 
 
-def _steps(request: Request) -> Generator[Step, None, None]:
-    plan, done, finite = request.plan, 0, FiniteCheck()
-    began = perf_counter()
-    state = StageState.first(request)
-    for index, stage in enumerate(plan.stages):
-        for left, sigma, sigma_next, action in _sigma_pairs(stage):
-            where = _where(plan, index, done)
-            with error_context(where):
-                called = state.call(request, action, stage.steps - 1 - left, sigma)
-            finite.watch(called.velocity, engine=engine_name(index, action), where=where)
-            velocity, engine_seconds = called.velocity, called.engine_seconds
-            tokens, mixed = state.tokens, state.mixed
-            predicted = action == "bypass"
-            state.solver.step_(tokens, velocity, sigma, sigma_next, predicted=predicted)
-            done += 1
-            leaves = left == 0 and index + 1 < len(plan.stages)
-            if leaves or left < state.window.steps:
-                # A caller may run other work on the runner that owns it.
-                velocity = velocity.clone()
-            yield Step(
-                stage=index,
-                step=done - 1,
-                steps_total=plan.nfe,
-                sigma=sigma,
-                sigma_next=sigma_next,
-                action=action,
-                tokens=tokens,
-                velocity=velocity,
-                mixed=mixed,
-                engine_seconds=engine_seconds,
-                host_seconds=perf_counter() - began - engine_seconds,
-            )
-            began = perf_counter()
-            # After the caller, who may have written to the tokens.
-            state.record(request, left, velocity, sigma_next)
-            if leaves:
-                state = state.leave(request, velocity)
+def steps_of(request: Request) -> Generator[Step, None, None]:
+    """One :class:`Step` per sigma pair of a request that is checked already, as :func:`sample`."""
+    finite, began = FiniteCheck(), perf_counter()
+    state, last = StageState.first(request), len(request.plan.stages) - 1
+    for index in range(last + 1):
+        velocity, began = yield from steps_of_stage(request, state, finite, began)
+        if index < last:
+            state = state.leave(request, velocity)
     finite.require()
+
+
+def steps_of_stage(
+    request: Request, state: StageState, finite: FiniteCheck, began: float
+) -> Generator[Step, None, tuple[Tensor, float]]:
+    """The steps of the stage that was entered since ``began``.
+
+    Returns the last one's velocity, which is the caller's unless the stage is the plan's last, and
+    when the caller was done with that step.
+    """
+    plan, index, window = request.plan, state.index, state.window.steps
+    stage, done = plan.stages[index], sum(each.steps for each in plan.stages[:index])
+    for left, sigma, sigma_next, action in _sigma_pairs(stage):
+        where = _where(plan, index, done)
+        with error_context(where):
+            called = state.call(request, action, stage.steps - 1 - left, sigma)
+        finite.watch(called.velocity, engine=engine_name(index, action), where=where)
+        velocity, engine_seconds = called.velocity, called.engine_seconds
+        predicted = action == "bypass"
+        state.solver.step_(state.tokens, velocity, sigma, sigma_next, predicted=predicted)
+        done += 1
+        if (left == 0 and done < plan.nfe) or left < window:
+            # A caller may run other work on the runner that owns it.
+            velocity = velocity.clone()
+        yield Step(
+            stage=index,
+            step=done - 1,
+            steps_total=plan.nfe,
+            sigma=sigma,
+            sigma_next=sigma_next,
+            action=action,
+            tokens=state.tokens,
+            velocity=velocity,
+            mixed=state.mixed,
+            engine_seconds=engine_seconds,
+            host_seconds=perf_counter() - began - engine_seconds,
+        )
+        began = perf_counter()
+        # After the caller, who may have written to the tokens.
+        state.record(request, left, velocity, sigma_next)
+    return velocity, began
 
 
 def _sigma_pairs(stage: Stage) -> Iterator[tuple[int, float, float, str]]:

@@ -177,12 +177,15 @@ class StageState:
 
     def leave(self, request: Request, velocity: Tensor) -> Self:
         """The stage after this one, entered over the transition between both."""
+        return self.enter(request, self.index + 1, *self.cross(request, velocity))
+
+    def cross(self, request: Request, velocity: Tensor) -> tuple[Tensor, Mixed | None]:
+        """What the stage after this one is entered with: its tokens, and where they are."""
         transition = request.plan.transitions[self.index]
         crosses_mixed = self.mixed is not None or transition.is_partial
         cross = self._cross_mixed if crosses_mixed else self._cross_whole
         with torch.no_grad():
-            tokens, mixed = cross(request, transition, velocity)
-        return self.enter(request, self.index + 1, tokens, mixed)
+            return cross(request, transition, velocity)
 
     def _cross_whole(
         self, request: Request, transition: Transition, velocity: Tensor

@@ -31,9 +31,12 @@ class HostDevice:
 
     @contextmanager
     def stream(self) -> Iterator[int]:
-        self._inside = True
+        before, self._inside = self._inside, True
         yield 77
-        self._inside = False
+        self._inside = before
+
+    def is_capturing(self) -> bool:
+        return False
 
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         assert self._inside

@@ -430,6 +430,9 @@ class HostDevice:
     def stream(self) -> Iterator[int]:
         yield 77
 
+    def is_capturing(self) -> bool:
+        return False
+
     def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
         script, recorded = self._script, list[Callable[[], None]]()
         script.calls.append("capture")

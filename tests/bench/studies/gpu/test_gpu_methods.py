@@ -244,12 +244,16 @@ def test_a_model_without_blocks_is_refused() -> None:
         subject_of("cpu", tiny=True, layers=(0, 3))
 
 
-def test_a_stopwatch_tells_calls_apart_and_forgets_what_was_read() -> None:
+def test_a_stopwatch_reads_again_what_nobody_called_anew_since_a_replay_makes_it() -> None:
     watch = Stopwatch(clock_of("cpu"))
     for name in ("a", "b", "a"):
         watch.add(name, watch.mark())
     taken = watch.taken()
     assert {name: len(each) for name, each in taken.items()} == {"a": 2, "b": 1}
+    assert watch.taken() == taken
+    watch.add("a", watch.mark())
+    assert {name: len(each) for name, each in watch.taken().items()} == {"a": 1, "b": 1}
+    watch.reset()
     assert watch.taken() == {}
 
 
