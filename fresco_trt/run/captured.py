@@ -9,7 +9,7 @@ where the graphs read it, and what a stage leaves for the next is kept outside o
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,13 +39,21 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Staged:
-    """What :meth:`CapturedStages.draw` gives: the last tokens [B,N,C] float32, which are the
-    caller's, and for each stage the wall clock around its launch.
+class StageEnd:
+    """A stage's end, at ``sigma`` on its grid: ``tokens`` and the last step's ``velocity``, float32
+    [B,N,C].
+
+    ``stage`` counts from 0, and ``mixed`` says where the tokens of a mixed stage are. All may be
+    read until the next request, and are kept only as a clone. ``seconds`` is the wall clock around
+    the stage's launch, which returns before the device is done.
     """
 
+    stage: int
+    sigma: float
     tokens: Tensor
-    stage_seconds: tuple[float, ...]
+    velocity: Tensor
+    mixed: Mixed | None
+    seconds: float
 
 
 class CapturedStages:
@@ -54,13 +62,15 @@ class CapturedStages:
     The first request of a kind launches every stage plainly, the second captures it, later ones
     replay it. A kind is the shapes of what a request brings and its true guidance scale: only the
     last one's graphs are kept. A stage that reads random numbers of the host, or another choice of
-    tokens than the plan's, is launched plainly every time, which a warning says, once. One request
-    at a time.
+    tokens than the plan's, is launched plainly every time, which a warning says, once. So is one
+    whose capture fails. One request at a time, see :attr:`is_drawing`.
     """
 
     def __init__(self, denoiser: Denoiser, device: Device) -> None:
         """Over runners that are queued through graphs of ``device``; see :meth:`of`."""
         self._denoiser, self._device = denoiser, device
+        self.is_drawing = False
+        """Whether a request is between two of its stages: there is room for one."""
         self._kind: object = None
         self._request: Request | None = None
         self._kept = _Kept()
@@ -81,31 +91,34 @@ class CapturedStages:
         (device,) = devices.values()
         return None if device.capability() is None else cls(denoiser, device)
 
-    @torch.no_grad()
-    def draw(self, conditioning: Conditioning, noise: int | Sequence[int] | Tensor) -> Staged:
-        """One request, as :meth:`fresco_trt.run.denoise.Denoiser.steps` to its end; raises as that
-        does, NonFiniteValues when all steps were taken, and EngineFailed where a graph does not
-        start.
+    def draw(
+        self, conditioning: Conditioning, noise: int | Sequence[int] | Tensor
+    ) -> Generator[StageEnd, None, None]:
+        """One request, stage by stage, as :meth:`fresco_trt.run.denoise.Denoiser.steps` draws it.
+
+        A caller may stop at any stage. Raises as the steps do, NonFiniteValues when all stages were
+        taken, EngineFailed where a graph does not start, and RuntimeError while another request is
+        being drawn.
         """
-        request, seconds = self._denoiser.request(conditioning, noise), []
-        with self._device.stream():
-            self._take(request)
-        for index, stage in enumerate(self._stages):
-            began = perf_counter()
-            with _errors_of(stage, index), self._device.stream():
-                stage.queue(partial(self._launch, index))
-            seconds.append(perf_counter() - began)
-        tokens = self._kept["tokens"].clone()
-        calls = [call for index in range(len(self._stages)) for call in self._calls[index]]
-        extremes = [self._kept[f"extremes {index}"] for index in range(len(self._stages))]
-        require_finite(calls, torch.cat(extremes))
-        return Staged(tokens=tokens, stage_seconds=tuple(seconds))
+        request = self._denoiser.request(conditioning, noise)
+        if self.is_drawing:
+            raise RuntimeError("a request within another; expected one at a time")
+        self.is_drawing = True
+        try:
+            with torch.no_grad(), self._device.stream():
+                self._take(request)
+            for index in range(len(self._stages)):
+                yield self._drawn(index)
+            self._require_finite()
+        finally:
+            self.is_drawing = False
 
     def forget(self) -> None:
         """Drop the graphs and what they read and write."""
         for stage in self._stages:
             stage.forget()
         self._kind, self._request, self._kept = None, None, _Kept()
+        self._places.clear()
 
     # --- what a request brings ----------------------------------------------------------------
 
@@ -126,6 +139,24 @@ class CapturedStages:
 
     # --- what a stage does --------------------------------------------------------------------
 
+    def _drawn(self, index: int) -> StageEnd:
+        stage, began = self._stages[index], perf_counter()
+        with torch.no_grad(), _errors_of(stage, index), self._device.stream():
+            stage.queue(partial(self._launch, index))
+        return StageEnd(
+            stage=index,
+            sigma=self._denoiser.plan.stages[index].sigmas[-1],
+            tokens=self._kept[f"tokens {index}"],
+            velocity=self._kept[f"velocity {index}"],
+            mixed=self._places.get(index),
+            seconds=perf_counter() - began,
+        )
+
+    def _require_finite(self) -> None:
+        indices = range(len(self._stages))
+        calls = [call for index in indices for call in self._calls[index]]
+        require_finite(calls, torch.cat([self._kept[f"extremes {index}"] for index in indices]))
+
     def _graph(self, index: int) -> Graph:
         denoiser, count = self._denoiser, len(self._denoiser.plan.stages)
         name, reason = f"stage {index + 1} of {count}", _host_work(denoiser, index)
@@ -137,18 +168,18 @@ class CapturedStages:
 
     def _launch(self, index: int) -> None:
         """All that a stage queues. Reads and writes what is kept, and leaves nothing elsewhere."""
-        request, finite, velocity = self._request, FiniteCheck(waits=True), None
+        request, finite = self._request, FiniteCheck(waits=True)
         if request is None:
             raise RuntimeError("a stage before what its request brings")
         state = self._entered(request, index)
-        for step in steps_of_stage(request, state, finite, perf_counter()):
-            velocity = step.velocity
-        self._kept.keep(f"extremes {index}", finite.extremes())
+        *_, last = steps_of_stage(request, state, finite, perf_counter())
         self._calls[index] = finite.calls
-        if index + 1 == len(self._stages) or velocity is None:
-            self._kept.keep("tokens", state.tokens)
+        self._kept.keep(f"extremes {index}", finite.extremes())
+        self._kept.keep(f"tokens {index}", last.tokens)
+        self._kept.keep(f"velocity {index}", last.velocity)
+        if index + 1 == len(self._stages):
             return
-        tokens, mixed = state.cross(request, velocity)
+        tokens, mixed = state.cross(request, last.velocity)
         self._kept.keep(f"start {index + 1}", tokens)
         if mixed is not None:
             self._places[index + 1] = self._keep_places(index + 1, mixed)
