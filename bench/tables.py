@@ -151,6 +151,32 @@ def ablation_table(document: dict[str, Any]) -> str:
     )
 
 
+def text_table(document: dict[str, Any]) -> str:
+    """A row for each text of each preset, and a line on how it was run."""
+    rows = [row for row in document["rows"] if row["method"] != "plain"]
+    heads = ("preset", "text", "fewer FLOPs", "score", "SSIM", "SSIM to the whole text's")
+    return "\n".join(
+        [
+            f"| {' | '.join(heads)} |",
+            f"|---|---|{'--:|' * 4}",
+            *(f"| {' | '.join(_text_cells(row))} |" for row in rows),
+            "",
+            how(document),
+        ]
+    )
+
+
+def _text_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["preset"],
+        row["variant"],
+        number(row["flops_ratio"], 2),
+        interval(row, "score", 2),
+        interval(row, "ssim", 3),
+        number(row["twin_ssim"], 3),
+    )
+
+
 def caching_table(document: dict[str, Any]) -> str:
     """Every cache of a bench's document, ours and the peers', below what it is to speed up."""
     cached = [row for row in document["rows"] if not row["ablation"] and _is_cached(row)]
@@ -252,6 +278,8 @@ def result_tables() -> Iterator[str]:
         yield caching_table(stored("flux-tiny"))
     if (RESULTS / "flux-tiny-combinations.json").is_file():
         yield composition_table(stored("flux-tiny-combinations"))
+    if (RESULTS / "flux-tiny-text.json").is_file():
+        yield text_table(stored("flux-tiny-text"))
     if (RESULTS / "gpu.json").is_file():
         yield gpu_table(stored("gpu"))
         yield step_table(stored("gpu"))

@@ -6,17 +6,17 @@ python -m bench.text --out bench/results
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from bench.study import SOURCES, Backend, Model, Out, Quick, Scenes, Size, Weights, run_study
+from bench.tables import text_table
 from fresco_trt.bench.job import Study
 from fresco_trt.bench.methods import Point
 from fresco_trt.bench.model_runner import ModelRunner
 from fresco_trt.bench.options import BACKEND, OUT, Options
 from fresco_trt.bench.plain import MODEL, Plain
-from fresco_trt.bench.table import how, interval, number
 from fresco_trt.plan.making import find_preset
 
 if TYPE_CHECKING:
@@ -76,32 +76,6 @@ class TextRunner(ModelRunner):
         cut = [point for point in points if point.variant not in (None, WHOLE)]
         self._twins = {point.name: replace(point, variant=WHOLE).name for point in cut}
         return found
-
-
-def text_table(document: dict[str, Any]) -> str:
-    """A row for each text of each preset."""
-    rows = [row for row in document["rows"] if row["method"] != "plain"]
-    heads = ("preset", "text", "fewer FLOPs", "score", "SSIM", "SSIM to the whole text's")
-    return "\n".join(
-        [
-            f"| {' | '.join(heads)} |",
-            f"|---|---|{'--:|' * 4}",
-            *(f"| {' | '.join(_cells(row))} |" for row in rows),
-            "",
-            how(document),
-        ]
-    )
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        row["preset"],
-        row["variant"],
-        number(row["flops_ratio"], 2),
-        interval(row, "score", 2),
-        interval(row, "ssim", 3),
-        number(row["twin_ssim"], 3),
-    )
 
 
 STUDY = Study(

@@ -177,7 +177,8 @@ def _price(facts: ModelFacts, plan: StagePlan, index: int, action: str) -> float
     tokens = plan.tokens[index]
     if action == "bypass":
         return flops_of_bypass(facts, tokens)
-    return flops_of_step(facts, tokens, refined=plan.aligned[index])
+    text = plan.text_tokens(facts.text_tokens)[index]
+    return flops_of_step(facts, tokens, refined=plan.aligned[index], text_tokens=text)
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:

@@ -87,7 +87,8 @@ def conditioning(seed: int, pictures: int = 1) -> Conditioning:
             "text": torch.randn(pictures, FACTS.text_tokens, FACTS.text_dim, generator=drawn),
             "pooled": torch.randn(pictures, FACTS.pooled_dim, generator=drawn),
             "guidance": torch.full([pictures], 1.0 + seed),
-        }
+        },
+        prompt_tokens=2,
     )
 
 
@@ -113,9 +114,16 @@ def agrees(denoiser: Denoiser, stages: CapturedStages, seed: int) -> bool:
 
 # --- the same picture -------------------------------------------------------------------------
 
+
+def with_text(plan: StagePlan, *text: int | None) -> StagePlan:
+    pairs = zip(plan.stages, text, strict=True)
+    return replace(plan, stages=tuple(replace(each, text_tokens=t) for each, t in pairs))
+
+
 PLANS = {
     "plain": plan_of(),
     "multistep": replace(plan_of(), solver="multistep"),
+    "text": with_text(plan_of(), 2, 3, None),
     **{name: plan_of(name) for name in cache_names("feature")},
     "coarse_velocity": plan_of("coarse_velocity", size=(128, 128)),
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.text import PRESETS, STUDY, WHOLE, TextRunner, points, text_table
+from bench.tables import text_table
+from bench.text import PRESETS, STUDY, WHOLE, TextRunner, points
 from fresco_trt.bench.points import chosen, table_named
 from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.cost import plan_cost
