@@ -46,6 +46,7 @@ from fresco_trt.errors import (
 from fresco_trt.files.cache_folder import cache_folder
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 from tests.compile.compiling import Small, compiled, entries, since
+from tests.shallow import shallow_transformer
 
 ROOT = Path(__file__).parents[2]
 ENTRY_POINT = "fresco_trt.compile:compile_graph"
@@ -53,13 +54,17 @@ ENTRY_POINT = "fresco_trt.compile:compile_graph"
 # --- the laws, on a real pipeline ---------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Any:
+def shallow_pipeline(folder: Path) -> Any:
+    """flux-tiny with one block of each kind, stored in ``folder`` too: exporting takes a second a
+    block.
+    """
     import diffusers
 
     untyped: Any = diffusers
-    folder = fresco_trt.pretrained("flux-tiny")
-    pipe = untyped.FluxPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipe = untyped.FluxPipeline.from_pretrained(
+        fresco_trt.pretrained("flux-tiny"), transformer=shallow_transformer()
+    )
+    pipe.save_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -80,18 +85,15 @@ def drawn(pipe: Any) -> Any:
 
 @pytest.mark.slow
 def test_a_pipelines_transformer_draws_the_eager_picture_and_a_second_process_reuses_the_engine(
-    pipe: Any, cache: Path, tmp_path: Path
+    cache: Path, tmp_path: Path
 ) -> None:
+    pipe, before = shallow_pipeline(tmp_path / "pipeline"), counters()
     eager = drawn(pipe)
-    transformer, before = pipe.transformer, counters()
-    try:
-        pipe.transformer = compiled(transformer, cache, strict=True)
-        assert np.abs(drawn(pipe) - eager).max() < 0.1
-    finally:
-        pipe.transformer = transformer
+    pipe.transformer = compiled(pipe.transformer, cache, strict=True)
+    assert np.abs(drawn(pipe) - eager).max() < 0.1
     assert since(before) == (1, 0, 0)
     assert len(entries(cache)) == 1
-    assert in_another_process(cache, tmp_path / "installed") == {
+    assert in_another_process(cache, tmp_path) == {
         "built": 0,
         "reused": 1,
         "fell_back": 0,
@@ -100,10 +102,8 @@ def test_a_pipelines_transformer_draws_the_eager_picture_and_a_second_process_re
 
 # torch finds the backend by the entry point of an installed package, which a folder stands for.
 SECOND = """
-import json, sys, torch, diffusers, fresco_trt
-pipe = diffusers.FluxPipeline.from_pretrained(
-    fresco_trt.pretrained("flux-tiny"), low_cpu_mem_usage=False
-)
+import json, sys, torch, diffusers
+pipe = diffusers.FluxPipeline.from_pretrained("pipeline", low_cpu_mem_usage=False)
 pipe.transformer = torch.compile(
     pipe.transformer, backend="fresco_trt", options={"cache": sys.argv[1]}, dynamic=False
 )
@@ -124,11 +124,11 @@ def installed(folder: Path) -> str:
 
 
 def in_another_process(cache: Path, folder: Path) -> dict[str, int]:
-    """The counters of a new process that draws the same sizes with the same weights."""
+    """The counters of a new process that draws the same size with the pipeline in ``folder``."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", SECOND, str(cache)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": installed(folder)},
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": installed(folder / "installed")},
         capture_output=True,
         text=True,
         check=True,

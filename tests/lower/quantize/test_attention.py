@@ -34,7 +34,7 @@ from fresco_trt.models.flux.signatures import full_signature, stage_signature
 from fresco_trt.models.weights import bundled_folder, weights_digest
 from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.signature import GraphSignature
-from tests.lower.quantize.shallow import FACTS, shallow_transformer
+from tests.shallow import FACTS, shallow_transformer
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 

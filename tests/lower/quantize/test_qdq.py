@@ -39,7 +39,7 @@ from fresco_trt.models.flux.signatures import stage_signature
 from fresco_trt.models.fp8 import CodedLinear, Fp8Linear, RowwiseFp8Linear
 from fresco_trt.models.weights import bundled_folder, weights_digest
 from fresco_trt.plan.recipes import RECIPES, Recipe
-from tests.lower.quantize.shallow import FACTS, shallow_transformer
+from tests.shallow import FACTS, shallow_transformer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("traced_once")]
 
@@ -535,7 +535,7 @@ def test_tensorrt_multiplies_the_codes(
     # What is not quantised is bfloat16 there, so that is what the graph is exported in.
     half = shallow_transformer(torch.bfloat16)
     quantizer = Quantizer(recipe=recipe, amax=measured[name])
-    (exported,) = export_stages([stage_graph(1, half)], tmp_path, quantizer=quantizer)
+    (exported,) = export_stages([stage_graph(2, half)], tmp_path, quantizer=quantizer)
     options = BuildOptions(folder=tmp_path, targets=("sm89",), precision=recipe.precision)
     _, products = backend("tensorrt-rtx").build(exported, options)
     counted = json.loads((tmp_path / products).read_bytes())
