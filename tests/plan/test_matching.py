@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from types import ModuleType
@@ -40,6 +41,9 @@ FOUR = MatchedShifts(shifts=(5.019, 2.589, 2.226), z=6.317, divergence=0.0175)
 
 FACTORS = st.floats(0.5, 10.0)
 
+# Matching takes a second, and several tests look at the same shifts.
+matched = cache(match_shifts)
+
 
 # The first four are RALU's (its code's "4x" and "7x", its paper's 5x and SD3 3x); the rest are
 # those of the dossier's own re-implementation. Where the search stops along z hangs on the last
@@ -58,13 +62,13 @@ FACTORS = st.floats(0.5, 10.0)
 def test_published_shifts_and_z(
     steps: tuple[int, ...], ends: tuple[float, ...], shifts: tuple[float, ...], z: float
 ) -> None:
-    found = match_shifts(steps, ends)
+    found = matched(steps, ends)
     assert found.shifts == pytest.approx(shifts, rel=0.025)
     assert found.z == pytest.approx(z, rel=0.05)
 
 
 def test_published_distance() -> None:
-    assert match_shifts((2, 3, 5), LATE).divergence == pytest.approx(0.0266, abs=1e-4)
+    assert matched((2, 3, 5), LATE).divergence == pytest.approx(0.0266, abs=1e-4)
 
 
 def test_published_restarts() -> None:
@@ -75,7 +79,7 @@ def test_published_restarts() -> None:
 
 @pytest.mark.parametrize("h", [2.0, 3.0, 3.158])
 def test_no_other_shift_matches_better(h: float) -> None:
-    found = match_shifts((5, 6, 7), EARLY, h)
+    found = matched((5, 6, 7), EARLY, h)
     times = [index / 999 for index in range(1000)]
 
     def distance(shifts: tuple[float, ...], z: float) -> float:
