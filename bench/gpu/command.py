@@ -85,7 +85,7 @@ def _result(subject: Subject, tiny: bool) -> Path:
     parts = [
         "gpu",
         *(["tiny"] if tiny else []),
-        *([subject.precision] if subject.has_fp8_modules else []),
+        *([] if subject.recipe is None else [subject.recipe]),
     ]
     return RESULTS[tiny] / f"{'-'.join(parts)}.json"
 

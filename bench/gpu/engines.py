@@ -30,7 +30,9 @@ from fresco_trt.models.flux.config import transformer_config
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_TINY
 from fresco_trt.models.flux.family import FLUX
 from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.plan.config import QuantConfig
 from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
+from fresco_trt.plan.recipes import find_recipe
 from fresco_trt.plan.sizes import stage_grids
 
 if TYPE_CHECKING:
@@ -67,14 +69,15 @@ CALLS = 3
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """What is measured: a model's dimensions, the picture's (width, height), where, and the
-    precision of our engines: "bf16", on a CPU "fp32", or "fp8", such weights quantised. The plain
-    pipeline's is always that of :attr:`rest`.
+    precision of our engines: "bf16", on a CPU "fp32", or "fp8", such weights quantised by the
+    ``recipe``. The plain pipeline's is always that of :attr:`rest`.
     """
 
     facts: ModelFacts
     size: Size
     device: str
     precision: str
+    recipe: str | None = None
 
     @property
     def rest(self) -> str:
@@ -84,7 +87,7 @@ class Subject:
     @property
     def has_fp8_modules(self) -> bool:
         """Whether the engines have FP8 modules in place of linear layers."""
-        return self.precision != self.rest
+        return self.recipe is not None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,13 +121,16 @@ def subject_of(
     ``precision`` that of our engines (None: the plain pipeline's). Raises IncompatibleOptions for a
     depth below one of each, UnsupportedPrecision for a precision that is neither that nor "fp8".
     """
-    known = (_PLAIN[device], "fp8")
-    if precision not in (None, *known):
+    quant = QuantConfig.of(precision or _PLAIN[device])
+    if quant != QuantConfig(precision=quant.precision, recipe=quant.recipe) or (
+        quant.precision not in (_PLAIN[device], "fp8")
+    ):
         raise UnsupportedPrecision(
             f"--precision {precision} on {device}",
-            expected=f"one of {', '.join(known)}",
+            expected=f"one of {_PLAIN[device]}, fp8; of these alone a recipe",
             fix="pass one of these, or leave --precision out",
         )
+    recipe = find_recipe(quant.precision, quant.recipe)
     facts, size = (FLUX_TINY, (64, 64)) if tiny else (FLUX_DEV, FLUX_DEV.default_size)
     depth = layers or ((1, 1) if tiny else (facts.double_blocks, facts.single_blocks))
     if min(depth) < 1:
@@ -140,7 +146,8 @@ def subject_of(
         facts=replace(facts, parameters=parameters_of(facts)),
         size=size,
         device=device,
-        precision=precision or _PLAIN[device],
+        precision=quant.precision,
+        recipe=None if recipe is None else recipe.name,
     )
 
 
@@ -195,7 +202,7 @@ class Workshop:
                 fix="leave --backend out",
             )
         self._subject, self.folder = subject, folder
-        self.engines = folder / subject.precision if subject.has_fp8_modules else folder
+        self.engines = folder if subject.recipe is None else folder / subject.recipe
         self._shared = HeldTransformers()
         self.backend = LIBRARIES[library](self._shared)
         self._scope = ExitStack()

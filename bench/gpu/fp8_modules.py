@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from bench.gpu.engines import Subject
+    from fresco_trt.plan.recipes import Recipe
 
 
 def make_fp8_modules(
@@ -37,7 +38,7 @@ def make_fp8_modules(
     from fresco_trt.lower.quantize.qdq import Quantizer
 
     began = perf_counter()
-    quantizer = Quantizer(recipe=RECIPES[subject.precision], amax=_amax(subject, transformer))
+    quantizer = Quantizer(recipe=_recipe(subject), amax=_amax(subject, transformer))
     quantised = with_fp8_modules(transformer, quantizer)
     size = describe(quantised, folder / FOLDER)
     return quantised, {"bytes": size, "made_seconds": perf_counter() - began}
@@ -61,7 +62,9 @@ def _amax(subject: Subject, transformer: Module) -> Amax:
         graph_from_signature(transformer, signature)(*inputs.values())
     weights = {name: transformer.get_submodule(name).weight for name in layers}
     return Amax(
-        layers={name: _layer_amax(entered[name], weights[name]) for name in layers},
+        layers={
+            name: _layer_amax(entered[name], weights[name], _recipe(subject)) for name in layers
+        },
         record=_record(subject),
     )
 
@@ -73,15 +76,21 @@ def _look(entered: dict[str, Tensor], name: str) -> Any:
     return look
 
 
-def _layer_amax(entered: Tensor, weight: Any) -> LayerAmax:
-    return LayerAmax(input=entered, weight=weight.detach().abs().amax().float().cpu())
+def _layer_amax(entered: Tensor, weight: Any, recipe: Recipe) -> LayerAmax:
+    sizes = weight.detach().abs()
+    largest = sizes.amax(dim=1) if recipe.channels else sizes.amax()
+    return LayerAmax(input=entered, weight=largest.float().cpu())
+
+
+def _recipe(subject: Subject) -> Recipe:
+    return RECIPES[str(subject.recipe)]
 
 
 def _record(subject: Subject) -> AmaxRecord:
     return AmaxRecord(
         model=subject.facts.name,
         weights_sha256="",
-        recipe=RECIPES[subject.precision].name,
+        recipe=_recipe(subject).name,
         kept=subject.facts.high_precision,
         prompts=0,
         prompts_sha256="",

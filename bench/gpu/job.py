@@ -68,7 +68,8 @@ PROFILING = 15.0
 WARM_STEPS = 2
 """Steps of a plain pipeline that warm it up and tell how long one takes."""
 
-SAME = ("dry_run", "machine", "sources", "model", "layers", "size", "precision", "backend")
+SAME = ("dry_run", "machine", "sources", "model", "layers", "size")
+SAME += ("precision", "recipe", "backend")
 """What has to be the same in a run that was killed for another to go on with its rounds."""
 
 SQUARE = 8192
@@ -160,6 +161,7 @@ def _head(
         "layers": [facts.double_blocks, facts.single_blocks],
         "size": list(subject.size),
         "precision": subject.precision,
+        "recipe": subject.recipe,
         "backend": library,
         "minutes": minutes,
     }

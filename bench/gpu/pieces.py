@@ -65,6 +65,7 @@ def origin(subject: Subject) -> dict[str, Any]:
         "model": facts.name,
         "layers": [facts.double_blocks, facts.single_blocks],
         "precision": subject.precision,
+        "recipe": subject.recipe,
         "sources": sources_digest(package / "backends" / "inductor", package / "models"),
     }
 

@@ -165,7 +165,9 @@ def targets_table(documents: Sequence[Mapping[str, Any]]) -> str:
 
 def _of(document: Mapping[str, Any]) -> str:
     return (
-        "" if document["precision"] in ("bf16", "fp32") else f" ({document['precision']} engines)"
+        ""
+        if document["precision"] in ("bf16", "fp32")
+        else f" ({document.get('recipe', 'fp8')} engines)"
     )
 
 

@@ -250,6 +250,8 @@ def test_depths_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
 
 def test_a_dry_run_does_not_land_among_the_results() -> None:
     fp8 = subject_of("cpu", tiny=True, layers=None, precision="fp8")
+    rows = subject_of("cpu", tiny=True, layers=None, precision="fp8,recipe=fp8-rowwise")
+    assert _result(rows, tiny=False) == Path("bench/results/gpu-fp8-rowwise.json")
     assert _result(SUBJECT, tiny=False) == Path("bench/results/gpu.json")
     assert _result(fp8, tiny=False) == Path("bench/results/gpu-fp8.json")
     assert _result(fp8, tiny=True) == Path("bench-out/gpu-tiny-fp8.json")
