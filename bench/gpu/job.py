@@ -68,8 +68,8 @@ PROFILING = 15.0
 WARM_STEPS = 2
 """Steps of a plain pipeline that warm it up and tell how long one takes."""
 
-SAME = ("dry_run", "machine", "sources", "model", "layers", "size")
-SAME += ("precision", "recipe", "backend")
+_MODEL = ("model", "layers", "size", "precision", "recipe")
+SAME = ("dry_run", "machine", "sources", "backend", *_MODEL)
 """What has to be the same in a run that was killed for another to go on with its rounds."""
 
 SQUARE = 8192
@@ -310,6 +310,7 @@ def _measure(job: Job) -> None:
         with job.record.attempt(point.name):
             method = _method(job, point)
             if point.plan is not None:  # the plain pipelines are warm
+                method(0)  # whose launches the next one captures, where they can be
                 _draw_at_peak(job, point.name, method)
             job.methods[point.name] = method
     long = [point.name for point in chosen if point.is_long]

@@ -138,12 +138,14 @@ def flops_of(point: Point, facts: ModelFacts, tokens: int) -> float | None:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
     """One picture: wall seconds until its latents [1,C,h,w] were on the CPU, and the seconds that
-    the device spent in each call of each engine, or of the transformer, by name.
+    the device spent in each call of each engine, or of the transformer, by name. ``by_stages``:
+    with one launch a stage.
     """
 
     seconds: float
     inside: Mapping[str, Sequence[float]]
     latents: Tensor
+    by_stages: bool = False
 
     @property
     def engine_seconds(self) -> float:
@@ -213,7 +215,7 @@ def staged_method(
         *_, last = stages.draw(Conditioning(inputs=inputs), seed)
         latents = denoiser.patchifier.unpack(last.tokens, plan.stages[-1].grid).cpu()
         seconds = perf_counter() - began
-        return Timed(seconds=seconds, inside=watch.taken(), latents=latents)
+        return Timed(seconds=seconds, inside=watch.taken(), latents=latents, by_stages=True)
 
     def method(seed: int) -> Timed:
         nonlocal captured, stages

@@ -63,6 +63,7 @@ def rows_of(
             "peak_bytes": _peak(peaks.get(point.pipeline or point.name)),
             "calls": _calls(point, rounds, facts, tokens),
             "stages": _stages(point, rounds, facts, tokens),
+            "by_stages": all(each["by_stages"] for each in _of(point.name, rounds)),
             "finite": all(each["finite"] for each in _of(point.name, rounds)),
         }
         for point in points

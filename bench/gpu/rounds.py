@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from bench.gpu.methods import Method, Timed
 
-LEAST_ROUNDS, MOST_ROUNDS = 3, 9
+LEAST_ROUNDS, MOST_ROUNDS = 2, 9
 """Rounds that what is measured must have time for, and that there are at most by default."""
 
 LONG_ROUNDS = 2
@@ -65,9 +65,9 @@ def fitting(needs: Sequence[tuple[str, float]], left: float) -> tuple[str, ...]:
 
 def needed(cost: float, *, long: bool) -> float:
     """Seconds of a method in the fewest rounds that are enough: a long one is warm before they
-    begin, another draws one picture to become so.
+    begin, another draws two pictures to become so.
     """
-    return cost if long else cost * (1 + LEAST_ROUNDS)
+    return cost if long else cost * (2 + LEAST_ROUNDS)
 
 
 # --- the record -------------------------------------------------------------------------------
@@ -210,6 +210,7 @@ def _measured(timed: Timed) -> dict[str, Any]:
         "seconds": _microseconds(timed.seconds),
         "engine_seconds": _microseconds(timed.engine_seconds),
         "inside": inside,
+        "by_stages": timed.by_stages,
         "finite": bool(timed.latents.isfinite().all()),
     }
 

@@ -21,7 +21,7 @@ from bench.gpu import job, pieces, plain
 from bench.gpu.command import _check_pieces, _result
 from bench.gpu.engines import Workshop, engines_of, subject_of
 from bench.gpu.job import measure
-from bench.gpu.methods import PIPELINES, points_of
+from bench.gpu.methods import PIPELINES, Point, points_of
 from bench.gpu.pieces import keep_pieces, take_pieces
 from bench.gpu.report import DRY_RUN, gpu_table, step_table
 from bench.gpu.weights import make_weights
@@ -45,6 +45,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "OTHERS", ())
     monkeypatch.setattr(plain, "compile_blocks", lambda *_: None)
     monkeypatch.setattr(job, "profiled", lambda *_: {})
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortest methods alone."""
+    monkeypatch.setattr(job, "points_of", few_points)
+
+
+def few_points(*asked: Any, **named: Any) -> tuple[Point, ...]:
+    return tuple(
+        point
+        for point in points_of(*asked, **named)
+        if "turbo" in point.name or point.name.endswith((" 5 steps", "28 steps"))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +224,7 @@ def test_a_run_whose_time_is_up_builds_nothing_more_and_says_so(tmp_path: Path) 
     assert dropped.issuperset(POINTS)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick", "few")
 def test_an_engine_that_fails_takes_along_only_the_plans_that_need_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,10 +240,9 @@ def test_an_engine_that_fails_takes_along_only_the_plans_that_need_it(
     failed = {each["what"]: each["reason"] for each in document["failed"]}
     assert failed.keys() == {"engine 4", "engine 4-feature", "engine 4-bypass"}
     assert "no kernel image is available" in failed["engine 4"]
-    measured = {row["method"] for row in document["rows"]}
-    assert {name for name in POINTS if name not in measured} == {
-        name for name in POINTS if "3 stages" in name
-    }
+    names = [point.name for point in few_points(SUBJECT.facts, SUBJECT.size)]
+    measured = [row["method"] for row in document["rows"]]
+    assert measured == [name for name in names if "3 stages" not in name] != names
 
 
 @NO_GPU
@@ -257,7 +270,7 @@ def test_a_dry_run_does_not_land_among_the_results() -> None:
     assert _result(fp8, tiny=True) == Path("bench-out/gpu-tiny-fp8.json")
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick", "few")
 def test_fp8_engines_stand_beside_the_compiled_pipeline_in_its_own_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +282,8 @@ def test_fp8_engines_stand_beside_the_compiled_pipeline_in_its_own_precision(
     monkeypatch.setattr(inductor, "compile_pieces", compile_pieces)
     monkeypatch.setattr(inductor, "_loaded", lambda part, *_: part.layers)
     subject = subject_of("cpu", tiny=True, layers=None, precision="fp8")
-    names = [point.name for point in points_of(subject.facts, subject.size, against="compiled")]
+    points = few_points(subject.facts, subject.size, against="compiled")
+    names = [point.name for point in points]
     archive = tmp_path / "pieces.tar.gz"
     document = measure(
         subject,
@@ -284,9 +298,9 @@ def test_fp8_engines_stand_beside_the_compiled_pipeline_in_its_own_precision(
     assert document["failed"] == []
     assert document["precision"] == "fp8"
     assert [row["method"] for row in document["rows"]] == names
-    assert names[0] == "diffusers, torch.compile, 50 steps"
-    assert all(row["finite"] and row["speedup_compiled"] for row in document["rows"])
-    assert [each["relative"] < 1e-2 for each in document["engines"]] == [True] * 9
+    assert len(names) == 3
+    assert all(row["finite"] for row in document["rows"])
+    assert all(each["relative"] < 1e-2 for each in document["engines"])
     assert document["disk"][0]["code"] > 0
     assert document["fp8_modules"]["bytes"] < 0.6 * document["weights"]["bytes"]
     assert archive.is_file()

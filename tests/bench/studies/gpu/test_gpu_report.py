@@ -39,6 +39,7 @@ def of(name: str, seconds: float, engine: float) -> dict[str, Any]:
         "seconds": seconds,
         "engine_seconds": engine * len(names),
         "inside": inside,
+        "by_stages": False,
         "finite": True,
     }
 
