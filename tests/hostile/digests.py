@@ -1,0 +1,67 @@
+"""Right digests for wrong content: what anyone who knows the format can do to a bundle.
+
+Written from the format's description, so that nothing of the package has to accept the content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+UNLISTED = (MANIFEST, "manifest.sig")
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """The manifest as it stands, unchecked."""
+    found: dict[str, Any] = json.loads((folder / MANIFEST).read_bytes())
+    return found
+
+
+def make_right(folder: Path, manifest: dict[str, Any] | None = None) -> None:
+    """Write ``manifest`` (None: the one that is there) with the files that are there now, their
+    sizes and digests, the pipeline's and its own.
+
+    Files are replaced, never written into: a copy by hard links leaves its original alone.
+    """
+    told = manifest_of(folder) if manifest is None else manifest
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    told["files"] = [_record(folder, name) for name in names if name not in UNLISTED]
+    pipeline = told["pipeline"]
+    if not Path(pipeline["folder"]).is_absolute():
+        pipeline["digest"] = _digest_of(pipeline["folder"], pipeline["parts"], told["files"])
+    told["digest"] = _sha256(_canonical({k: v for k, v in told.items() if k != "digest"}))
+    replaced(folder / MANIFEST, json.dumps(told, sort_keys=True, indent=1).encode())
+
+
+def replaced(path: Path, content: bytes) -> None:
+    """A new file in the place of ``path``, which may be a hard link to another bundle's."""
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _digest_of(folder: str, parts: list[str], files: list[dict[str, Any]]) -> str:
+    inside = [
+        [each["path"].removeprefix(f"{folder}/"), each["bytes"], each["sha256"]]
+        for each in files
+        if each["path"].startswith(f"{folder}/")
+    ]
+    chosen = [row for row in inside if not parts or row[0].split("/")[0] in parts]
+    return _sha256(_canonical(chosen))
+
+
+def _record(folder: Path, name: str) -> dict[str, Any]:
+    data = (folder / name).read_bytes()
+    return {"path": name, "bytes": len(data), "sha256": _sha256(data)}
+
+
+def _canonical(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
