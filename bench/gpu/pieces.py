@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.inductor import backend as inductor
 from fresco_trt.backends.inductor.host import check_host, this_host
+from fresco_trt.backends.inductor.naming import BLOCKS
 from fresco_trt.bench.results_log import sources_digest
 from fresco_trt.errors import FrescoError
 from fresco_trt.files.atomic_file import replacing
@@ -37,13 +38,13 @@ def take_pieces(archive: Path, subject: Subject, engines: Path) -> str:
             with tarfile.open(archive) as packed:
                 packed.extractall(place, filter="data")
             stored = json.loads((place / ORIGIN).read_text(encoding="utf-8"))
-            check_host(place / inductor.BLOCKS / inductor.HOST, this_host(subject.device))
+            check_host(place / BLOCKS / inductor.HOST, this_host(subject.device))
         except (OSError, tarfile.TarError, ValueError, FrescoError) as error:
             return f"{archive} is of no use, pieces are compiled: {error}"
         differs = [name for name, value in origin(subject).items() if stored.get(name) != value]
         if differs:
             return f"{archive} differs in {', '.join(differs)}: pieces are compiled"
-        return f"{_moved(place / inductor.BLOCKS, engines / inductor.BLOCKS)} pieces of {archive}"
+        return f"{_moved(place / BLOCKS, engines / BLOCKS)} pieces of {archive}"
 
 
 def keep_pieces(archive: Path, subject: Subject, engines: Path) -> None:
@@ -53,8 +54,8 @@ def keep_pieces(archive: Path, subject: Subject, engines: Path) -> None:
         path.write_text(json.dumps(origin(subject)), encoding="utf-8")
         with tarfile.open(partial, "w:gz") as packed:
             packed.add(path, ORIGIN)
-            for piece in sorted((engines / inductor.BLOCKS).iterdir()):
-                packed.add(piece, f"{inductor.BLOCKS}/{piece.name}")
+            for piece in sorted((engines / BLOCKS).iterdir()):
+                packed.add(piece, f"{BLOCKS}/{piece.name}")
 
 
 def origin(subject: Subject) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ def inspect(
         "folder": str(folder),
         **json.loads(bundle.manifest.to_bytes()),
         "networks": _networks(bundle),
+        "attention": _attention(bundle),
     }
     display.show(summary, as_json, tables.manifest_table)
 
@@ -41,3 +42,14 @@ def _networks(bundle: Bundle) -> dict[str, dict[str, int]]:
         if path.endswith(PRODUCTS)
     }
     return {name: json.loads(path.read_bytes()) for name, path in counted.items()}
+
+
+def _attention(bundle: Bundle) -> dict[str, Any]:
+    """Which attention every compiled piece has and what was measured, where a build chose."""
+    from fresco_trt.backends.inductor.naming import ATTENTION
+
+    listed = {file.path for file in bundle.manifest.files}
+    found: dict[str, Any] = {}
+    if ATTENTION in listed:
+        found = json.loads((bundle.folder / ATTENTION).read_bytes())
+    return found

@@ -212,8 +212,16 @@ def manifest_table(summary: Mapping[str, Any]) -> None:
         whole = sum(counts.values())
         shares = (f"{count} of {whole} in {kind}" for kind, count in counts.items())
         say(f"network of {name}: matrix products {', '.join(shares)}")
+    attention_lines(summary["attention"])
     if summary["quantized"] is not None:
         _quantised_table(summary["quantized"])
+
+
+def attention_lines(choices: Mapping[str, Any]) -> None:
+    """The attention of each compiled piece, and the times that it was chosen by."""
+    for name, choice in choices.items():
+        times = ", ".join(f"{kind} {time:g} ms" for kind, time in choice["milliseconds"].items())
+        say(f"attention of {name}: {choice['attention']} ({times})")
 
 
 def _quantised_table(record: Mapping[str, Any]) -> None:

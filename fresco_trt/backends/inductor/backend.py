@@ -12,8 +12,6 @@ whose digests are right, and to be trusted as far as they are.
 from __future__ import annotations
 
 import atexit
-import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,15 +36,22 @@ from fresco_trt.backends.base import (
     no_targets,
     unavailable,
 )
+from fresco_trt.backends.inductor.attention import DEFAULT, read_choices
 from fresco_trt.backends.inductor.build import (
     loads_folders,
     same_architecture,
-    shapes_of,
     torch_release,
     weights_of,
 )
 from fresco_trt.backends.inductor.host import check_host, this_host, write_host
 from fresco_trt.backends.inductor.log import compiler
+from fresco_trt.backends.inductor.naming import (
+    ATTENTION,
+    BLOCKS,
+    choose_attention,
+    file_of,
+    name_of,
+)
 from fresco_trt.backends.inductor.pool import Piece, compile_pieces
 from fresco_trt.backends.inductor.runtime import CXX_RUNTIME, missing_reader, shares_runtime
 from fresco_trt.backends.torch_graph import TorchBackend, replayed
@@ -72,7 +77,6 @@ if TYPE_CHECKING:
     from fresco_trt.backends.cuda_graph import Graph
     from fresco_trt.models.family import Part
 
-BLOCKS = "blocks"
 HOST = "host.json"
 
 # As the eager backend, and a compiler beside it; the code is that of flux-tiny's blocks. Neither
@@ -103,14 +107,19 @@ class InductorBackend(TorchBackend):
         for source in {graph.source for graph in graphs}:
             store_transformer(source, options.folder, options.precision, about.rest)
         self._write_host(options.folder)
-        _compile_missing([part for graph in graphs for part in _parts_of(graph)], options)
+        parts = [part for graph in graphs for part in _parts_of(graph)]
+        choose_attention(parts, options)
+        _compile_missing(parts, options)
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Copy the weights, once, and compile what no earlier stage has compiled already."""
         self.prepare((graph,), options)
         options.progress(f"compile {graph.name}", 1.0)
         weights = (f"{FOLDER}/config.json", f"{FOLDER}/{WEIGHTS}")
-        return (*weights, f"{BLOCKS}/{HOST}", *map(_file_of, _parts_of(graph)))
+        choices = read_choices(options.folder / ATTENTION)
+        chosen = (ATTENTION,) if choices else ()
+        code = (file_of(part, choices) for part in _parts_of(graph))
+        return (*weights, f"{BLOCKS}/{HOST}", *chosen, *code)
 
     def load(self, folder: Path, record: EngineFile) -> EngineRunner:
         """A runner over the weights that this backend's other runners in scope use.
@@ -192,10 +201,11 @@ def _parts_of(graph: StageGraph) -> tuple[Part, ...]:
 
 def _compile_missing(parts: Sequence[Part], options: BuildOptions) -> None:
     """Every piece once, whichever parts it serves."""
+    choices = read_choices(options.folder / ATTENTION)
     pieces = {
-        path: _piece(part, path)
+        path: _piece(part, path, choices)
         for part in parts
-        if not (path := options.folder / _file_of(part)).exists()
+        if not (path := options.folder / file_of(part, choices)).exists()
     }
     left = list(pieces.values())
     done: list[str] = []
@@ -209,23 +219,19 @@ def _compile_missing(parts: Sequence[Part], options: BuildOptions) -> None:
         compile_pieces(left, torch_device(), options.threads, tell)
 
 
-def _piece(part: Part, path: Path) -> Piece:
+def _piece(part: Part, path: Path, choices: Mapping[str, str]) -> Piece:
     if not same_architecture(part.layers):
         raise BuildError(
             f"the layers of {part.name} are of different shapes",
             expected="layers that differ in nothing but the values of their weights",
             fix="pass keep with patterns that fit every block or none, or another --backend",
         )
-    return Piece(layer=part.layers[0], signature=part.signature, path=path)
-
-
-def _file_of(part: Part) -> str:
-    """Relative, by everything that the compiled code of one model relies on: the same in two stages
-    where they can share it, and never that of other weights.
-    """
-    relied_on = [part.name, part.signature.to_json(), shapes_of(part.layers[0])]
-    digest = hashlib.sha256(json.dumps(relied_on, sort_keys=True).encode()).hexdigest()
-    return f"{BLOCKS}/{part.name}-{digest[:12]}.pt2"
+    return Piece(
+        layer=part.layers[0],
+        signature=part.signature,
+        path=path,
+        attention=choices.get(name_of(part, DEFAULT), DEFAULT),
+    )
 
 
 def _precisions(device: str) -> tuple[str, ...]:
@@ -295,7 +301,8 @@ def _loaded(
     part: Part, folder: Path, record: EngineFile, scope: ExitStack
 ) -> tuple[CompiledLayer, ...]:
     """Every layer of a part over its own weights, until ``scope`` ends."""
-    name = _file_of(part)
+    choices = read_choices(folder / ATTENTION) if ATTENTION in record.files else {}
+    name = file_of(part, choices)
     if name not in record.files:
         raise _unfit(f"the engine {record.name} has no {name}")
     _check_runtime(folder / name)

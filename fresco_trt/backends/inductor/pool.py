@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fresco_trt import errors
+from fresco_trt.backends.inductor.attention import DEFAULT, using
 from fresco_trt.backends.inductor.build import compile_layer, weights_of
 from fresco_trt.backends.inductor.log import kept
 from fresco_trt.backends.inductor.probe import ending
@@ -55,11 +56,14 @@ Done: TypeAlias = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Piece:
-    """One layer to compile for the shapes of ``signature``, to the file ``path``."""
+    """One layer to compile for the shapes of ``signature``, with a kind of ``attention``, to the
+    file ``path``.
+    """
 
     layer: Module
     signature: GraphSignature
     path: Path
+    attention: str = DEFAULT
 
     @property
     def name(self) -> str:
@@ -81,7 +85,8 @@ def compile_pieces(pieces: Sequence[Piece], device: str, threads: int | None, do
         side_by_side(sent, device, min(helpers, len(sent)), threads, done)
     for piece in pieces:
         if len(sent) < 2 or piece not in sent:
-            compile_layer(piece.layer, piece.signature, piece.path, device, threads)
+            with using(piece.attention):
+                compile_layer(piece.layer, piece.signature, piece.path, device, threads)
             done(piece.name)
 
 
@@ -148,7 +153,8 @@ def _work(
         except IndexError:  # another took the last one
             return
         finished = helper.folder / piece.path.name
-        helper.ask(piece.name, {**common, "piece": tasks[piece], "path": str(finished)})
+        task = {"piece": tasks[piece], "path": str(finished), "attention": piece.attention}
+        helper.ask(piece.name, {**common, **task})
         finished.replace(piece.path)
         done(piece.name)
 

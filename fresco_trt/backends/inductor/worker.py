@@ -64,6 +64,7 @@ def _answer(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compile(task: Mapping[str, Any]) -> None:
+    from fresco_trt.backends.inductor.attention import using
     from fresco_trt.backends.inductor.build import compile_layer
     from fresco_trt.backends.inductor.probe import trust
 
@@ -71,7 +72,8 @@ def _compile(task: Mapping[str, Any]) -> None:
     trust(device)  # this process is the one that dies, if one has to
     layer, signature = unpacked(task["piece"], device)
     set_state(task["state"])
-    compile_layer(layer, signature, Path(task["path"]), device, task["threads"])
+    with using(task["attention"]):
+        compile_layer(layer, signature, Path(task["path"]), device, task["threads"])
 
 
 # --- a piece without its weights --------------------------------------------------------------

@@ -467,7 +467,7 @@ def test_code_of_blocks_that_were_not_fused_is_refused(built: Built, copied: Pat
     """A bundle of an older version: its blocks take the weights of each projection."""
     engine = built.engines["full"]
     parts = cut(engine.graph.module, engine.signature).parts
-    names = {inductor._file_of(part) for part in parts}
+    names = {inductor.file_of(part, {}) for part in parts}
     rest = set(engine.files) - code_of(engine.files)
     older = replace(engine, files=(*rest, *names))
     kinds = sorted(name.split("-")[0] for name in names - code_of(engine.files))

@@ -239,7 +239,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def load(folder: Path, content: bytes) -> None:
-    name = inductor._file_of(PART)
+    name = inductor.file_of(PART, {})
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
@@ -269,7 +269,7 @@ def test_a_file_is_read_once_in_the_life_of_the_process(
     load(tmp_path, compiled[SHARED].read_bytes())
     monkeypatch.setattr(inductor, "shares_runtime", None)
     with ExitStack() as scope:
-        record = SimpleNamespace(name="full", files=(inductor._file_of(PART),))
+        record = SimpleNamespace(name="full", files=(inductor.file_of(PART, {}),))
         inductor._loaded(PART, tmp_path, record, scope)
     assert len(opened) == 2
 
