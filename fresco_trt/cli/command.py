@@ -27,8 +27,9 @@ RENAMED: Mapping[str, tuple[str, str]] = {
     "--stream-weights": ("--target", "sm89,stream_weights=true"),
     "--delta": ("--preset", "balanced,delta=0.05"),
     "--shift": ("--preset", "balanced,shift=9"),
+    "--text-tokens": ("--preset", "balanced,text_tokens=128+256+512"),
 }
-"""Each old option with the one that it is part of now, and an example of how."""
+"""Each old option, and what could be one, with the one that it is part of and an example of how."""
 
 
 class Command(TyperCommand):

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 
 import fresco_trt
+from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.errors import IncompatibleOptions, PromptTooLong
+from fresco_trt.lower.calibrate.basis import Reference
+from fresco_trt.lower.calibrate.trajectories import conditions, drawn
+from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.flux.components import FluxPrompt
 from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.signatures import stage_signature
 from fresco_trt.models.flux.tokens import own_tokens
 from fresco_trt.pipelines.image import FrescoPipeline
+from fresco_trt.run.request import engine_name
 from fresco_trt.verify import verify_bundle
 
 PRESET = "turbo,text_tokens=32+64+128"
@@ -91,6 +97,28 @@ def test_a_bundle_that_lies_about_its_text_is_not_opened(bundle: Path) -> None:
     plan = fresco_trt.plan("flux-tiny", stages=3, preset="turbo", size=(64, 64))
     with pytest.raises(EnvironmentMismatch, match=r"stage1.full .*text.*32.*128"):
         check_environment(manifest.model_copy(update={"plan": plan}))
+
+
+def test_a_calibration_prompt_that_has_more_is_named() -> None:
+    plan = fresco_trt.plan("flux-tiny", stages=3, preset=PRESET, size=(64, 64))
+    reference = Reference(
+        facts=FLUX_TINY,
+        transformer=torch.nn.Identity(),
+        weights_sha256="",
+        pipeline=fresco_trt.pretrained("flux-tiny"),
+        prompts=(PROMPT, LONG),
+    )
+    runners = {
+        engine_name(index, action): FakeRunner(
+            stage_signature(FLUX_TINY, plan, index, action, text_tokens=FLUX_TINY.text_tokens)
+        )
+        for index, action in plan.graphs
+    }
+    with pytest.warns(PromptWarning, match="pooled"):
+        first, second = conditions(reference)
+    drawn(reference, plan, runners, first, 0)
+    with pytest.raises(PromptTooLong, match=r"calibration prompt 2: a prompt of 46"):
+        drawn(reference, plan, runners, second, 1)
 
 
 # --- enabled pipelines ------------------------------------------------------------------------

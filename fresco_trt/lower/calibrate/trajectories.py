@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.backends.eager import module_runner
+from fresco_trt.errors import error_context
 from fresco_trt.run.denoise import Denoiser
 from fresco_trt.run.request import Conditioning
 from fresco_trt.run.sampler import Step, engine_name
@@ -104,7 +105,8 @@ def drawn(
     """The sampler's steps of the prompt counted from 0, from its own seed, over any runners."""
     facts = reference.facts
     denoiser = Denoiser.of(facts, plan, runners, text_tokens=facts.text_tokens, basis=basis)
-    return denoiser.steps(given, reference.seed + number)
+    with error_context(f"calibration prompt {number + 1}"):
+        return denoiser.steps(given, reference.seed + number)
 
 
 def conditions(reference: Reference) -> list[Conditioning]:
