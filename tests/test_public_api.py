@@ -49,7 +49,8 @@ SIGNATURES = {
     "FrescoPipeline.from_bundle": "(path: 'str | os.PathLike[str]') -> 'FrescoPipeline'",
     "FrescoPipeline.__call__": (
         "(self, prompt: 'str', *, seed: 'int' = 0, guidance: 'float | None' = None, "
-        "on_step: 'OnStep | None' = None, on_stage: 'OnStage | None' = None) -> 'Result'"
+        "on_step: 'OnStep | None' = None, on_stage: 'OnStage | None' = None, "
+        "record_steps: 'bool' = False) -> 'Result'"
     ),
     "FrescoPipeline.close": "(self) -> 'None'",
     "FrescoError": "(given: 'str', *, expected: 'str', fix: 'str') -> 'None'",

@@ -64,6 +64,7 @@ OF_A_BUNDLE: dict[str, list[Any]] = {
     "prompt": [3, None, b"x", ["a"], "a\ud800"],
     "on_step": [3],
     "on_stage": ["x"],
+    "record_steps": [1, "yes", None],
 }
 
 

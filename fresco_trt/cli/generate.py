@@ -16,7 +16,8 @@ from fresco_trt.files.atomic_file import check_writable, replacing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fresco_trt.pipelines.image import FrescoPipeline, Result
+    from fresco_trt.pipelines.image import FrescoPipeline
+    from fresco_trt.pipelines.result import Result
 
 
 def generate(

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from threading import RLock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, error_context
+from fresco_trt.pipelines.result import Result, Seconds, StepTime, time_of_step
 from fresco_trt.plan.arguments import (
+    flag,
     function,
     in_python,
     number,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from fresco_trt.bundle import Bundle
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.run.captured import CapturedStages, StageEnd
     from fresco_trt.run.request import Conditioning
     from fresco_trt.run.sampler import Step
     from fresco_trt.run.selection import Choice
@@ -51,39 +54,15 @@ MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StepTime:
-    """One denoising step: its stage (from 1), noise level, action, and wall seconds."""
-
-    stage: int
-    sigma: float
-    action: str
-    seconds: float
-    engine_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seconds:
-    """Wall-clock seconds of one request by part; `engines` is the share of `denoise` inside them.
-
-    `total` also has what the caller's callbacks took; the other parts do not.
+class _Taken:
+    """The last step or stage of a request, the seconds inside engines and those in callbacks, and
+    the steps' times where they were taken one by one.
     """
 
-    total: float
-    text: float
-    denoise: float
+    last: Step | StageEnd
     engines: float
-    decode: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """Pictures of one request and where its time went."""
-
-    images: list[Image]
-    seed: int
-    nfe: int
-    seconds: Seconds
-    steps: tuple[StepTime, ...] = field(repr=False)
+    apart: float
+    steps: tuple[StepTime, ...] = ()
 
 
 class FrescoPipeline:
@@ -115,6 +94,7 @@ class FrescoPipeline:
             basis=basis_of(bundle, device),
         )
         self._scope = ExitStack()
+        self._stages: CapturedStages | None = None
         # Taken again by a callback that draws: the sampler lets others run between two steps.
         self._turn = RLock()
 
@@ -162,6 +142,7 @@ class FrescoPipeline:
         guidance: float | None = None,
         on_step: OnStep | None = None,
         on_stage: OnStage | None = None,
+        record_steps: bool = False,
     ) -> Result:
         """Draw one picture.
 
@@ -169,6 +150,10 @@ class FrescoPipeline:
         take it. `on_step` is called after each step; `on_stage(stage, picture)` after each stage
         (from 1) but the last, with the stage's clean estimate decoded at its own size; of a mixed
         stage, at its fine grid's, with what is still coarse repeated over its place.
+
+        On a GPU whose engines are replayed as CUDA graphs, each stage is one launch from the second
+        request on, and the result's `steps` are empty. `on_step` or `record_steps` draws step by
+        step there too: the same picture, with the steps' times.
 
         Raises PlanError for a seed or guidance out of range, PromptTooLong for a prompt that some
         stage takes less of, IncompatibleOptions for guidance that the model does not take, RunError
@@ -179,8 +164,16 @@ class FrescoPipeline:
         word("prompt", prompt)
         for name, told in (("on_step", on_step), ("on_stage", on_stage)):
             optional(function, name, told)
+        by_steps = flag("record_steps", record_steps) or on_step is not None
         with self._turn, in_python():
-            return self._drawn(prompt, seed, scale, on_step, on_stage)
+            clock = _Clock()
+            conditioning = self._conditioning(prompt, scale)
+            text, stages = clock.lap(), None if by_steps else self._captured()
+            if stages is None:
+                taken = self._by_steps(conditioning, seed, on_step, on_stage)
+            else:
+                taken = self._by_stages(stages, conditioning, seed, on_stage)
+            return self._result(seed, taken, text, clock)
 
     def with_runners(
         self, runners: Mapping[str, Runner], *, choice: Choice | None = None
@@ -194,12 +187,15 @@ class FrescoPipeline:
         vars(other).update(vars(self))
         chosen = self._denoiser.choice if choice is None else choice
         other._denoiser = replace(self._denoiser, runners=runners, choice=chosen)
-        other._scope = ExitStack()
+        other._scope, other._stages = ExitStack(), None
         return other
 
     def close(self) -> None:
         """Free the engines, after the request that is being drawn; no other can be afterwards."""
         with self._turn:
+            if self._stages is not None:
+                self._stages.forget()  # before the engines that its graphs run
+            self._stages = None
             self._scope.close()
 
     def __enter__(self) -> Self:
@@ -225,17 +221,23 @@ class FrescoPipeline:
 
     # --- parts of a request -------------------------------------------------------------------
 
-    def _drawn(
+    def _captured(self) -> CapturedStages | None:
+        """What draws with one launch a stage; None where nothing does, and within another request,
+        whose stages it would overwrite.
+        """
+        from fresco_trt.run.captured import CapturedStages
+
+        if self._stages is None:
+            self._stages = CapturedStages.of(self._denoiser)
+        return None if self._stages is None or self._stages.is_drawing else self._stages
+
+    def _by_steps(
         self,
-        prompt: str,
+        conditioning: Conditioning,
         seed: int,
-        scale: float | None,
         on_step: OnStep | None,
         on_stage: OnStage | None,
-    ) -> Result:
-        clock = _Clock()
-        conditioning = self._conditioning(prompt, scale)
-        text = clock.lap()
+    ) -> _Taken:
         steps: list[Step] = []
         apart = 0.0
         for step in self._denoiser.steps(conditioning, seed):
@@ -243,20 +245,37 @@ class FrescoPipeline:
             asked = perf_counter()
             self._tell(step, on_step, on_stage)
             apart += perf_counter() - asked
+        engines = sum(step.engine_seconds for step in steps)
+        times = tuple(map(time_of_step, steps))
+        return _Taken(last=steps[-1], engines=engines, apart=apart, steps=times)
+
+    def _by_stages(
+        self,
+        stages: CapturedStages,
+        conditioning: Conditioning,
+        seed: int,
+        on_stage: OnStage | None,
+    ) -> _Taken:
+        engines = apart = 0.0
+        for end in stages.draw(conditioning, seed):
+            engines += end.seconds
+            asked = perf_counter()
+            if on_stage is not None and end.stage + 1 < len(self.plan.stages):
+                on_stage(end.stage + 1, _image(self._decoder(self._estimate(end))))
+            apart += perf_counter() - asked
+        return _Taken(last=end, engines=engines, apart=apart)
+
+    def _result(self, seed: int, taken: _Taken, text: float, clock: _Clock) -> Result:
         # Where engines run asynchronously, this copy is what waits for them.
-        latents = self._denoiser.latents(steps[-1]).cpu()
-        denoise = clock.lap() - apart
+        latents = self._denoiser.latents(taken.last).cpu()
+        denoise = clock.lap() - taken.apart
         images = [_image(self._decoder(latents))]
         decode = clock.lap()
         seconds = Seconds(
-            total=clock.total(),
-            text=text,
-            denoise=denoise,
-            engines=sum(step.engine_seconds for step in steps),
-            decode=decode,
+            total=clock.total(), text=text, denoise=denoise, engines=taken.engines, decode=decode
         )
-        times = tuple(_step_time(step) for step in steps)
-        return Result(images=images, seed=seed, nfe=len(steps), seconds=seconds, steps=times)
+        nfe, steps = self.plan.nfe, taken.steps
+        return Result(images=images, seed=seed, nfe=nfe, seconds=seconds, steps=steps)
 
     def _conditioning(self, prompt: str, scale: float | None) -> Conditioning:
         import torch
@@ -284,7 +303,7 @@ class FrescoPipeline:
         coarse = step.stage + 1 < len(self.plan.stages)
         return coarse and step.sigma_next == self.plan.stages[step.stage].sigmas[-1]
 
-    def _estimate(self, step: Step) -> Tensor:
+    def _estimate(self, step: Step | StageEnd) -> Tensor:
         """The clean estimate at a step's end, latents [1,C,H,W] on the stage's grid."""
         from fresco_trt.run.transition import estimate_x0
 
@@ -368,16 +387,6 @@ class _Clock:
     def total(self) -> float:
         """Seconds from the start to the last lap."""
         return self._last - self._began
-
-
-def _step_time(step: Step) -> StepTime:
-    return StepTime(
-        stage=step.stage + 1,
-        sigma=step.sigma,
-        action=step.action,
-        seconds=step.engine_seconds + step.host_seconds,
-        engine_seconds=step.engine_seconds,
-    )
 
 
 def _image(pixels: npt.NDArray[np.uint8]) -> Image:

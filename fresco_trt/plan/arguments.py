@@ -132,6 +132,13 @@ def finite(name: str, value: Any) -> float:
     return given
 
 
+def flag(name: str, value: Any) -> bool:
+    """Yes or no. Raises InvalidArgument."""
+    if not isinstance(value, bool):
+        raise _invalid(name, value, "True or False", "True")
+    return value
+
+
 def word(name: str, value: Any) -> str:
     """A text. Raises InvalidArgument."""
     if not isinstance(value, str):

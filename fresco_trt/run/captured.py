@@ -40,8 +40,8 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StageEnd:
-    """A stage's end, at ``sigma`` on its grid: ``tokens`` and the last step's ``velocity``, float32
-    [B,N,C].
+    """A stage's end, at ``sigma_next`` on its grid: ``tokens`` and the last step's ``velocity``,
+    float32 [B,N,C].
 
     ``stage`` counts from 0, and ``mixed`` says where the tokens of a mixed stage are. All may be
     read until the next request, and are kept only as a clone. ``seconds`` is the wall clock around
@@ -49,7 +49,7 @@ class StageEnd:
     """
 
     stage: int
-    sigma: float
+    sigma_next: float
     tokens: Tensor
     velocity: Tensor
     mixed: Mixed | None
@@ -145,7 +145,7 @@ class CapturedStages:
             stage.queue(partial(self._launch, index))
         return StageEnd(
             stage=index,
-            sigma=self._denoiser.plan.stages[index].sigmas[-1],
+            sigma_next=self._denoiser.plan.stages[index].sigmas[-1],
             tokens=self._kept[f"tokens {index}"],
             velocity=self._kept[f"velocity {index}"],
             mixed=self._places.get(index),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.run.captured import StageEnd
     from fresco_trt.run.request import Conditioning
 
 
@@ -107,9 +108,9 @@ class Denoiser:
             basis=self.basis,
         )
 
-    def whole(self, step: Step) -> Tensor:
-        """Tokens [B,N,C] of full size from any step: the sampler's own, or those of a coarser grid
-        with every latent pixel repeated over its place.
+    def whole(self, step: Step | StageEnd) -> Tensor:
+        """Tokens [B,N,C] of full size from any step or stage: the sampler's own, or those of a
+        coarser grid with every latent pixel repeated over its place.
         """
         final = self.plan.stages[-1].grid
         if step.mixed is not None:
@@ -123,8 +124,8 @@ class Denoiser:
             latents.repeat_interleave(ratio, -2).repeat_interleave(ratio, -1)
         )
 
-    def latents(self, step: Step) -> Tensor:
-        """The latents [B,C,(F),H,W] of full size from the last step."""
+    def latents(self, step: Step | StageEnd) -> Tensor:
+        """The latents [B,C,(F),H,W] of full size from the last step or stage."""
         return self.patchifier.unpack(step.tokens, self.plan.stages[-1].grid)
 
 

@@ -17,6 +17,7 @@ import torch
 from PIL.Image import Image
 
 import fresco_trt
+from fresco_trt.backends.eager import EagerBackend
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.bundle import open_bundle
 from fresco_trt.errors import (
@@ -29,10 +30,11 @@ from fresco_trt.errors import (
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.tokens import FluxPatchifier
-from fresco_trt.pipelines.image import MAX_SEED, FrescoPipeline
+from fresco_trt.pipelines.image import MAX_SEED, FrescoPipeline, load_runners
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.run.denoise import HeldPatchifier
 from fresco_trt.run.sampler import Step
+from tests.run.recording_device import RecordingDevice
 
 PROMPT = "a red apple on a plain blue background"
 PLAIN_SIZE, PLAIN_STEPS = 128, 4
@@ -290,6 +292,61 @@ def test_a_prompt_that_is_cut_warns_and_draws(pipe: FrescoPipeline) -> None:
         image = pipe("a cat and " * 200).images[0]
     assert image.size == (64, 64)
     assert [each.category for each in caught] == [PromptWarning, PromptWarning]
+
+
+# --- one launch a stage ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def device() -> RecordingDevice:
+    return RecordingDevice()
+
+
+@pytest.fixture(scope="module")
+def replaying(pipe: FrescoPipeline, device: RecordingDevice) -> Iterator[FrescoPipeline]:
+    """The same pipeline over engines of a scripted GPU."""
+    with ExitStack() as scope:
+        yield pipe.with_runners(load_runners(pipe.bundle, EagerBackend(device=device), scope))
+
+
+def test_replayed_stages_show_what_single_steps_show(
+    pipe: FrescoPipeline, replaying: FrescoPipeline, device: RecordingDevice
+) -> None:
+    def drawn(drawer: FrescoPipeline) -> tuple[Any, list[Any]]:
+        previews: list[Any] = []
+        result = drawer(PROMPT, seed=2, on_stage=lambda stage, image: previews.append(image))
+        assert result.nfe == pipe.plan.nfe
+        assert 0 < result.seconds.engines < result.seconds.denoise
+        return result, [pixels(image) for image in (*previews, *result.images)]
+
+    _, expected = drawn(pipe)
+    for _ in range(3):
+        device.calls.clear()
+        result, shown = drawn(replaying)
+        assert result.steps == ()
+        assert all((a == b).all() for a, b in zip(shown, expected, strict=True))
+    assert device.calls == ["replay"] * 3
+    replaying.close()
+    assert replaying._stages is None
+
+
+def test_steps_are_recorded_where_they_are_asked_for(
+    replaying: FrescoPipeline, device: RecordingDevice
+) -> None:
+    told: list[Step] = []
+    for given in ({"record_steps": True}, {"on_step": told.append}):
+        assert len(replaying(PROMPT, **given).steps) == replaying.plan.nfe  # type: ignore[arg-type]
+    assert len(told) == replaying.plan.nfe
+
+
+def test_a_preview_may_draw_within_a_request(
+    pipe: FrescoPipeline, replaying: FrescoPipeline
+) -> None:
+    expected = pixels(pipe(PROMPT, seed=2).images[0])
+    for _ in range(2):
+        replaying(PROMPT)
+    result = replaying(PROMPT, seed=2, on_stage=lambda *_: replaying("a cat", seed=8))
+    assert (pixels(result.images[0]) == expected).all()
 
 
 # --- refusals ---------------------------------------------------------------------------------

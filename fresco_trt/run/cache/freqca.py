@@ -61,6 +61,8 @@ def low_band(rows: int, columns: int, dtype: torch.dtype, device: torch.device) 
 
     from fresco_trt.run.resample import dct
 
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("the basis of a grid would be kept in memory that other graphs write to")
     down, across = dct(rows, device), dct(columns, device)
     counts = enumerate(low_counts(rows, columns))
     bands = [torch.kron(down[u : u + 1], across[:count]) for u, count in counts if count]

@@ -108,3 +108,10 @@ def test_features_of_another_grid_are_refused(shape: tuple[int, ...]) -> None:
     predictor = FreqCaPredictor(rows=8, columns=8)
     with pytest.raises(ValueError, match="N of 1x8x8"):
         predictor.observe(predictor.start(), torch.randn(shape), 0.0)
+
+
+def test_a_basis_is_not_made_within_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is kept for later requests, and a graph's memory is not."""
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="basis of a grid"):
+        low_band(3, 5, torch.float16, torch.device("cuda"))
