@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.oracle.command import every_point
 from fresco_trt.bench import job, memory
 from fresco_trt.bench.job import METHODS
+from fresco_trt.bench.methods import Point
 from fresco_trt.bench.options import Options
+from fresco_trt.bench.points import chosen
 from fresco_trt.bench.table import bench_table
 from fresco_trt.cli import main as cli
 from fresco_trt.models.registry import model_facts
@@ -27,7 +30,15 @@ SMALL = ["--size", "64x64", "--backend", "eager", "--quick"]
 
 @pytest.fixture
 def quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less of what is the same for every run: plain steps, true renders, and memory processes."""
+    """Less of what is the same for every run: plain steps, presets, true renders, and memory
+    processes.
+    """
+
+    def few(*given: Any, **options: Any) -> list[Point]:
+        points = chosen(*given, **options)
+        return [each for each in points if each.preset not in {"quality", "balanced", "fast"}]
+
+    monkeypatch.setattr(job, "chosen", few)
     shorter = replace(TINY, default_steps=8)
     monkeypatch.setattr(job, "model_facts", lambda name: shorter)
     monkeypatch.setattr(job, "QUICK_RENDERS", 20)
