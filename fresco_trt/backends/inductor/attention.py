@@ -232,12 +232,16 @@ def trial_of(device: str) -> Trial | None:
 
 class CudaTrial:
     """The current GPU, by CUDA's own clock and replayed graphs: what a host takes to launch is not
-    what a kernel takes. Values are laid out as a block's are, tokens before heads.
+    what a kernel takes. Values are laid out as a block's are, tokens before heads, on
+    ``device`` (tests have no GPU).
     """
+
+    def __init__(self, device: str = "cuda") -> None:
+        self._device = device
 
     def error(self, kind: str, operands: Operands) -> float:
         """As :class:`Trial`; of the last queries of every head."""
-        query, key, value = _values(operands)
+        query, key, value = self._values(operands)
         got = self._call(kind, query, key, value)()[..., -_ROWS:, :].float()
         rows, key, value = query[..., -_ROWS:, :].float(), key.float(), value.float()
         weights = (rows @ key.transpose(-1, -2) * rows.shape[-1] ** -0.5).softmax(dim=-1)
@@ -249,7 +253,7 @@ class CudaTrial:
         import torch
 
         untyped: Any = torch.cuda
-        call = self._call(kind, *_values(operands))
+        call = self._call(kind, *self._values(operands))
         for _ in range(3):  # a library may search for its plan in the first calls
             call()
         torch.cuda.synchronize()
@@ -280,13 +284,12 @@ class CudaTrial:
 
         return call
 
+    def _values(self, operands: Operands) -> Iterable[Tensor]:
+        import torch
 
-def _values(operands: Operands) -> Iterable[Tensor]:
-    import torch
-
-    batch, heads, queries, width = operands.query
-    generator = torch.Generator("cuda").manual_seed(0)
-    for tokens in (queries, operands.keys, operands.keys):
-        shape = (batch, tokens, heads, width)
-        values = torch.randn(shape, generator=generator, device="cuda")
-        yield values.to(getattr(torch, operands.dtype)).transpose(1, 2)
+        batch, heads, queries, width = operands.query
+        generator = torch.Generator(self._device).manual_seed(0)
+        for tokens in (queries, operands.keys, operands.keys):
+            shape = (batch, tokens, heads, width)
+            values = torch.randn(shape, generator=generator, device=self._device)
+            yield values.to(getattr(torch, operands.dtype)).transpose(1, 2)

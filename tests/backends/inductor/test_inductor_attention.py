@@ -6,7 +6,8 @@ No GPU: a script says how long each kind takes and how far it errs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from fresco_trt.backends.inductor import naming, pool, worker
 from fresco_trt.backends.inductor.attention import (
     DEFAULT,
     KINDS,
+    CudaTrial,
     Operands,
     attention_of,
     choose,
@@ -121,6 +123,49 @@ def test_torch_is_told_to_take_one_kind_and_no_other() -> None:
         assert allowed() == before
     with using(DEFAULT):
         assert allowed() == before
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_the_error_is_that_of_torch_to_float32(dtype: str, most: float) -> None:
+    operands = Operands(query=(1, 3, 96, 16), keys=80, dtype=dtype)
+    assert 0 < CudaTrial("cpu").error(DEFAULT, operands) < most
+
+
+def test_a_kind_that_computes_something_else_errs(monkeypatch: pytest.MonkeyPatch) -> None:
+    products = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v: products(q, k, 1.1 * v)
+    )
+    operands = Operands(query=(1, 3, 96, 16), keys=80, dtype="float32")
+    assert CudaTrial("cpu").error(DEFAULT, operands) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_seconds_are_the_median_of_replays_by_the_devices_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = iter([9.0, 40.0, 41.0, 42.0, 39.0, 38.0, 500.0])
+    seen: list[str] = []
+    event = SimpleNamespace(
+        record=lambda: None, synchronize=lambda: None, elapsed_time=lambda _: next(times)
+    )
+
+    @contextmanager
+    def capturing(graph: Any) -> Iterator[None]:
+        seen.append("capture")
+        yield
+
+    graph = SimpleNamespace(replay=lambda: seen.append("replay"))
+    cuda = SimpleNamespace(
+        CUDAGraph=lambda: graph,
+        graph=capturing,
+        Event=lambda enable_timing: event,
+        synchronize=lambda: seen.append("wait"),
+    )
+    monkeypatch.setattr(torch, "cuda", cuda)
+    operands = Operands(query=(1, 1, 2, 4), keys=2, dtype="float32")
+    # Milliseconds of 20 calls.
+    assert CudaTrial("cpu").seconds(DEFAULT, operands) == pytest.approx(40.0 / 20 / 1e3)
+    assert seen == ["wait", "capture", *["replay"] * 8]
 
 
 @pytest.mark.parametrize("fuse", [False, True])
