@@ -49,11 +49,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the pages, then the files that take long: begun last, one of them would run
-    beside an idle core.
+    """Begin with the pages, then the files that take long, then those that draw and train: begun
+    last, one of them would run beside an idle core.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name != "test_docs.py", item.path not in slow))
+
+    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
+        draws = item.path.parent.name in {"pipelines", "training"}
+        return item.path.name != "test_docs.py", item.path not in slow, not draws
+
+    items.sort(key=place)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
