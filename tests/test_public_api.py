@@ -33,8 +33,8 @@ SIGNATURES = {
     "build": (
         "(model: 'str | StagePlan', *, stages: 'int | None' = None, preset: 'str | None' = None, "
         "size: 'Size | str | None' = None, cache: 'CacheConfig | str' = 'none', "
-        "weights: 'str | None' = None, backend: 'str' = 'onnxruntime', "
-        "precision: 'QuantConfig | str' = 'fp32', target: 'TargetConfig | str' = '', "
+        "weights: 'str | None' = None, backend: 'str | None' = None, "
+        "precision: 'QuantConfig | str | None' = None, target: 'TargetConfig | str' = '', "
         "out: 'str | Path | None' = None) -> 'Path'"
     ),
     "enable": (

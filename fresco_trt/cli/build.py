@@ -33,8 +33,8 @@ def build(
     plan_file: PlanFile = None,
     weights: Weights = None,
     blocks: BlockCounts = None,
-    backend: Backend = "onnxruntime",
-    precision: Precision = "fp32",
+    backend: Backend = None,
+    precision: Precision = None,
     cache: Cache = NONE,
     target: Target = "",
     out: BundleFolder = None,
@@ -63,6 +63,9 @@ def build(
         graphs=graphs,
     )
     requests = lower.requests_of(request, size or [])
+    defaults = lower.resolve(requests[0]).defaults
+    if defaults is not None:
+        display.note(f"builds with {defaults}; --backend and --precision choose otherwise")
     if dry_run:
         drafts = {"builds": [lower.describe(each) for each in requests]}
         display.show(drafts, as_json, tables.dry_run_table)

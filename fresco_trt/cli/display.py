@@ -38,6 +38,11 @@ def error(message: str) -> None:
     _err().print(f"[bold red]error:[/] {escape(message)}")
 
 
+def note(message: str) -> None:
+    """Print a line on standard error that nothing has to be done about."""
+    _err().print(escape(message))
+
+
 def show_warning(
     message: Warning | str, category: type[Warning], *where: object, **more: object
 ) -> None:

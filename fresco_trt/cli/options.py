@@ -72,14 +72,19 @@ BlockCounts = Annotated[
     ),
 ]
 Backend = Annotated[
-    str, typer.Option(help="eager, inductor, onnxruntime, tensorrt or tensorrt-rtx.")
+    str | None,
+    typer.Option(
+        help="eager, inductor, onnxruntime, tensorrt or tensorrt-rtx.",
+        show_default="what this machine runs best",
+    ),
 ]
 Precision = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--precision",
         help="fp32, bf16, fp16, fp8 or int8; then recipe=, keep='*.ff.net.2+proj_out', amax=FILE, "
         "force=true.",
+        show_default="bf16 on a GPU, else fp32",
     ),
 ]
 Target = Annotated[

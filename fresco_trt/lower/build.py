@@ -7,6 +7,7 @@ that already holds the same engines is reused, and the report says which of the 
 from __future__ import annotations
 
 import hashlib
+import logging
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from fresco_trt.plan.config import CacheConfig, QuantConfig, TargetConfig
     from fresco_trt.plan.sizes import Size
 
+_LOG = logging.getLogger(__name__)
+
 REUSED = "reused (same key)"
 
 
@@ -100,8 +103,8 @@ def build(
     size: Size | str | None = None,
     cache: CacheConfig | str = "none",
     weights: str | None = None,
-    backend: str = "onnxruntime",
-    precision: QuantConfig | str = "fp32",
+    backend: str | None = None,
+    precision: QuantConfig | str | None = None,
     target: TargetConfig | str = "",
     out: str | Path | None = None,
 ) -> Path:
@@ -114,7 +117,9 @@ def build(
     :class:`~fresco_trt.plan.config.CacheConfig`,
     :class:`~fresco_trt.plan.config.QuantConfig` and
     :class:`~fresco_trt.plan.config.TargetConfig` or their spelling:
-    "svd,interval=3", "int8,keep=*.ff.net.2", "sm89,layout=profiles".
+    "svd,interval=3", "int8,keep=*.ff.net.2", "sm89,layout=profiles". `backend` and `precision`
+    are by default what this machine runs best: TensorRT for RTX on an RTX GPU and TensorRT on any,
+    where they are installed, else "inductor", in bf16; without a GPU "onnxruntime" in fp32.
 
     A bundle with the same build key is reused. Raises InvalidArgument for an argument of another
     type, PlanError or LowerError leaves, QualityTooLow among them; whatever happens, `out` holds
@@ -128,7 +133,7 @@ def build(
         size=optional(size_of, "size", size),
         cache=cache,
         weights=weights if isinstance(weights, str) else _path(weights),
-        backend=word("backend", backend),
+        backend=optional(word, "backend", backend),
         precision=precision,
         target=target,
         out=optional(place, "out", out),
@@ -144,6 +149,8 @@ def run(request: BuildRequest, *, progress: Progress = silent) -> Built:
     """Build one request's bundle, or reuse the one with the same key; see `build`."""
     began = perf_counter()
     resolved = resolve(request)
+    if resolved.defaults is not None:
+        _LOG.info("builds by default with %s", resolved.defaults)
     for missing in missing_to_build(resolved.backend):
         raise unavailable(resolved.backend.name, missing)
     with error_context(f"build of {resolved.out}"), ExitStack() as scope:

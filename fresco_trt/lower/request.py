@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fresco_trt.backends import backend
 from fresco_trt.backends.base import check_precision
+from fresco_trt.backends.choosing import choose, this_gpu
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
 from fresco_trt.files.canonical_json import MANIFEST_NAME
 from fresco_trt.lower.layout import check_layout, check_streaming
@@ -48,7 +48,6 @@ FP8_FROM = 89
 
 
 AS_TARGETED = TargetConfig()
-UNQUANTISED = QuantConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +59,8 @@ class BuildRequest:
     may be given by their spelling. ``blocks``, with random weights only, is how many double-stream
     and single-stream blocks of the model's own width are built in place of all;
     ``weights`` a diffusers folder, a .safetensors file, "random", or None for the bundled or hub
-    weights; ``graphs`` where the exported ONNX graphs are kept.
+    weights; ``backend`` and ``precision`` are by default what this machine runs best
+    (:mod:`fresco_trt.backends.choosing`); ``graphs`` where the exported ONNX graphs are kept.
     """
 
     model: str | None = None
@@ -72,8 +72,8 @@ class BuildRequest:
     cache: CacheConfig | str = NO_CACHE
     weights: str | None = None
     blocks: Blocks | None = None
-    backend: str = "onnxruntime"
-    precision: QuantConfig | str = UNQUANTISED
+    backend: str | None = None
+    precision: QuantConfig | str | None = None
     target: TargetConfig | str = AS_TARGETED
     out: Path | None = None
     graphs: Path | None = None
@@ -87,7 +87,8 @@ class Resolved:
     ``preset`` and ``cache`` are as they were asked for, and what came of them is in ``plan``;
     ``recipe`` what quantises, if anything does, and ``kept`` the patterns of layers that it leaves
     alone; ``target`` names GPUs in the backend's own order; ``graphs`` is where the ONNX graphs are
-    kept, if they are.
+    kept, if they are; ``defaults`` says which of library and precision nobody asked for, and why
+    they are those.
     """
 
     facts: ModelFacts
@@ -103,6 +104,7 @@ class Resolved:
     weights: str | None
     out: Path
     graphs: Path | None
+    defaults: str | None
 
     @property
     def family(self) -> ModelFamily:
@@ -143,11 +145,11 @@ def resolve(request: BuildRequest) -> Resolved:
     one another, and UnsupportedPrecision.
     """
     preset = PresetConfig() if request.preset is None else PresetConfig.of(request.preset)
-    cache, quant = CacheConfig.of(request.cache), QuantConfig.of(request.precision)
-    target = TargetConfig.of(request.target)
+    cache, target = CacheConfig.of(request.cache), TargetConfig.of(request.target)
     facts = _facts(request)
     plan = _plan(request, facts, preset, cache)
-    library = backend(request.backend)
+    chosen = _chosen(request, target)
+    library, quant = chosen.backend, chosen.quant
     about = library.describe()
     check_precision(about, quant.precision)
     recipe = find_recipe(quant.precision, quant.recipe)
@@ -173,6 +175,7 @@ def resolve(request: BuildRequest) -> Resolved:
         weights=request.weights,
         out=request.out or ENGINES / _name(request, plan),
         graphs=request.graphs,
+        defaults=chosen.defaults,
     )
 
 
@@ -193,6 +196,37 @@ def requests_of(request: BuildRequest, sizes: Sequence[str]) -> list[BuildReques
 
 
 # --- options ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chosen:
+    backend: Backend
+    quant: QuantConfig
+    defaults: str | None
+
+
+def _chosen(request: BuildRequest, target: TargetConfig) -> _Chosen:
+    """Library and precision, those of this machine where nobody asked."""
+    asked = None if request.precision is None else QuantConfig.of(request.precision)
+
+    def fits(about: BackendFacts) -> bool:
+        """Whether a library would refuse nothing that was asked of it by name."""
+        recipe = None if asked is None else find_recipe(asked.precision, asked.recipe)
+        graphs = request.graphs is not None or (recipe is not None and recipe.attention)
+        modules = recipe is not None and recipe.tokens
+        onnx = about.graph_format == "onnx"
+        return (
+            (asked is None or asked.precision in about.precisions)
+            and not (graphs and not onnx)
+            and not (modules and onnx)
+            and target.layout in about.layouts
+            and (about.streams or not target.stream_weights)
+            and set(target.gpus) <= set(about.targets)
+        )
+
+    found = choose(request.backend, None if asked is None else asked.precision, this_gpu(), fits)
+    quant = asked or QuantConfig(precision=found.precision)
+    return _Chosen(backend=found.backend, quant=quant, defaults=found.defaults)
 
 
 def _plan(

@@ -269,6 +269,20 @@ def test_build_places_its_switches_by_delta_as_plan_does(shell: Shell) -> None:
     assert drawn_up["preset"] is None
 
 
+def test_a_build_says_which_defaults_it_has_and_why_and_nothing_if_asked(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fresco_trt.lower.request.this_gpu", lambda: None)
+    asked = ("build", "--model", "flux-tiny", "--size", "64x64", "--dry-run", "--json")
+    ran = shell(*asked)
+    assert ran.json["builds"][0]["backend"] == "onnxruntime"
+    assert ran.err == (
+        "builds with onnxruntime in fp32: no NVIDIA GPU that torch can use is here;"
+        " --backend and --precision choose otherwise\n"
+    )
+    assert shell(*asked, "--backend", "onnxruntime", "--precision", "fp32").err == ""
+
+
 def test_generate_json(shell: Shell, eager_bundle: Path) -> None:
     arguments = ("generate", "--engines", eager_bundle, "--prompt", PROMPT, "--seed", 7)
     ran = shell(*arguments, "--out", "new/apple.png", "--preview", "--json")
