@@ -27,10 +27,11 @@ BF16_FROM = (8, 0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """A GPU that torch finds: its name and compute capability."""
+    """A GPU that torch finds: its name, compute capability and bytes of memory."""
 
     name: str
     capability: tuple[int, int]
+    bytes: int
 
     @property
     def libraries(self) -> Mapping[str, str]:
@@ -59,7 +60,11 @@ def this_gpu() -> Gpu | None:
 
     if not torch.cuda.is_available():
         return None
-    return Gpu(name=torch.cuda.get_device_name(), capability=torch.cuda.get_device_capability())
+    return Gpu(
+        name=torch.cuda.get_device_name(),
+        capability=torch.cuda.get_device_capability(),
+        bytes=torch.cuda.mem_get_info()[1],
+    )
 
 
 def choose(asked: str | None, precision: str | None, gpu: Gpu | None, fits: Fits) -> Choice:

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.base import BuildOptions, Progress, StageGraph, silent, unavailable
+from fresco_trt.backends.choosing import this_gpu
 from fresco_trt.backends.missing import missing_to_build
 from fresco_trt.backends.preparing import prepare
 from fresco_trt.bundle import BundleWriter, open_bundle
@@ -25,7 +26,7 @@ from fresco_trt.errors import BundleError, BundleNotFound, error_context
 from fresco_trt.files.cache_folder import cache_folder
 from fresco_trt.files.peak_memory import peak_memory
 from fresco_trt.lower.calibrate.basis import Reference, measure_basis
-from fresco_trt.lower.dry_run import describe
+from fresco_trt.lower.dry_run import check_gpu, describe
 from fresco_trt.lower.gather import gather
 from fresco_trt.lower.layout import graph_of, graph_signatures
 from fresco_trt.lower.record import (
@@ -153,6 +154,7 @@ def run(request: BuildRequest, *, progress: Progress = silent) -> Built:
         _LOG.info("builds by default with %s", resolved.defaults)
     for missing in missing_to_build(resolved.backend):
         raise unavailable(resolved.backend.name, missing)
+    check_gpu(resolved, this_gpu())
     with error_context(f"build of {resolved.out}"), ExitStack() as scope:
         made = gather(resolved, scope, progress)
         bundle, state = _fate(made)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.backends.missing import in_words, missing_to_build, missing_to_run
+from fresco_trt.errors import OutOfDeviceMemory
 from fresco_trt.files.canonical_json import MANIFEST_NAME
 from fresco_trt.lower.earlier import earlier_builds
 from fresco_trt.lower.request import resolve
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fresco_trt.backends.base import Backend
+    from fresco_trt.backends.choosing import Gpu
     from fresco_trt.lower.request import BuildRequest, Resolved
     from fresco_trt.plan.memory import GraphMemory, Library, Parameters
     from fresco_trt.plan.signature import GraphSignature
@@ -46,7 +48,7 @@ def describe(request: BuildRequest) -> dict[str, Any]:
         "reuse": _reuse(resolved.out),
         "plan": plan_summary(resolved.facts, resolved.plan, request.steps),
         "engines": _engines(resolved),
-        "layouts": [] if library is None else _layouts(resolved, library),
+        "layouts": _of_library(resolved),
         "estimates": "" if library is None else reckoning(library),
     }
 
@@ -100,6 +102,30 @@ def _text_tokens(signature: GraphSignature) -> int:
 
 
 # --- memory -----------------------------------------------------------------------------------
+
+
+def check_gpu(resolved: Resolved, gpu: Gpu | None) -> None:
+    """Raise OutOfDeviceMemory for engines for the ``gpu`` of this machine that it has no room for.
+
+    Those for named GPUs, or with part of their weights on the host, may run all the same.
+    """
+    about, target = resolved.backend.describe(), resolved.target
+    if gpu is None or about.device != "cuda" or target.gpus or target.stream_weights:
+        return
+    layouts = {each["name"]: each["resident_bytes"] for each in _of_library(resolved)}
+    resident = layouts.get(target.layout, min(layouts.values(), default=0))
+    if resident > gpu.bytes:
+        raise OutOfDeviceMemory(
+            f"about {resident / 1e9:.1f} GB of engines for a GPU of {gpu.bytes / 1e9:.1f} GB",
+            expected=f"engines that the {gpu.name} has room for",
+            fix="pass a smaller --size, or --precision fp8",
+        )
+
+
+def _of_library(resolved: Resolved) -> list[dict[str, Any]]:
+    """The layouts that the library has, and what they take; none where nothing is known of it."""
+    library = resolved.backend.describe().memory
+    return [] if library is None else _layouts(resolved, library)
 
 
 def _layouts(resolved: Resolved, library: Library) -> list[dict[str, Any]]:

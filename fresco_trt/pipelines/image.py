@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, error_context
+from fresco_trt.pipelines.device_memory import check_device_memory, free_device_bytes
 from fresco_trt.pipelines.result import Result, Seconds, StepTime, time_of_step
 from fresco_trt.plan.arguments import (
     flag,
@@ -315,6 +316,8 @@ class FrescoPipeline:
 
 def load_runners(bundle: Bundle, library: Backend, scope: ExitStack) -> dict[str, Runner]:
     """One entered runner for each engine of a bundle, by engine name; `scope` frees them."""
+    if library.describe().device == "cuda":
+        check_device_memory(bundle, free_device_bytes())
     runners: dict[str, Runner] = {}
     for record in bundle.manifest.engines:
         with error_context(f"engine {record.name}"):

@@ -16,9 +16,9 @@ from fresco_trt.errors import UnknownBackend
 from fresco_trt.lower import request as lower
 from fresco_trt.lower.request import BuildRequest, resolve
 
-H100 = Gpu(name="NVIDIA H100 80GB HBM3", capability=(9, 0))
-RTX = Gpu(name="NVIDIA GeForce RTX 4090", capability=(8, 9))
-TURING = Gpu(name="Tesla T4", capability=(7, 5))
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", capability=(9, 0), bytes=80 * 10**9)
+RTX = Gpu(name="NVIDIA GeForce RTX 4090", capability=(8, 9), bytes=24 * 10**9)
+TURING = Gpu(name="Tesla T4", capability=(7, 5), bytes=16 * 10**9)
 
 PRECISIONS = {
     "tensorrt-rtx": ("fp32", "bf16", "fp16", "fp8"),

@@ -45,7 +45,8 @@ PROMPT = "a red apple on a plain blue background"
 COMMANDS = ("plan", "build", "generate", "verify", "inspect", "doctor", "calibrate", "bench")
 PATIENCE = 1200  # seconds, against a hang; nothing is measured
 
-_ERROR = re.compile(r"\Aerror: .+; expected .+\. Fix: .+\n\Z", re.DOTALL)
+# A build says before it begins which defaults it has, whatever becomes of it.
+_ERROR = re.compile(r"\A(?:builds with [^\n]+\n)?error: .+; expected .+\. Fix: .+\n\Z", re.DOTALL)
 
 
 class Ran:
