@@ -200,7 +200,7 @@ def staged_method(
     """Our sampler on the entered runners of a plan, by the sampler's names for them: with one
     launch a stage where they can be captured, step by step elsewhere.
     """
-    watch, captured = Stopwatch(clock_of(subject.device)), False
+    watch = Stopwatch(clock_of(subject.device))
     timed = {name: TimedRunner(name, runner, watch) for name, runner in runners.items()}
     facts = subject.facts
     denoiser = Denoiser.of(facts, plan, timed, text_tokens=facts.text_tokens, device=subject.device)
@@ -214,16 +214,13 @@ def staged_method(
         began = perf_counter()
         *_, last = stages.draw(Conditioning(inputs=inputs), seed)
         latents = denoiser.patchifier.unpack(last.tokens, plan.stages[-1].grid).cpu()
-        seconds = perf_counter() - began
-        return Timed(seconds=seconds, inside=watch.taken(), latents=latents, by_stages=True)
+        seconds, captured = perf_counter() - began, stages.is_captured
+        return Timed(seconds=seconds, inside=watch.taken(), latents=latents, by_stages=captured)
 
     def method(seed: int) -> Timed:
-        nonlocal captured, stages
+        nonlocal stages
         if stages is not None:
             try:
-                if not captured:  # the first request is launched plainly, the second captured
-                    by_stages(stages, seed)
-                    captured = True
                 return by_stages(stages, seed)
             except Exception as error:  # on a new card it may fail in any library
                 _LOG.warning("measured step by step from here on: %s", said(error))

@@ -91,6 +91,11 @@ class CapturedStages:
         (device,) = devices.values()
         return None if device.capability() is None else cls(denoiser, device)
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether the next request, if it is of the same kind, replays every stage."""
+        return all(stage.is_captured() for stage in self._stages)
+
     def draw(
         self, conditioning: Conditioning, noise: int | Sequence[int] | Tensor
     ) -> Generator[StageEnd, None, None]:

@@ -182,7 +182,7 @@ def test_every_backend_draws_the_same_picture(pipe: FrescoPipeline, onnx_bundle:
 
 
 def test_the_record_of_a_run_is_the_plan(pipe: FrescoPipeline) -> None:
-    result = pipe(PROMPT, seed=3)
+    result = pipe(PROMPT, seed=3, record_steps=True)
     wanted = [
         (number, sigma, action)
         for number, stage in enumerate(pipe.plan.stages, start=1)
@@ -347,6 +347,17 @@ def test_a_preview_may_draw_within_a_request(
         replaying(PROMPT)
     result = replaying(PROMPT, seed=2, on_stage=lambda *_: replaying("a cat", seed=8))
     assert (pixels(result.images[0]) == expected).all()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_every_stage_is_captured_and_draws_what_its_steps_draw(
+    pipe: FrescoPipeline,
+) -> None:
+    for seed in (0, 1, 2):
+        ours = pixels(pipe(PROMPT, seed=seed).images[0])
+        assert (ours == pixels(pipe(PROMPT, seed=seed, record_steps=True).images[0])).all()
+    assert pipe._stages is not None
+    assert pipe._stages.is_captured
 
 
 # --- refusals ---------------------------------------------------------------------------------

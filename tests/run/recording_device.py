@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fresco_trt.errors import RunError
 from tests.backends.host_device import HostDevice
 
 
@@ -34,6 +35,8 @@ class RecordingDevice(HostDevice):
         try:
             with recorder:
                 launch()
+        except RunError as error:
+            raise RuntimeError(str(error)) from error
         finally:
             self._recording = False
         recorder.spoil()

@@ -169,6 +169,7 @@ def test_a_stage_is_launched_plainly_then_captured_then_replayed_whole() -> None
             device.calls.clear()
             by_stages(stages, seed)
             calls.append(list(device.calls))
+            assert stages.is_captured is (seed > 0)
     assert calls[0] == ["replay"] * plan.nfe
     assert calls[1] == ["capture", "replay"] * 2
     assert calls[2] == ["replay"] * 2
@@ -207,6 +208,23 @@ def test_a_request_of_another_kind_begins_again() -> None:
             *_, end = stages.draw(given, [3, 4])
             assert torch.equal(end.tokens, expected)
             assert ("capture" in device.calls) is (device.calls.count("replay") == 2)
+
+
+def test_an_engine_that_moved_since_it_ran_is_not_captured(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What it allocates anew would be in memory that other graphs write to."""
+    plan, device = plan_of(stages=2), RecordingDevice()
+    engines = Engines(plan, device)
+    with engines.open() as denoiser:
+        stages = captured(denoiser)
+        by_stages(stages, 1)
+        engines.graphs["stage2.full"]._warm = False
+        assert all(agrees(denoiser, stages, seed) for seed in (2, 3))
+        assert not stages.is_captured
+    (said,) = [each.getMessage() for each in caplog.records]
+    assert said.startswith("stage 2 of 2 runs without a CUDA graph: ")
+    assert "stage2.full has not run yet" in said
 
 
 def test_graphs_are_forgotten_with_those_of_their_engines() -> None:
