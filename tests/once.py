@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import inspect
 import os
 import shutil
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,9 @@ def traced_once(temporary: pytest.TempPathFactory) -> Iterator[None]:
 
     from fresco_trt.lower import export
 
-    trace = export._traced
+    # A scope within another one takes what traces, not the other's memory: it would wait for a
+    # lock that it holds.
+    trace = inspect.unwrap(export._traced)
     store = shared_folder(temporary) / "traced"
     store.mkdir(exist_ok=True)
 
@@ -50,6 +53,7 @@ def traced_once(temporary: pytest.TempPathFactory) -> Iterator[None]:
             ir.save(model, path)
             return model
 
+    @wraps(trace)
     def remembered(graph: StageGraph) -> Any:
         key = _key(graph)
         if key not in _KEPT:
