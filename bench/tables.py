@@ -1,6 +1,7 @@
 """Stored results as the Markdown that the documentation shows; a test keeps the two the same.
 
-python -m bench.tables
+python -m bench.tables            prints them
+python -m bench.tables --write    puts those of bench.gpu into docs/results.md
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from fresco_trt.bench.figures import has_interval
 from fresco_trt.bench.table import bench_head, bench_row, bench_table, how, interval, named, number
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+
+GPU_RESULTS = ("gpu", "gpu-fp8", "gpu-fp8-rowwise")
+GPU_MARKS = "<!-- of bench.gpu -->", "<!-- end of bench.gpu -->"
+"""Around the tables of a page that --write replaces."""
 
 
 def main_job_table(document: dict[str, Any]) -> str:
@@ -259,7 +267,6 @@ def stored(name: str) -> dict[str, Any]:
 
 def result_tables() -> Iterator[str]:
     """Every table that docs/results.md has to show, of the results that are stored."""
-    from bench.gpu.report import gpu_table, step_table
     from bench.search.report import cache_schedule_table, presets_table
 
     yield main_job_table(stored("main-job"))
@@ -280,10 +287,35 @@ def result_tables() -> Iterator[str]:
         yield composition_table(stored("flux-tiny-combinations"))
     if (RESULTS / "flux-tiny-text.json").is_file():
         yield text_table(stored("flux-tiny-text"))
-    if (RESULTS / "gpu.json").is_file():
-        yield gpu_table(stored("gpu"))
-        yield step_table(stored("gpu"))
+    yield from gpu_tables()
+
+
+def gpu_tables() -> Iterator[str]:
+    """Those of the runs of bench.gpu that are stored, each as it prints them."""
+    from bench.gpu.report import tables_of
+
+    for name in GPU_RESULTS:
+        if (RESULTS / f"{name}.json").is_file():
+            yield from tables_of(stored(name))
+
+
+def with_gpu_tables(page: str) -> str:
+    """A page with the tables of bench.gpu between its two marks, in place of what was there."""
+    before, after = page.split(GPU_MARKS[0])[0], page.split(GPU_MARKS[1])[1]
+    return "\n\n".join([before + GPU_MARKS[0], *gpu_tables(), GPU_MARKS[1] + after])
+
+
+def main(
+    write: Annotated[
+        bool, typer.Option("--write", help="Put those of bench.gpu into docs/results.md.")
+    ] = False,
+) -> None:
+    """Print every table, or put those that a GPU measured in their place."""
+    if write:
+        PAGE.write_text(with_gpu_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(*result_tables(), sep="\n\n")
 
 
 if __name__ == "__main__":
-    print(*result_tables(), sep="\n\n")
+    typer.run(main)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.gpu.methods import CACHED, COMPILED, EAGER, TRANSFORMER, flops_of, name_of_plain
+from bench.gpu.targets import targets_table
 from fresco_trt.bench.quality import median_interval
 from fresco_trt.plan.cost import flops_of_bypass, flops_of_step
 from fresco_trt.run.request import engine_name
@@ -338,9 +339,16 @@ def _on_engines(document: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def tables_of(document: Mapping[str, Any]) -> list[str]:
+    """Every table of a run, in the order in which it is shown."""
+    return list(
+        filter(None, (gpu_table(document), step_table(document), targets_table([document])))
+    )
+
+
 def show(document: Mapping[str, Any]) -> None:
-    """Print both tables on the terminal, and in full what was dropped and what failed."""
-    print(gpu_table(document), step_table(document), sep="\n\n")
+    """Print the tables on the terminal, and in full what was dropped and what failed."""
+    print(*tables_of(document), sep="\n\n")
     for key, word in (("dropped", "not measured"), ("failed", "failed")):
         for each in document[key]:
             print(f"{word}: {each['what']}: {each['reason']}")
@@ -348,8 +356,7 @@ def show(document: Mapping[str, Any]) -> None:
 
 def main(path: Annotated[Path, typer.Argument(help="A stored result.")]) -> None:
     """Print the tables of a stored result."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    print(gpu_table(document), step_table(document), sep="\n\n")
+    print(*tables_of(json.loads(path.read_text(encoding="utf-8"))), sep="\n\n")
 
 
 if __name__ == "__main__":

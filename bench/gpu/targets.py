@@ -150,17 +150,22 @@ def _seconds(row: Row | None) -> float | None:
 
 
 def targets_table(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: one line a target of some runs; of dry runs none, their figures say nothing."""
+    """Markdown: one line a target of some runs, of compiled engines and no dry ones; "" of none."""
+    measured = [each for each in documents if _has_targets(each)]
+    if not measured:
+        return ""
     lines = ["| target | wanted | measured | |", "|---|--:|--:|---|"]
-    for document in documents:
-        if document["dry_run"]:
-            continue
+    for document in measured:
         lines += [
             f"| {each.what}{_of(document)} | {'at least' if each.least else 'at most'} "
             f"{each.bound:g} {each.unit} | {_measured(each)} | {each.verdict} |"
             for each in targets_of(document)
         ]
     return "\n".join(lines)
+
+
+def _has_targets(document: Mapping[str, Any]) -> bool:
+    return not document["dry_run"] and document["backend"] != "eager"
 
 
 def _of(document: Mapping[str, Any]) -> str:
