@@ -202,6 +202,10 @@ class DigestMismatch(BundleError):
     """A file's bytes are not those that were recorded."""
 
 
+class ContentInvalid(BundleError):
+    """A file of a bundle is the recorded one, and holds what no build of its model writes."""
+
+
 class EnvironmentMismatch(BundleError):
     """The engines were built for another library version or device."""
 

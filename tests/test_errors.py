@@ -42,6 +42,7 @@ TREE = {
     "FileUnexpected": (errors.BundleError, 2),
     "PathEscape": (errors.BundleError, 2),
     "DigestMismatch": (errors.BundleError, 2),
+    "ContentInvalid": (errors.BundleError, 2),
     "EnvironmentMismatch": (errors.BundleError, 2),
     "RunError": (errors.FrescoError, 1),
     "SignatureMismatch": (errors.RunError, 1),

@@ -31,13 +31,15 @@ from fresco_trt.backends.base import (
     no_targets,
     unavailable,
 )
+from fresco_trt.backends.onnx_graph import ONNX_TYPES, check_graph
 from fresco_trt.errors import BuildError, EngineFailed, FrescoError, OutOfDeviceMemory
+from fresco_trt.files.canonical_json import excerpt
 from fresco_trt.plan.memory import SHARED, Library
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fresco_trt.plan.signature import GraphSignature, TensorSpec
+    from fresco_trt.plan.signature import TensorSpec
 
 INSTALL = "pip install onnxruntime"
 
@@ -57,18 +59,6 @@ MEMORY = Library(
     relaid_up_to=PREPACK_BYTES,
 )
 """What the library adds to a graph's own bytes."""
-
-_ONNX_TYPES = {
-    "float32": 1,
-    "uint8": 2,
-    "int8": 3,
-    "int32": 6,
-    "int64": 7,
-    "bool": 9,
-    "float16": 10,
-    "bfloat16": 16,
-    "float8_e4m3fn": 17,
-}
 
 
 def create(name: str) -> OnnxRuntimeBackend:
@@ -97,7 +87,10 @@ class OnnxRuntimeBackend:
         files = tuple(copy_once(path, options.folder) for path in paths)
         options.progress(f"check {graph.name}", 0.0)
         try:
-            self._session(options.folder / files[0], options.threads)
+            if graph.family:
+                check_graph(options.folder / files[0], graph.signature, files)
+            strict = bool(graph.family)
+            self._session(options.folder / files[0], options.threads, strict=strict)
         except FrescoError as error:
             raise BuildError(
                 f"ONNX Runtime refuses {graph.name}: {error.given}",
@@ -108,10 +101,16 @@ class OnnxRuntimeBackend:
         return files
 
     def load(self, folder: Path, record: EngineFile) -> EngineRunner:
-        """A runner whose session exists only within its scope."""
+        """A runner whose session exists only within its scope.
+
+        A model's graph, which may come from anywhere, is held against what the exporter writes:
+        raises ContentInvalid. One that torch captured in this process has no family.
+        """
         self._require()
         path = find_engine(folder, record, ".onnx")
-        return EngineRunner(record.signature, partial(self._open, path, record.signature))
+        if record.family:
+            check_graph(path, record.signature, record.files)
+        return EngineRunner(record.signature, partial(self._open, path, record))
 
     def describe(self) -> BackendFacts:
         """Version, device and precisions as found on this machine."""
@@ -139,26 +138,28 @@ class OnnxRuntimeBackend:
             raise unavailable(self.name, missing)
 
     @contextmanager
-    def _open(self, path: Path, signature: GraphSignature) -> Iterator[Call]:
+    def _open(self, path: Path, record: EngineFile) -> Iterator[Call]:
         """A session with its outputs bound to buffers that every call reuses."""
-        session = self._session(path, self._threads)
-        device = _device()
-        binding = session.io_binding()
-        outputs = {spec.name: _buffer(spec, device) for spec in signature.outputs}
-        for spec in signature.outputs:
-            binding.bind_output(*_bound(spec, outputs[spec.name]))
+        signature, device = record.signature, _device()
+        session = self._session(path, self._threads, strict=bool(record.family))
+        with _errors(f"loading {path.name}"):
+            binding = session.io_binding()
+            outputs = {spec.name: _buffer(spec, device) for spec in signature.outputs}
+            for spec in signature.outputs:
+                binding.bind_output(*_bound(spec, outputs[spec.name]))
 
         def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
             # Bound by address: the contiguous tensors must outlive the run.
             held = [inputs[spec.name].to(device).contiguous() for spec in signature.inputs]
-            for spec, tensor in zip(signature.inputs, held, strict=True):
-                binding.bind_input(*_bound(spec, tensor))
-            _run(session, binding, device)
+            with _errors("running the engine"):
+                for spec, tensor in zip(signature.inputs, held, strict=True):
+                    binding.bind_input(*_bound(spec, tensor))
+                _run(session, binding, device)
             return outputs
 
         yield call
 
-    def _session(self, path: Path, threads: int | None) -> Any:
+    def _session(self, path: Path, threads: int | None, *, strict: bool = False) -> Any:
         library = _library()
         device = _device()
         provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
@@ -170,6 +171,8 @@ class OnnxRuntimeBackend:
             same_as_requested = library.OrtArenaCfg({"arena_extend_strategy": 1})
             library.create_and_register_allocator(kind, same_as_requested)
             settings = _settings(library, path, threads or _torch_threads())
+            if strict:  # shapes that the graph states are those that it has
+                settings.add_session_config_entry("session.strict_shape_type_inference", "1")
             session = library.InferenceSession(
                 str(path), settings, providers=[provider], disabled_optimizers=_unwanted(path)
             )
@@ -230,7 +233,7 @@ def _buffer(spec: TensorSpec, device: str) -> Tensor:
 
 def _bound(spec: TensorSpec, tensor: Tensor) -> tuple[str, str, int, int, list[int], int]:
     """Arguments of bind_input and bind_output: ONNX Runtime reads and writes torch's memory."""
-    kind = _ONNX_TYPES[spec.dtype]
+    kind = ONNX_TYPES[spec.dtype]
     device = tensor.device
     return spec.name, device.type, device.index or 0, kind, list(spec.shape), tensor.data_ptr()
 
@@ -241,31 +244,19 @@ def _run(session: Any, binding: Any, device: str) -> None:
 
         # The session has a stream of its own: what torch queued before must be done.
         torch.cuda.current_stream().synchronize()
-    with _errors("running the engine"):
-        session.run_with_iobinding(binding)
+    session.run_with_iobinding(binding)
 
 
 @contextmanager
 def _errors(doing: str) -> Iterator[None]:
-    """ONNX Runtime's exceptions (each directly under Exception) as RunErrors."""
-    native = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-    kinds = (
-        native.EPFail,
-        native.EngineError,
-        native.Fail,
-        native.InvalidArgument,
-        native.InvalidGraph,
-        native.InvalidProtobuf,
-        native.NoModel,
-        native.NoSuchFile,
-        native.NotImplemented,
-        native.RuntimeException,
-    )
+    """Whatever ONNX Runtime raises as RunErrors: its own exceptions, each directly under Exception,
+    and those that its C++ ones become: RuntimeError, MemoryError, ValueError.
+    """
     try:
         yield
-    except kinds as error:
-        text = " ".join(str(error).split())
-        if "allocate memory" in text or "bad_alloc" in text:
+    except Exception as error:
+        text, whole = excerpt(error), str(error)
+        if isinstance(error, MemoryError) or "allocate memory" in whole or "bad_alloc" in whole:
             raise OutOfDeviceMemory(
                 f"{doing}: {text}",
                 expected="enough memory for the weights and activations",

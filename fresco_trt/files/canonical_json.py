@@ -151,10 +151,15 @@ def quoted(value: object) -> str:
     return clipped(repr(value))
 
 
-def clipped(text: str) -> str:
-    """One line of at most 100 characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= 100 else line[:97] + "..."
+def clipped(text: str, most: int = 100) -> str:
+    """One line of at most ``most`` characters that can be printed; others become ``?``."""
+    line = "".join(each if each.isprintable() else "?" for each in " ".join(text.split()))
+    return line if len(line) <= most else line[: most - 3] + "..."
+
+
+def excerpt(error: BaseException) -> str:
+    """What another library's error says, as :func:`clipped`: its kind, and at most 250 letters."""
+    return clipped(f"{type(error).__name__}: {error}", 250)
 
 
 def commonest(names: Iterable[str]) -> str:
