@@ -116,7 +116,9 @@ class WeightsNotFound(LowerError):
 
 
 class UnsupportedWeights(LowerError):
-    """Weights are there, in a form that is not read: packed, pickled or not finite."""
+    """Weights are there in a form that is not read: packed, pickled, not finite, or of names and
+    shapes that their model has not.
+    """
 
     exit_code: ClassVar[int] = 2
 

@@ -165,7 +165,8 @@ def pipeline_folder(weights: str | None, model: str) -> Path:
     """The folder that is measured: the one given or the bundled one, never a substitute."""
     given = bundled_folder(model) if weights is None else Path(weights).expanduser()
     folder = whole_folder(given)
-    names = (*family_of(model_facts(model)).components.names, "transformer")
+    components = family_of(model_facts(model)).components
+    names = (*components.names, "transformer")
     absent = [name for name in names if not (folder / name).exists()]
     if absent:
         raise WeightsNotFound(
@@ -173,6 +174,7 @@ def pipeline_folder(weights: str | None, model: str) -> Path:
             expected="a whole diffusers pipeline: plain sampling is what all is measured against",
             fix="pass --weights with such a folder",
         )
+    components.check(folder, model_facts(model))
     return folder
 
 

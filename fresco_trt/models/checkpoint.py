@@ -7,7 +7,9 @@ files that diffusers itself would load, and a tensor has one place.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 INDEX_NAME = f"{WEIGHTS_NAME}.index.json"
+ENCODER_NAME = "model.safetensors"
+"""What transformers calls the weights of a model."""
 
 LAYOUTS = (
     "a diffusers pipeline folder (with transformer/config.json), a transformer folder "
@@ -34,26 +38,69 @@ _MAGIC = {
 }
 
 
-def read_weights(source: Path) -> dict[str, Tensor]:
-    """Every tensor of a transformer folder or of one file, memory-mapped.
+def read_weights(source: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:
+    """Every tensor of a model's folder or of one file, memory-mapped.
 
-    Of a folder: of the files that its index names or, without one, of ``WEIGHTS_NAME``. Raises
-    WeightsNotFound if a file is missing, truncated or no safetensors, or is not what the index
-    says, and for a tensor that two files hold.
+    Of a folder: of :func:`weight_files`. Raises WeightsNotFound if a file is missing, truncated or
+    no safetensors, or is not what the index says, and for a tensor that two files hold.
     """
+    return _read(source, name, _tensors)
+
+
+def read_stand_ins(source: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:
+    """As :func:`read_weights`, with zeros in the tensors' places, which take no memory: the names
+    and shapes are read and nothing else. float32 whatever the files hold.
+    """
+    return _read(source, name, _stand_ins)
+
+
+def weight_files(folder: Path, name: str) -> tuple[str, ...]:
+    """Names of the files in ``folder`` that the library reads which calls its weights ``name``.
+
+    diffusers prefers an index, transformers the one file. Raises WeightsNotFound for an index that
+    names what is elsewhere.
+    """
+    index = _index_of(folder, name)
+    return (name,) if index is None else tuple(sorted(set(read_index(index).values())))
+
+
+def check_plain(path: Path) -> None:
+    """Raise WeightsNotFound for what is there and no file, nor a link to one, as in a hub's cache:
+    reading a pipe or a device would wait, or never end.
+    """
+    if path.exists() and not path.is_file():
+        raise WeightsNotFound(
+            f"{path} is no file",
+            expected="a plain file, or a link to one",
+            fix="store the folder again with save_pretrained, or fetch it again",
+        )
+
+
+def _read(source: Path, name: str, read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     if not source.is_dir():
-        return _tensors(source)
-    index = source / INDEX_NAME
-    if index.is_file():
-        return _indexed(source, read_index(index))
-    if (source / WEIGHTS_NAME).is_file():
-        return _tensors(source / WEIGHTS_NAME)
+        return read(source)
+    index = _index_of(source, name)
+    if index is not None:
+        return _indexed(source, read_index(index), read)
+    if not os.path.lexists(source / name):
+        raise _neither(source, name)
+    return read(source / name)
+
+
+def _index_of(folder: Path, name: str) -> Path | None:
+    """The index by which the weights are read, if by one."""
+    index = folder / f"{name}.index.json"
+    single = name == ENCODER_NAME and os.path.lexists(folder / name)
+    return index if os.path.lexists(index) and not single else None
+
+
+def _neither(source: Path, name: str) -> WeightsNotFound:
     others = sorted(path for path in source.iterdir() if _holds_weights(path))
     for path in others:
         check_form(path)
     beside = f", only {', '.join(path.name for path in others)}" if others else ""
-    raise WeightsNotFound(
-        f"neither {INDEX_NAME} nor {WEIGHTS_NAME} in {source}{beside}",
+    return WeightsNotFound(
+        f"neither {name}.index.json nor {name} in {source}{beside}",
         expected="one of the two, as diffusers loads them: other files may be of other weights",
         fix="pass the one .safetensors file itself, or complete the folder" if beside else PASS,
     )
@@ -100,7 +147,10 @@ def _holds_weights(path: Path) -> bool:
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """The file of every tensor, as an index has it; raises WeightsNotFound for one that is none."""
+    """The file of every tensor, as an index has it, all in the same folder; raises WeightsNotFound
+    for one that is none.
+    """
+    check_plain(index)
     try:
         stored: Any = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -114,10 +164,12 @@ def read_index(index: Path) -> dict[str, str]:
     return named
 
 
-def _indexed(folder: Path, weight_map: Mapping[str, str]) -> dict[str, Tensor]:
+def _indexed(
+    folder: Path, weight_map: Mapping[str, str], read: Callable[[Path], dict[str, Tensor]]
+) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):
-        found = _tensors(folder / file)
+        found = read(folder / file)
         listed = {name for name, place in weight_map.items() if place == file}
         for problem in _problems(found.keys(), listed, tensors.keys()):
             raise _wrong_index(f"{folder / file} {problem}")
@@ -148,16 +200,34 @@ def _wrong_index(given: str) -> WeightsNotFound:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with _reading(file):
         found: dict[str, Tensor] = load_file(file)
+    return found
+
+
+def _stand_ins(file: Path) -> dict[str, Tensor]:
+    import torch
+    from safetensors import safe_open
+
+    untyped: Any = safe_open
+    with _reading(file), untyped(file, framework="pt") as opened:
+        shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    check_plain(file)
+    try:
+        yield
     except (SafetensorError, OSError) as error:
         raise WeightsNotFound(
             f"{file} cannot be read ({_kind(file) or error})", expected=LAYOUTS, fix=PASS
         ) from error
-    return found
 
 
 def _kind(file: Path) -> str | None:

@@ -1,7 +1,8 @@
-"""Libraries that draw bars of their own, kept quiet while they load."""
+"""Libraries that draw bars and report of their own, kept quiet while they load."""
 
 from __future__ import annotations
 
+import logging as python_logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,3 +21,17 @@ def no_bar() -> Iterator[None]:
         yield
     finally:
         logging.set_tqdm_hook(before)
+
+
+@contextmanager
+def no_report() -> Iterator[None]:
+    """What diffusers and transformers log of a checkpoint's names is told in an error instead."""
+    loggers = [python_logging.getLogger(name) for name in ("diffusers", "transformers")]
+    before = [each.level for each in loggers]
+    try:
+        for each in loggers:
+            each.setLevel(python_logging.CRITICAL)
+        yield
+    finally:
+        for each, level in zip(loggers, before, strict=True):
+            each.setLevel(level)

@@ -7,17 +7,22 @@ own weights are not touched. The transformer itself runs as engines.
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import NonFiniteValues, PlanError, WeightsNotFound
-from fresco_trt.models.checkpoint import counted
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.finite import all_finite
 from fresco_trt.models.flux.config import COMPONENTS, REPOSITORIES
+from fresco_trt.models.flux.parts import (
+    PASS_FOLDER,
+    WHOLE_FOLDER,
+    check_vocabulary,
+    load_codec,
+    load_encoder,
+    load_tokenizer,
+)
 from fresco_trt.models.flux.tokens import own_tokens
-from fresco_trt.models.quiet import no_bar
 from fresco_trt.models.weights import (
     bundled_components,
     bundled_folder,
@@ -26,16 +31,11 @@ from fresco_trt.models.weights import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     import numpy as np
     import numpy.typing as npt
     from torch import Tensor
 
 _SHOWN = 80  # characters of a prompt that a warning repeats
-_WHOLE_FOLDER = "a diffusers pipeline folder with " + ", ".join(COMPONENTS)
-_PASS_FOLDER = "pass --weights with the whole pipeline folder"
-_REBUILD = "build the bundle again from a complete pipeline folder"
 
 
 # --- where they are ---------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def find_pipeline(weights: str | None, model: str) -> Path:
         if "model_index.json" not in absent:
             raise WeightsNotFound(
                 f"the pipeline folder {folder} lacks {', '.join(absent)}",
-                expected=_WHOLE_FOLDER,
+                expected=WHOLE_FOLDER,
                 fix="complete the folder, or pass --weights from one that is complete",
             )
     return _from_hub(model, looked)
@@ -81,7 +81,7 @@ def find_vae(weights: str | None, model: str) -> Path:
     raise WeightsNotFound(
         f"no VAE for {model} (looked at {', '.join(map(str, looked))})",
         expected="a diffusers pipeline folder with vae/config.json and its weights",
-        fix=_PASS_FOLDER,
+        fix=PASS_FOLDER,
     )
 
 
@@ -104,8 +104,8 @@ def _from_hub(model: str, looked: list[Path]) -> Path:
         hub = f"the hub ({repository})" if repository else "no hub repository is known"
         raise WeightsNotFound(
             f"no prompt encoders for {model} (looked at {', '.join(map(str, looked))}; {hub})",
-            expected=_WHOLE_FOLDER,
-            fix=_PASS_FOLDER,
+            expected=WHOLE_FOLDER,
+            fix=PASS_FOLDER,
         ) from error
 
 
@@ -120,14 +120,12 @@ class FluxPrompt:
     """
 
     def __init__(self, folder: Path, text_tokens: int) -> None:
-        from transformers import CLIPTextModel, T5EncoderModel
-
         self._pooled = _Tokens(folder / "tokenizer", "pooled")
         self._sequence = _Tokens(folder / "tokenizer_2", "sequence")
-        self._encoder = _encoder(CLIPTextModel, folder / "text_encoder")
-        self._encoder_2 = _encoder(T5EncoderModel, folder / "text_encoder_2")
+        self._encoder = load_encoder(folder / "text_encoder")
+        self._encoder_2 = load_encoder(folder / "text_encoder_2")
         for tokens, encoder in ((self._pooled, self._encoder), (self._sequence, self._encoder_2)):
-            tokens.require_known(encoder.config.vocab_size)
+            tokens.require_known_to(encoder)
         self._lengths = self._encoder.config.max_position_embeddings, text_tokens
 
     def __call__(self, prompt: str) -> dict[str, Tensor]:
@@ -167,24 +165,13 @@ class _Tokens:
     """A tokenizer of a pipeline folder, and what it makes of a prompt."""
 
     def __init__(self, folder: Path, encoder: str) -> None:
-        from transformers import AutoTokenizer
-
-        untyped: Any = AutoTokenizer
-        with _loading(folder):
-            self._tokenizer: Any = untyped.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+        self._tokenizer: Any = load_tokenizer(folder)
         self._encoder = encoder
         self._folder = folder
 
-    def require_known(self, size: int) -> None:
-        """Raise WeightsNotFound unless an encoder of so many embeddings has one for every token."""
-        if len(self._tokenizer) > size:
-            raise WeightsNotFound(
-                f"{self._folder} has {len(self._tokenizer)} tokens, its encoder knows {size}",
-                expected="the tokenizer that belongs to the encoder",
-                fix=_REBUILD,
-            )
+    def require_known_to(self, encoder: Any) -> None:
+        """Raise WeightsNotFound unless the encoder has an embedding for every token."""
+        check_vocabulary(self._tokenizer, encoder, self._folder)
 
     @property
     def limit(self) -> int:
@@ -254,7 +241,7 @@ class FluxDecoder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._vae = _codec(folder / "vae")
+        self._vae = load_codec(folder / "vae")
 
     def __call__(self, latents: Tensor) -> npt.NDArray[np.uint8]:
         """Pictures uint8 [B,H,W,3] of normalised latents [B,C,h,w].
@@ -281,13 +268,13 @@ class FluxEncoder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._vae = _codec(folder / "vae", fix=_PASS_FOLDER)
+        self._vae = load_codec(folder / "vae", fix=PASS_FOLDER)
         config = self._vae.config
         if None in (config.scaling_factor, config.shift_factor):
             raise WeightsNotFound(
                 f"{folder / 'vae'} gives no scaling_factor or no shift_factor",
                 expected="both: a FLUX transformer sees latents normalised by them",
-                fix=_PASS_FOLDER,
+                fix=PASS_FOLDER,
             )
         self.scaling: float = config.scaling_factor
         self.shift: float = config.shift_factor
@@ -320,63 +307,3 @@ def _require_finite(value: Tensor, part: str) -> None:
             expected="finite numbers: the picture would be black",
             fix="build the bundle again from a pipeline folder whose weights are finite",
         )
-
-
-# --- loading ----------------------------------------------------------------------------------
-
-
-def _codec(folder: Path, *, fix: str = _REBUILD) -> Any:
-    """The AutoencoderKL of a `vae` folder in float32, for inference."""
-    import torch
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    untyped: Any = AutoencoderKL
-    with _loading(folder, fix=fix):
-        vae, report = untyped.from_pretrained(
-            folder,
-            torch_dtype=torch.float32,
-            local_files_only=True,
-            low_cpu_mem_usage=False,  # otherwise it recommends a package that it lacks
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    _require_whole(folder, report, fix)
-    return vae.eval().requires_grad_(False)
-
-
-def _encoder(kind: Any, folder: Path) -> Any:
-    """A text encoder of a pipeline folder in float32, for inference."""
-    import torch
-
-    with _loading(folder), no_bar():
-        model, report = kind.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    _require_whole(folder, report, _REBUILD)
-    return model.eval().requires_grad_(False)
-
-
-def _require_whole(folder: Path, report: Mapping[str, Any], fix: str) -> None:
-    """Both libraries make up what a file lacks, and say so in a log."""
-    missing = report["missing_keys"]
-    if missing:
-        raise WeightsNotFound(
-            f"{folder} lacks {counted(missing)}", expected="every tensor of the part", fix=fix
-        )
-
-
-@contextmanager
-def _loading(folder: Path, *, fix: str = _REBUILD) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # both libraries raise whatever their file readers did
-        said = " ".join(str(error).split())[:200]
-        raise WeightsNotFound(
-            f"{folder} cannot be loaded ({type(error).__name__}: {said})",
-            expected=_WHOLE_FOLDER + ", as diffusers stores them, with safetensors weights",
-            fix=fix,
-        ) from error

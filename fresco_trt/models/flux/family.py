@@ -143,10 +143,14 @@ class FluxComponents:
         return find_pipeline(weights, model)
 
     def check(self, folder: Path, facts: ModelFacts) -> None:
-        """As :func:`~fresco_trt.models.flux.folder.check_folder`."""
+        """As :func:`~fresco_trt.models.flux.folder.check_folder`, and then
+        :func:`~fresco_trt.models.flux.parts.check_parts`.
+        """
         from fresco_trt.models.flux.folder import check_folder
+        from fresco_trt.models.flux.parts import check_parts
 
         check_folder(folder, facts)
+        check_parts(folder)
 
     def find_vae(self, weights: str | None, model: str) -> Path:
         """As :func:`~fresco_trt.models.flux.components.find_vae`."""

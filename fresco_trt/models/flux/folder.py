@@ -19,7 +19,7 @@ from fresco_trt.errors import (
     WeightsNotFound,
     error_context,
 )
-from fresco_trt.models.checkpoint import WEIGHTS_NAME, read_index
+from fresco_trt.models.checkpoint import ENCODER_NAME, WEIGHTS_NAME, check_plain, weight_files
 from fresco_trt.models.flux.diffusers import FluxDriver
 from fresco_trt.models.plain import check_unscaled
 
@@ -35,8 +35,6 @@ _CLASSES = {
     "text_encoder_2": "T5EncoderModel",
     "vae": "AutoencoderKL",
 }
-_ENCODER_NAME = "model.safetensors"
-
 _UNREAD = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".pt", ".pth", ".py")
 """Ends of files that hold weights or code and are not read: a bundle carries none."""
 
@@ -68,7 +66,7 @@ def check_folder(folder: Path, facts: ModelFacts) -> None:
 
 def _problems(folder: Path, facts: ModelFacts) -> Iterator[tuple[str, str]]:
     """What is another model's, and what would have been its own."""
-    index = _stored(folder / "model_index.json")
+    index = stored(folder / "model_index.json")
     kind = index.get("_class_name", _PIPELINES[0])
     if kind not in _PIPELINES:
         yield f"parts of the pipeline {kind}", f"those of a {_PIPELINES[0]}"
@@ -81,10 +79,10 @@ def _problems(folder: Path, facts: ModelFacts) -> Iterator[tuple[str, str]]:
         ("text_encoder", "hidden_size", facts.pooled_dim),
         ("text_encoder_2", "d_model", facts.text_dim),
     ):
-        found = _stored(folder / part / "config.json").get(name)
+        found = stored(folder / part / "config.json").get(name)
         if found != dimension:
             yield f"{part} with {name}={found!r}", f"{dimension}, as {facts.name} has"
-    yield from _decoder_problems(_stored(folder / "vae" / "config.json"), facts)
+    yield from _decoder_problems(stored(folder / "vae" / "config.json"), facts)
 
 
 def _decoder_problems(vae: Mapping[str, Any], facts: ModelFacts) -> Iterator[tuple[str, str]]:
@@ -107,7 +105,7 @@ def _decoder_problems(vae: Mapping[str, Any], facts: ModelFacts) -> Iterator[tup
 
 def _check_scheduler(path: Path, facts: ModelFacts) -> None:
     """The sigmas of a plan are the model's: a scheduler that gives others would not be heard."""
-    settings = _stored(path)
+    settings = stored(path)
     kind = settings.get("_class_name", _CLASSES["scheduler"])
     own = facts.shift or facts.fixed_shift
     found = kind
@@ -122,7 +120,11 @@ def _check_scheduler(path: Path, facts: ModelFacts) -> None:
         )
 
 
-def _stored(path: Path) -> Mapping[str, Any]:
+def stored(path: Path) -> Mapping[str, Any]:
+    """A part's configuration. Raises WeightsNotFound for what is no JSON object in a plain file,
+    UnsupportedWeights for one of a part that is quantised.
+    """
+    check_plain(path)
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -143,11 +145,7 @@ def _stored(path: Path) -> Mapping[str, Any]:
 
 def _check_files(part: Path) -> None:
     """A part has the weights that its library reads, and none that it does not."""
-    name = WEIGHTS_NAME if part.name == "vae" else _ENCODER_NAME
-    index = part / f"{name}.index.json"
-    # diffusers prefers an index, transformers the one file.
-    indexed = index.is_file() and not (name == _ENCODER_NAME and (part / name).is_file())
-    read = frozenset(read_index(index).values() if indexed else [name])
+    read = frozenset(weight_files(part, WEIGHTS_NAME if part.name == "vae" else ENCODER_NAME))
     _refuse_unread(part, read)
     for each in sorted(read):
         if not (part / each).is_file():

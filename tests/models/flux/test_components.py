@@ -15,8 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fresco_trt.errors import FrescoError, NonFiniteValues, PlanError, WeightsNotFound
-from fresco_trt.models.flux import components as flux_parts
+from fresco_trt.errors import (
+    FrescoError,
+    NonFiniteValues,
+    PlanError,
+    UnsupportedWeights,
+    WeightsNotFound,
+)
 from fresco_trt.models.flux.components import (
     FluxDecoder,
     FluxEncoder,
@@ -24,10 +29,11 @@ from fresco_trt.models.flux.components import (
     PromptWarning,
     find_pipeline,
     find_vae,
-    no_bar,
 )
 from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.parts import loading
+from fresco_trt.models.quiet import no_bar
 from fresco_trt.models.weights import SHARES_NAME, bundled_folder, components_folder
 
 TINY = bundled_folder("flux-tiny")
@@ -295,7 +301,7 @@ def test_a_tokenizer_of_another_encoder_is_named(tmp_path: Path, part: str) -> N
 def test_an_encoder_that_cannot_be_loaded_tells_what_to_pass(tmp_path: Path) -> None:
     shutil.copytree(TINY / "vae", tmp_path / "vae")
     (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"{")
-    with pytest.raises(WeightsNotFound, match=r"cannot be loaded .*pass --weights"):
+    with pytest.raises(WeightsNotFound, match=r"cannot be read .*pass --weights"):
         FluxEncoder(tmp_path)
 
 
@@ -305,7 +311,7 @@ def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
     safe = folder / "text_encoder" / "model.safetensors"
     torch.save({}, safe.with_name("pytorch_model.bin"))
     safe.unlink()
-    with pytest.raises(WeightsNotFound):
+    with pytest.raises(UnsupportedWeights, match="is a pickle"):
         FluxPrompt(folder, 128)
 
 
@@ -376,9 +382,9 @@ def test_the_places_looked_at_are_named(tmp_path: Path, model: str) -> None:
 
 
 def test_an_interrupt_while_loading_is_not_turned_into_an_error() -> None:
-    with pytest.raises(KeyboardInterrupt), flux_parts._loading(TINY):
+    with pytest.raises(KeyboardInterrupt), loading(TINY):
         raise KeyboardInterrupt
-    with pytest.raises(FrescoError), flux_parts._loading(TINY):
+    with pytest.raises(FrescoError), loading(TINY):
         raise RuntimeError
 
 

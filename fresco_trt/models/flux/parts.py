@@ -1,0 +1,196 @@
+"""Prompt encoders, tokenizers and decoder as their own libraries build them, whole or not at all.
+
+Between a pipeline folder and :mod:`fresco_trt.models.flux.components`. Both libraries make up what
+a file lacks, leave out what has no place, and open the files that a file names. So an encoder is
+given its configuration and its tensors, read here, and no path; the decoder's files are looked at
+before diffusers opens them; and what a library reports of the names is an error.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.errors import FrescoError, UnsupportedWeights, WeightsNotFound
+from fresco_trt.models.checkpoint import (
+    ENCODER_NAME,
+    WEIGHTS_NAME,
+    check_plain,
+    counted,
+    read_stand_ins,
+    read_weights,
+)
+from fresco_trt.models.flux.config import COMPONENTS
+from fresco_trt.models.flux.folder import stored
+from fresco_trt.models.quiet import no_bar, no_report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor
+
+WHOLE_FOLDER = "a diffusers pipeline folder with " + ", ".join(COMPONENTS)
+PASS_FOLDER = "pass --weights with the whole pipeline folder"
+REBUILD = "build the bundle again from a complete pipeline folder"
+
+_CODE = ("attn_implementation", "_attn_implementation", "auto_map")
+"""Keys by which a configuration names code that a library would fetch and run."""
+
+
+def check_parts(folder: Path) -> None:
+    """Raise for a pipeline folder from which a bundle could not draw: asked by a build.
+
+    WeightsNotFound for a part that cannot be loaded, lacks a tensor or is another's;
+    UnsupportedWeights for tensors too many or of other shapes. Of the encoders no weights are read:
+    their names and shapes tell.
+    """
+    for number in ("", "_2"):
+        tokenizer = load_tokenizer(folder / f"tokenizer{number}", fix=PASS_FOLDER)
+        source = folder / f"text_encoder{number}"
+        with loading(source, fix=PASS_FOLDER):
+            tensors = read_stand_ins(source, ENCODER_NAME)
+        encoder = _encoder(source, tensors, fix=PASS_FOLDER)
+        check_vocabulary(tokenizer, encoder, folder / f"tokenizer{number}", fix=PASS_FOLDER)
+    load_codec(folder / "vae", fix=PASS_FOLDER)
+
+
+def load_encoder(folder: Path, *, fix: str = REBUILD) -> Any:
+    """The prompt encoder in ``folder`` in float32, for inference; raises as :func:`check_parts`."""
+    with loading(folder, fix=fix):
+        tensors = read_weights(folder, ENCODER_NAME)
+    return _encoder(folder, tensors, fix=fix).eval().requires_grad_(False)
+
+
+def load_codec(folder: Path, *, fix: str = REBUILD) -> Any:
+    """The AutoencoderKL of a `vae` folder in float32, for inference; raises as
+    :func:`check_parts`.
+    """
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    untyped: Any = AutoencoderKL
+    with loading(folder, fix=fix), no_report():
+        stored(folder / "config.json")
+        # diffusers believes an index: it would make up what the index says and a file lacks.
+        read_stand_ins(folder, WEIGHTS_NAME)
+        vae, report = untyped.from_pretrained(
+            folder,
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            low_cpu_mem_usage=False,  # otherwise it recommends a package that it lacks
+            ignore_mismatched_sizes=True,  # they are in the report
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    _require_exact(folder, report, fix)
+    return vae.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path, *, fix: str = REBUILD) -> Any:
+    """The tokenizer in ``folder``; raises WeightsNotFound if it cannot be loaded, and
+    UnsupportedWeights for one whose configuration names files elsewhere.
+    """
+    from transformers import AutoTokenizer
+
+    untyped: Any = AutoTokenizer
+    with loading(folder, fix=fix):
+        for path in sorted(folder.iterdir()):
+            if not path.is_dir():
+                check_plain(path)
+        for name in ("tokenizer_config.json", "config.json"):
+            if (folder / name).is_file():
+                _refuse_elsewhere(folder / name, fix)
+        return untyped.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+def check_vocabulary(tokenizer: Any, encoder: Any, folder: Path, *, fix: str = REBUILD) -> None:
+    """Raise WeightsNotFound unless the encoder has an embedding for every token."""
+    if len(tokenizer) > encoder.config.vocab_size:
+        raise WeightsNotFound(
+            f"{folder} has {len(tokenizer)} tokens, its encoder knows {encoder.config.vocab_size}",
+            expected="the tokenizer that belongs to the encoder",
+            fix=fix,
+        )
+
+
+@contextmanager
+def loading(folder: Path, *, fix: str = REBUILD) -> Iterator[None]:
+    """Whatever a library or its file readers raise over a part, as WeightsNotFound, which names the
+    folder. UnsupportedWeights keep their kind.
+    """
+    try:
+        yield
+    except FrescoError as error:
+        given = error.given if str(folder) in error.given else f"{folder}: {error.given}"
+        way_out = fix if isinstance(error, WeightsNotFound) else error.fix
+        raise type(error)(given, expected=error.expected, fix=way_out) from error
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        raise WeightsNotFound(
+            f"{folder} cannot be loaded ({type(error).__name__}: {said})",
+            expected=WHOLE_FOLDER + ", as diffusers stores them, with safetensors weights",
+            fix=fix,
+        ) from error
+
+
+def _encoder(folder: Path, tensors: Mapping[str, Tensor], *, fix: str) -> Any:
+    """The encoder over ``tensors``: transformers itself says which names are old or tied."""
+    import torch
+    from transformers import CLIPTextModel, T5EncoderModel
+
+    kind: Any = T5EncoderModel if folder.name.endswith("_2") else CLIPTextModel
+    path = folder / "config.json"
+    with loading(folder, fix=fix), no_bar(), no_report():
+        _refuse_elsewhere(path, fix)
+        model, report = kind.from_pretrained(
+            None,
+            config=kind.config_class.from_dict(dict(stored(path))),
+            state_dict=tensors,
+            dtype=torch.float32,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are in the report
+            output_loading_info=True,
+        )
+    _require_exact(folder, report, fix)
+    return model
+
+
+def _require_exact(folder: Path, report: Mapping[str, Any], fix: str) -> None:
+    """Raise unless a library found a tensor for every place, and a place for every tensor."""
+    missing, unexpected = report["missing_keys"], report["unexpected_keys"]
+    shapes = {name: sizes for name, *sizes in report["mismatched_keys"]}
+    named = ("lacks", missing), ("has also", unexpected)
+    clauses = [f"{word} {counted(names)}" for word, names in named if names]
+    for name in sorted(shapes)[:1]:
+        found, wanted = (tuple(size) for size in shapes[name])
+        clauses.append(f"has {counted(shapes)}, of shape {found} where {wanted} is wanted")
+    clauses += [" ".join(str(each).split())[:200] for each in report["error_msgs"][:1]]
+    if clauses:
+        kind = WeightsNotFound if missing else UnsupportedWeights
+        given = f"{folder} {'; '.join(clauses)}"
+        raise kind(given, expected="every tensor of the part, and no others", fix=fix)
+
+
+def _refuse_elsewhere(path: Path, fix: str) -> None:
+    """Raise UnsupportedWeights for a configuration that sends its library to other places.
+
+    Hubs' own files name code to run, newer versions of themselves and their vocabularies.
+    """
+    settings = stored(path)
+    wrong = [key for key in _CODE if "/" in str(settings.get(key, ""))]
+    for key, value in settings.items():
+        if key.endswith(("_file", "_files")) and key != "special_tokens_map_file":  # never opened
+            names = value if isinstance(value, list) else [value]
+            wrong += [key for name in names if not (name is None or _is_inside(name))]
+    if wrong:
+        raise UnsupportedWeights(
+            f"{path} has {wrong[0]}={str(settings[wrong[0]])[:80]!r}",
+            expected="names of files beside it: no other place is read, and no code is run",
+            fix=f"take {wrong[0]} out of it, or {fix}",
+        )
+
+
+def _is_inside(name: object) -> bool:
+    """Whether a name is that of a file in the same folder."""
+    return isinstance(name, str) and PurePosixPath(name).name == str(PurePosixPath(name))
