@@ -7,12 +7,13 @@ BIN := .venv/bin
 STAMP := .venv/.fresco-trt
 DEMO := engines/flux-tiny-256x256-3stage
 
-.PHONY: help venv demo test check bench train-demo clean
+.PHONY: help venv demo test check fuzz bench train-demo clean
 
 help:
 	@echo "make demo    build the bundled demo model's engines and draw a picture into demo-out/"
 	@echo "make test    lint, type-check and run every test"
 	@echo "make check   lint and type-check only"
+	@echo "make fuzz    open 3,000 hostile bundles, for most of an hour, and store what became of them"
 	@echo "make bench   measure speed and quality side by side, in short, into bench-out/"
 	@echo "make train-demo  train the demo model from nothing, for hours, into training-out/"
 	@echo "make venv    only create .venv with everything that the others need"
@@ -49,6 +50,11 @@ test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
 		--dist loadfile --no-loadscope-reorder --durations 20 --durations-min 20
 
+# Goes on where it was killed; 'rm -r fuzz-out' begins anew.
+fuzz: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --attempts 3000 \
+		--work fuzz-out --out bench/results/fuzz.json
+
 $(STAMP)-bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	touch $@
@@ -64,5 +70,5 @@ train-demo: venv
 	$(BIN)/python -m training.train export --work training-out training-out/flux-tiny
 
 clean:
-	rm -rf demo-out $(DEMO) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf demo-out fuzz-out $(DEMO) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find fresco_trt bench training tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -33,8 +33,14 @@ def make_right(folder: Path, manifest: dict[str, Any] | None = None) -> None:
     pipeline = told["pipeline"]
     if not Path(pipeline["folder"]).is_absolute():
         pipeline["digest"] = _digest_of(pipeline["folder"], pipeline["parts"], told["files"])
-    told["digest"] = _sha256(_canonical({k: v for k, v in told.items() if k != "digest"}))
-    replaced(folder / MANIFEST, json.dumps(told, sort_keys=True, indent=1).encode())
+    replaced(folder / MANIFEST, sealed(told))
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """The bytes of a manifest with its own digest made right."""
+    bare = {key: value for key, value in manifest.items() if key != "digest"}
+    told = {**bare, "digest": _sha256(_canonical(bare))}
+    return json.dumps(told, sort_keys=True, indent=1).encode()
 
 
 def replaced(path: Path, content: bytes) -> None:
