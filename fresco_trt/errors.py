@@ -208,6 +208,10 @@ class ContentInvalid(BundleError):
     """A file of a bundle is the recorded one, and holds what no build of its model writes."""
 
 
+class BundleChanged(BundleError):
+    """A bundle was replaced, or written to, while it was being opened or loaded."""
+
+
 class EnvironmentMismatch(BundleError):
     """The engines were built for another library version or device."""
 

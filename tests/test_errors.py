@@ -43,6 +43,7 @@ TREE = {
     "PathEscape": (errors.BundleError, 2),
     "DigestMismatch": (errors.BundleError, 2),
     "ContentInvalid": (errors.BundleError, 2),
+    "BundleChanged": (errors.BundleError, 2),
     "EnvironmentMismatch": (errors.BundleError, 2),
     "RunError": (errors.FrescoError, 1),
     "SignatureMismatch": (errors.RunError, 1),

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,7 @@ from fresco_trt.bundle.manifest import (
     finished,
     parse_manifest,
 )
+from fresco_trt.bundle.unchanged import loaded_later, one_bundle, unchanged
 from fresco_trt.errors import (
     BundleError,
     BundleNotFound,
@@ -62,15 +64,17 @@ from fresco_trt.files.digests import (
     readable,
     walk,
 )
+from fresco_trt.files.identity import Seen
 from fresco_trt.plan.stages import StagePlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
-    """An opened bundle: its folder (absolute) and its verified manifest."""
+    """An opened bundle: its folder (absolute), its verified manifest and which files that is of."""
 
     folder: Path
     manifest: Manifest
+    seen: Seen = field(compare=False, repr=False)
 
     @property
     def plan(self) -> StagePlan:
@@ -90,6 +94,14 @@ class Bundle:
         there = ", ".join(record.name for record in self.manifest.engines)
         raise KeyError(f"no engine {name!r}; there are: {there}")
 
+    def unchanged(self) -> AbstractContextManager[None]:
+        """The scope to load files of the bundle in, by whatever library.
+
+        Raises BundleChanged at its end, in place of any error in it, if some file is not the one
+        that was checked: what was loaded is not what the manifest says.
+        """
+        return unchanged(self.folder, self.seen)
+
 
 # --- opening ----------------------------------------------------------------------------------
 
@@ -107,19 +119,20 @@ def open_bundle(
     here. ``progress(phase, fraction)`` is called while files are hashed.
 
     Raises BundleNotFound, ManifestInvalid, SchemaTooNew, PathEscape, FileMissing, FileUnexpected,
-    DigestMismatch, and what ``environment`` raises. A bundle whose replacement was killed halfway
-    is recovered first.
+    DigestMismatch, and what ``environment`` raises; BundleChanged in place of these if the bundle
+    was replaced meanwhile. A bundle whose replacement was killed halfway is recovered first.
     """
     folder = Path(os.path.realpath(path))
-    with error_context(f"bundle {quoted(os.fspath(path))}"):
+    with error_context(f"bundle {quoted(os.fspath(path))}"), one_bundle(folder):
         manifest = parse_manifest(_manifest_bytes(folder))
         with readable():
             _check_files(folder, manifest)
+            seen = Seen.of(folder, loaded_later(manifest))  # before they are read
             _check_contents(folder, manifest, progress)
             _check_pipeline(folder, manifest, progress)
         if environment is not None:
             environment(manifest)
-    return Bundle(folder=folder, manifest=manifest)
+    return Bundle(folder=folder, manifest=manifest, seen=seen)
 
 
 def _manifest_bytes(folder: Path) -> bytes:
@@ -228,11 +241,12 @@ class BundleWriter:
             _drop_empty_folders(held.folder)
             manifest = _manifest_of(held.folder, draft, progress)
             _write_durably(held.folder, manifest)
+            seen = Seen.of(held.folder, loaded_later(manifest))
             _require_replaceable(self._out)
             put_in_place(held, self._out)
         self._held = None
         held.release()
-        return Bundle(folder=self._out, manifest=manifest)
+        return Bundle(folder=self._out, manifest=manifest, seen=seen)
 
     def __exit__(
         self,

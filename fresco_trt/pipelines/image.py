@@ -120,8 +120,9 @@ class FrescoPipeline:
 
         library = backend(bundle.manifest.backend.name)
         with ExitStack() as scope:
-            runners = load_runners(bundle, library, scope)
-            pipeline = cls(bundle, runners, library.describe().device)
+            with bundle.unchanged():
+                runners = load_runners(bundle, library, scope)
+                pipeline = cls(bundle, runners, library.describe().device)
             pipeline._scope = scope.pop_all()
         return pipeline
 

@@ -292,10 +292,12 @@ class BundleEngines:
         library = backend(bundle.manifest.backend.name)
         device = library.describe().device
         with ExitStack() as scope:
+            with bundle.unchanged():
+                loaded, basis = load_runners(bundle, library, scope), basis_of(bundle, device)
             return cls(
                 bundle=bundle,
-                loaded=load_runners(bundle, library, scope),
-                basis=basis_of(bundle, device),
+                loaded=loaded,
+                basis=basis,
                 device=device,
                 weights=weights,
                 scope=scope.pop_all(),
