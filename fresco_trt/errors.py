@@ -216,6 +216,18 @@ class EnvironmentMismatch(BundleError):
     """The engines were built for another library version or device."""
 
 
+class NativeCodeNotTrusted(BundleError):
+    """The engines are native code that nobody has vouched for."""
+
+
+class BundleNotSigned(BundleError):
+    """The manifest has no signature, or none of the key that was given."""
+
+
+class KeyNotUsable(BundleError):
+    """A key file cannot be read, or not used to sign or to verify."""
+
+
 # --- request time ---------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from fresco_trt.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
+    from pathlib import Path
 
     from torch import Generator, Tensor
     from torch.nn import Module
@@ -103,26 +104,29 @@ def verify_bundle(
     seed: int = 0,
     prompt: str = PROMPT,
     progress: Callable[[str, float], None] = lambda phase, fraction: None,
+    trust_native_code: bool = False,
+    verify_key: str | Path | None = None,
 ) -> Comparison:
     """Compare a bundle's engines with eager float32 of the same weights, on the CPU.
 
-    `tolerance` bounds the relative error of an output (None: as `TOLERANCES` has it). Raises the
+    `tolerance` bounds the relative error of an output (None: as `TOLERANCES` has it);
+    `trust_native_code` and `verify_key` are those of `FrescoPipeline.from_bundle`. Raises the
     bundle's and backend's errors, PlanError for a tolerance or seed out of range, and
     IncompatibleOptions if `weights` (None: bundled or hub) are not the bundle's own.
     """
-    from fresco_trt.bundle import open_bundle
-    from fresco_trt.pipelines.environment import check_environment
     from fresco_trt.pipelines.image import FrescoPipeline, check_seed
+    from fresco_trt.pipelines.loading import opened, trust_of
 
     check_seed(seed)
     _check_tolerance(tolerance)
     progress("reading weights", 0.0)
-    bundle = open_bundle(path, environment=check_environment)
+    trust = trust_of(trust_native_code, verify_key)
+    bundle = opened(path, trust)
     transformer = _reference(bundle, weights)
     progress("reading weights", 1.0)
     precision = bundle.manifest.precision
     with ExitStack() as scope:
-        pipe = scope.enter_context(FrescoPipeline.over(bundle))
+        pipe = scope.enter_context(FrescoPipeline.over(bundle, trust))
         comparing = _comparing(pipe, transformer, scope)
         pixels = _difference(pipe, comparing, prompt, seed, progress)
     return Comparison(

@@ -38,6 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     hub = TemporaryDirectory(prefix="fresco-trt-hub-")
     config.add_cleanup(hub.cleanup)
     os.environ |= {"HF_HOME": hub.name, "HF_HUB_OFFLINE": "1"}
+    # Which bundles somebody built is kept there, and engines.
+    os.environ["FRESCO_TRT_CACHE"] = f"{hub.name}/fresco-trt"
     # Else each process that compiles tries the C++ compiler on every width of vectors, ten seconds.
     os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
     # What calls the kernels, 2 s a piece; the kernels are compiled as ever.

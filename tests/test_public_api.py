@@ -42,11 +42,15 @@ SIGNATURES = {
         "stages: 'int | None' = None, preset: 'str | None' = None, "
         "delta: 'float | None' = None, shift: 'float | None' = None, "
         "cache: 'CacheConfig | str | None' = None, "
-        "engines: 'str | Path | None' = None) -> 'None'"
+        "engines: 'str | Path | None' = None, trust_native_code: 'bool' = False, "
+        "verify_key: 'str | Path | None' = None) -> 'None'"
     ),
     "disable": "(pipe: 'Any') -> 'None'",
     "pretrained": "(name: 'str') -> 'Path'",
-    "FrescoPipeline.from_bundle": "(path: 'str | os.PathLike[str]') -> 'FrescoPipeline'",
+    "FrescoPipeline.from_bundle": (
+        "(path: 'str | os.PathLike[str]', *, trust_native_code: 'bool' = False, "
+        "verify_key: 'str | Path | None' = None) -> 'FrescoPipeline'"
+    ),
     "FrescoPipeline.__call__": (
         "(self, prompt: 'str', *, seed: 'int' = 0, guidance: 'float | None' = None, "
         "on_step: 'OnStep | None' = None, on_stage: 'OnStage | None' = None, "

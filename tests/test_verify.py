@@ -63,8 +63,8 @@ def disturb(monkeypatch: pytest.MonkeyPatch, name: str, error: float | Tensor) -
     """Let the engine of that name be wrong whenever a bundle is loaded."""
     load = pipeline.load_runners
 
-    def wrong(bundle: Bundle, library: Backend, scope: ExitStack) -> dict[str, Runner]:
-        runners = load(bundle, library, scope)
+    def wrong(bundle: Bundle, library: Backend, scope: ExitStack, trust: Any) -> dict[str, Runner]:
+        runners = load(bundle, library, scope, trust)
         return {**runners, name: Disturbed(runners[name], error)}
 
     monkeypatch.setattr(pipeline, "load_runners", wrong)

@@ -172,6 +172,13 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def native_code(self) -> Mapping[str, str]:
+        """What in its engines the processor or the GPU runs as it is, by the ending of the file:
+        code that may do whatever its user may. Empty for engines that are data alone.
+        """
+        ...
+
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Write the engine into ``options.folder``; the file names it is loaded from, relative.
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from fresco_trt.backends.base import (
     BackendFacts,
@@ -61,6 +61,7 @@ class EagerBackend(TorchBackend):
     """Runs stage graphs with torch, kernel by kernel or replayed."""
 
     name = "eager"
+    native_code: ClassVar[Mapping[str, str]] = {}
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Copy the transformer's folder, once for all stages."""

@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fresco_trt.backends.base import (
     BackendFacts,
@@ -74,6 +74,7 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
+    native_code: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, threads: int | None = None) -> None:
         self._threads = threads

@@ -30,6 +30,7 @@ from fresco_trt.errors import (
     BundleError,
     BundleNotFound,
     DigestMismatch,
+    FileUnexpected,
     OutputNotWritable,
     error_context,
 )
@@ -49,6 +50,7 @@ from fresco_trt.files.canonical_json import (
     COPY,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
+    SIGNATURE_NAME,
     bounded_json,
     invalid,
     quoted,
@@ -66,6 +68,12 @@ from fresco_trt.files.digests import (
 )
 from fresco_trt.files.identity import Seen
 from fresco_trt.plan.stages import StagePlan
+
+UNLISTED = (MANIFEST_NAME, SIGNATURE_NAME)
+"""The files that a manifest does not list: itself, and the signature over it, if there is one."""
+
+SIGNATURE_BYTES = 64
+"""Those of an ed25519 signature."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +132,7 @@ def open_bundle(
     """
     folder = Path(os.path.realpath(path))
     with error_context(f"bundle {quoted(os.fspath(path))}"), one_bundle(folder):
-        manifest = parse_manifest(_manifest_bytes(folder))
+        manifest = parse_manifest(manifest_bytes(folder))
         with readable():
             _check_files(folder, manifest)
             seen = Seen.of(folder, loaded_later(manifest))  # before they are read
@@ -135,7 +143,10 @@ def open_bundle(
     return Bundle(folder=folder, manifest=manifest, seen=seen)
 
 
-def _manifest_bytes(folder: Path) -> bytes:
+def manifest_bytes(folder: Path) -> bytes:
+    """The manifest at ``folder`` as it lies there, unchecked, at most one byte more than it may
+    have. Raises BundleNotFound, PathEscape or ManifestInvalid.
+    """
     path = folder / MANIFEST_NAME
     try:
         recover(folder)
@@ -158,7 +169,8 @@ def _manifest_bytes(folder: Path) -> bytes:
 def _check_files(folder: Path, manifest: Manifest) -> None:
     """Every listed file is there with its size, and nothing else is."""
     listed = {file.path: file.bytes for file in manifest.files}
-    found = dict(walk(folder, listed=sorted((*listed, MANIFEST_NAME))))
+    found = dict(walk(folder, listed=sorted((*listed, *UNLISTED))))
+    _check_signature(found.get(SIGNATURE_NAME, SIGNATURE_BYTES))
     for name, size in listed.items():
         if name not in found:
             raise missing(name)
@@ -168,6 +180,16 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
                 expected=f"{size} bytes as in {MANIFEST_NAME}",
                 fix=COPY,
             )
+
+
+def _check_signature(size: int) -> None:
+    """Whose it is, is asked where it matters (``trust.py``); here, that it can be one."""
+    if size != SIGNATURE_BYTES:
+        raise FileUnexpected(
+            f"{SIGNATURE_NAME!r} has {size} bytes",
+            expected=f"an ed25519 signature of {SIGNATURE_BYTES} bytes, or no such file",
+            fix="sign the bundle again with 'fresco-trt sign', or remove the file",
+        )
 
 
 def _check_contents(folder: Path, manifest: Manifest, progress: Progress | None) -> None:
@@ -297,14 +319,14 @@ def _foreign(out: Path) -> str | None:
 def _claimed_files(out: Path) -> list[str]:
     """The files that a manifest at ``out``, of this or another schema, says are the bundle's."""
     try:
-        raw = bounded_json(_manifest_bytes(out))
+        raw = bounded_json(manifest_bytes(out))
     except BundleError:
         return []
     files = raw.get("files")
     if type(raw.get("schema_version")) is not int or not isinstance(files, list):
         return []
     paths = [file.get("path") for file in files if isinstance(file, dict)]
-    return sorted((MANIFEST_NAME, *(path for path in paths if isinstance(path, str))))
+    return sorted((*UNLISTED, *(path for path in paths if isinstance(path, str))))
 
 
 def _require_portable(draft: ManifestDraft, inside: Sequence[Path]) -> None:
@@ -322,8 +344,8 @@ def _drop_empty_folders(folder: Path) -> None:
 def _manifest_of(folder: Path, draft: ManifestDraft, progress: Progress | None) -> Manifest:
     """The finished manifest, read back from its own bytes as an opener will read it."""
     sizes = dict(walk(folder))
-    if MANIFEST_NAME in sizes:
-        raise RuntimeError(f"{MANIFEST_NAME} is written by commit, not by its caller")
+    for name in set(UNLISTED) & sizes.keys():
+        raise RuntimeError(f"{name} is written by commit or a signer, not by the one who fills it")
     for name in sizes:
         check_path(name)
     files = [

@@ -28,6 +28,7 @@ from fresco_trt.errors import FrescoError, ManifestInvalid, PathEscape, SchemaTo
 from fresco_trt.files.canonical_json import (
     MANIFEST_NAME,
     REBUILD,
+    SIGNATURE_NAME,
     bounded_json,
     build_key,
     clipped,
@@ -340,8 +341,8 @@ def check_path(path: str) -> None:
 def _check_references(manifest: Manifest) -> None:
     listed = _distinct("file", [file.path for file in manifest.files])
     _distinct("engine", [engine.name for engine in manifest.engines])
-    if MANIFEST_NAME in listed:
-        invalid(f"files lists {MANIFEST_NAME!r}", "every file but the manifest itself")
+    for name in {MANIFEST_NAME, SIGNATURE_NAME} & listed:
+        invalid(f"files lists {name!r}", "every file but the manifest and its signature")
     if manifest.plan.model != manifest.model.name:
         invalid(f"a plan for {quoted(manifest.plan.model)}", f"{quoted(manifest.model.name)}")
     for engine in manifest.engines:

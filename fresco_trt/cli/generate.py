@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fresco_trt.cli import display, tables
-from fresco_trt.cli.options import Engines, Json, Seed
+from fresco_trt.cli.options import Engines, Json, Seed, Trusted, VerifyKey
 from fresco_trt.errors import OutputNotWritable
 from fresco_trt.files.atomic_file import check_writable, replacing
 
@@ -31,14 +31,18 @@ def generate(
     preview: Annotated[
         bool, typer.Option("--preview", help="Also save the picture at the end of each stage.")
     ] = False,
+    trust: Trusted = False,
+    verify_key: VerifyKey = None,
     as_json: Json = False,
 ) -> None:
     """Draw one picture with a bundle's engines."""
     from fresco_trt.models.family import PromptWarning
     from fresco_trt.pipelines.image import FrescoPipeline, check_seed
+    from fresco_trt.pipelines.loading import opened, trust_of
 
     _check_picture(out)
     check_seed(seed)
+    trusted = trust_of(trust, verify_key)
     warnings.simplefilter("always", PromptWarning)
     previews: list[str] = []
 
@@ -49,7 +53,7 @@ def generate(
 
     with display.progress() as report:
         report("loading engines", 0.0)
-        with FrescoPipeline.from_bundle(engines) as pipe:
+        with FrescoPipeline.over(opened(engines, trusted), trusted) as pipe:
             report("loading engines", 1.0)
             result = pipe(
                 prompt,

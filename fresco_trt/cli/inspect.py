@@ -9,26 +9,53 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fresco_trt.cli import display, tables
-from fresco_trt.cli.options import Json
+from fresco_trt.cli.options import Json, VerifyKey
 
 if TYPE_CHECKING:
     from fresco_trt.bundle import Bundle
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Bundle folder.")], as_json: Json = False
+    folder: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    verify_key: VerifyKey = None,
+    as_json: Json = False,
 ) -> None:
     """Show what a bundle is, without loading an engine."""
     from fresco_trt.bundle import open_bundle
+    from fresco_trt.bundle.signature import check_signature, is_signed
 
     bundle = open_bundle(folder)
+    if verify_key is not None:
+        check_signature(bundle, verify_key)
+    signed = "valid" if verify_key is not None else "unchecked" if is_signed(bundle) else None
     summary = {
         "folder": str(folder),
         **json.loads(bundle.manifest.to_bytes()),
         "networks": _networks(bundle),
         "attention": _attention(bundle),
+        "signature": signed,
+        "native_code": _native_code(bundle, signed),
     }
     display.show(summary, as_json, tables.manifest_table)
+
+
+def _native_code(bundle: Bundle, signed: str | None) -> dict[str, Any] | None:
+    """What of the engines is native code, and who vouches for it: None for a bundle without."""
+    from fresco_trt.backends import backend, backend_names
+    from fresco_trt.bundle.own_builds import is_own
+
+    name = bundle.manifest.backend.name
+    unknown = {"": "whatever the unknown backend has"}
+    known = backend(name).native_code if name in backend_names() else unknown
+    files = {path for engine in bundle.manifest.engines for path in engine.files}
+    if not known:
+        return None
+    by = "build" if is_own(bundle.manifest) else None
+    return {
+        "kinds": list(known.values()),
+        "files": sorted(path for path in files if path.endswith(tuple(known))),
+        "trusted_by": "signature" if signed == "valid" else by,
+    }
 
 
 def _networks(bundle: Bundle) -> dict[str, dict[str, int]]:

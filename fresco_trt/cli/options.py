@@ -50,6 +50,15 @@ PlanFile = Annotated[
     ),
 ]
 Engines = Annotated[Path, typer.Option("--engines", help="Folder that 'fresco-trt build' wrote.")]
+Trusted = Annotated[
+    bool, typer.Option("--trust", help="Load native code that this user did not build.")
+]
+VerifyKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--verify-key", help="Take only a bundle that is signed by this public key, a PEM file."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the one noise field.")]
 Weights = Annotated[

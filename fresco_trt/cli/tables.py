@@ -206,6 +206,8 @@ def manifest_table(summary: Mapping[str, Any]) -> None:
         f"{len(sizes)} files, {sum(sizes.values()) / 1e6:.1f} MB, all digests right\n"
         f"weights {summary['model']['weights_sha256'][:16]}, key {summary['key'][:16]}"
     )
+    for line in _native_lines(summary):
+        say(line)
     for line in _depth_lines(summary["built"]["options"].get("blocks"), summary["model"]["name"]):
         say(line)
     for name, counts in summary["networks"].items():
@@ -222,6 +224,34 @@ def attention_lines(choices: Mapping[str, Any]) -> None:
     for name, choice in choices.items():
         times = ", ".join(f"{kind} {time:g} ms" for kind, time in choice["milliseconds"].items())
         say(f"attention of {name}: {choice['attention']} ({times})")
+
+
+def _native_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the engines are native code, and who vouches for it."""
+    native = summary["native_code"]
+    if native is None:
+        yield "no native code"
+    else:
+        kinds = ", ".join(native["kinds"])
+        yield f"native code: {kinds}, {len(native['files'])} files; {_TRUST[native['trusted_by']]}"
+    if summary["signature"] is not None:
+        yield f"signature: {_SIGNATURES[summary['signature']]}"
+
+
+_TRUST = {
+    None: "this user did not build it, so that loading it takes --trust or --verify-key",
+    "build": "built by this user, so that it is loaded",
+    "signature": "signed by the given key",
+}
+_SIGNATURES = {"unchecked": "there, not checked without --verify-key", "valid": "of the given key"}
+
+
+def signed_table(summary: Mapping[str, Any]) -> None:
+    """Where a signature is, and what others check it with."""
+    say(
+        f"{summary['signature']}\nmanifest {summary['manifest'][:16]}, signed; whoever has this key"
+        f" in a file loads the bundle with --verify-key FILE:\n{summary['public_key'].strip()}"
+    )
 
 
 def _quantised_table(record: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fresco_trt.cli import display, tables
-from fresco_trt.cli.options import Engines, Json, Seed, Weights
+from fresco_trt.cli.options import Engines, Json, Seed, Trusted, VerifyKey, Weights
 
 
 def verify(
@@ -21,6 +21,8 @@ def verify(
         ),
     ] = None,
     seed: Seed = 0,
+    trust: Trusted = False,
+    verify_key: VerifyKey = None,
     as_json: Json = False,
 ) -> None:
     """Compare every engine with the eager reference, stage by stage, then end to end."""
@@ -28,7 +30,13 @@ def verify(
 
     with display.progress() as report:
         found = verify_bundle(
-            engines, weights=weights, tolerance=tolerance, seed=seed, progress=report
+            engines,
+            weights=weights,
+            tolerance=tolerance,
+            seed=seed,
+            progress=report,
+            trust_native_code=trust,
+            verify_key=verify_key,
         )
     display.show(found.to_json(), as_json, tables.verify_table)
     found.require()

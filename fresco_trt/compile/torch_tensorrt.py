@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fresco_trt.backends.base import (
     BackendFacts,
@@ -45,6 +45,7 @@ class TorchTensorRT:
     """
 
     name = TORCH_TENSORRT
+    native_code: ClassVar[Mapping[str, str]] = {SUFFIX: "torch-tensorrt programs"}
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Compile and save the graph. Raises BackendUnavailable or BuildError."""

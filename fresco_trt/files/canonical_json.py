@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from fresco_trt.errors import DigestMismatch, ManifestInvalid
 
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.sig"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 32
 MAX_VALUES = 100_000

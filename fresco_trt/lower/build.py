@@ -21,6 +21,7 @@ from fresco_trt.backends.missing import missing_to_build
 from fresco_trt.backends.preparing import prepare
 from fresco_trt.bundle import BundleWriter, open_bundle
 from fresco_trt.bundle.manifest import EngineRecord, ManifestDraft
+from fresco_trt.bundle.own_builds import is_own, remember
 from fresco_trt.bundle.svd_basis import BASIS_FILE, Basis
 from fresco_trt.errors import BundleError, BundleNotFound, error_context
 from fresco_trt.files.cache_folder import cache_folder
@@ -160,6 +161,8 @@ def run(request: BuildRequest, *, progress: Progress = silent) -> Built:
         bundle, state = _fate(made)
         if bundle is None:
             bundle = _written(made, began, progress)
+            if resolved.backend.native_code:
+                remember(bundle.manifest)
         return Built(bundle=bundle, state=state, seconds=perf_counter() - began)
 
 
@@ -183,6 +186,9 @@ def _fate(made: Ingredients) -> tuple[Bundle | None, str]:
     record = bundle.manifest.quantized
     if record is not None and record.forced and not made.resolved.quant.force:
         return None, "rebuilt: the old bundle failed the quality gate and was forced"
+    if made.resolved.backend.native_code and not is_own(bundle.manifest):
+        # With the right key: whoever writes a manifest writes that, too.
+        return None, "rebuilt: the old bundle has native code that this user did not build"
     graphs = "; no graphs were exported" if made.resolved.graphs is not None else ""
     return bundle, REUSED + graphs
 

@@ -13,8 +13,9 @@ from threading import RLock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from fresco_trt.bundle.trust import NO_TRUST
 from fresco_trt.errors import IncompatibleOptions, PlanError, error_context
-from fresco_trt.pipelines.device_memory import check_device_memory, free_device_bytes
+from fresco_trt.pipelines.loading import basis_of, load_runners, opened, trust_of
 from fresco_trt.pipelines.result import Result, Seconds, StepTime, time_of_step
 from fresco_trt.plan.arguments import (
     flag,
@@ -31,6 +32,7 @@ from fresco_trt.plan.arguments import (
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     import numpy as np
@@ -38,8 +40,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from fresco_trt.backends.base import Backend, Runner
+    from fresco_trt.backends.base import Runner
     from fresco_trt.bundle import Bundle
+    from fresco_trt.bundle.trust import Trust
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.captured import CapturedStages, StageEnd
@@ -101,27 +104,36 @@ class FrescoPipeline:
 
     @classmethod
     @python_door
-    def from_bundle(cls, path: str | os.PathLike[str]) -> FrescoPipeline:
+    def from_bundle(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        trust_native_code: bool = False,
+        verify_key: str | Path | None = None,
+    ) -> FrescoPipeline:
         """Open, validate and load a bundle; needs neither the exporter nor a model hub.
 
+        Engines that are native code (inductor, TensorRT) are loaded if this user built them here.
+        Those of others need `trust_native_code`, or a signature by the key in the PEM file
+        `verify_key`, which then is required of any bundle; digests vouch for nobody.
+
         Raises a BundleError for a bundle that cannot be used here (see `fresco_trt.bundle`),
+        NativeCodeNotTrusted and BundleNotSigned among them,
         BackendUnavailable where its engine library is not installed, and WeightsNotFound for
         prompt encoders or a decoder that cannot be loaded.
         """
-        from fresco_trt.bundle import open_bundle
-        from fresco_trt.pipelines.environment import check_environment
-
-        return cls.over(open_bundle(place("path", path), environment=check_environment))
+        trust = trust_of(trust_native_code, verify_key)
+        return cls.over(opened(place("path", path), trust), trust)
 
     @classmethod
-    def over(cls, bundle: Bundle) -> FrescoPipeline:
+    def over(cls, bundle: Bundle, trust: Trust = NO_TRUST) -> FrescoPipeline:
         """Load the engines of a bundle that was opened and found fit; raises as `from_bundle`."""
         from fresco_trt.backends import backend
 
         library = backend(bundle.manifest.backend.name)
         with ExitStack() as scope:
             with bundle.unchanged():
-                runners = load_runners(bundle, library, scope)
+                runners = load_runners(bundle, library, scope, trust)
                 pipeline = cls(bundle, runners, library.describe().device)
             pipeline._scope = scope.pop_all()
         return pipeline
@@ -313,33 +325,6 @@ class FrescoPipeline:
         if step.mixed is not None:
             return step.mixed.picture(x0, self._denoiser.patchifier)
         return self._denoiser.patchifier.unpack(x0, self.plan.stages[step.stage].grid)
-
-
-def load_runners(bundle: Bundle, library: Backend, scope: ExitStack) -> dict[str, Runner]:
-    """One entered runner for each engine of a bundle, by engine name; `scope` frees them."""
-    if library.describe().device == "cuda":
-        check_device_memory(bundle, free_device_bytes())
-    runners: dict[str, Runner] = {}
-    for record in bundle.manifest.engines:
-        with error_context(f"engine {record.name}"):
-            runners[record.name] = scope.enter_context(library.load(bundle.folder, record))
-    return runners
-
-
-def basis_of(bundle: Bundle, device: str) -> Tensor | None:
-    """The SVD basis [H,k] of a bundle whose cache needs one; raises CalibrationError
-    for those of other weights.
-    """
-    cache, model = bundle.plan.cache, bundle.manifest.model
-    if cache is None or not cache.traits.needs_basis:
-        return None
-    from fresco_trt.bundle.svd_basis import BASIS_FILE, check_basis, read_basis
-    from fresco_trt.models.registry import model_facts
-
-    basis = read_basis(bundle.folder / BASIS_FILE)
-    hidden = model_facts(model.name).hidden
-    check_basis(basis, model=model.name, weights_sha256=model.weights_sha256, hidden=hidden)
-    return basis.directions.to(device)
 
 
 def guidance_of(facts: ModelFacts, asked: float | None) -> float | None:

@@ -55,6 +55,9 @@ def _steps_of_a_call(name: str, value: str | None) -> str:
 
 
 Spelling = Callable[[str, str | None], str]
+_OF_PYTHON: Mapping[str, Spelling] = {"trust": lambda name, value: "trust_native_code=True"}
+"""Options that are arguments of another name in Python, whatever call it is."""
+
 OF_A_CALL: Mapping[str, Spelling] = {"size": _size_of_a_call, "steps": _steps_of_a_call}
 """How the options of a size and of steps are spelt in a call of an enabled pipeline."""
 
@@ -68,7 +71,7 @@ def translated(text: str, spellings: Mapping[str, Spelling] | None = None) -> st
     """A message with arguments in place of options, on one line. Whole commands in quotation marks
     stay: they are to be typed into a shell, whoever asks for them.
     """
-    known = spellings or {}
+    known = {**_OF_PYTHON, **(spellings or {})}
 
     def spell(found: re.Match[str]) -> str:
         name = found[1].replace("-", "_")

@@ -24,12 +24,15 @@ from fresco_trt.errors import (
     BundleChanged,
     BundleError,
     BundleNotFound,
+    BundleNotSigned,
     ContentInvalid,
     DigestMismatch,
     EnvironmentMismatch,
     FileMissing,
     FileUnexpected,
+    KeyNotUsable,
     ManifestInvalid,
+    NativeCodeNotTrusted,
     PathEscape,
     SchemaTooNew,
 )
@@ -206,6 +209,7 @@ SCHEMA = [
     put("built.options", {"out": "~/engines"}),
     put(HOSTILE, HOSTILE),
     list_also("manifest.json"),
+    list_also("manifest.sig"),
 ]
 DEEP_PATHS = [
     *(list_also(path) for path in BAD_PATHS),
@@ -329,6 +333,12 @@ def other_bytes(path: Path) -> None:
     path.write_bytes(bytes(len(FILES[path.relative_to(path.parents[0]).as_posix()])))
 
 
+def sparse(path: Path) -> None:
+    """More than anyone would read."""
+    with path.open("wb") as file:
+        file.truncate(60 * 2**30)
+
+
 def longer(path: Path) -> None:
     path.write_bytes(b"engine+")
 
@@ -363,6 +373,7 @@ def table() -> Iterator[tuple[type[BundleError], Attack]]:
     yield ManifestInvalid, replace("manifest.json", a_pipe)
     yield from ((SchemaTooNew, attack) for attack in (*TOO_NEW, newer_and_different))
     yield from ((PathEscape, attack) for attack in DEEP_PATHS)
+    yield PathEscape, replace("manifest.sig", a_link_out)
     for link in (a_link_out, a_link_in, a_link_to_itself, a_linked_folder):
         for path in ("manifest.json", "a.onnx", "shared/more"):
             yield PathEscape, replace(path, link)
@@ -378,6 +389,8 @@ def table() -> Iterator[tuple[type[BundleError], Attack]]:
     yield FileUnexpected, replace("a.onnx", a_folder)
     yield FileUnexpected, replace("a.onnx", a_pipe)
     yield FileUnexpected, odd_name
+    for no_signature in (a_file, a_folder, a_pipe, sparse):
+        yield FileUnexpected, replace("manifest.sig", no_signature)
     yield DigestMismatch, replace("a.onnx", other_bytes)
     yield DigestMismatch, replace("a.onnx", longer)
     yield DigestMismatch, put("files.0.sha256", ZERO)
@@ -419,6 +432,7 @@ def assert_message(error: BundleError, folder: Path) -> None:
 def test_every_leaf_of_the_tree_is_attacked() -> None:
     leaves = {leaf for leaf in BundleError.__subclasses__() if not leaf.__subclasses__()}
     elsewhere = {EnvironmentMismatch, ContentInvalid, BundleChanged}  # of no single bundle here
+    elsewhere |= {NativeCodeNotTrusted, BundleNotSigned, KeyNotUsable}  # test_trust.py
     assert {error for error, _ in table()} == leaves - elsewhere
 
 

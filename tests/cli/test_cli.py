@@ -42,7 +42,9 @@ from fresco_trt.plan.stages import StagePlan
 ROOT = Path(__file__).parents[2]
 TINY = bundled_folder("flux-tiny")
 PROMPT = "a red apple on a plain blue background"
-COMMANDS = ("plan", "build", "generate", "verify", "inspect", "doctor", "calibrate", "bench")
+COMMANDS = (
+    *("plan", "build", "generate", "verify", "inspect", "sign", "doctor", "calibrate", "bench"),
+)
 PATIENCE = 1200  # seconds, against a hang; nothing is measured
 
 # A build says before it begins which defaults it has, whatever becomes of it.
@@ -359,7 +361,7 @@ def test_verify_json(shell: Shell, eager_bundle: Path) -> None:
 def test_verify_of_a_wrong_engine_reports_and_fails(
     shell: Shell, eager_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def zero(bundle: Any, library: Any, scope: Any) -> Mapping[str, Any]:
+    def zero(bundle: Any, library: Any, scope: Any, trust: Any) -> Mapping[str, Any]:
         records = bundle.manifest.engines
         return {r.name: scope.enter_context(FakeRunner(r.signature)) for r in records}
 
@@ -625,7 +627,7 @@ def test_a_place_that_cannot_be_written_is_told_before_engines_are_loaded(
 ) -> None:
     (shell.folder / "folder.png").mkdir()
     (shell.folder / "file").touch()
-    monkeypatch.delattr("fresco_trt.pipelines.image.FrescoPipeline.from_bundle")
+    monkeypatch.delattr("fresco_trt.pipelines.image.FrescoPipeline.over")
     ran = shell("generate", "--engines", "anything", "--prompt", "a cat", "--out", out)
     assert ran.code == 2
     assert _ERROR.match(ran.err)

@@ -15,7 +15,7 @@ from fresco_trt.bundle import open_bundle
 from fresco_trt.errors import OutOfDeviceMemory
 from fresco_trt.lower import build as lower
 from fresco_trt.lower.request import BuildRequest
-from fresco_trt.pipelines import image
+from fresco_trt.pipelines import loading
 from fresco_trt.pipelines.device_memory import check_device_memory, free_device_bytes
 
 
@@ -33,10 +33,10 @@ def test_a_bundle_that_does_not_fit_is_refused_before_it_is_loaded(
     eager_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = open_bundle(eager_bundle)
-    monkeypatch.setattr(image, "free_device_bytes", lambda: 10_000_000)
+    monkeypatch.setattr(loading, "free_device_bytes", lambda: 10_000_000)
     said = r"0\.\d\d GB and 0\.\d\d GB of live tensors, 0\.01 GB of GPU memory free.*nothing"
     with ExitStack() as scope, pytest.raises(OutOfDeviceMemory, match=said):
-        image.load_runners(bundle, OnGpu(), scope)
+        loading.load_runners(bundle, OnGpu(), scope)
 
 
 def test_what_fits_or_is_not_known_is_let_through(eager_bundle: Path) -> None:

@@ -5,8 +5,8 @@ of the stage graph a file of compiled code in ``blocks/``, without weights: half
 serves every layer of its kind, and every stage with as many tokens. How a graph is cut into parts
 is the family's own knowledge.
 
-A ``.pt2`` file holds a compiled shared library, as any engine does: it is loaded only from a bundle
-whose digests are right, and to be trusted as far as they are.
+A ``.pt2`` file holds a compiled shared library, which may do whatever its user may. Whether a
+bundle is trusted so far is asked before anything here is called (``bundle/trust.py``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from zipfile import BadZipFile, ZipFile
 
 from fresco_trt.backends.base import (
@@ -97,6 +97,7 @@ class InductorBackend(TorchBackend):
     """Compiles and runs stage graphs part by part."""
 
     name = "inductor"
+    native_code: ClassVar[Mapping[str, str]] = {".pt2": "compiled shared objects"}
 
     def prepare(self, graphs: Sequence[StageGraph], options: BuildOptions) -> None:
         """Compile the pieces of all graphs that are not there yet, side by side."""

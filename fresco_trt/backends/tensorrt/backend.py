@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fresco_trt.backends.base import (
     BackendFacts,
@@ -102,6 +103,8 @@ class TensorRTBackend:
     Runners of one backend share a stream and scratch memory, so they are called from one thread.
     ``library`` and ``device`` replace the installed module and the GPU (tests script them).
     """
+
+    native_code: ClassVar[Mapping[str, str]] = {".plan": "TensorRT plans"}
 
     def __init__(
         self,

@@ -14,9 +14,11 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from fresco_trt.bundle.trust import NO_TRUST
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.pipelines.diffusers.fit import check_kind, facts_of
 from fresco_trt.pipelines.diffusers.sources import BundleEngines, Choices, OwnTransformer
+from fresco_trt.pipelines.loading import trust_of
 from fresco_trt.plan.arguments import (
     OF_A_CALL,
     in_python,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from fresco_trt.bundle.trust import Trust
     from fresco_trt.pipelines.diffusers.sources import Source
 
 __all__ = ["disable", "enable"]
@@ -47,6 +50,8 @@ def enable(
     shift: float | None = None,
     cache: CacheConfig | str | None = None,
     engines: str | Path | None = None,
+    trust_native_code: bool = False,
+    verify_key: str | Path | None = None,
 ) -> None:
     """Make a diffusers FluxPipeline draw with a stage plan, when it is called as ever.
 
@@ -57,7 +62,8 @@ def enable(
     sampler with the call's ``num_inference_steps``; otherwise the preset decides the steps. A cache
     that needs an SVD basis takes it from a file: "svd,basis=FILE".
     The pipeline's own transformer runs, where it is. With ``engines``, a bundle built from the same
-    weights, its engines run in its place, and its plan leaves nothing else to be asked for.
+    weights, its engines run in its place, and its plan leaves nothing else to be asked for but
+    ``trust_native_code`` and ``verify_key``, as of :meth:`fresco_trt.FrescoPipeline.from_bundle`.
 
     A pipeline that is enabled already is enabled anew. Raises UnknownModel, PlanError leaves for a
     plan that cannot be, IncompatibleOptions for a pipeline that would lose something,
@@ -80,17 +86,21 @@ def enable(
             text_tokens=named.text_tokens or None,
             cache=None if cache is None else CacheConfig.of(cache),
         )
-        _enable(pipe, choices, optional(place, "engines", engines))
+        trust = trust_of(trust_native_code, verify_key)
+        _enable(pipe, choices, optional(place, "engines", engines), trust)
 
 
-def _enable(pipe: Any, choices: Choices, engines: Path | None) -> None:
+def _enable(pipe: Any, choices: Choices, engines: Path | None, trust: Trust) -> None:
     kind = _own_class(pipe)
     check_kind(kind)
-    source = _source(pipe, choices, engines)
+    source = _source(pipe, choices, engines, trust)
     disable(pipe)
     asked = _asked(choices)
     if engines is not None:
+        key = trust.verify_key
         asked["engines"] = engines.absolute()
+        asked["trust_native_code"] = trust.native_code
+        asked["verify_key"] = None if key is None else key.absolute()
     held = Held(source=source, asked=asked)
     pipe.__class__ = _enabled_class(kind, held)
     held.by.add(pipe)
@@ -196,9 +206,15 @@ def _enabled_class(kind: type, held: Held) -> type:
     return type(own.__name__, (own, _Enabled), body)
 
 
-def _source(pipe: Any, choices: Choices, engines: Path | None) -> Source:
+def _source(pipe: Any, choices: Choices, engines: Path | None, trust: Trust) -> Source:
     hooks = choices.hooks if engines is None else frozenset[str]()
     facts = facts_of(pipe, choices.model, hooks=hooks)
+    if engines is None and trust != NO_TRUST:
+        raise IncompatibleOptions(
+            "--trust or --verify-key without engines",
+            expected="them for the engines of a bundle",
+            fix="leave them out, or pass engines",
+        )
     if engines is None:
         return OwnTransformer.of(pipe, facts, choices)
     if choices.given:
@@ -207,4 +223,4 @@ def _source(pipe: Any, choices: Choices, engines: Path | None) -> Source:
             expected="engines alone: their plan was decided when they were built",
             fix=f"leave {', '.join(choices.given)} out, or leave engines out",
         )
-    return BundleEngines.of(pipe, engines)
+    return BundleEngines.of(pipe, engines, trust)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.backends.base import Runner
     from fresco_trt.bundle import Bundle
+    from fresco_trt.bundle.trust import Trust
     from fresco_trt.pipelines.diffusers.call import Call
     from fresco_trt.plan.config import CacheConfig
     from fresco_trt.plan.facts import ModelFacts
@@ -274,16 +275,14 @@ class BundleEngines:
         return frozenset()
 
     @classmethod
-    def of(cls, pipe: Any, path: str | os.PathLike[str]) -> BundleEngines:
+    def of(cls, pipe: Any, path: str | os.PathLike[str], trust: Trust) -> BundleEngines:
         """Opened, checked and loaded. Raises BundleError leaves, DigestMismatch for other weights
         among them, and BackendUnavailable.
         """
         from fresco_trt.backends import backend
-        from fresco_trt.bundle import open_bundle
-        from fresco_trt.pipelines.environment import check_environment
-        from fresco_trt.pipelines.image import basis_of, load_runners
+        from fresco_trt.pipelines.loading import basis_of, load_runners, opened
 
-        bundle = open_bundle(path, environment=check_environment)
+        bundle = opened(path, trust)
         facts = facts_of(pipe, bundle.manifest.model.name)
         _check_shift(facts, bundle)
         check_whole(pipe.transformer, facts)
@@ -293,7 +292,8 @@ class BundleEngines:
         device = library.describe().device
         with ExitStack() as scope:
             with bundle.unchanged():
-                loaded, basis = load_runners(bundle, library, scope), basis_of(bundle, device)
+                loaded = load_runners(bundle, library, scope, trust)
+                basis = basis_of(bundle, device)
             return cls(
                 bundle=bundle,
                 loaded=loaded,

@@ -28,6 +28,8 @@ from fresco_trt.backends.inductor.backend import BLOCKS, HOST, InductorBackend
 from fresco_trt.backends.inductor.runtime import needed
 from fresco_trt.backends.preparing import prepare
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
+from fresco_trt.bundle import open_bundle
+from fresco_trt.bundle.own_builds import remember
 from fresco_trt.errors import (
     BackendUnavailable,
     BuildError,
@@ -35,6 +37,7 @@ from fresco_trt.errors import (
     EnvironmentMismatch,
     FileMissing,
     IncompatibleOptions,
+    NativeCodeNotTrusted,
     UnsupportedPrecision,
 )
 from fresco_trt.lower import build, gather
@@ -547,16 +550,20 @@ def test_a_missing_compiler_keeps_it_from_building_alone(
 def test_a_bundle_is_verified_and_draws(built: Built) -> None:
     bundle = built.request.out
     assert bundle is not None
-    comparison = verify_bundle(bundle, weights=str(built.weights))
+    with pytest.raises(NativeCodeNotTrusted):  # this test's cache knows of no build
+        fresco_trt.FrescoPipeline.from_bundle(bundle)
+    comparison = verify_bundle(bundle, weights=str(built.weights), trust_native_code=True)
     assert comparison.failures == ()
     assert max(error.relative for error in comparison.engines) < 1e-5
-    with fresco_trt.FrescoPipeline.from_bundle(bundle) as pipe:
+    with fresco_trt.FrescoPipeline.from_bundle(bundle, trust_native_code=True) as pipe:
         assert pipe("a red apple", seed=7).images[0].size == (64, 64)
 
 
 def test_a_bundle_is_reused_on_its_kind_of_machine_only(
     built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert built.request.out is not None
+    remember(open_bundle(built.request.out).manifest)
     again = run(built.request)
     assert again.reused
     described = InductorBackend.describe

@@ -1,0 +1,81 @@
+"""From a bundle's folder to its entered engines: opened, found fit, trusted, loaded.
+
+What every door that draws with a bundle goes through. Native code is loaded in one place,
+:func:`load_runners`, which asks for trust first.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fresco_trt.bundle.trust import NO_TRUST, Trust, require_trust
+from fresco_trt.errors import error_context
+from fresco_trt.pipelines.device_memory import check_device_memory, free_device_bytes
+from fresco_trt.plan.arguments import flag, optional, place
+
+if TYPE_CHECKING:
+    import os
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from fresco_trt.backends.base import Backend, Runner
+    from fresco_trt.bundle import Bundle
+
+
+def trust_of(trust_native_code: bool, verify_key: str | Path | None) -> Trust:
+    """What the arguments of a public call vouch for. Raises InvalidArgument, and
+    IncompatibleOptions for both.
+    """
+    return Trust(
+        native_code=flag("trust_native_code", trust_native_code),
+        verify_key=optional(place, "verify_key", verify_key),
+    )
+
+
+def opened(path: str | os.PathLike[str], trust: Trust = NO_TRUST) -> Bundle:
+    """A bundle that can be drawn with here, and is trusted so far; nothing of it is loaded.
+
+    Raises a BundleError leaf.
+    """
+    from fresco_trt.backends import backend
+    from fresco_trt.bundle import open_bundle
+    from fresco_trt.pipelines.environment import check_environment
+
+    bundle = open_bundle(path, environment=check_environment)
+    require_trust(bundle, backend(bundle.manifest.backend.name).native_code, trust)
+    return bundle
+
+
+def load_runners(
+    bundle: Bundle, library: Backend, scope: ExitStack, trust: Trust = NO_TRUST
+) -> dict[str, Runner]:
+    """One entered runner for each engine of a bundle, by engine name; `scope` frees them.
+
+    Raises as :func:`~fresco_trt.bundle.trust.require_trust`, before anything of it is loaded.
+    """
+    require_trust(bundle, library.native_code, trust)
+    if library.describe().device == "cuda":
+        check_device_memory(bundle, free_device_bytes())
+    runners: dict[str, Runner] = {}
+    for record in bundle.manifest.engines:
+        with error_context(f"engine {record.name}"):
+            runners[record.name] = scope.enter_context(library.load(bundle.folder, record))
+    return runners
+
+
+def basis_of(bundle: Bundle, device: str) -> Tensor | None:
+    """The SVD basis [H,k] of a bundle whose cache needs one; raises CalibrationError
+    for those of other weights.
+    """
+    cache, model = bundle.plan.cache, bundle.manifest.model
+    if cache is None or not cache.traits.needs_basis:
+        return None
+    from fresco_trt.bundle.svd_basis import BASIS_FILE, check_basis, read_basis
+    from fresco_trt.models.registry import model_facts
+
+    basis = read_basis(bundle.folder / BASIS_FILE)
+    hidden = model_facts(model.name).hidden
+    check_basis(basis, model=model.name, weights_sha256=model.weights_sha256, hidden=hidden)
+    return basis.directions.to(device)
