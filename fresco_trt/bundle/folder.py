@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +59,6 @@ from fresco_trt.files.canonical_json import (
 from fresco_trt.files.digests import (
     Progress,
     digests,
-    folder_digest,
     linked,
     missing,
     parts_digest,
@@ -91,7 +90,7 @@ class Bundle:
 
     @property
     def pipeline_folder(self) -> Path:
-        """The folder of text encoders, decoder and scheduler, inside the bundle or outside."""
+        """The folder of text encoders, decoder and scheduler, inside the bundle."""
         return self.folder / self.manifest.pipeline.folder
 
     def engine(self, name: str) -> EngineRecord:
@@ -137,7 +136,7 @@ def open_bundle(
             _check_files(folder, manifest)
             seen = Seen.of(folder, loaded_later(manifest))  # before they are read
             _check_contents(folder, manifest, progress)
-            _check_pipeline(folder, manifest, progress)
+        _check_pipeline(manifest)
         if environment is not None:
             environment(manifest)
     return Bundle(folder=folder, manifest=manifest, seen=seen)
@@ -199,19 +198,16 @@ def _check_contents(folder: Path, manifest: Manifest, progress: Progress | None)
         require_digest(quoted(name), digest, listed[name].sha256)
 
 
-def _check_pipeline(folder: Path, manifest: Manifest, progress: Progress | None) -> None:
-    """The pipeline folder is the one recorded; one inside the bundle needs no second reading."""
+def _check_pipeline(manifest: Manifest) -> None:
+    """The pipeline folder is the one recorded; its files need no second reading."""
     record = manifest.pipeline
-    if Path(record.folder).is_absolute():
-        digest = folder_digest(record.folder, record.parts, progress=progress)
-    else:
-        inside = f"{record.folder}/"
-        rows = [
-            (file.path.removeprefix(inside), file.bytes, file.sha256)
-            for file in manifest.files
-            if file.path.startswith(inside)
-        ]
-        digest = parts_digest(record.folder, rows, record.parts)
+    inside = f"{record.folder}/"
+    rows = [
+        (file.path.removeprefix(inside), file.bytes, file.sha256)
+        for file in manifest.files
+        if file.path.startswith(inside)
+    ]
+    digest = parts_digest(record.folder, rows, record.parts)
     require_digest(f"the pipeline folder {quoted(record.folder)}", digest, record.digest)
 
 
@@ -255,10 +251,9 @@ class BundleWriter:
 
         Empty folders are dropped. Raises what :func:`open_bundle` would raise about the result
         (links, bad names, engine files that are not there, a wrong pipeline digest), DiskFull and
-        OutputNotWritable; ValueError for a pipeline folder that is inside but given as absolute.
+        OutputNotWritable.
         """
         held = self._writing()
-        _require_portable(draft, (held.folder, self._out))
         with error_context(f"bundle {quoted(str(self._out))}"), written_to(self._out):
             _drop_empty_folders(held.folder)
             manifest = _manifest_of(held.folder, draft, progress)
@@ -329,12 +324,6 @@ def _claimed_files(out: Path) -> list[str]:
     return sorted((*UNLISTED, *(path for path in paths if isinstance(path, str))))
 
 
-def _require_portable(draft: ManifestDraft, inside: Sequence[Path]) -> None:
-    folder = Path(draft.pipeline.folder)
-    if any(folder.is_relative_to(place) for place in inside):
-        raise ValueError(f"pipeline.folder {folder} is in the bundle: give it relative to it")
-
-
 def _drop_empty_folders(folder: Path) -> None:
     for path, _, _ in os.walk(folder, topdown=False):
         if Path(path) != folder and not any(Path(path).iterdir()):
@@ -353,8 +342,7 @@ def _manifest_of(folder: Path, draft: ManifestDraft, progress: Progress | None) 
         for name, digest in digests(folder, sizes, progress)
     ]
     manifest = parse_manifest(finished(draft, files).to_bytes())
-    if not Path(manifest.pipeline.folder).is_absolute():
-        _check_pipeline(folder, manifest, progress)
+    _check_pipeline(manifest)
     return manifest
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path, PureWindowsPath
+from pathlib import PureWindowsPath
 from typing import Annotated, Any, Final, Literal, NoReturn, TypeVar
 
 from pydantic import (
@@ -115,6 +115,7 @@ FilePath = Annotated[str, Field(min_length=1, max_length=1000)]
 Count = Annotated[int, Field(ge=0)]
 Details = Annotated[dict[str, JsonValue], AfterValidator(_without_machine_paths)]
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
+QUANTISED: Final = ("fp8", "int8")
 PlanField = Annotated[
     StagePlan,
     PlainValidator(_parser(StagePlan, "a stage plan")),
@@ -202,10 +203,9 @@ class QuantRecord(_Record):
 class PipelineRecord(_Record):
     """Text encoders, decoder and scheduler in the diffusers folder layout.
 
-    ``folder`` is relative to the bundle, or the absolute path of a folder outside it. ``digest``
-    is :func:`fresco_trt.files.digests.folder_digest` of that folder. ``parts`` names the entries of
-    the folder that the digest covers (an external FLUX folder also holds 24 GB of transformer
-    weights that the bundle does not use); empty means all of it.
+    ``folder`` is relative to the bundle. ``digest`` is
+    :func:`fresco_trt.files.digests.folder_digest` of that folder. ``parts`` names the entries of
+    the folder that the digest covers; empty means all of it.
     """
 
     folder: FilePath
@@ -321,9 +321,7 @@ def _check_paths(manifest: Manifest) -> None:
             check_path(path)
     for part in manifest.pipeline.parts:
         check_path(part)
-    folder = manifest.pipeline.folder
-    if not (Path(folder).is_absolute() and folder.isprintable() and ".." not in folder.split("/")):
-        check_path(folder)
+    check_path(manifest.pipeline.folder)
 
 
 def check_path(path: str) -> None:
@@ -345,6 +343,10 @@ def _check_references(manifest: Manifest) -> None:
         invalid(f"files lists {name!r}", "every file but the manifest and its signature")
     if manifest.plan.model != manifest.model.name:
         invalid(f"a plan for {quoted(manifest.plan.model)}", f"{quoted(manifest.model.name)}")
+    quantised = manifest.precision in QUANTISED
+    if quantised != (manifest.quantized is not None):
+        given = f"precision {manifest.precision} with{'out' if quantised else ''} 'quantized'"
+        invalid(given, f"'quantized' for {' and '.join(QUANTISED)}, and null for the others")
     for engine in manifest.engines:
         for path in engine.files:
             if path not in listed:

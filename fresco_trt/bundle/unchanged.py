@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 from fresco_trt.bundle.manifest import Manifest
 from fresco_trt.errors import BundleChanged, BundleError, error_context
 from fresco_trt.files.canonical_json import MANIFEST_NAME, quoted
-from fresco_trt.files.digests import walk
 from fresco_trt.files.identity import Seen
 
 
@@ -49,16 +48,10 @@ def unchanged(folder: Path, seen: Seen) -> Iterator[None]:
 
 
 def loaded_later(manifest: Manifest) -> Iterator[str]:
-    """Everything that is loaded by name after the check, from the bundle's folder or absolute, and
-    the folders that it is in. Raises as :func:`walk`.
-    """
+    """Everything that is loaded by name after the check, and the folders that it is in."""
     names = [MANIFEST_NAME, *(file.path for file in manifest.files)]
     yield from sorted({str(parent) for name in names for parent in PurePosixPath(name).parents})
     yield from names
-    record = manifest.pipeline
-    if Path(record.folder).is_absolute():
-        for name, _ in walk(Path(record.folder), parts=record.parts, links=True):
-            yield f"{record.folder}/{name}"
 
 
 def _require_same(folder: Path, seen: Seen, cause: Exception | None) -> None:

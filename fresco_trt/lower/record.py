@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt import __version__
+from fresco_trt.bundle.identity import told_identity
 from fresco_trt.bundle.manifest import BackendRecord, BuiltRecord, ModelRecord, PipelineRecord
 from fresco_trt.files.atomic_file import writing
 from fresco_trt.files.canonical_json import build_key
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from fresco_trt.lower.request import Resolved
 
 PIPELINE_FOLDER = "pipeline"
-BUNDLED_LIMIT = 100_000_000
-"""Prompt encoders and decoder up to this many bytes travel in the bundle."""
-
 PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript")
 """Packages whose version can change an engine's bytes or the pipeline's."""
 
@@ -71,7 +69,7 @@ class Ingredients:
 
 
 def identity(made: Ingredients) -> dict[str, Any]:
-    """Everything that went in, by name."""
+    """Everything that went in, by name, as :func:`told_identity` reads it back."""
     resolved = made.resolved
     about = resolved.backend.describe()
     return {
@@ -94,25 +92,9 @@ def identity(made: Ingredients) -> dict[str, Any]:
 
 def differences(old: Manifest, made: Ingredients) -> tuple[str, ...]:
     """Names of the parts of :func:`identity` in which a built bundle differs, or its key alone."""
-    backend, target = old.backend, old.backend.target
-    was = {
-        "model": old.model.name,
-        "weights": old.model.weights_sha256,
-        "plan": old.plan.to_json(),
-        "SVD basis": old.built.options.get("svd_basis"),
-        "text length": old.text_tokens,
-        "precision": old.precision,
-        "quantisation": old.built.options.get("quantisation"),
-        "backend": [backend.name, backend.library, backend.library_version],
-        "targets": list(target.gpus),
-        "layout": target.layout,
-        "weight streaming": target.stream_weights,
-        "prompt encoders or decoder": old.pipeline.digest,
-        "package versions": old.built.options.get("packages"),
-        "kind of machine": old.built.options.get("machine"),
-    }
+    was = told_identity(old)
     now = identity(made)
-    return tuple(name for name in now if now[name] != was[name]) or ("build key",)
+    return tuple(name for name in now if now[name] != was.get(name)) or ("build key",)
 
 
 def _machine(name: str, machine: str | None) -> dict[str, str]:
@@ -164,15 +146,12 @@ def backend_record(resolved: Resolved) -> BackendRecord:
 
 
 def pipeline_record(made: Ingredients, folder: Path) -> PipelineRecord:
-    """The prompt encoders and decoder: copied into the bundle when small, else referred to.
+    """The prompt encoders and decoder, copied into the bundle: it names no place outside it.
 
     Raises OutputNotWritable or DiskFull.
     """
     names = made.resolved.family.components.names
     files = [file for name in names for file in _files(made.pipeline / name)]
-    if sum(file.stat().st_size for file in files) > BUNDLED_LIMIT:
-        outside = str(made.pipeline.resolve())
-        return PipelineRecord(folder=outside, digest=made.pipeline_digest, parts=names)
     for file in files:
         target = folder / PIPELINE_FOLDER / file.relative_to(made.pipeline)
         with writing(target):

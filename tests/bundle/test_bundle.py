@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -32,7 +31,6 @@ from fresco_trt.errors import (
     DigestMismatch,
     DiskFull,
     EnvironmentMismatch,
-    FileMissing,
     FrescoError,
     ManifestInvalid,
     OutputNotWritable,
@@ -184,42 +182,26 @@ def test_the_environment_is_asked_last_and_decides(tmp_path: Path) -> None:
         open_bundle(bundle.folder, environment=refuse)
 
 
-# --- an external pipeline folder --------------------------------------------------------------
+# --- the pipeline folder ----------------------------------------------------------------------
 
 
-def external(tmp_path: Path, parts: tuple[str, ...]) -> tuple[Path, Path]:
-    """A hub-like folder whose files are links, and a bundle that refers to it."""
-    folder, blob = tmp_path / "hub" / "model", tmp_path / "hub" / "blob"
-    (folder / "vae").mkdir(parents=True)
-    (folder / "transformer").mkdir()
-    blob.write_bytes(b"decoder")
-    (folder / "vae" / "weights").symlink_to(blob)
-    (folder / "transformer" / "weights").write_bytes(b"large")
-    record = PipelineRecord(folder=str(folder), digest=folder_digest(folder, parts), parts=parts)
+def test_parts_limit_what_of_the_pipeline_counts(tmp_path: Path) -> None:
+    with BundleWriter(tmp_path / "b") as writer:
+        whole = fill(writer.folder, b"engine")
+        digest = folder_digest(writer.folder / "pipeline", ("vae",))
+        record = PipelineRecord(folder="pipeline", digest=digest, parts=("vae",))
+        writer.commit(whole.model_copy(update={"pipeline": record}))
+    assert open_bundle(tmp_path / "b").pipeline_folder == tmp_path / "b" / "pipeline"
+
+
+def test_a_pipeline_outside_the_bundle_is_refused_by_its_writer(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "file").write_bytes(b"decoder")
+    record = PipelineRecord(folder=str(tmp_path / "own"), digest=folder_digest(tmp_path / "own"))
     with BundleWriter(tmp_path / "b") as writer:
         (writer.folder / "a.onnx").write_bytes(b"engine")
-        writer.commit(draft(record))
-    assert open_bundle(tmp_path / "b").pipeline_folder == folder
-    return folder, blob
-
-
-def test_an_external_pipeline_is_held_to_its_digest(tmp_path: Path) -> None:
-    folder, blob = external(tmp_path, ())
-    blob.write_bytes(b"another")
-    with pytest.raises(DigestMismatch, match="pipeline folder"):
-        open_bundle(tmp_path / "b")
-    shutil.rmtree(folder)
-    with pytest.raises(FileMissing):
-        open_bundle(tmp_path / "b")
-
-
-def test_parts_limit_what_of_it_counts(tmp_path: Path) -> None:
-    folder, _ = external(tmp_path, ("vae",))
-    shutil.rmtree(folder / "transformer")
-    open_bundle(tmp_path / "b")
-    shutil.rmtree(folder / "vae")
-    with pytest.raises(FileMissing, match="vae"):
-        open_bundle(tmp_path / "b")
+        with pytest.raises(PathEscape):
+            writer.commit(draft(record))
 
 
 # --- build key --------------------------------------------------------------------------------
@@ -632,7 +614,7 @@ def point_into_itself(folder: Path, contents: ManifestDraft) -> ManifestDraft:
         (lose_engine, ManifestInvalid),
         (change_pipeline, DigestMismatch),
         (write_manifest, RuntimeError),
-        (point_into_itself, ValueError),
+        (point_into_itself, PathEscape),
     ],
 )
 def test_a_bundle_that_would_not_open_is_not_put_in_place(

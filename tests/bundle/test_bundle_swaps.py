@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fresco_trt.bundle import BundleWriter, open_bundle
-from fresco_trt.bundle.manifest import PipelineRecord
+from fresco_trt.bundle import open_bundle
 from fresco_trt.errors import BundleChanged, EngineFailed, FileMissing
-from fresco_trt.files.digests import folder_digest
-from tests.bundle.test_bundle import draft, fill, write
+from tests.bundle.test_bundle import write
 from tests.hostile.swaps import SWAPS, rebuilt, taken_away
 
 
@@ -57,24 +55,6 @@ def test_a_bundle_that_was_just_written_is_held_to_what_was_written(tmp_path: Pa
     write(tmp_path / "b", b"two")
     with pytest.raises(BundleChanged, match="its folder was replaced"), bundle.unchanged():
         pass
-
-
-def test_a_pipeline_outside_is_held_too(tmp_path: Path) -> None:
-    outside = tmp_path / "models"
-    (outside / "vae").mkdir(parents=True)
-    (outside / "vae" / "weights").write_bytes(b"x")
-    (outside / "other").mkdir()
-    record = PipelineRecord(
-        folder=str(outside), parts=("vae",), digest=folder_digest(outside, ("vae",))
-    )
-    with BundleWriter(tmp_path / "b") as writer:
-        fill(writer.folder, b"one")
-        writer.commit(draft(record))
-    bundle = open_bundle(tmp_path / "b")
-    with bundle.unchanged():
-        (outside / "other" / "download").write_bytes(b"of no concern")
-    with pytest.raises(BundleChanged, match="weights"), bundle.unchanged():
-        (outside / "vae" / "weights").write_bytes(b"yy")
 
 
 def test_a_rebuild_while_it_is_checked_is_no_damage(folder: Path) -> None:

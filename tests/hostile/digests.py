@@ -20,9 +20,9 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def make_right(folder: Path, manifest: dict[str, Any] | None = None) -> None:
+def make_right(folder: Path, manifest: dict[str, Any] | None = None, *, keyed: bool = True) -> None:
     """Write ``manifest`` (None: the one that is there) with the files that are there now, their
-    sizes and digests, the pipeline's and its own.
+    sizes and digests, the pipeline's and its own, and the build key of what it says.
 
     Files are replaced, never written into: a copy by hard links leaves its original alone.
     """
@@ -33,6 +33,8 @@ def make_right(folder: Path, manifest: dict[str, Any] | None = None) -> None:
     pipeline = told["pipeline"]
     if not Path(pipeline["folder"]).is_absolute():
         pipeline["digest"] = _digest_of(pipeline["folder"], pipeline["parts"], told["files"])
+    if keyed:
+        told["key"] = _sha256(_canonical(_identity(told)))
     replaced(folder / MANIFEST, sealed(told))
 
 
@@ -41,6 +43,29 @@ def sealed(manifest: dict[str, Any]) -> bytes:
     bare = {key: value for key, value in manifest.items() if key != "digest"}
     told = {**bare, "digest": _sha256(_canonical(bare))}
     return json.dumps(told, sort_keys=True, indent=1).encode()
+
+
+def _identity(told: dict[str, Any]) -> dict[str, Any]:
+    """What the build key is taken over."""
+    backend, options = told["backend"], told["built"]["options"]
+    target = dict(pair.split("=") for pair in backend["target"].split(",") if "=" in pair)
+    machine = {"kind of machine": options["machine"]} if "machine" in options else {}
+    return {
+        "model": told["model"]["name"],
+        "weights": told["model"]["weights_sha256"],
+        "plan": told["plan"],
+        "SVD basis": options.get("svd_basis"),
+        "text length": told["text_tokens"],
+        "precision": told["precision"],
+        "quantisation": options.get("quantisation"),
+        "backend": [backend["name"], backend["library"], backend["library_version"]],
+        "targets": [each for each in backend["target"].split(",") if each and "=" not in each],
+        "layout": target.get("layout", "static"),
+        "weight streaming": target.get("stream_weights") == "true",
+        "prompt encoders or decoder": told["pipeline"]["digest"],
+        "package versions": options.get("packages"),
+        **machine,
+    }
 
 
 def replaced(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from fresco_trt.errors import (
     WeightsNotFound,
 )
 from fresco_trt.files.digests import folder_digest
-from fresco_trt.lower import gather, record
+from fresco_trt.lower import gather
 from fresco_trt.lower.build import REUSED, BuildRequest, run
 from fresco_trt.models.flux import loading
 from fresco_trt.models.flux.config import COMPONENTS
@@ -104,17 +104,6 @@ def test_a_bundle_names_no_folder_of_this_machine(tmp_path: Path) -> None:
     text = (bundle.folder / "manifest.json").read_text()
     assert str(tmp_path) not in text
     assert bundle.manifest.built.options["weights"] == "a given path"
-
-
-def test_large_prompt_encoders_are_referred_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(record, "BUNDLED_LIMIT", 1000)
-    bundle = run(request(tmp_path / "bundle")).bundle
-    assert bundle.pipeline_folder == TINY.resolve()
-    assert not (bundle.folder / record.PIPELINE_FOLDER).exists()
-    with fresco_trt.FrescoPipeline.from_bundle(bundle.folder) as pipe:
-        assert pipe("a cat").images[0].size == (64, 64)
 
 
 def test_precision_is_what_weights_are_stored_in(tmp_path: Path) -> None:

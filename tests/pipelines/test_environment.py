@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,14 @@ import pytest
 
 from fresco_trt.bundle import open_bundle
 from fresco_trt.bundle.manifest import Manifest
-from fresco_trt.errors import EnvironmentMismatch
+from fresco_trt.errors import BundleError, EnvironmentMismatch, ManifestInvalid
 from fresco_trt.models.registry import model_facts
 from fresco_trt.pipelines.environment import check_environment
 from fresco_trt.plan.caching import cache_traits
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
+from tests.hostile import labels
+from tests.hostile.digests import make_right
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +125,32 @@ def test_a_transition_that_the_sampler_lacks_is_refused(manifest: Manifest) -> N
     transitions = tuple(replace(each, lift="bilinear") for each in made.transitions)
     plan = replace(made, transitions=transitions)
     assert "transition" in refused(manifest, plan=plan).given
+
+
+@pytest.mark.parametrize("attack", labels.ATTACKS.values(), ids=labels.ATTACKS)
+def test_labels_that_do_not_agree_are_refused(
+    eager_bundle: Path, tmp_path: Path, attack: Callable[[Path], None]
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(eager_bundle, bundle, copy_function=os.link)
+    attack(bundle)
+    with pytest.raises(BundleError) as caught:
+        open_bundle(bundle, environment=check_environment)
+    assert type(caught.value) in (EnvironmentMismatch, ManifestInvalid)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", ["vae", "tokenizer_2", "model_index.json"])
+def test_a_pipeline_folder_without_a_part_is_refused(manifest: Manifest, name: str) -> None:
+    inside = f"{manifest.pipeline.folder}/{name}"
+    kept = tuple(file for file in manifest.files if not file.path.startswith(inside))
+    assert name in refused(manifest, files=kept).given
+
+
+def test_right_digests_and_key_are_those_of_the_builder(eager_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(eager_bundle, bundle, copy_function=os.link)
+    make_right(bundle)
+    assert open_bundle(bundle, environment=check_environment) == replace(
+        open_bundle(eager_bundle), folder=bundle
+    )
