@@ -11,6 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, NoReturn
 
 from fresco_trt.errors import DigestMismatch, ManifestInvalid
@@ -62,34 +63,41 @@ def _require_text_keys(value: object) -> None:
 # --- reading within bounds --------------------------------------------------------------------
 
 
-def bounded_json(data: bytes) -> dict[str, Any]:
-    """The JSON object in ``data``, which may come from anywhere.
+def bounded_json(
+    data: bytes,
+    name: str = MANIFEST_NAME,
+    *,
+    most_bytes: int = MAX_MANIFEST_BYTES,
+    most_values: int = MAX_VALUES,
+    digits: int = MAX_DIGITS,
+) -> dict[str, Any]:
+    """The JSON object in ``data``, which may come from anywhere; ``name`` is its file's.
 
-    Raises ManifestInvalid for anything over the limits above (bytes, depth, number of values,
-    digits of an integer), for keys given twice, NaN, infinities, bad UTF-8 and other than an
-    object. No input raises RecursionError or takes more than time linear in its size.
+    Raises ManifestInvalid for anything over the limits (bytes, depth, number of values, digits of
+    an integer), for keys given twice, NaN, infinities, bad UTF-8 and other than an object. No input
+    raises RecursionError or takes more than time linear in its size.
     """
-    if len(data) > MAX_MANIFEST_BYTES:
-        invalid(f"{MANIFEST_NAME} has over {MAX_MANIFEST_BYTES} bytes", "a manifest within bounds")
+    if len(data) > most_bytes:
+        invalid(f"{name} has over {most_bytes} bytes", f"at most {most_bytes} bytes")
     try:
         raw = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique_keys,
-            parse_int=_bounded_int,
+            parse_int=partial(_bounded_int, digits=digits),
             parse_float=_finite_float,
             parse_constant=_finite_float,
         )
     except RecursionError:
-        invalid(f"{MANIFEST_NAME} is nested too deeply", f"at most {MAX_DEPTH} levels")
+        invalid(f"{name} is nested too deeply", f"at most {MAX_DEPTH} levels")
     except ValueError as error:
-        invalid(f"{MANIFEST_NAME} cannot be read: {clipped(str(error))}", "one JSON object")
+        invalid(f"{name} cannot be read: {clipped(str(error))}", "one JSON object")
     if not isinstance(raw, dict):
-        invalid(f"{MANIFEST_NAME} holds a {type(raw).__name__}", "one JSON object")
-    _check_extent(raw)
+        invalid(f"{name} holds a {type(raw).__name__}", "one JSON object")
+    _check_extent(raw, name, most_values)
     return raw
 
 
-def _check_extent(raw: dict[str, Any]) -> None:
+def _check_extent(raw: dict[str, Any], name: str, most_values: int) -> None:
     """Depth and number of values, counted level by level so that no input can recurse."""
     level: list[Any] = [raw]
     values = 0
@@ -98,9 +106,9 @@ def _check_extent(raw: dict[str, Any]) -> None:
         values += len(level)
         if not level:
             return
-        if values > MAX_VALUES:
-            invalid(f"{MANIFEST_NAME} holds over {MAX_VALUES} values", f"at most {MAX_VALUES}")
-    invalid(f"{MANIFEST_NAME} is nested too deeply", f"at most {MAX_DEPTH} levels")
+        if values > most_values:
+            invalid(f"{name} holds over {most_values} values", f"at most {most_values}")
+    invalid(f"{name} is nested too deeply", f"at most {MAX_DEPTH} levels")
 
 
 def _children(value: Any) -> Iterable[Any]:
@@ -116,8 +124,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def _bounded_int(text: str) -> int:
-    if len(text.lstrip("-")) > MAX_DIGITS:
+def _bounded_int(text: str, digits: int) -> int:
+    if len(text.lstrip("-")) > digits:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
 

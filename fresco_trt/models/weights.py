@@ -26,6 +26,7 @@ from fresco_trt.models.checkpoint import (
     counted,
     refused_in,
 )
+from fresco_trt.models.extent import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -78,12 +79,11 @@ def bundled_components(model: str) -> Path:
 def read_config(folder: Path) -> dict[str, Any]:
     """The transformer's stored configuration. Raises WeightsNotFound if it is no JSON object."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        return read_object(folder / "config.json")
+    except WeightsNotFound as error:
+        raise _not_found(error.given) from error
+    except OSError as error:
         raise _not_found(f"{folder / 'config.json'} cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise _not_found(f"{folder / 'config.json'} holds no JSON object")
-    return config
 
 
 def check_names(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, what: str) -> None:

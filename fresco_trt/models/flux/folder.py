@@ -7,7 +7,6 @@ Importing this file imports no torch.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +18,9 @@ from fresco_trt.errors import (
     WeightsNotFound,
     error_context,
 )
+from fresco_trt.files.canonical_json import clipped
 from fresco_trt.models.checkpoint import ENCODER_NAME, WEIGHTS_NAME, check_plain, weight_files
+from fresco_trt.models.extent import read_object
 from fresco_trt.models.flux.diffusers import FluxDriver
 from fresco_trt.models.plain import check_unscaled
 
@@ -50,7 +51,7 @@ def check_folder(folder: Path, facts: ModelFacts) -> None:
     with error_context(f"the pipeline folder {folder}"):
         for problem, expected in _problems(folder, facts):
             raise IncompatibleOptions(
-                problem,
+                clipped(problem, 200),
                 expected=expected,
                 fix="pass a folder of the model's own parts, or the model that these belong to",
             )
@@ -90,7 +91,7 @@ def _decoder_problems(vae: Mapping[str, Any], facts: ModelFacts) -> Iterator[tup
     if kind != _CLASSES["vae"]:
         yield f"vae is {kind}", _CLASSES["vae"]
     levels, channels = vae.get("block_out_channels", [0]), vae.get("latent_channels", 4)
-    scale = 2 ** (len(levels) - 1) if isinstance(levels, list) else levels
+    scale = 2 ** (min(len(levels), 32) - 1) if isinstance(levels, list) else levels
     if scale != facts.vae_scale:
         yield f"vae enlarges by {scale}", f"{facts.vae_scale}, as {facts.name} has"
     if channels != facts.latent_channels:
@@ -126,11 +127,9 @@ def stored(path: Path) -> Mapping[str, Any]:
     """
     check_plain(path)
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stored = read_object(path, f"{path.name} of {path.parent.name}")
+    except OSError as error:
         raise _wrong(f"{path.name} of {path.parent.name} cannot be read ({error})") from error
-    if not isinstance(stored, dict):
-        raise _wrong(f"{path.name} of {path.parent.name} holds no JSON object")
     if "quantization_config" in stored:
         raise UnsupportedWeights(
             f"{path.parent.name} is quantised, by its quantization_config",

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.files.canonical_json import excerpt
 from fresco_trt.models.checkpoint import read_weights
+from fresco_trt.models.extent import check_extent
 from fresco_trt.models.flux.config import (
     REPOSITORIES,
     TRANSFORMER,
@@ -106,13 +108,21 @@ def _empty(config: Mapping[str, Any]) -> Module:
     import torch
 
     untyped: Any = diffusers
-    with torch.device("meta"):
-        model: Module = untyped.FluxTransformer2DModel(**config)
+    try:
+        with torch.device("meta"):
+            model: Module = untyped.FluxTransformer2DModel(**config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise IncompatibleOptions(
+            f"a transformer that cannot be made ({excerpt(error)})",
+            expected=f"the settings of a {TRANSFORMER}",
+            fix="build the bundle again with this version",
+        ) from error
     return model
 
 
 def _assembled(source: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Module:
     tensors, what = read_weights(source), f"the weights at {source}"
+    check_extent(config, tensors, source.name)
     model = _empty(config)
     if dtype is None:  # as a build has stored them, which may be as codes
         from fresco_trt.models.fp8 import make_room

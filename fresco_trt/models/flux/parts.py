@@ -21,6 +21,7 @@ from fresco_trt.models.checkpoint import (
     read_stand_ins,
     read_weights,
 )
+from fresco_trt.models.extent import check_extent, check_tokenizer
 from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.folder import stored
 from fresco_trt.models.quiet import no_bar, no_report
@@ -71,9 +72,9 @@ def load_codec(folder: Path, *, fix: str = REBUILD) -> Any:
 
     untyped: Any = AutoencoderKL
     with loading(folder, fix=fix), no_report():
-        stored(folder / "config.json")
+        settings = stored(folder / "config.json")
         # diffusers believes an index: it would make up what the index says and a file lacks.
-        read_stand_ins(folder, WEIGHTS_NAME)
+        check_extent(settings, read_stand_ins(folder, WEIGHTS_NAME), folder.name)
         vae, report = untyped.from_pretrained(
             folder,
             torch_dtype=torch.float32,
@@ -101,16 +102,28 @@ def load_tokenizer(folder: Path, *, fix: str = REBUILD) -> Any:
         for name in ("tokenizer_config.json", "config.json"):
             if (folder / name).is_file():
                 _refuse_elsewhere(folder / name, fix)
+        check_tokenizer(folder)
         return untyped.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def check_vocabulary(tokenizer: Any, encoder: Any, folder: Path, *, fix: str = REBUILD) -> None:
-    """Raise WeightsNotFound unless the encoder has an embedding for every token."""
-    if len(tokenizer) > encoder.config.vocab_size:
+    """Raise WeightsNotFound unless the encoder has an embedding for every token, and the tokenizer
+    makes tokens of any text, and padding.
+    """
+    size, known = encoder.config.vocab_size, tokenizer.get_vocab().values()
+    with loading(folder, fix=fix):
+        # A letter that few vocabularies have, between the marks that a tokenizer adds on its own.
+        found = tokenizer("\u2603", verbose=False).input_ids
+    highest = max((*known, *found), default=-1)
+    if highest >= size:
         raise WeightsNotFound(
-            f"{folder} has {len(tokenizer)} tokens, its encoder knows {encoder.config.vocab_size}",
+            f"{folder} has the token {highest}, its encoder knows {size} from 0",
             expected="the tokenizer that belongs to the encoder",
             fix=fix,
+        )
+    if tokenizer.pad_token_id is None:
+        raise WeightsNotFound(
+            f"{folder} has no padding token", expected="a pad_token in its vocabulary", fix=fix
         )
 
 
@@ -143,6 +156,7 @@ def _encoder(folder: Path, tensors: Mapping[str, Tensor], *, fix: str) -> Any:
     path = folder / "config.json"
     with loading(folder, fix=fix), no_bar(), no_report():
         _refuse_elsewhere(path, fix)
+        check_extent(stored(path), tensors, folder.name)
         model, report = kind.from_pretrained(
             None,
             config=kind.config_class.from_dict(dict(stored(path))),

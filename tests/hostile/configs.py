@@ -1,0 +1,117 @@
+"""Parts of a pipeline whose configurations ask for too much, or are none, with their own weights.
+
+Each of ``ATTACKS`` changes a bundle in place, or a bare pipeline folder. Files are replaced, so
+that a copy by hard links leaves its original alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.hostile.digests import replaced
+from tests.hostile.weights import changed_config, part_of
+
+Attack = Callable[[Path], None]
+
+MUCH = 10**9
+CONFIGS = ("text_encoder/config.json", "text_encoder_2/config.json", "vae/config.json")
+
+_NO_OBJECTS: dict[str, bytes] = {
+    "null": b"null",
+    "a text": b'"config"',
+    "a list": b"[]",
+    "too deep": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+    "not UTF-8": b'{"a": "\xff\xfe"}',
+    "not JSON": b"{",
+    "large": b" " * (2 * 1024 * 1024) + b"{}",
+    "no number": b'{"hidden_size": NaN}',
+}
+
+
+def content(path: str, data: bytes, folder: Path) -> None:
+    """Other bytes in a file."""
+    replaced(part_of(folder, path), data)
+
+
+def tokenizer(number: str, change: Callable[[dict[str, Any]], object], folder: Path) -> None:
+    """A tokenizer changed by ``change``, in place."""
+    path = part_of(folder, f"tokenizer{number}") / "tokenizer.json"
+    told = json.loads(path.read_bytes())
+    change(told)
+    replaced(path, json.dumps(told).encode())
+
+
+def bomb(told: dict[str, Any]) -> None:
+    """Every letter becomes a thousand, four times over."""
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+    told["normalizer"] = {"type": "Sequence", "normalizers": [step] * 4}
+
+
+def many_steps(told: dict[str, Any]) -> None:
+    """Between any two letters one more, sixty times."""
+    step = {"type": "Replace", "pattern": {"Regex": ""}, "content": "a"}
+    told["normalizer"] = {"type": "Sequence", "normalizers": [step] * 60}
+
+
+def slow_pattern(told: dict[str, Any]) -> None:
+    """A pattern that takes for ever over a word that it is not in."""
+    pattern = {"Regex": "(a+)+$"}
+    told["pre_tokenizer"] = {
+        "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False,
+    }  # fmt: skip
+
+
+def large_number(told: dict[str, Any]) -> None:
+    """Padding to a billion tokens."""
+    told["padding"] = {
+        "strategy": {"Fixed": MUCH}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>",
+    }  # fmt: skip
+
+
+def beyond(told: dict[str, Any]) -> None:
+    """A word whose number no encoder has an embedding for."""
+    told["model"]["vocab"]["apple"] = MUCH
+
+
+def mark_beyond(told: dict[str, Any]) -> None:
+    """The mark at the end likewise."""
+    for each in told["post_processor"]["special_tokens"].values():
+        each["ids"] = [MUCH // 10_000]
+
+
+def no_unknown(told: dict[str, Any]) -> None:
+    """No token for words that are not known."""
+    told["model"]["unk_token"] = "<none>"
+
+
+_TOKENIZERS = (bomb, many_steps, slow_pattern, large_number, beyond, mark_beyond, no_unknown)
+_SETTINGS: dict[str, list[dict[str, Any]]] = {
+    CONFIGS[0]: [{"num_hidden_layers": 10**6}, {"vocab_size": MUCH}, {"num_labels": MUCH}],
+    CONFIGS[1]: [{"num_layers": 10**6}, {"d_ff": MUCH}, {"num_heads": 10**18}],
+    CONFIGS[2]: [
+        {"latent_channels": MUCH}, {"layers_per_block": 10**6}, {"block_out_channels": [MUCH] * 3},
+        {"block_out_channels": [16] * 100_000},
+    ],
+}  # fmt: skip
+
+ATTACKS: dict[str, Attack] = {
+    **{f"{path}: {name}": partial(content, path, data)
+       for path in CONFIGS for name, data in _NO_OBJECTS.items()},
+    **{f"{path}: {next(iter(each))}, {index}": partial(changed_config, path, each)
+       for path, settings in _SETTINGS.items() for index, each in enumerate(settings)},
+    **{f"tokenizer{number}: {change.__name__}": partial(tokenizer, number, change)
+       for number in ("", "_2") for change in _TOKENIZERS},
+    **{f"tokenizer: {name}": partial(content, "tokenizer/tokenizer_config.json", data)
+       for name, data in _NO_OBJECTS.items()},
+    **{f"tokenizer of {kind!r}"[:40]: partial(
+           changed_config, "tokenizer/tokenizer_config.json", {"tokenizer_class": kind})
+       for kind in ("ZooTokenizer", None, 7, "BertTokenizer\x1b]52;c;eA==\x07" * 1000)},
+    "tokenizer without padding": partial(
+        changed_config, "tokenizer/tokenizer_config.json", {"pad_token": None}),
+}  # fmt: skip
+"""By name; all are refused by a build, and when what they are in is opened."""
