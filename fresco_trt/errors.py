@@ -10,9 +10,27 @@ the parts below (a runner called outside its scope) is not in this tree; it stay
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
+
+LONGEST = 500
+"""Characters of what was given that a message repeats."""
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks and terminal codes; ``?`` for what else cannot be printed, such as
+    control characters, those that turn the order of letters, and halves of characters.
+    """
+    line = " ".join(_ESCAPE.sub("", text).split())
+    return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 class FrescoError(Exception):
@@ -33,9 +51,13 @@ class FrescoError(Exception):
         self.context: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """``<context: >given; expected <expected>. Fix: <fix>``, contexts outermost first."""
-        where = "".join(f"{part}: " for part in self.context)
-        return f"{where}{self.given}; expected {self.expected}. Fix: {self.fix}"
+        """``<context: >given; expected <expected>. Fix: <fix>``, contexts outermost first.
+
+        One printable line, whatever of a bundle, a path or a library it repeats.
+        """
+        where = "".join(f"{_bounded(part)}: " for part in self.context)
+        given = _bounded(self.given)
+        return one_line(f"{where}{given}; expected {self.expected}. Fix: {self.fix}")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling across processes: keyword-only arguments defeat the default."""

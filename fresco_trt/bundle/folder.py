@@ -157,12 +157,20 @@ def manifest_bytes(folder: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_MANIFEST_BYTES + 1)
     except OSError as error:
-        what = f"{MANIFEST_NAME} in it" if folder.is_dir() else "it"
+        what = f"{MANIFEST_NAME} in it" if _is_folder(folder) else "it"
         raise BundleNotFound(
             f"{what} cannot be read ({error.strerror or error})",
             expected="a folder that 'fresco-trt build' wrote",
             fix="pass the bundle's folder, or build one with 'fresco-trt build'",
         ) from error
+
+
+def _is_folder(path: Path) -> bool:
+    """As ``is_dir``, also of a path that is too long to be one."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
@@ -299,7 +307,7 @@ def _require_replaceable(out: Path) -> None:
 
 def _foreign(out: Path) -> str | None:
     """What at ``out`` was not put there by a writer, if anything."""
-    if not out.is_dir():
+    if not _is_folder(out):
         return "is not a folder"
     if os.path.ismount(out):
         return "is a mount point, which cannot be swapped in one step"

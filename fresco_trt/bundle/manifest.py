@@ -291,8 +291,16 @@ def parse_manifest(data: bytes) -> Manifest:
         _raise_invalid(error)
     _check_paths(manifest)
     _check_references(manifest)
+    _check_printable(raw)
     require_digest(MANIFEST_NAME, seal(raw), manifest.digest)
     return manifest
+
+
+def _check_printable(raw: dict[str, Any]) -> None:
+    """No name can move a cursor, set a clipboard or turn the order of letters where it is shown."""
+    for text in _texts(raw):
+        if not text.isprintable():
+            invalid(f"the text {clipped(text)!a}", "text of printable characters")
 
 
 def _check_version(raw: dict[str, Any]) -> None:

@@ -1,15 +1,21 @@
-"""How the command line speaks: results on standard output, progress and warnings on the other."""
+"""How the command line speaks: results on standard output, progress and warnings on the other.
+
+All text for people goes through here, and none of it can move a cursor or turn the order of
+letters: names and messages may come from a stranger's bundle.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from fresco_trt.errors import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -29,26 +35,38 @@ def _err() -> Console:
     return Console(file=sys.stderr, highlight=False, soft_wrap=True)
 
 
+def _plain(text: str) -> str:
+    """Lines as they are; whatever else cannot be printed is ``?``."""
+    lines = text.split("\n")
+    return escape("\n".join(each if each.isprintable() else one_line(each) for each in lines))
+
+
+def _tell(text: str) -> None:
+    """Print on standard error; where nobody can read it, the exit code is what is left."""
+    with suppress(OSError):
+        _err().print(text)
+
+
 def say(text: str) -> None:
-    _out().print(escape(text))
+    """Print lines on standard output."""
+    _out().print(_plain(text))
 
 
 def error(message: str) -> None:
     """Print an error on standard error."""
-    _err().print(f"[bold red]error:[/] {escape(message)}")
+    _tell(f"[bold red]error:[/] {_plain(message)}")
 
 
 def note(message: str) -> None:
     """Print a line on standard error that nothing has to be done about."""
-    _err().print(escape(message))
+    _tell(_plain(message))
 
 
 def show_warning(
     message: Warning | str, category: type[Warning], *where: object, **more: object
 ) -> None:
     """`warnings.showwarning` for people: the sentence in one line, not the source line."""
-    sentence = " ".join(str(message).split())
-    _err().print(f"[yellow]warning:[/] {escape(sentence)}")
+    _tell(f"[yellow]warning:[/] {escape(one_line(str(message)))}")
 
 
 @contextmanager
@@ -73,7 +91,7 @@ def _advance(bars: Progress, tasks: dict[str, TaskID], phase: str, fraction: flo
     if phase not in tasks:
         for earlier in tasks.values():  # phases follow one another; not all say when they end
             bars.update(earlier, completed=1.0)
-        tasks[phase] = bars.add_task(escape(phase), total=1.0)
+        tasks[phase] = bars.add_task(escape(one_line(phase)), total=1.0)
     bars.update(tasks[phase], completed=fraction)
 
 
@@ -87,11 +105,11 @@ def step_reporter(report: Report, stages: int) -> Callable[[Step], None]:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    drawn = Table(title=escape(title), title_justify="left", header_style="bold")
+    drawn = Table(title=escape(one_line(title)), title_justify="left", header_style="bold")
     for column in columns:
         drawn.add_column(column)
     for row in rows:
-        drawn.add_row(*(escape(str(cell)) for cell in row))
+        drawn.add_row(*(escape(one_line(str(cell))) for cell in row))
     _out().print(drawn)
 
 

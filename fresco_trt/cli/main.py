@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 
 import typer
 
-from fresco_trt.cli import display
+from fresco_trt.cli import display, streams
 from fresco_trt.cli.bench import bench
 from fresco_trt.cli.build import build
 from fresco_trt.cli.calibrate import calibrate
@@ -41,14 +42,30 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     with warnings.catch_warnings():
         warnings.showwarning = display.show_warning
-        try:
-            app(args=arguments)
-        except FrescoError as error:
-            display.error(str(error))
-            return error.exit_code
-        except SystemExit as stop:
-            return _exit_code(stop)
+        streams.prepare()
+        return _code_of(lambda: app(args=arguments)) or _code_of(streams.flush)
+
+
+def _code_of(step: Callable[[], None]) -> int:
+    """The exit code of a step, after its error was told."""
+    try:
+        step()
+    except FrescoError as error:
+        display.error(str(error))
+        return error.exit_code
+    except OSError as error:
+        return _refused(error)
+    except SystemExit as stop:
+        return _exit_code(stop)
     return 0
+
+
+def _refused(error: OSError) -> int:
+    typed = streams.refused(error)
+    if typed is None:
+        return 1  # nobody reads on: there is nobody to tell
+    display.error(str(typed))
+    return typed.exit_code
 
 
 def _exit_code(stop: SystemExit) -> int:

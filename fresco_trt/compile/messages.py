@@ -19,8 +19,8 @@ from fresco_trt.errors import (
     OutputNotWritable,
     RunError,
     UnsupportedGraph,
+    one_line,
 )
-from fresco_trt.plan.arguments import one_line
 
 _LONGEST = 600
 _BACKEND = re.compile(r"--backend ([\w-]+)")

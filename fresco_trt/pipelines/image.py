@@ -6,7 +6,6 @@ for each engine, and drives the sampler; progress, previews and cancelling belon
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from threading import RLock
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**64 - 1
 """The largest seed: torch takes 64 bits, and would read a negative one as another, large one."""
+MAX_GUIDANCE = 1000  # models know scales of one or two digits; engines overflow far above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,10 +341,10 @@ def guidance_of(facts: ModelFacts, asked: float | None) -> float | None:
             expected="no guidance: this model takes none",
             fix="leave guidance out",
         )
-    if not (math.isfinite(asked) and asked >= 0):
+    if not 0 <= asked <= MAX_GUIDANCE:
         raise PlanError(
             f"guidance {asked:g}",
-            expected="a number from 0 up",
+            expected=f"a number from 0 to {MAX_GUIDANCE}",
             fix=f"pass a scale near the model's own, {facts.guidance_default:g}",
         )
     return asked

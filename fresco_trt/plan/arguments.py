@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from fresco_trt.errors import FrescoError, IncompatibleOptions, InvalidArgument
+from fresco_trt.errors import FrescoError, IncompatibleOptions, InvalidArgument, one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,6 @@ R = TypeVar("R")
 
 # --- words ------------------------------------------------------------------------------------
 
-_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _COMMAND = re.compile(r"'fresco-trt [^']*'")
 _NO_VALUE = r"(?!(?:or|and|in|with|on|that|they|for|such|only|out|beside|without|too|is|it)\b)"
 _VALUE = r"'[^']*'|[A-Za-z0-9_./*][A-Za-z0-9_./*+=,-]*(?<![.,])"
@@ -60,11 +59,6 @@ _OF_PYTHON: Mapping[str, Spelling] = {"trust": lambda name, value: "trust_native
 
 OF_A_CALL: Mapping[str, Spelling] = {"size": _size_of_a_call, "steps": _steps_of_a_call}
 """How the options of a size and of steps are spelt in a call of an enabled pipeline."""
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks and terminal codes."""
-    return " ".join(_ESCAPE.sub("", text).split())
 
 
 def translated(text: str, spellings: Mapping[str, Spelling] | None = None) -> str:

@@ -24,7 +24,7 @@ from fresco_trt.plan.stages import Action, Stage, StagePlan, Transition
 
 DEFAULT_PRESET = "balanced"
 DEFAULT_STAGES = 3
-MAX_SHIFT = 100
+MIN_SHIFT, MAX_SHIFT = 0.01, 100
 MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
 
 
@@ -171,11 +171,11 @@ def check_steps(steps: int) -> int:
 
 
 def _check_shift(shift: float) -> float:
-    if not 0.0 < shift <= MAX_SHIFT:
+    if not MIN_SHIFT <= shift <= MAX_SHIFT:
         raise PlanError(
             f"shift={shift:g}",
-            expected=f"a factor above 0, up to {MAX_SHIFT}: 1 spaces sigmas evenly, more stays "
-            "longer where noise is high",
+            expected=f"a factor from {MIN_SHIFT} to {MAX_SHIFT}: 1 spaces sigmas evenly, more "
+            "stays longer where noise is high",
             fix="pass one like --preset balanced,shift=3.16, FLUX.1's own at 1024x1024",
         )
     return shift

@@ -30,7 +30,7 @@ from fresco_trt.errors import (
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.tokens import FluxPatchifier
-from fresco_trt.pipelines.image import MAX_SEED, FrescoPipeline, load_runners
+from fresco_trt.pipelines.image import MAX_SEED, FrescoPipeline, guidance_of, load_runners
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.run.denoise import HeldPatchifier
 from fresco_trt.run.sampler import Step
@@ -384,7 +384,7 @@ def test_a_numpy_seed_is_a_seed(pipe: FrescoPipeline) -> None:
 
 @pytest.mark.parametrize("guidance", [nan, inf, -inf, -1.0])
 def test_guidance_out_of_range_is_refused(pipe: FrescoPipeline, guidance: float) -> None:
-    with pytest.raises(PlanError, match=r"expected a number from 0 up.*3\.5"):
+    with pytest.raises(PlanError, match=r"expected a number from 0 to 1000.*3\.5"):
         pipe(PROMPT, guidance=guidance)
 
 
@@ -518,3 +518,9 @@ def test_everything_an_engine_sees_is_on_its_device(mixed: FrescoPipeline) -> No
         away(PROMPT, on_step=stop)
     assert set(seen) == {spec.name for spec in mixed.runners["stage1.full"].signature.inputs}
     assert set.union(*seen.values()) == {"meta"}
+
+
+@pytest.mark.parametrize("guidance", [1e38, 1e308, 1001.0, float("nan")])
+def test_guidance_that_no_engine_can_take_is_refused_before_it_draws(guidance: float) -> None:
+    with pytest.raises(PlanError, match="from 0 to 1000"):
+        guidance_of(FLUX_TINY, guidance)
