@@ -20,7 +20,6 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
-from zipfile import BadZipFile, ZipFile
 
 from fresco_trt.backends.base import (
     BackendFacts,
@@ -36,6 +35,7 @@ from fresco_trt.backends.base import (
     no_targets,
     unavailable,
 )
+from fresco_trt.backends.inductor.archive import opened
 from fresco_trt.backends.inductor.attention import DEFAULT, read_choices
 from fresco_trt.backends.inductor.build import (
     loads_folders,
@@ -367,12 +367,12 @@ def _library(path: Path) -> Path:
 def _unpacked(path: Path, place: Path) -> Path:
     """The package's own folder in ``place``."""
     try:
-        with ZipFile(path) as package:
+        with opened(path) as package:
             package.extractall(place)
-        (library,) = place.iterdir()
-    except (BadZipFile, OSError, ValueError) as error:
-        raise _unfit(f"{path.name} cannot be unpacked: {error}") from error
-    return library
+            return place / package.namelist()[0].split("/")[0]
+    except ValueError as error:
+        shutil.rmtree(place, ignore_errors=True)
+        raise _unfit(str(error)) from error
 
 
 def _unfit(given: str) -> EngineFailed:

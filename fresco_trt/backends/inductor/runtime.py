@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 from fresco_trt.backends.base import Missing
+from fresco_trt.backends.inductor.archive import opened
 
 CXX_RUNTIME = "libstdc++.so.6"
 """The C++ runtime of torch's own libraries on Linux."""
@@ -49,23 +49,45 @@ def needed(path: Path) -> tuple[str, ...]:
     """The libraries that the ones in the ``.pt2`` file ``path`` need, as they name them (their
     NEEDED entries). Raises ValueError for a file that holds no ELF library.
     """
-    from elftools.common.exceptions import ELFError
+    with opened(path) as package:
+        names = [name for name in package.namelist() if name.endswith(".so")]
+        if not names:
+            raise ValueError("it holds no library")
+        return tuple(each for name in names for each in _entries(name, package.read(name)))
 
+
+def _entries(name: str, library: bytes) -> tuple[str, ...]:
+    """The NEEDED entries of a whole library. Raises ValueError for a cut or foreign one."""
     try:
-        with ZipFile(path) as package:
-            names = [name for name in package.namelist() if name.endswith(".so")]
-            if not names:
-                raise ValueError(f"{path.name} holds no library")
-            return tuple(each for name in names for each in _entries(package.read(name)))
-    except (BadZipFile, ELFError, OSError) as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
+        return tuple(_read_entries(library))
+    except Exception as error:  # the reader raises whatever the bytes lead it to
+        raise ValueError(f"{name} is no whole ELF library: {error}") from error
 
 
-def _entries(library: bytes) -> Iterator[str]:
+def _read_entries(library: bytes) -> Iterator[str]:
     from elftools.elf.dynamic import DynamicSegment
     from elftools.elf.elffile import ELFFile
 
-    for segment in ELFFile(BytesIO(library)).iter_segments():
+    file = ELFFile(BytesIO(library))
+    _check_whole(file, len(library))
+    for segment in file.iter_segments():
         if isinstance(segment, DynamicSegment):
             tags: Iterator[Any] = segment.iter_tags("DT_NEEDED")  # their names are not typed
             yield from (str(tag.needed) for tag in tags)
+
+
+def _check_whole(file: Any, size: int) -> None:
+    """Mapped, what headers place behind the end of a file is a bus error when it is touched."""
+    header = file.header
+    ends = [
+        header["e_phoff"] + header["e_phnum"] * header["e_phentsize"],
+        header["e_shoff"] + header["e_shnum"] * header["e_shentsize"],
+        *(each["p_offset"] + each["p_filesz"] for each in file.iter_segments()),
+        *(
+            each["sh_offset"] + each["sh_size"]
+            for each in file.iter_sections()
+            if each["sh_type"] != "SHT_NOBITS"
+        ),
+    ]
+    if max(ends) > size:
+        raise ValueError(f"it ends at {size} bytes, and its headers at {max(ends)}")
