@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -456,13 +457,19 @@ def test_engines_are_freed_when_the_rest_cannot_be_loaded(
             super().__exit__(*error)
 
     class Library:
+        native_code: Mapping[str, str] = {}
+
         def load(self, folder: Path, record: Any) -> Runner:
             return Runner(record.signature)
 
         def describe(self) -> Any:
-            raise EngineFailed("no device", expected="one", fix="none")
+            return SimpleNamespace(device="cpu")
+
+    def refuse(*given: Any) -> None:
+        raise EngineFailed("no device", expected="one", fix="none")
 
     monkeypatch.setattr("fresco_trt.backends.backend", lambda name: Library())
+    monkeypatch.setattr("fresco_trt.pipelines.image.basis_of", refuse)
     with pytest.raises(EngineFailed):
         FrescoPipeline.over(open_bundle(eager_bundle))
     assert left == ["freed"] * 3

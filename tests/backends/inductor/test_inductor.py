@@ -25,6 +25,7 @@ from fresco_trt.backends.inductor import backend as inductor
 from fresco_trt.backends.inductor import build as inductor_build
 from fresco_trt.backends.inductor import probe as inductor_probe
 from fresco_trt.backends.inductor.backend import BLOCKS, HOST, InductorBackend
+from fresco_trt.backends.inductor.naming import file_of
 from fresco_trt.backends.inductor.runtime import needed
 from fresco_trt.backends.preparing import prepare
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
@@ -278,7 +279,7 @@ def test_one_file_serves_every_layer_of_its_kind_and_every_graph_of_its_size(bui
     smaller = bypass_signature(FLUX_TINY, 4, TEXT)
     module = graph_from_signature(transformer_from_folder(built.folder / FOLDER), smaller)
     graph = replace(engines["bypass"].graph, signature=smaller, module=module)
-    files = {inductor._file_of(part) for part in inductor._parts_of(graph)}
+    files = {file_of(part, {}) for part in inductor._parts_of(graph)}
     assert len(files) == 2
     assert len(files & code_of(engines["bypass"].files)) == 1
     found = {str(path.relative_to(built.folder)) for path in built.folder.rglob("*.pt2")}
