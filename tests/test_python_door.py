@@ -31,7 +31,7 @@ WRONG: dict[str, list[Any]] = {
 }
 OF_PLAN = {**WRONG, "steps": ["3", 0, 1.5, True, 10**9, nan]}
 OF_BUILD = {name: WRONG[name] for name in ("model", "stages", "preset", "size", "cache")} | {
-    "backend": [None, 3, "nope"],
+    "backend": [3, "nope"],
     "precision": ["nope", 3, "int8,keep="],
     "target": [3, "nope=1", "layout=x"],
     "weights": [3, "/nope", object()],
