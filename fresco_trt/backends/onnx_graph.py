@@ -45,6 +45,7 @@ OPERATORS = frozenset(
         "Split",
         "Sqrt",
         "Squeeze",
+        "Sub",
         "Transpose",
         "Unsqueeze",
     )

@@ -6,17 +6,33 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
+from torch import nn
 
-from fresco_trt.backends.onnx_graph import OPERATORS
+from fresco_trt.backends.base import StageGraph
+from fresco_trt.backends.onnx_graph import OPERATORS, check_graph
 from fresco_trt.backends.onnxruntime import OnnxRuntimeBackend
 from fresco_trt.bundle import open_bundle
 from fresco_trt.errors import BundleError, ContentInvalid, EngineFailed
+from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.quantize.nodes import DEQUANTIZE, QUANTIZE
+from fresco_trt.lower.weights import WEIGHTS_FILE
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.graph import graph_from_signature
+from fresco_trt.models.flux.loading import random_transformer
+from fresco_trt.models.flux.signatures import bypass_signature, full_signature
+from fresco_trt.plan.signature import GraphSignature
 from tests.hostile import graphs
+
+pytestmark = pytest.mark.usefixtures("operators_once")
+
+FACTS = replace(
+    FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=6, text_dim=32
+)
 
 
 @pytest.fixture
@@ -28,12 +44,34 @@ def folder(tmp_path: Path, aligned_onnx_bundle: Path) -> Path:
 
 
 def test_operators_are_those_that_the_exporter_and_the_quantiser_write(
-    aligned_onnx_bundle: Path,
+    aligned_onnx_bundle: Path, tmp_path: Path
 ) -> None:
-    paths = aligned_onnx_bundle.glob("*.onnx")
+    model = random_transformer(FACTS)
+    forms = [
+        full_signature(FACTS, 4, 6, feature=True, site="trunk"),
+        bypass_signature(FACTS, 4, 6),
+        bypass_signature(FACTS, 4, 6, site="trunk"),
+    ]
+    stages = [_graph(model, index, each) for index, each in enumerate(forms)]
+    for graph in export_stages(stages, tmp_path):
+        assert graph.onnx is not None
+        check_graph(graph.onnx, graph.signature, (graph.onnx.name, WEIGHTS_FILE))
+    paths = [*aligned_onnx_bundle.glob("*.onnx"), *tmp_path.glob("*.onnx")]
     models = [onnx.load(str(path), load_external_data=False) for path in paths]
-    written = {node.op_type for model in models for node in model.graph.node}
+    written = {node.op_type for each in models for node in each.graph.node}
     assert written | {QUANTIZE, DEQUANTIZE} == OPERATORS
+
+
+def _graph(model: nn.Module, index: int, signature: GraphSignature) -> StageGraph:
+    return StageGraph(
+        name=f"form{index}",
+        signature=signature,
+        module=graph_from_signature(model, signature),
+        onnx=None,
+        weights=None,
+        source=Path(),
+        family="flux",
+    )
 
 
 @pytest.mark.parametrize("make", graphs.MAKERS, ids=lambda make: make.__name__)
