@@ -32,6 +32,7 @@ from fresco_trt.bench.results_log import PACKAGE, inputs_digest
 from fresco_trt.bench.rounds import TILES, Measured, measure
 from fresco_trt.bench.table import bench_table
 from fresco_trt.errors import PlanError, WeightsNotFound
+from fresco_trt.files.process_folder import process_folder
 from fresco_trt.models.pretrained import whole_folder
 from fresco_trt.models.registry import family_of, model_facts
 from fresco_trt.models.weights import bundled_folder
@@ -154,7 +155,7 @@ def setup_of(options: Options, scope: ExitStack, progress: Progress) -> Setup:
         size=size,
         pipeline=pipeline_folder(options.weights, facts.name),
         backend=library,
-        engines=Path(scope.enter_context(tempfile.TemporaryDirectory(prefix="fresco-trt-bench-"))),
+        engines=Path(scope.enter_context(tempfile.TemporaryDirectory(dir=process_folder()))),
         scenes=options.count,
         renders=QUICK_RENDERS if options.quick else RENDERS,
         progress=progress,

@@ -1,8 +1,8 @@
 """The command line: every command is a thin shell over the public Python call of the same name.
 
-Exit codes: 0 on success, 2 for a wrong request, 1 for a failure, 130 for an interrupt. Standard
-output carries the result (one JSON object with `--json`); progress and warnings go to standard
-error.
+Exit codes: 0 on success, 2 for a wrong request, 1 for a failure, 130 for an interrupt, 143 for a
+SIGTERM. Standard output carries the result (one JSON object with `--json`); progress and warnings
+go to standard error.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fresco_trt.cli.generate import generate
 from fresco_trt.cli.inspect import inspect
 from fresco_trt.cli.plan import plan
 from fresco_trt.cli.sign import sign
+from fresco_trt.cli.termination import TERMINATED, termination
 from fresco_trt.cli.verify import verify
 from fresco_trt.errors import FrescoError
 
@@ -40,13 +41,15 @@ for command in (plan, build, generate, verify, inspect, sign, doctor, calibrate,
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), termination() as terminated:
         warnings.showwarning = display.show_warning
         streams.prepare()
-        return _code_of(lambda: app(args=arguments)) or _code_of(streams.flush)
+        return _code_of(lambda: app(args=arguments), terminated) or _code_of(
+            streams.flush, terminated
+        )
 
 
-def _code_of(step: Callable[[], None]) -> int:
+def _code_of(step: Callable[[], None], terminated: Callable[[], bool]) -> int:
     """The exit code of a step, after its error was told."""
     try:
         step()
@@ -56,7 +59,7 @@ def _code_of(step: Callable[[], None]) -> int:
     except OSError as error:
         return _refused(error)
     except SystemExit as stop:
-        return _exit_code(stop)
+        return _exit_code(stop, TERMINATED if terminated() else INTERRUPTED)
     return 0
 
 
@@ -68,11 +71,13 @@ def _refused(error: OSError) -> int:
     return typed.exit_code
 
 
-def _exit_code(stop: SystemExit) -> int:
+def _exit_code(stop: SystemExit, interrupted: int) -> int:
     code = stop.code if isinstance(stop.code, int) else 0
-    if code == INTERRUPTED:
-        display.error("interrupted; what was being written is gone, what was there before is kept")
-    return code
+    if code != INTERRUPTED:
+        return code
+    what = "terminated" if interrupted == TERMINATED else "interrupted"
+    display.error(f"{what}; what was being written is gone, what was there before is kept")
+    return interrupted
 
 
 if __name__ == "__main__":

@@ -104,6 +104,11 @@ def sweep(target: Path) -> None:
         with _claim(previous) as free:
             if free:
                 _discard(previous, target)
+    sweep_partials(target)
+
+
+def sweep_partials(target: Path) -> None:
+    """Remove what dead processes left unfinished beside ``target``. Raises OSError."""
     for partial in _siblings(target, "partial"):
         with _claim(partial) as free:
             if free:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -24,8 +24,10 @@ from fresco_trt.bundle.manifest import EngineRecord, ManifestDraft
 from fresco_trt.bundle.own_builds import is_own, remember
 from fresco_trt.bundle.svd_basis import BASIS_FILE, Basis
 from fresco_trt.errors import BundleError, BundleNotFound, error_context
+from fresco_trt.files.atomic_folder import sweep
 from fresco_trt.files.cache_folder import cache_folder
 from fresco_trt.files.peak_memory import peak_memory
+from fresco_trt.files.process_folder import sweep_process_folders
 from fresco_trt.lower.calibrate.basis import Reference, measure_basis
 from fresco_trt.lower.dry_run import check_gpu, describe
 from fresco_trt.lower.gather import gather
@@ -156,6 +158,7 @@ def run(request: BuildRequest, *, progress: Progress = silent) -> Built:
     for missing in missing_to_build(resolved.backend):
         raise unavailable(resolved.backend.name, missing)
     check_gpu(resolved, this_gpu())
+    _sweep(resolved.out)
     with error_context(f"build of {resolved.out}"), ExitStack() as scope:
         made = gather(resolved, scope, progress)
         bundle, state = _fate(made)
@@ -171,6 +174,13 @@ def run_all(requests: Sequence[BuildRequest], *, progress: Progress = silent) ->
     bundles = [run(each, progress=progress).to_json() for each in requests]
     peak = peak_memory()
     return {"bundles": bundles, "peak": None if peak is None else peak.to_json()}
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed builds and runs left, whether this one will write anything or not."""
+    with suppress(OSError):  # a folder that cannot be written is said where it is written
+        sweep(out.resolve())
+    sweep_process_folders()
 
 
 def _fate(made: Ingredients) -> tuple[Bundle | None, str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from fresco_trt.bundle.amax import Amax, check_amax, read_amax
 from fresco_trt.bundle.svd_basis import Basis, check_basis, read_basis
 from fresco_trt.files.digests import folder_digest
+from fresco_trt.files.process_folder import process_folder
 from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
 from fresco_trt.lower.record import Ingredients
 from fresco_trt.models.weights import bundled_folder, weights_digest
@@ -104,7 +105,7 @@ def _pipeline(resolved: Resolved, scope: ExitStack) -> Path:
         found = components.find(resolved.weights, name)
         components.check(found, resolved.facts)
         return found
-    folder = Path(scope.enter_context(tempfile.TemporaryDirectory()))
+    folder = Path(scope.enter_context(tempfile.TemporaryDirectory(dir=process_folder())))
     return components.write_random(resolved.facts, folder)
 
 

@@ -797,6 +797,37 @@ def test_an_interrupted_build_keeps_the_old_bundle_and_says_so(
     assert (old / "manifest.json").read_bytes() == before
 
 
+def test_a_terminated_build_ends_as_an_interrupted_one(
+    shell: Shell, eager_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(eager_bundle, shell.folder / "bundle", copy_function=os.link)
+    left = shell.left()
+
+    def twice(*arguments: object) -> None:
+        assert list(shell.folder.glob(".bundle.partial-*"))
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # as some do that end a process and its group
+
+    monkeypatch.setattr("fresco_trt.lower.build._engines", twice)
+    try:
+        ran = shell(*build_arguments(out="bundle"))
+    finally:
+        ignored = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert (ran.code, ran.out) == (143, "")
+    assert ran.err.endswith(
+        "terminated; what was being written is gone, what was there before is kept\n"
+    )
+    assert shell.left() == left
+    assert ignored is signal.SIG_IGN
+
+
+def test_without_a_termination_the_signal_means_what_it_meant(shell: Shell) -> None:
+    assert shell("plan", "--model", "flux-tiny").code == 0
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 # --- a model over another's parts -------------------------------------------------------------
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -341,3 +343,26 @@ def test_a_build_that_fails_halfway_keeps_the_old_bundle(
 def test_errors_say_which_build_they_belong_to(tmp_path: Path) -> None:
     with pytest.raises(WeightsNotFound, match=f"build of {tmp_path / 'bundle'}: "):
         run(request(tmp_path / "bundle", weights=str(tmp_path / "absent")))
+
+
+def test_a_reused_build_sweeps_what_killed_ones_left(
+    eager_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(eager_bundle, tmp_path / "bundle", copy_function=os.link)
+    (tmp_path / ".bundle.partial-1-0123abcd" / "half").mkdir(parents=True)
+    temporary = tmp_path / "tmp"
+    killed = temporary / f".fresco-trt-{os.getuid()}.partial-1-0123abcd"
+    killed.mkdir(parents=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    before = (tmp_path / "bundle" / "manifest.json").stat().st_ino
+    fresco_trt.build(
+        "flux-tiny",
+        stages=3,
+        preset="turbo",
+        size=(64, 64),
+        backend="eager",
+        out=tmp_path / "bundle",
+    )
+    assert (tmp_path / "bundle" / "manifest.json").stat().st_ino == before, "reused"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "tmp"]
+    assert list(temporary.iterdir()) == []

@@ -11,7 +11,6 @@ bundle is trusted so far is asked before anything here is called (``bundle/trust
 
 from __future__ import annotations
 
-import atexit
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +66,7 @@ from fresco_trt.backends.transformer import (
 )
 from fresco_trt.errors import BuildError, EngineFailed
 from fresco_trt.files.atomic_file import writing
+from fresco_trt.files.process_folder import process_folder
 from fresco_trt.models.registry import family_named
 from fresco_trt.plan.memory import SHARED, Library
 
@@ -358,8 +358,7 @@ def _library(path: Path) -> Path:
         return path
     key = _identity(path)
     if key not in _LIBRARIES or not _LIBRARIES[key].is_dir():
-        place = Path(tempfile.mkdtemp(prefix="fresco-trt-blocks-"))
-        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        place = Path(tempfile.mkdtemp(prefix="blocks-", dir=process_folder()))
         _LIBRARIES[key] = _unpacked(path, place)
     return _LIBRARIES[key]
 
