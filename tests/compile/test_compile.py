@@ -329,6 +329,7 @@ def test_a_shared_file_that_no_engine_has_any_more_is_swept(cache: Path) -> None
 def test_the_cache_is_where_the_option_the_variable_or_the_user_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("FRESCO_TRT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert cache_folder() == tmp_path / ".cache" / "fresco-trt"
