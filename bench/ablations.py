@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bench.study import SOURCES, Backend, Model, Out, Quick, Scenes, Size, Weights, run_study
+from bench.study import SOURCES, command
 from bench.tables import ablation_table
 from fresco_trt.bench.job import Study
 from fresco_trt.bench.methods import Point
-from fresco_trt.bench.options import BACKEND, OUT, Options
-from fresco_trt.bench.plain import MODEL, Plain
+from fresco_trt.bench.plain import Plain
 from fresco_trt.plan.making import find_preset
 from fresco_trt.plan.refinement import DEFAULT_WINDOW, VARIANCE_RULES
 from fresco_trt.plan.stages import LIFTS, NOISES, POSITIONS, SELECTIONS, SOLVERS
@@ -105,29 +104,10 @@ STUDY = Study(
 )
 
 
-def main(
-    model: Model = MODEL,
-    out: Out = OUT,
-    scenes: Scenes = None,
-    quick: Quick = False,
-    size: Size = None,
-    weights: Weights = None,
-    backend: Backend = BACKEND,
-) -> None:
-    """Measure a preset beside itself with one part exchanged at a time."""
-    run_study(
-        STUDY,
-        Options(
-            model=model,
-            out=out,
-            scenes=scenes,
-            quick=quick,
-            size=size,
-            weights=weights,
-            backend=backend,
-        ),
-    )
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(
+        command(
+            "Measure a preset beside itself with one part exchanged at a time.",
+            lambda weights: STUDY,
+        )
+    )

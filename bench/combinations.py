@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bench.study import SOURCES, Backend, Model, Out, Quick, Scenes, Size, Weights, run_study
+from bench.study import SOURCES, command
 from bench.tables import combinations_table
 from fresco_trt.bench.job import Study
 from fresco_trt.bench.methods import Method, Point
-from fresco_trt.bench.options import BACKEND, OUT, Options
-from fresco_trt.bench.plain import MODEL, Plain
+from fresco_trt.bench.plain import Plain
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.models.pretrained import siblings
 from fresco_trt.models.registry import model_facts
@@ -130,29 +129,10 @@ def study_of(weights: str | None) -> Study:
     return STUDY if weights is None else replace(STUDY, points="bench.combinations:own_points")
 
 
-def main(
-    model: Model = MODEL,
-    out: Out = OUT,
-    scenes: Scenes = None,
-    quick: Quick = False,
-    size: Size = None,
-    weights: Weights = None,
-    backend: Backend = BACKEND,
-) -> None:
-    """Measure stages, caches, precisions and distilled models in every combination."""
-    run_study(
-        study_of(weights),
-        Options(
-            model=model,
-            out=out,
-            scenes=scenes,
-            quick=quick,
-            size=size,
-            weights=weights,
-            backend=backend,
-        ),
-    )
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(
+        command(
+            "Measure stages, caches, precisions and distilled models in every combination.",
+            study_of,
+        )
+    )

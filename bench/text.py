@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from bench.study import SOURCES, Backend, Model, Out, Quick, Scenes, Size, Weights, run_study
+from bench.study import SOURCES, command
 from bench.tables import text_table
 from fresco_trt.bench.job import Study
 from fresco_trt.bench.methods import Point
 from fresco_trt.bench.model_runner import ModelRunner
-from fresco_trt.bench.options import BACKEND, OUT, Options
-from fresco_trt.bench.plain import MODEL, Plain
+from fresco_trt.bench.plain import Plain
 from fresco_trt.plan.making import find_preset
 
 if TYPE_CHECKING:
@@ -88,29 +87,7 @@ STUDY = Study(
 )
 
 
-def main(
-    model: Model = MODEL,
-    out: Out = OUT,
-    scenes: Scenes = None,
-    quick: Quick = False,
-    size: Size = None,
-    weights: Weights = None,
-    backend: Backend = BACKEND,
-) -> None:
-    """Measure presets beside themselves with less of the text."""
-    run_study(
-        STUDY,
-        Options(
-            model=model,
-            out=out,
-            scenes=scenes,
-            quick=quick,
-            size=size,
-            weights=weights,
-            backend=backend,
-        ),
-    )
-
-
 if __name__ == "__main__":
-    typer.run(main)
+    typer.run(
+        command("Measure presets beside themselves with less of the text.", lambda weights: STUDY)
+    )

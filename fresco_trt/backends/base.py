@@ -211,8 +211,7 @@ class EngineRunner:
 
     ``open_session`` returns the context that acquires the library's resources and gives the call;
     scope and signature are enforced here, so a session sees only complete, well-shaped inputs.
-    ``graph`` is what its calls are queued through, None for a library that does not do so, and
-    ``replays`` says whether the next one replays a CUDA graph.
+    ``graph`` is what its calls are queued through, None for a library that does not do so.
     """
 
     def __init__(
@@ -221,9 +220,8 @@ class EngineRunner:
         open_session: Callable[[], AbstractContextManager[Call]],
         *,
         graph: Graph | None = None,
-        replays: Callable[[], bool] = bool,
     ) -> None:
-        self.signature, self.graph, self.replays = signature, graph, replays
+        self.signature, self.graph = signature, graph
         self._open_session = open_session
         self._scope = ExitStack()
         self._call: Call | None = None
@@ -251,6 +249,10 @@ class EngineRunner:
         outputs = self._call(inputs)
         check_outputs(self.signature, outputs)
         return outputs
+
+    def replays(self) -> bool:
+        """Whether the next call replays a CUDA graph."""
+        return self.graph is not None and self.graph.is_captured()
 
 
 class BorrowedRunner:

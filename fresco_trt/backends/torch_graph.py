@@ -51,7 +51,6 @@ class TorchBackend:
             record.signature,
             partial(open_session, graph),
             graph=graph,
-            replays=graph.is_captured,
         )
 
 

@@ -61,8 +61,8 @@ class RowwiseFp8Linear(CodedLinear):
     """One scale for every row: ``weight_scale`` is float32 [out], and each token is scaled by its
     own largest magnitude, found when it is rounded.
 
-    The product itself knows no scales: libraries multiply rows that have some up to 1.6 times
-    slower (H200, at most 1536 tokens). They come after it with the bias, which a compiler makes one
+    The product itself knows no scales: a library that is given some for rows may multiply slower,
+    most of all where tokens are few. They come after it with the bias, which a compiler makes one
     kernel with whatever follows. ``unit_scale`` is float32 [], 1: what the product is told.
     """
 
@@ -110,7 +110,7 @@ def _product(
         scale_a=scales[0],
         scale_b=scales[1],
         out_dtype=dtype,
-        # Sums stay in the tensor cores' own precision: up to 7% faster (H200). What that costs in
+        # Sums stay in the tensor cores' own precision, which is faster. What that costs in
         # exactness was not measured.
         use_fast_accum=True,
     )

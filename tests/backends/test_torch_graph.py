@@ -45,9 +45,7 @@ def runner_of(
 ) -> EngineRunner:
     graph = Graph("stage1.full", device, captures=captures)
     call = run or Doubling(device)
-    return EngineRunner(
-        SIGNATURE, lambda: replayed(call, SIGNATURE, graph), replays=graph.is_captured
-    )
+    return EngineRunner(SIGNATURE, lambda: replayed(call, SIGNATURE, graph), graph=graph)
 
 
 def doubles(runner: EngineRunner, value: float) -> bool:

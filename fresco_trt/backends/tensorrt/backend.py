@@ -145,7 +145,7 @@ class TensorRTBackend:
         self._check_device(library, path)
         graph = Graph(record.name, self._device, captures=self._cuda_graphs)
         open_session = partial(self._engines.open, library, path, record, graph)
-        return EngineRunner(record.signature, open_session, graph=graph, replays=graph.is_captured)
+        return EngineRunner(record.signature, open_session, graph=graph)
 
     def describe(self) -> BackendFacts:
         """The library's version and the GPUs it can build for."""

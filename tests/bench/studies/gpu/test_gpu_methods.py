@@ -82,7 +82,7 @@ def test_an_engine_is_timed_and_compared_once_it_is_captured(captures: bool) -> 
     with module_runner(graph_from_signature(transformer, signature), signature) as inner:
         graph = Graph("4-bypass", device, captures=captures)
         open_session = partial(replayed, inner, signature, graph)
-        with EngineRunner(signature, open_session, replays=graph.is_captured) as runner:
+        with EngineRunner(signature, open_session, graph=graph) as runner:
             found = examine(runner, transformer, "cpu")
     assert found["relative"] == 0.0
     assert found["seconds"] > 0.0
