@@ -104,10 +104,10 @@ STUDY = Study(
 )
 
 
+main = command(
+    "Measure a preset beside itself with one part exchanged at a time.",
+    lambda weights: STUDY,
+)
+
 if __name__ == "__main__":
-    typer.run(
-        command(
-            "Measure a preset beside itself with one part exchanged at a time.",
-            lambda weights: STUDY,
-        )
-    )
+    typer.run(main)

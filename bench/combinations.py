@@ -129,10 +129,10 @@ def study_of(weights: str | None) -> Study:
     return STUDY if weights is None else replace(STUDY, points="bench.combinations:own_points")
 
 
+main = command(
+    "Measure stages, caches, precisions and distilled models in every combination.",
+    study_of,
+)
+
 if __name__ == "__main__":
-    typer.run(
-        command(
-            "Measure stages, caches, precisions and distilled models in every combination.",
-            study_of,
-        )
-    )
+    typer.run(main)

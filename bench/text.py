@@ -87,7 +87,7 @@ STUDY = Study(
 )
 
 
+main = command("Measure presets beside themselves with less of the text.", lambda weights: STUDY)
+
 if __name__ == "__main__":
-    typer.run(
-        command("Measure presets beside themselves with less of the text.", lambda weights: STUDY)
-    )
+    typer.run(main)

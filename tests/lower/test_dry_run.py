@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from fresco_trt.backends import backend, backend_names
+from fresco_trt.backends import backend, backend_names, choosing
 from fresco_trt.backends.base import BackendFacts, Missing
-from fresco_trt.lower import request as lower
 from fresco_trt.lower.build import run
 from fresco_trt.lower.dry_run import describe
 from fresco_trt.lower.request import BuildRequest, resolve
@@ -58,7 +57,7 @@ class Library:
 @pytest.fixture
 def rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT for RTX as far as a dry run asks, whether it is installed or not."""
-    monkeypatch.setattr(lower, "backend", Library)
+    monkeypatch.setattr(choosing, "backend", Library)
 
 
 def test_a_description_is_json_of_the_plan_and_every_engine() -> None:
@@ -109,7 +108,7 @@ def test_building_and_running_are_told_apart(
     words: str,
 ) -> None:
     found = Library(version=version, lacks=lacks)
-    monkeypatch.setattr(lower, "backend", lambda name: found)
+    monkeypatch.setattr(choosing, "backend", lambda name: found)
     draft = describe(TINY)
     assert (draft["builds"], draft["runs"], draft["state"]) == (builds, runs, words)
 
@@ -163,7 +162,7 @@ def test_codes_and_skipped_steps_are_in_the_numbers() -> None:
 def test_every_backend_says_what_its_engines_take(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(lower, "backend", Library)
+    monkeypatch.setattr(choosing, "backend", Library)
     draft, memory = describe(replace(TINY, backend=name)), MEMORY[name]
     assert memory is not None
     assert [each["name"] for each in draft["layouts"]] == [each.name for each in memory.layouts]
@@ -173,7 +172,7 @@ def test_every_backend_says_what_its_engines_take(
 def test_nothing_is_made_up_for_a_library_that_was_not_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lower, "backend", lambda name: Library())
+    monkeypatch.setattr(choosing, "backend", lambda name: Library())
     draft = describe(TINY)
     assert (draft["layouts"], draft["estimates"]) == ([], "")
 

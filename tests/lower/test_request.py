@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fresco_trt.backends import choosing
 from fresco_trt.backends.base import BackendFacts, Missing
 from fresco_trt.errors import (
     IncompatibleOptions,
@@ -21,7 +22,6 @@ from fresco_trt.errors import (
     UnsupportedSize,
     UnsupportedStages,
 )
-from fresco_trt.lower import request as lower
 from fresco_trt.lower.request import BuildRequest, requests_of, resolve
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.plan.config import CacheConfig, PresetConfig, TargetConfig
@@ -57,7 +57,7 @@ class Library:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> Library:
     found = Library()
-    monkeypatch.setattr(lower, "backend", lambda name: found)
+    monkeypatch.setattr(choosing, "backend", lambda name: found)
     return found
 
 
