@@ -91,17 +91,20 @@ class Denoiser:
         plan = self.plan
         if isinstance(noise, int | Sequence):
             seeds = noise
-            pyramid = NoisePyramid.of_plan(plan, seeds, channels=self.facts.latent_channels)
+            pyramid = NoisePyramid.of_plan(
+                plan, seeds, channels=self.facts.latent_channels, device=self.device
+            )
         else:
             digest = hashlib.sha256(noise.contiguous().numpy().tobytes()).digest()
             seeds = int.from_bytes(digest[:7], "big")
-            # Halved on the CPU: the coarse levels are then the same whatever the device.
-            pyramid = NoisePyramid.from_field(noise, coarsest=plan.stages[0].grid.scale)
+            pyramid = NoisePyramid.from_field(
+                noise.to(self.device), coarsest=plan.stages[0].grid.scale
+            )
         return Request(
             plan=plan,
             runners=self.runners,
             conditioning=conditioning.to(self.device),
-            pyramid=pyramid.to(self.device),
+            pyramid=pyramid,
             patchifier=self.patchifier,
             generator=fresh_generator(seeds) if any(map(draws, plan.transitions)) else None,
             choice=self.choice,

@@ -96,8 +96,9 @@ class NoisePyramid:
     def from_field(cls, field: Tensor, *, coarsest: float = 1.0) -> NoisePyramid:
         """Split ``field`` (float32 [B,C,(F),H,W], unit variance) down to the scale ``coarsest``.
 
-        Raises ``ValueError`` for another dtype, a scale that is not 1 over a power of two, or
-        sides that cannot be halved that often.
+        On the field's own device: sums of two numbers and halvings round alike on every one, so the
+        levels are the same bit for bit. Raises ``ValueError`` for another dtype, a scale that is
+        not 1 over a power of two, or sides that cannot be halved that often.
         """
         if field.dtype != torch.float32 or field.ndim not in (4, 5):
             raise ValueError(
@@ -123,9 +124,10 @@ class NoisePyramid:
         device: torch.device | str = "cpu",
     ) -> NoisePyramid:
         """Draw :func:`noise_field` and split it; sizes are full-resolution latent pixels."""
-        # Split on the CPU as well: the coarse levels then agree bit for bit across devices.
-        field = noise_field(seeds, channels=channels, height=height, width=width, frames=frames)
-        return cls.from_field(field, coarsest=coarsest).to(device)
+        field = noise_field(
+            seeds, channels=channels, height=height, width=width, frames=frames, device=device
+        )
+        return cls.from_field(field, coarsest=coarsest)
 
     @classmethod
     def of_plan(
@@ -146,13 +148,6 @@ class NoisePyramid:
             frames=full.frames,
             coarsest=plan.stages[0].grid.scale,
             device=device,
-        )
-
-    def to(self, device: torch.device | str) -> NoisePyramid:
-        """Return the pyramid on ``device``; tensors already there are shared, not copied."""
-        return NoisePyramid(
-            fields=tuple(field.to(device) for field in self.fields),
-            details=tuple((c.to(device), r.to(device), d.to(device)) for c, r, d in self.details),
         )
 
     def field(self, scale: float) -> Tensor:

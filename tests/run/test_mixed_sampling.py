@@ -135,9 +135,9 @@ PLANS = {"simple": simple, "several": several, "ladder": ladder}
 SOURCES = ["field", "parent", "rewind"]
 
 
-def pyramid_of(seed: int = 7) -> NoisePyramid:
+def pyramid_of(seed: int = 7, device: str = "cpu") -> NoisePyramid:
     return NoisePyramid.from_seed(
-        seed, channels=CHANNELS, height=HEIGHT, width=WIDTH, coarsest=0.25
+        seed, channels=CHANNELS, height=HEIGHT, width=WIDTH, coarsest=0.25, device=device
     )
 
 
@@ -545,7 +545,7 @@ def test_nothing_reads_a_value_from_the_device(rule: str, noise: str) -> None:
     )
     runners: Any = {name: Meta(signature) for name, signature in signatures(made).items()}
     inputs = {name: value.to("meta") for name, value in conditioning().inputs.items()}
-    pyramid = pyramid_of().to("meta")
+    pyramid = pyramid_of(device="meta")
     patchifier, fresh = MetaPatchifier(), generator_of(made)
     drawing = sample(made, runners, Conditioning(inputs=inputs), pyramid, patchifier, fresh=fresh)
     steps = list(islice(drawing, made.nfe))

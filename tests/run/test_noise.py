@@ -51,6 +51,32 @@ def test_bands_of_white_noise_are_white_and_uncorrelated() -> None:
     assert abs(float(neighbours)) < 0.015
 
 
+def test_levels_round_as_any_device_rounds() -> None:
+    """Sums of two float32 numbers and halvings, each rounded once: all that a device must share."""
+    fine = 1e3 * white(2, 3, 6, 10)
+    block = fine.numpy()
+    a, b = block[..., 0::2, 0::2], block[..., 0::2, 1::2]
+    c, d = block[..., 1::2, 0::2], block[..., 1::2, 1::2]
+    low, details = haar_split(fine)
+    assert (low.numpy() == ((a + b) + (c + d)) / 2).all()
+    column, row, diagonal = (band.numpy() for band in details)
+    assert (column == ((a - b) + (c - d)) / 2).all()
+    assert (row == ((a + b) - (c + d)) / 2).all()
+    assert (diagonal == ((a - b) - (c - d)) / 2).all()
+
+
+@pytest.mark.gpu
+def test_a_seed_is_the_same_noise_on_a_gpu() -> None:
+    here, there = (
+        NoisePyramid.from_seed(SEED, channels=16, height=64, width=32, coarsest=0.25, device=device)
+        for device in ("cpu", "cuda")
+    )
+    for ours, theirs in zip(here.fields, there.fields, strict=True):
+        assert torch.equal(ours, theirs.cpu())
+    for ours, theirs in zip(here.details, there.details, strict=True):
+        assert all(map(torch.equal, ours, (band.cpu() for band in theirs)))
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 3, 4), (1, 1, 4, 3)])
 def test_odd_sides_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must be even"):
