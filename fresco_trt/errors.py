@@ -273,5 +273,9 @@ class OutOfDeviceMemory(RunError):
     """The device has too little memory for this bundle."""
 
 
+class Cancelled(RunError):
+    """The caller cancelled a request before its picture was there."""
+
+
 class VerificationFailed(RunError):
     """An engine and the eager reference disagree beyond the tolerance."""

@@ -114,7 +114,8 @@ def verify_bundle(
     bundle's and backend's errors, PlanError for a tolerance or seed out of range, and
     IncompatibleOptions if `weights` (None: bundled or hub) are not the bundle's own.
     """
-    from fresco_trt.pipelines.image import FrescoPipeline, check_seed
+    from fresco_trt.pipelines.checks import check_seed
+    from fresco_trt.pipelines.image import FrescoPipeline
     from fresco_trt.pipelines.loading import opened, trust_of
 
     check_seed(seed)

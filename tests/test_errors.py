@@ -53,6 +53,7 @@ TREE = {
     "EngineFailed": (errors.RunError, 1),
     "NonFiniteValues": (errors.RunError, 1),
     "OutOfDeviceMemory": (errors.RunError, 1),
+    "Cancelled": (errors.RunError, 1),
     "VerificationFailed": (errors.RunError, 1),
 }
 

@@ -54,7 +54,7 @@ SIGNATURES = {
     "FrescoPipeline.__call__": (
         "(self, prompt: 'str', *, seed: 'int' = 0, guidance: 'float | None' = None, "
         "on_step: 'OnStep | None' = None, on_stage: 'OnStage | None' = None, "
-        "record_steps: 'bool' = False) -> 'Result'"
+        "record_steps: 'bool' = False, cancel: 'Cancel | None' = None) -> 'Result'"
     ),
     "FrescoPipeline.close": "(self) -> 'None'",
     "FrescoError": "(given: 'str', *, expected: 'str', fix: 'str') -> 'None'",

@@ -37,7 +37,8 @@ def generate(
 ) -> None:
     """Draw one picture with a bundle's engines."""
     from fresco_trt.models.family import PromptWarning
-    from fresco_trt.pipelines.image import FrescoPipeline, check_seed
+    from fresco_trt.pipelines.checks import check_seed
+    from fresco_trt.pipelines.image import FrescoPipeline
     from fresco_trt.pipelines.loading import opened, trust_of
 
     _check_picture(out)

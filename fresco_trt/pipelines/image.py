@@ -13,18 +13,17 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fresco_trt.bundle.trust import NO_TRUST
-from fresco_trt.errors import IncompatibleOptions, PlanError, error_context
+from fresco_trt.errors import IncompatibleOptions, error_context
+from fresco_trt.pipelines.checks import check_cancel, check_seed, guidance_of
 from fresco_trt.pipelines.loading import basis_of, load_runners, opened, trust_of
 from fresco_trt.pipelines.result import Result, Seconds, StepTime, time_of_step
 from fresco_trt.plan.arguments import (
     flag,
     function,
     in_python,
-    number,
     optional,
     place,
     python_door,
-    whole,
     word,
 )
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Runner
     from fresco_trt.bundle import Bundle
     from fresco_trt.bundle.trust import Trust
-    from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.captured import CapturedStages, StageEnd
     from fresco_trt.run.request import Conditioning
@@ -51,10 +49,7 @@ if TYPE_CHECKING:
 
     OnStep = Callable[[Step], None]
     OnStage = Callable[[int, Image], None]
-
-MAX_SEED = 2**64 - 1
-"""The largest seed: torch takes 64 bits, and would read a negative one as another, large one."""
-MAX_GUIDANCE = 1000  # models know scales of one or two digits; engines overflow far above
+    Cancel = Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +143,19 @@ class FrescoPipeline:
         """The loaded engines by name."""
         return self._denoiser.runners
 
+    @property
+    def device(self) -> str:
+        """Where the engines run: "cpu" or "cuda"."""
+        return str(self._denoiser.device)
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """How many tokens of its own a prompt has, at most as many as the engines take.
+
+        Raises PlanError for a string that is not text.
+        """
+        with self._turn, in_python():
+            return self._prompt.tokens(word("prompt", prompt))
+
     def __call__(
         self,
         prompt: str,
@@ -157,36 +165,41 @@ class FrescoPipeline:
         on_step: OnStep | None = None,
         on_stage: OnStage | None = None,
         record_steps: bool = False,
+        cancel: Cancel | None = None,
     ) -> Result:
         """Draw one picture.
 
         `seed` is from 0 to `MAX_SEED`; `guidance` (None: the model's default) only for models that
         take it. `on_step` is called after each step; `on_stage(stage, picture)` after each stage
         (from 1) but the last, with the stage's clean estimate decoded at its own size; of a mixed
-        stage, at its fine grid's, with what is still coarse repeated over its place.
+        stage, at its fine grid's, with what is still coarse repeated over its place. `cancel()` is
+        asked after each step; if it is true the request ends there, and its memory is free.
 
         On a GPU whose engines are replayed as CUDA graphs, each stage is one launch from the second
-        request on, and the result's `steps` are empty. `on_step` or `record_steps` draws step by
-        step there too: the same picture, with the steps' times.
+        request on, the result's `steps` are empty, and `cancel` is asked after each stage.
+        `on_step` or `record_steps` draws step by step there too: the same picture, with the steps'
+        times.
 
         Raises PlanError for a seed or guidance out of range, PromptTooLong for a prompt that some
         stage takes less of, IncompatibleOptions for guidance that the model does not take, RunError
-        leaves from an engine; warns (PromptWarning) of what the encoders cannot read.
+        leaves from an engine, Cancelled if `cancel` says so; warns (PromptWarning) of what the
+        encoders cannot read.
         """
         seed = check_seed(seed)
         scale = guidance_of(self._facts, guidance)
         word("prompt", prompt)
-        for name, told in (("on_step", on_step), ("on_stage", on_stage)):
+        for name, told in (("on_step", on_step), ("on_stage", on_stage), ("cancel", cancel)):
             optional(function, name, told)
         by_steps = flag("record_steps", record_steps) or on_step is not None
         with self._turn, in_python():
+            check_cancel(cancel)  # it may have waited for its turn
             clock = _Clock()
             conditioning = self._conditioning(prompt, scale)
             text, stages = clock.lap(), None if by_steps else self._captured()
             if stages is None:
-                taken = self._by_steps(conditioning, seed, on_step, on_stage)
+                taken = self._by_steps(conditioning, seed, on_step, on_stage, cancel)
             else:
-                taken = self._by_stages(stages, conditioning, seed, on_stage)
+                taken = self._by_stages(stages, conditioning, seed, on_stage, cancel)
             return self._result(seed, taken, text, clock)
 
     def with_runners(
@@ -251,11 +264,13 @@ class FrescoPipeline:
         seed: int,
         on_step: OnStep | None,
         on_stage: OnStage | None,
+        cancel: Cancel | None,
     ) -> _Taken:
         steps: list[Step] = []
         apart = 0.0
         for step in self._denoiser.steps(conditioning, seed):
             steps.append(step)
+            check_cancel(cancel)
             asked = perf_counter()
             self._tell(step, on_step, on_stage)
             apart += perf_counter() - asked
@@ -269,10 +284,12 @@ class FrescoPipeline:
         conditioning: Conditioning,
         seed: int,
         on_stage: OnStage | None,
+        cancel: Cancel | None,
     ) -> _Taken:
         engines = apart = 0.0
         for end in stages.draw(conditioning, seed):
             engines += end.seconds
+            check_cancel(cancel)
             asked = perf_counter()
             if on_stage is not None and end.stage + 1 < len(self.plan.stages):
                 on_stage(end.stage + 1, _image(self._decoder(self._estimate(end))))
@@ -325,41 +342,6 @@ class FrescoPipeline:
         if step.mixed is not None:
             return step.mixed.picture(x0, self._denoiser.patchifier)
         return self._denoiser.patchifier.unpack(x0, self.plan.stages[step.stage].grid)
-
-
-def guidance_of(facts: ModelFacts, asked: float | None) -> float | None:
-    """The guidance scale that was asked for, or the model's default; None for a model without.
-
-    Raises PlanError for one out of range, IncompatibleOptions for one that the model does not take.
-    """
-    if asked is None:
-        return facts.guidance_default
-    asked = number("guidance", asked)
-    if not facts.guidance:
-        raise IncompatibleOptions(
-            f"guidance {asked:g} for {facts.name}",
-            expected="no guidance: this model takes none",
-            fix="leave guidance out",
-        )
-    if not 0 <= asked <= MAX_GUIDANCE:
-        raise PlanError(
-            f"guidance {asked:g}",
-            expected=f"a number from 0 to {MAX_GUIDANCE}",
-            fix=f"pass a scale near the model's own, {facts.guidance_default:g}",
-        )
-    return asked
-
-
-def check_seed(seed: int) -> int:
-    """`seed`, if noise can be drawn from it. Raises PlanError, InvalidArgument if it is no int."""
-    given = whole("seed", seed)
-    if not 0 <= given <= MAX_SEED:
-        raise PlanError(
-            f"seed {given}" if abs(given) < 10**30 else "a seed of over 30 digits",
-            expected=f"a whole number from 0 to {MAX_SEED}",
-            fix="pass such a seed",
-        )
-    return given
 
 
 class _Clock:

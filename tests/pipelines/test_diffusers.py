@@ -34,8 +34,8 @@ from fresco_trt.models.flux.config import transformer_config
 from fresco_trt.models.flux.diffusers import PLAIN, SHIFTED
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import weights_digest
+from fresco_trt.pipelines.checks import guidance_of
 from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of
-from fresco_trt.pipelines.image import guidance_of
 from tests.pipelines.demo import new_pipe
 
 PROMPT = "a red apple on a blue background"

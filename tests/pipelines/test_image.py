@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -23,6 +24,7 @@ from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.bundle import open_bundle
 from fresco_trt.errors import (
     BundleNotFound,
+    Cancelled,
     DigestMismatch,
     EngineFailed,
     IncompatibleOptions,
@@ -31,7 +33,8 @@ from fresco_trt.errors import (
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.tokens import FluxPatchifier
-from fresco_trt.pipelines.image import MAX_SEED, FrescoPipeline, guidance_of, load_runners
+from fresco_trt.pipelines.checks import MAX_SEED, guidance_of
+from fresco_trt.pipelines.image import FrescoPipeline, load_runners
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.run.denoise import HeldPatchifier
 from fresco_trt.run.sampler import Step
@@ -283,6 +286,37 @@ def test_a_caller_can_stop_and_ask_again(pipe: FrescoPipeline) -> None:
     assert (pixels(pipe(PROMPT).images[0]) == before).all()
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_request_is_cancelled_between_steps(pipe: FrescoPipeline, step: int) -> None:
+    told: list[int] = []
+    before = pixels(pipe(PROMPT).images[0])
+    with pytest.raises(Cancelled, match="was cancelled"):
+        pipe(
+            PROMPT,
+            on_step=lambda each: told.append(each.step),
+            cancel=lambda: len(told) == step,
+        )
+    assert told == list(range(step))
+    assert (pixels(pipe(PROMPT, cancel=lambda: False).images[0]) == before).all()
+
+
+def test_a_cancelled_request_frees_what_it_held(pipe: FrescoPipeline) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def keep(step: Step) -> None:
+        held.append(weakref.ref(step.tokens))
+
+    with pytest.raises(Cancelled):
+        pipe(PROMPT, on_step=keep, cancel=lambda: len(held) == 2)
+    assert [each() for each in held] == [None, None]
+
+
+def test_a_prompts_own_tokens_are_counted(pipe: FrescoPipeline) -> None:
+    few, more = (pipe.prompt_tokens(prompt) for prompt in ("a bell", "a bell on a blue chair"))
+    assert 0 < few < more <= pipe.bundle.manifest.text_tokens
+    assert pipe.prompt_tokens("a bell " * 900) == pipe.bundle.manifest.text_tokens
+
+
 def test_an_empty_prompt_is_a_prompt(pipe: FrescoPipeline) -> None:
     assert pipe("").images[0].size == (64, 64)
 
@@ -329,6 +363,19 @@ def test_replayed_stages_show_what_single_steps_show(
     assert device.calls == ["replay"] * 3
     replaying.close()
     assert replaying._stages is None
+
+
+def test_a_replayed_request_is_cancelled_between_stages(
+    pipe: FrescoPipeline, replaying: FrescoPipeline, device: RecordingDevice
+) -> None:
+    expected = pixels(pipe(PROMPT, seed=2).images[0])
+    for _ in range(2):
+        replaying(PROMPT)
+    device.calls.clear()
+    with pytest.raises(Cancelled):
+        replaying(PROMPT, cancel=lambda: device.calls == ["replay"])
+    assert device.calls == ["replay"]
+    assert (pixels(replaying(PROMPT, seed=2).images[0]) == expected).all()
 
 
 def test_steps_are_recorded_where_they_are_asked_for(

@@ -16,9 +16,9 @@ import torch
 
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.pipelines.checks import guidance_of
 from fresco_trt.pipelines.diffusers.call import Call, read_call
 from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of, is_cached
-from fresco_trt.pipelines.image import guidance_of
 from fresco_trt.run.denoise import Denoiser
 from fresco_trt.run.request import Conditioning
 from fresco_trt.run.text import TEXT, check_text
