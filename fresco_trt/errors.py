@@ -279,3 +279,20 @@ class Cancelled(RunError):
 
 class VerificationFailed(RunError):
     """An engine and the eager reference disagree beyond the tolerance."""
+
+
+# --- profiling ------------------------------------------------------------------------------
+
+
+class ProfileError(FrescoError):
+    """A profile cannot be taken, or not be read."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ProfilerUnavailable(ProfileError):
+    """A profiler, or what it needs of this machine, is not here."""
+
+
+class ExportInvalid(ProfileError):
+    """A file is no export of Nsight Systems that can be read."""

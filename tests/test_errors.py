@@ -55,6 +55,9 @@ TREE = {
     "OutOfDeviceMemory": (errors.RunError, 1),
     "Cancelled": (errors.RunError, 1),
     "VerificationFailed": (errors.RunError, 1),
+    "ProfileError": (errors.FrescoError, 2),
+    "ProfilerUnavailable": (errors.ProfileError, 2),
+    "ExportInvalid": (errors.ProfileError, 2),
 }
 
 

@@ -26,6 +26,7 @@ from fresco_trt.plan.arguments import (
     python_door,
     word,
 )
+from fresco_trt.run.trace import DECODE, REQUEST, TEXT, span
 
 if TYPE_CHECKING:
     import os
@@ -191,10 +192,11 @@ class FrescoPipeline:
         for name, told in (("on_step", on_step), ("on_stage", on_stage), ("cancel", cancel)):
             optional(function, name, told)
         by_steps = flag("record_steps", record_steps) or on_step is not None
-        with self._turn, in_python():
+        with self._turn, in_python(), span(REQUEST):
             check_cancel(cancel)  # it may have waited for its turn
             clock = _Clock()
-            conditioning = self._conditioning(prompt, scale)
+            with span(TEXT):
+                conditioning = self._conditioning(prompt, scale)
             text, stages = clock.lap(), None if by_steps else self._captured()
             if stages is None:
                 taken = self._by_steps(conditioning, seed, on_step, on_stage, cancel)
@@ -300,7 +302,8 @@ class FrescoPipeline:
         # Where engines run asynchronously, this copy is what waits for them.
         latents = self._denoiser.latents(taken.last).cpu()
         denoise = clock.lap() - taken.apart
-        images = [_image(self._decoder(latents))]
+        with span(DECODE):
+            images = [_image(self._decoder(latents))]
         decode = clock.lap()
         seconds = Seconds(
             total=clock.total(), text=text, denoise=denoise, engines=taken.engines, decode=decode

@@ -27,6 +27,7 @@ from fresco_trt.run.request import Conditioning, Request, engine_name
 from fresco_trt.run.sampler import steps_of_stage
 from fresco_trt.run.selection import select
 from fresco_trt.run.stage import StageState
+from fresco_trt.run.trace import REPLAY, STAGE, TRANSITION, span
 from fresco_trt.run.transition import draws
 
 if TYPE_CHECKING:
@@ -146,7 +147,14 @@ class CapturedStages:
 
     def _drawn(self, index: int) -> StageEnd:
         stage, began = self._stages[index], perf_counter()
-        with torch.no_grad(), _errors_of(stage, index), self._device.stream():
+        whole = span(REPLAY) if stage.is_captured() else nullcontext()
+        with (
+            torch.no_grad(),
+            _errors_of(stage, index),
+            self._device.stream(),
+            span(STAGE, index + 1),
+            whole,
+        ):
             stage.queue(partial(self._launch, index))
         return StageEnd(
             stage=index,
@@ -184,7 +192,8 @@ class CapturedStages:
         self._kept.keep(f"velocity {index}", last.velocity)
         if index + 1 == len(self._stages):
             return
-        tokens, mixed = state.cross(request, last.velocity)
+        with span(TRANSITION, index + 1):
+            tokens, mixed = state.cross(request, last.velocity)
         self._kept.keep(f"start {index + 1}", tokens)
         if mixed is not None:
             self._places[index + 1] = self._keep_places(index + 1, mixed)

@@ -18,6 +18,7 @@ from fresco_trt.run.finite import FiniteCheck
 from fresco_trt.run.request import Conditioning, Request, engine_name
 from fresco_trt.run.selection import Choice, select
 from fresco_trt.run.stage import StageState
+from fresco_trt.run.trace import STAGE, STEP, TRANSITION, span
 
 if TYPE_CHECKING:
     import torch
@@ -116,9 +117,11 @@ def steps_of(request: Request) -> Generator[Step, None, None]:
     finite, began = FiniteCheck(), perf_counter()
     state, last = StageState.first(request), len(request.plan.stages) - 1
     for index in range(last + 1):
-        velocity, began = yield from steps_of_stage(request, state, finite, began)
-        if index < last:
-            state = state.leave(request, velocity)
+        with span(STAGE, index + 1):
+            velocity, began = yield from steps_of_stage(request, state, finite, began)
+            if index < last:
+                with span(TRANSITION, index + 1):
+                    state = state.leave(request, velocity)
     finite.require()
 
 
@@ -134,16 +137,17 @@ def steps_of_stage(
     stage, done = plan.stages[index], sum(each.steps for each in plan.stages[:index])
     for left, sigma, sigma_next, action in _sigma_pairs(stage):
         where = _where(plan, index, done)
-        with error_context(where):
-            called = state.call(request, action, stage.steps - 1 - left, sigma)
-        finite.watch(called.velocity, engine=engine_name(index, action), where=where)
-        velocity, engine_seconds = called.velocity, called.engine_seconds
-        predicted = action == "bypass"
-        state.solver.step_(state.tokens, velocity, sigma, sigma_next, predicted=predicted)
-        done += 1
-        if (left == 0 and done < plan.nfe) or left < window:
-            # A caller may run other work on the runner that owns it.
-            velocity = velocity.clone()
+        with span(STEP, done + 1):
+            with error_context(where):
+                called = state.call(request, action, stage.steps - 1 - left, sigma)
+            finite.watch(called.velocity, engine=engine_name(index, action), where=where)
+            velocity, engine_seconds = called.velocity, called.engine_seconds
+            predicted = action == "bypass"
+            state.solver.step_(state.tokens, velocity, sigma, sigma_next, predicted=predicted)
+            done += 1
+            if (left == 0 and done < plan.nfe) or left < window:
+                # A caller may run other work on the runner that owns it.
+                velocity = velocity.clone()
         yield Step(
             stage=index,
             step=done - 1,

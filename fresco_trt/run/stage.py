@@ -25,6 +25,7 @@ from fresco_trt.run.resample import block_mean
 from fresco_trt.run.selection import Window
 from fresco_trt.run.solver import SOLVERS, StageSolver
 from fresco_trt.run.text import stage_inputs, stage_tables
+from fresco_trt.run.trace import span
 from fresco_trt.run.transition import apply_transition, estimate_x0, ratio_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Branch:
             # A bypass graph asks for some of the inputs only.
             inputs = {spec.name: predicted[spec.name] for spec in runner.signature.inputs}
         began = perf_counter()
-        outputs = runner(inputs)
+        with span(action):
+            outputs = runner(inputs)
         seconds = perf_counter() - began
         velocity = _velocity(outputs, state.tokens, len(state.timestep))
         if self.cache is not None and action == "full":

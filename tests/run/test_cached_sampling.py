@@ -28,9 +28,11 @@ from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.stages import StagePlan
+from fresco_trt.profile.spans import Recorder
 from fresco_trt.run.cache import predictor
 from fresco_trt.run.noise import NoisePyramid
 from fresco_trt.run.sampler import Conditioning, Step, engine_name, sample
+from fresco_trt.run.trace import recording
 
 FACTS = replace(
     model_facts("flux-tiny"), hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=5
@@ -142,6 +144,17 @@ def test_every_cache_draws_with_every_number_of_stages(name: str, stages: int) -
     calls = {name: len(runner.calls) for name, runner in runners.items()}
     for index, stage in enumerate(plan.stages):
         assert calls[engine_name(index, "full")] == stage.actions.count("full")
+
+
+@pytest.mark.parametrize("name", ["reuse", "coarse_velocity"])
+def test_every_call_of_an_engine_is_a_span_of_its_action(name: str) -> None:
+    plan = plan_of(1, name=name, interval=2, warmup_steps=1)
+    with recording(sink := Recorder()):
+        _, runners = drawn(plan)
+    for action in ("full", "bypass"):
+        spans = [each for each in sink.spans if each.name == action]
+        assert len(spans) == len(runners[engine_name(0, action)].calls) > 0
+        assert {each.parent.name for each in spans if each.parent is not None} == {"step"}
 
 
 def test_reuse_gives_the_last_full_feature_to_every_bypass() -> None:

@@ -28,9 +28,11 @@ from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import StagePlan
+from fresco_trt.profile.spans import Recorder
 from fresco_trt.run.captured import CapturedStages, _host_work
 from fresco_trt.run.denoise import Denoiser
 from fresco_trt.run.request import Conditioning, engine_name
+from fresco_trt.run.trace import recording
 from tests.run.recording_device import RecordingDevice
 
 FACTS = replace(
@@ -173,6 +175,25 @@ def test_a_stage_is_launched_plainly_then_captured_then_replayed_whole() -> None
     assert calls[0] == ["replay"] * plan.nfe
     assert calls[1] == ["capture", "replay"] * 2
     assert calls[2] == ["replay"] * 2
+
+
+def test_a_replay_is_one_span_of_its_stage_and_a_plain_launch_has_its_steps() -> None:
+    plan = plan_of(stages=2)
+    with Engines(plan, RecordingDevice()).open() as denoiser:
+        stages = captured(denoiser)
+        with recording(plain := Recorder()):
+            by_stages(stages, 1)
+        by_stages(stages, 2)
+        with recording(replays := Recorder()):
+            by_stages(stages, 3)
+    assert [(each.name, each.number) for each in replays.spans] == [
+        *(("stage", 1), ("replay", None)),
+        *(("stage", 2), ("replay", None)),
+    ]
+    names = [each.name for each in plain.spans]
+    assert [names.count(each) for each in ("stage", "step", "full", "transition", "replay")] == [
+        *(2, plan.nfe, plan.nfe, 1, 0),
+    ]
 
 
 def test_stages_may_be_taken_one_by_one_left_and_mixed_with_single_steps() -> None:
