@@ -29,6 +29,9 @@ LAYOUTS = (
 )
 PASS = f"pass --weights PATH, {LAYOUTS}, or --weights random"
 
+_FLOATING = ("F", "BF")
+"""How safetensors' names of floating-point types begin."""
+
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _MAGIC = {
     b"GGUF": "a GGUF file",
@@ -48,8 +51,9 @@ def read_weights(source: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:
 
 
 def read_stand_ins(source: Path, name: str = WEIGHTS_NAME) -> dict[str, Tensor]:
-    """As :func:`read_weights`, with zeros in the tensors' places, which take no memory: the names
-    and shapes are read and nothing else. float32 whatever the files hold.
+    """As :func:`read_weights`, with zeros in the tensors' places, which take no memory: the names,
+    kinds and shapes are read and nothing else. float32 for any floating-point numbers, int64 for
+    whole ones.
     """
     return _read(source, name, _stand_ins)
 
@@ -213,8 +217,13 @@ def _stand_ins(file: Path) -> dict[str, Tensor]:
 
     untyped: Any = safe_open
     with _reading(file), untyped(file, framework="pt") as opened:
-        shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
-    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+        slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+        told = {name: (each.get_dtype(), each.get_shape()) for name, each in slices.items()}
+    zero = {True: torch.zeros(()), False: torch.zeros((), dtype=torch.int64)}
+    return {
+        name: zero[dtype.startswith(_FLOATING)].expand(shape)
+        for name, (dtype, shape) in told.items()
+    }
 
 
 @contextmanager

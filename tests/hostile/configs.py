@@ -99,6 +99,70 @@ _SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
 }  # fmt: skip
 
+SETTINGS: tuple[tuple[str, str, tuple[object, ...]], ...] = (
+    ("text_encoder", "num_attention_heads", (-4, 0, 3, 2.0, True, None, "4", [4])),
+    ("text_encoder", "hidden_size", (0, -128, "128")),
+    ("text_encoder", "max_position_embeddings", (0, -1, 1)),
+    ("text_encoder", "hidden_act", ("", "os.system", None, "QuickGELU")),
+    ("text_encoder", "layer_norm_eps", (0.0, -1e-5, 1e308, "1e-5", None)),
+    ("text_encoder", "eos_token_id", (-1, 10**6, [3], None)),
+    ("text_encoder", "return_dict", (False, None, 0)),
+    ("text_encoder", "output_hidden_states", (True,)),
+    ("text_encoder", "output_attentions", (True,)),
+    ("text_encoder", "model_type", ("t5", None)),
+    ("text_encoder_2", "num_heads", (-4, 0, 4.0)),
+    ("text_encoder_2", "relative_attention_max_distance", (-1, 0, 8, 128.0, None)),
+    ("text_encoder_2", "relative_attention_num_buckets", (-32, 0, 2)),
+    ("text_encoder_2", "feed_forward_proj", ("", "gated", "gated-os.system", "a-b-c", None)),
+    ("text_encoder_2", "layer_norm_epsilon", (0, -1.0, None)),
+    ("text_encoder_2", "is_decoder", (True,)),
+    ("text_encoder_2", "return_dict", (False,)),
+    ("text_encoder_2", "chunk_size_feed_forward", (-1, 7)),
+    ("text_encoder_2", "per_layer_config", ({"0": {"num_heads": 2}},)),
+    ("vae", "scaling_factor", (0, -0.5, 1e-300, 1e308, None, "0.7772", True)),
+    ("vae", "shift_factor", (None, "0.0226", [0.0], 1e308)),
+    ("vae", "norm_num_groups", (0, -8, 7, None)),
+    ("vae", "act_fn", ("", "os.system", None)),
+    ("vae", "in_channels", (1, 4)),
+    ("vae", "out_channels", (1, 4)),
+    ("vae", "block_out_channels", ([], [16, 32], 16, [16, 32, -64])),
+    ("vae", "up_block_types", ([], ["UpDecoderBlock2D"], ["UpBlock2D"] * 3, "UpDecoderBlock2D")),
+    ("vae", "mid_block_add_attention", ("no", 0)),
+    ("vae", "_class_name", ("ZooTransformer2DModel", None)),
+)
+"""Values that no part has, by its folder and the setting."""
+
+NEEDED: tuple[tuple[str, str], ...] = (
+    *(("text_encoder", key) for key in (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "hidden_act",
+        "num_attention_heads", "max_position_embeddings", "layer_norm_eps", "eos_token_id")),
+    *(("text_encoder_2", key) for key in (
+        "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj",
+        "relative_attention_num_buckets", "layer_norm_epsilon")),
+    *(("vae", key) for key in (
+        "in_channels", "out_channels", "latent_channels", "block_out_channels", "norm_num_groups",
+        "down_block_types", "up_block_types", "layers_per_block", "act_fn", "scaling_factor",
+        "shift_factor")),
+)  # fmt: skip
+"""Settings by which a part computes: without them a library would take its own defaults."""
+
+
+def left_out(path: str, key: str, folder: Path) -> None:
+    """A configuration without one of its settings."""
+    file = part_of(folder, path)
+    told = json.loads(file.read_bytes())
+    told.pop(key, None)
+    replaced(file, json.dumps(told).encode())
+
+
+DOORS: dict[str, Attack] = {
+    **{f"{part}: {key}={value!r}"[:60]: partial(changed_config, f"{part}/config.json", {key: value})
+       for part, key, values in SETTINGS for value in values},
+    **{f"{part}: no {key}": partial(left_out, f"{part}/config.json", key)
+       for part, key in NEEDED},
+}  # fmt: skip
+"""Each of these by name, as a change of a folder."""
+
 ATTACKS: dict[str, Attack] = {
     **{f"{path}: {name}": partial(content, path, data)
        for path in CONFIGS for name, data in _NO_OBJECTS.items()},

@@ -62,6 +62,16 @@ def misshapen(tensors: Tensors) -> Tensors:
     return tensors | {name: torch.ones(7)}
 
 
+def retyped(part: str, dtype: torch.dtype, folder: Path) -> None:
+    """The bytes of one tensor as other numbers of the same size: no check of shapes sees it."""
+    changed_tensors(part, partial(_relabelled, dtype), folder)
+
+
+def _relabelled(dtype: torch.dtype, tensors: Tensors) -> Tensors:
+    name = next(name for name in sorted(tensors) if "norm" in name)
+    return tensors | {name: tensors[name].view(dtype)}
+
+
 def indexed(part: str, folder: Path, *, shard: str = "shard.safetensors", lacks: int = 0) -> None:
     """The one file as a shard and an index, which lists tensors that the shard lacks."""
     file = part_of(folder, part) / PARTS[part]
@@ -102,3 +112,8 @@ def attacks() -> Iterator[tuple[str, Attack]]:
 
 
 ATTACKS: dict[str, Attack] = dict(attacks())
+
+RETYPED: dict[str, Attack] = {
+    f"{part}: {dtype}": partial(retyped, part, dtype)
+    for part, dtype in zip(PARTS, (torch.int32, torch.uint32, torch.int32), strict=True)
+}

@@ -270,12 +270,6 @@ class FluxEncoder:
     def __init__(self, folder: Path) -> None:
         self._vae = load_codec(folder / "vae", fix=PASS_FOLDER)
         config = self._vae.config
-        if None in (config.scaling_factor, config.shift_factor):
-            raise WeightsNotFound(
-                f"{folder / 'vae'} gives no scaling_factor or no shift_factor",
-                expected="both: a FLUX transformer sees latents normalised by them",
-                fix=PASS_FOLDER,
-            )
         self.scaling: float = config.scaling_factor
         self.shift: float = config.shift_factor
         self.channels: int = config.latent_channels

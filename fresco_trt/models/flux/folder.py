@@ -7,7 +7,6 @@ Importing this file imports no torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,9 +43,9 @@ def check_folder(folder: Path, facts: ModelFacts) -> None:
     """Raise for a folder of parts that are not this model's.
 
     IncompatibleOptions for one of another pipeline, a scheduler that shifts the sigmas as no plan
-    of the model does, encoders of other widths and a decoder of another scale or without its
-    normalisation; UnsupportedWeights for parts that are quantised or not finite and for files that
-    nobody would read; WeightsNotFound for a part without weights or configuration.
+    of the model does, encoders of other widths and a decoder of another scale; UnsupportedWeights
+    for parts that are quantised or not finite and for files that nobody would read;
+    WeightsNotFound for a part without weights or configuration.
     """
     with error_context(f"the pipeline folder {folder}"):
         for problem, expected in _problems(folder, facts):
@@ -96,12 +95,6 @@ def _decoder_problems(vae: Mapping[str, Any], facts: ModelFacts) -> Iterator[tup
         yield f"vae enlarges by {scale}", f"{facts.vae_scale}, as {facts.name} has"
     if channels != facts.latent_channels:
         yield f"vae with latent_channels={channels!r}", f"{facts.latent_channels}"
-    scaling, shift = vae.get("scaling_factor", 0.18215), vae.get("shift_factor")
-    for name, value in (("scaling_factor", scaling), ("shift_factor", shift)):
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            yield f"vae with {name}={value!r}", "a number: latents are normalised by it"
-    if scaling == 0:
-        yield "vae with scaling_factor=0", "another number: latents are divided by it"
 
 
 def _check_scheduler(path: Path, facts: ModelFacts) -> None:

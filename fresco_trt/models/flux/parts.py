@@ -24,6 +24,13 @@ from fresco_trt.models.checkpoint import (
 from fresco_trt.models.extent import check_extent, check_tokenizer
 from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.folder import stored
+from fresco_trt.models.flux.settings import (
+    ClipSettings,
+    CodecSettings,
+    Settings,
+    T5Settings,
+    checked,
+)
 from fresco_trt.models.quiet import no_bar, no_report
 
 if TYPE_CHECKING:
@@ -72,11 +79,14 @@ def load_codec(folder: Path, *, fix: str = REBUILD) -> Any:
 
     untyped: Any = AutoencoderKL
     with loading(folder, fix=fix), no_report():
-        settings = stored(folder / "config.json")
+        told = stored(folder / "config.json")
+        settings = checked(CodecSettings, told, str(folder), fix=fix)
         # diffusers believes an index: it would make up what the index says and a file lacks.
-        check_extent(settings, read_stand_ins(folder, WEIGHTS_NAME), folder.name)
+        tensors = read_stand_ins(folder, WEIGHTS_NAME)
+        _check_tensors(told, tensors, folder, fix)
         vae, report = untyped.from_pretrained(
             folder,
+            **settings.given(),  # in the place of whatever else is in the file
             torch_dtype=torch.float32,
             local_files_only=True,
             low_cpu_mem_usage=False,  # otherwise it recommends a package that it lacks
@@ -153,13 +163,15 @@ def _encoder(folder: Path, tensors: Mapping[str, Tensor], *, fix: str) -> Any:
     from transformers import CLIPTextModel, T5EncoderModel
 
     kind: Any = T5EncoderModel if folder.name.endswith("_2") else CLIPTextModel
-    path = folder / "config.json"
+    schema: type[Settings] = T5Settings if kind is T5EncoderModel else ClipSettings
     with loading(folder, fix=fix), no_bar(), no_report():
-        _refuse_elsewhere(path, fix)
-        check_extent(stored(path), tensors, folder.name)
+        _refuse_elsewhere(folder / "config.json", fix)
+        told = stored(folder / "config.json")
+        settings = checked(schema, told, str(folder), fix=fix)
+        _check_tensors(told, tensors, folder, fix)
         model, report = kind.from_pretrained(
             None,
-            config=kind.config_class.from_dict(dict(stored(path))),
+            config=kind.config_class(**settings.given()),
             state_dict=tensors,
             dtype=torch.float32,
             local_files_only=True,
@@ -168,6 +180,24 @@ def _encoder(folder: Path, tensors: Mapping[str, Tensor], *, fix: str) -> Any:
         )
     _require_exact(folder, report, fix)
     return model
+
+
+def _check_tensors(
+    told: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path, fix: str
+) -> None:
+    """Raise unless there are as many tensors as a configuration needs, of floating-point numbers: a
+    library casts what it finds, and other numbers by the bytes of these draw another picture.
+    """
+    check_extent(told, tensors, folder.name)
+    # Older files of CLIP list the positions, which are counted and not loaded.
+    places = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
+    wrong = {name for name, value in places.items() if not value.is_floating_point()}
+    if wrong:
+        raise UnsupportedWeights(
+            f"{folder} has {counted(wrong)}, of whole numbers",
+            expected="floating-point weights",
+            fix=fix,
+        )
 
 
 def _require_exact(folder: Path, report: Mapping[str, Any], fix: str) -> None:

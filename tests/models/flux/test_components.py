@@ -212,7 +212,7 @@ def test_a_codec_that_does_not_say_how_latents_are_normalised_is_refused(tmp_pat
     shutil.copytree(TINY / "vae", tmp_path / "vae")
     config = json.loads((TINY / "vae" / "config.json").read_text())
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": None}))
-    with pytest.raises(WeightsNotFound, match="no shift_factor"):
+    with pytest.raises(UnsupportedWeights, match=r"vae has shift_factor=None.*pass --weights"):
         FluxEncoder(tmp_path)
 
 
