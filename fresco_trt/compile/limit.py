@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from torch._dynamo.callback import callback_handler
 from torch._guards import CompileContext
 
 from fresco_trt.compile.counting import COUNT
@@ -39,9 +40,25 @@ def watch(graph: CompiledGraph) -> None:
 
     With the graph's option ``strict`` that call raises UnsupportedGraph.
     """
-    _graphs.add(graph)
+    _watched().add(graph)
     if _LISTENER not in _LOGGER.handlers:
         _LOGGER.addHandler(_LISTENER)
+
+
+def _watched() -> WeakSet[CompiledGraph]:
+    """The graphs whose numbers still mean the functions that they meant.
+
+    ``torch._dynamo.reset()`` has torch number its functions anew, while a graph of before may live
+    on. It forgets callbacks too, and so the mark.
+    """
+    if _mark not in callback_handler.start_callbacks:
+        _graphs.clear()
+        callback_handler.register_start_callback(_mark)
+    return _graphs
+
+
+def _mark(_: object) -> None:
+    """What torch calls when it begins to compile, until it is reset."""
 
 
 class _Listener(logging.Handler):
@@ -49,7 +66,7 @@ class _Listener(logging.Handler):
         """As torch reports the limit: its name, its value, the function, the last guard."""
         if not (str(record.msg).startswith(_TOLD) and isinstance(record.args, tuple)):
             return
-        found = [each for each in _graphs if each.frame is not None and each.frame == frame()]
+        found = [each for each in _watched() if each.frame is not None and each.frame == frame()]
         if not found:
             return
         limit, value, function = record.args[:3]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fresco_trt.compile import counters
+from fresco_trt.compile import counters, limit
 from fresco_trt.errors import UnsupportedGraph
 from tests.compile.compiling import compiled, since
 
@@ -50,3 +51,23 @@ def test_strict_refuses_what_is_past_the_limit_and_keeps_what_is_not(cache: Path
                 fast(torch.ones(2, 2))
         assert torch.equal(fast(torch.ones(1, 2)), torch.full((1, 2), 2.0))
     assert since(before) == (1, 0, 0)
+
+
+def test_after_a_reset_a_graph_that_lives_on_has_no_part_in_what_gets_its_number(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch numbers its functions anew then, and who holds a graph may be as slow to let go as the
+    garbage collector.
+    """
+    held, watch, before = list[Any](), limit.watch, counters()
+    monkeypatch.setattr(limit, "watch", lambda graph: watch(graph) or held.append(graph))
+    for strict in (True, False):
+        compiled(twice, cache, strict=strict, backend="torch-tensorrt")(torch.ones(1, 2))
+        torch._dynamo.reset()
+        other = torch.compile(lambda x: x - 1.0, backend="eager", dynamic=False)
+        with torch._dynamo.config.patch(recompile_limit=1):
+            for rows in (1, 2):
+                other(torch.ones(rows, 2))
+        torch._dynamo.reset()
+    assert len(held) == 2
+    assert since(before) == (1, 1, 0)
