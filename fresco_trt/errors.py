@@ -269,6 +269,10 @@ class NonFiniteValues(RunError):
     """An engine, an encoder or a decoder gave what is infinite or no number."""
 
 
+class ComponentFailed(RunError):
+    """A tokenizer, a prompt encoder or a decoder failed while running."""
+
+
 class OutOfDeviceMemory(RunError):
     """The device has too little memory for this bundle."""
 

@@ -128,6 +128,13 @@ _MOST_STEPS = 8
 _MOST_LETTERS = 1  # that a letter is replaced by
 
 
+def check_size(path: Path, most_bytes: int) -> None:
+    """Raise WeightsNotFound for a file over ``most_bytes``, which a library would read whole."""
+    if path.stat().st_size > most_bytes:
+        name = f"{path.name} of {path.parent.name}"
+        raise _refused(f"{name} has over {most_bytes} bytes", f"at most {most_bytes} bytes")
+
+
 def check_tokenizer(folder: Path) -> None:
     """Raise WeightsNotFound for a tokenizer of another kind than CLIP's and T5's, or one whose
     steps could make much of little. What it has no file for is not looked at.

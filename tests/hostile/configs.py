@@ -155,7 +155,35 @@ def left_out(path: str, key: str, folder: Path) -> None:
     replaced(file, json.dumps(told).encode())
 
 
+TOKENS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    *(("tokenizer", "tokenizer_config.json", each) for each in (
+        {"model_max_length": -32}, {"model_max_length": 0}, {"model_max_length": "77"},
+        {"model_max_length": 1}, {"unk_token": ""}, {"unk_token": 7}, {"eos_token": ["</s>"]},
+        {"pad_token": {"content": ""}}, {"pad_token": {"content": "<pad>", "more": 1}},
+        {"unk_token": "\ud800"}, {"bos_token": "x" * 5_000}, {"padding_side": "up"},
+        {"pad_to_multiple_of": 10**9}, {"extra_ids": 10**9}, {"extra_special_tokens": [""]},
+        {"extra_special_tokens": ["<more>"]}, {"added_tokens_decoder": {"x": {"content": "a"}}},
+        {"added_tokens_decoder": {"5": "a"}}, {"vocab": "/etc/hostname"},
+        {"merges": "/etc/hostname"}, {"vocab": {"a": 1}}, {"decode": "x"}, {"zoo": 1},
+        {"model_input_names": ["nothing"]}, {"tokenizer_type": "bert"}, {"unk_token": "<zoo>"},
+        {"chat_template": {"a": [1]}})),
+    *(("tokenizer_2", "special_tokens_map.json", each) for each in (
+        {"vocab": "/etc/hostname"}, {"model_max_length": -1}, {"unk_token": ""}, {"unk_token": 7},
+        {"eos_token": "<zoo>"}, {"pad_token": {"content": "<pad>", "special": 2}})),
+)  # fmt: skip
+"""Settings that no tokenizer has, by its folder and file."""
+
+
+def with_tokens(part: str, name: str, settings: dict[str, Any], folder: Path) -> None:
+    """More settings in a file of a tokenizer, which may not have it yet."""
+    file = part_of(folder, part) / name
+    told = json.loads(file.read_bytes()) if file.exists() else {}
+    replaced(file, json.dumps(told | settings).encode())
+
+
 DOORS: dict[str, Attack] = {
+    **{f"{part}: {settings}"[:60]: partial(with_tokens, part, name, settings)
+       for part, name, settings in TOKENS},
     **{f"{part}: {key}={value!r}"[:60]: partial(changed_config, f"{part}/config.json", {key: value})
        for part, key, values in SETTINGS for value in values},
     **{f"{part}: no {key}": partial(left_out, f"{part}/config.json", key)

@@ -6,16 +6,28 @@ own weights are not touched. The transformer itself runs as engines.
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.errors import NonFiniteValues, PlanError, WeightsNotFound
+from fresco_trt.errors import (
+    ComponentFailed,
+    FrescoError,
+    NonFiniteValues,
+    OutOfDeviceMemory,
+    PlanError,
+    WeightsNotFound,
+)
+from fresco_trt.files.canonical_json import excerpt
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.finite import all_finite
 from fresco_trt.models.flux.config import COMPONENTS, REPOSITORIES
 from fresco_trt.models.flux.parts import (
     PASS_FOLDER,
+    REBUILD,
     WHOLE_FOLDER,
     check_vocabulary,
     load_codec,
@@ -35,6 +47,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+_NO_MEMORY = re.compile("allocate memory|out of memory", re.IGNORECASE)
 _SHOWN = 80  # characters of a prompt that a warning repeats
 
 
@@ -133,30 +146,39 @@ class FluxPrompt:
 
         Warns (PromptWarning) where the prompt is cut and of words that have no token. Raises
         PlanError for a string that is not text, TypeError for another type, NonFiniteValues if an
-        encoder gives any.
+        encoder gives any, ComponentFailed or OutOfDeviceMemory for what a library raises.
         """
         import torch
 
         _require_text(prompt)
         positions, text_length = self._lengths
-        clip = self._pooled.ids(prompt, min(positions, self._pooled.limit))
-        words = self._sequence.ids(prompt, text_length)
+        with _using("tokenizer"):
+            clip = self._pooled.ids(prompt, min(positions, self._pooled.limit))
+        with _using("tokenizer_2"):
+            words = self._sequence.ids(prompt, text_length)
         self._warn_unknown(prompt)
-        with torch.no_grad():
+        with torch.no_grad(), _using("text_encoder"):
             pooled = self._encoder(clip).pooler_output
+        with torch.no_grad(), _using("text_encoder_2"):
             text = self._encoder_2(words)[0]
         for name, value in (("text_encoder", pooled), ("text_encoder_2", text)):
             _require_finite(value, f"the {name} of the pipeline folder")
         return {"pooled": pooled.float().contiguous(), "text": text.float().contiguous()}
 
     def tokens(self, prompt: str) -> int:
-        """As in the protocol, of the sequence encoder: the mark at the end is the prompt's."""
+        """As in the protocol, of the sequence encoder: the mark at the end is the prompt's. Raises
+        as a call does.
+        """
         _require_text(prompt)
-        return self._sequence.own(prompt, self._lengths[1])
+        with _using("tokenizer_2"):
+            return self._sequence.own(prompt, self._lengths[1])
 
     def _warn_unknown(self, prompt: str) -> None:
         """One warning for both encoders: in the demo they know the same words."""
-        unknown = [*self._pooled.unknown(prompt), *self._sequence.unknown(prompt)]
+        unknown = []
+        for part, tokens in (("tokenizer", self._pooled), ("tokenizer_2", self._sequence)):
+            with _using(part):
+                unknown += tokens.unknown(prompt)
         if unknown:
             _warn(f"the model knows no such words: {_short(' '.join(dict.fromkeys(unknown)))}")
 
@@ -246,12 +268,13 @@ class FluxDecoder:
     def __call__(self, latents: Tensor) -> npt.NDArray[np.uint8]:
         """Pictures uint8 [B,H,W,3] of normalised latents [B,C,h,w].
 
-        Raises NonFiniteValues where the VAE gives any.
+        Raises NonFiniteValues where the VAE gives any, ComponentFailed or OutOfDeviceMemory for
+        what its library raises.
         """
         import torch
 
         config = self._vae.config
-        with torch.no_grad():
+        with torch.no_grad(), _using("vae"):
             scaled = latents.cpu() / config.scaling_factor + config.shift_factor
             pictures = self._vae.decode(scaled).sample
         _require_finite(pictures, "the vae of the pipeline folder")
@@ -283,15 +306,40 @@ class FluxEncoder:
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         """Normalised latents float32 [B,C,h,w] of sRGB pictures uint8 [B,H,W,3].
 
-        The posterior's means: no draw is involved. Sides must be multiples of ``scale``.
+        The posterior's means: no draw is involved. Sides must be multiples of ``scale``. Raises
+        ComponentFailed or OutOfDeviceMemory for what the VAE's library raises.
         """
         import torch
 
         pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.no_grad():
+        with torch.no_grad(), _using("vae"):
             means = self._vae.encode(pictures).latent_dist.mean
         normalised: Tensor = (means - self.shift) * self.scaling
         return normalised
+
+
+@contextmanager
+def _using(part: str) -> Iterator[None]:
+    """What a library raises while a part runs, as ComponentFailed or OutOfDeviceMemory. A warning
+    that the caller has made an error stays what it is.
+    """
+    try:
+        yield
+    except (FrescoError, Warning):
+        raise
+    except Exception as error:
+        given = f"the {part} of the pipeline folder failed ({excerpt(error)})"
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            raise OutOfDeviceMemory(
+                given,
+                expected="enough memory to run it",
+                fix="use a smaller --size, or close other programs",
+            ) from error
+        raise ComponentFailed(
+            given,
+            expected="a part that runs",
+            fix=f"{REBUILD}; if it is one, report this with its config.json",
+        ) from error
 
 
 def _require_finite(value: Tensor, part: str) -> None:

@@ -21,7 +21,12 @@ from fresco_trt.models.checkpoint import (
     read_stand_ins,
     read_weights,
 )
-from fresco_trt.models.extent import check_extent, check_tokenizer
+from fresco_trt.models.extent import (
+    MAX_TOKENIZER_BYTES,
+    check_extent,
+    check_size,
+    check_tokenizer,
+)
 from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.folder import stored
 from fresco_trt.models.flux.settings import (
@@ -29,6 +34,8 @@ from fresco_trt.models.flux.settings import (
     CodecSettings,
     Settings,
     T5Settings,
+    TokenizerSettings,
+    TokenSettings,
     checked,
 )
 from fresco_trt.models.quiet import no_bar, no_report
@@ -102,39 +109,87 @@ def load_tokenizer(folder: Path, *, fix: str = REBUILD) -> Any:
     """The tokenizer in ``folder``; raises WeightsNotFound if it cannot be loaded, and
     UnsupportedWeights for one whose configuration names files elsewhere.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     untyped: Any = AutoTokenizer
-    with loading(folder, fix=fix):
-        for path in sorted(folder.iterdir()):
-            if not path.is_dir():
-                check_plain(path)
-        for name in ("tokenizer_config.json", "config.json"):
-            if (folder / name).is_file():
-                _refuse_elsewhere(folder / name, fix)
-        check_tokenizer(folder)
-        return untyped.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with loading(folder, fix=fix), no_report():
+        _check_tokenizer(folder, fix)
+        return untyped.from_pretrained(
+            folder,
+            config=PreTrainedConfig(),  # otherwise it looks for one, which names other classes
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+
+
+def _check_tokenizer(folder: Path, fix: str) -> None:
+    """Raise for files of a tokenizer that are none, or say what the library should not read."""
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            check_plain(path)
+            check_size(path, MAX_TOKENIZER_BYTES)
+    for name in ("tokenizer_config.json", "config.json"):
+        if (folder / name).is_file():
+            _refuse_elsewhere(folder / name, fix)
+    check_tokenizer(folder)
+    files: dict[str, type[Settings]] = {
+        "tokenizer_config.json": TokenizerSettings,
+        "special_tokens_map.json": TokenSettings,
+    }
+    for name, schema in files.items():
+        if (folder / name).is_file():
+            told = stored(folder / name)
+            own = {key: told[key] for key in told if not key.endswith(("_file", "_files"))}
+            checked(schema, own, str(folder / name), fix=fix)
+
+
+_LETTER = "\u2603"
+"""One that few vocabularies have."""
+
+_TRIED = 16  # tokens, over the marks of any tokenizer and under the length of any text
 
 
 def check_vocabulary(tokenizer: Any, encoder: Any, folder: Path, *, fix: str = REBUILD) -> None:
-    """Raise WeightsNotFound unless the encoder has an embedding for every token, and the tokenizer
-    makes tokens of any text, and padding.
+    """Raise WeightsNotFound unless the tokenizer does all that a request asks of it, with tokens
+    that the encoder has embeddings for and a mark where the encoder looks for it.
     """
-    size, known = encoder.config.vocab_size, tokenizer.get_vocab().values()
+    size = encoder.config.vocab_size
     with loading(folder, fix=fix):
-        # A letter that few vocabularies have, between the marks that a tokenizer adds on its own.
-        found = tokenizer("\u2603", verbose=False).input_ids
-    highest = max((*known, *found), default=-1)
+        if tokenizer.pad_token_id is None:
+            raise _wrong(f"{folder} has no padding token", "a pad_token in its vocabulary", fix)
+        found = _tried(tokenizer)
+    highest = max((*tokenizer.get_vocab().values(), *found), default=-1)
     if highest >= size:
-        raise WeightsNotFound(
-            f"{folder} has the token {highest}, its encoder knows {size} from 0",
-            expected="the tokenizer that belongs to the encoder",
-            fix=fix,
-        )
-    if tokenizer.pad_token_id is None:
-        raise WeightsNotFound(
-            f"{folder} has no padding token", expected="a pad_token in its vocabulary", fix=fix
-        )
+        given = f"{folder} has the token {highest}, its encoder knows {size} from 0"
+        raise _wrong(given, "the tokenizer that belongs to the encoder", fix)
+    if encoder.config.model_type == "clip_text_model":
+        mark = encoder.config.eos_token_id  # 2 is told of where the highest token is looked for
+        if mark not in (2, *found):
+            given = f"{folder} ends no prompt with the token {mark}, at which its encoder looks"
+            raise _wrong(given, "the tokenizer that belongs to the encoder", fix)
+
+
+def _tried(tokenizer: Any) -> set[int]:
+    """The tokens of a text that is padded and of one that is cut, as a request has them made.
+
+    Raises whatever the library does, and ValueError for another number of tokens.
+    """
+    found: set[int] = set()
+    for text in (_LETTER, f"{_LETTER} " * 2 * _TRIED):
+        whole = tokenizer(text, verbose=False).input_ids
+        tokenizer.decode(whole, skip_special_tokens=True)
+        made = tokenizer(
+            text, padding="max_length", truncation=True, max_length=_TRIED, return_tensors="pt"
+        ).input_ids
+        if tuple(made.shape) != (1, _TRIED):
+            raise ValueError(f"{tuple(made.shape)} tokens where {_TRIED} were asked for")
+        found |= {*whole, *made[0].tolist()}
+    marks = (tokenizer.unk_token_id, tokenizer.eos_token_id)
+    return found | {mark for mark in marks if mark is not None}
+
+
+def _wrong(given: str, expected: str, fix: str) -> WeightsNotFound:
+    return WeightsNotFound(given, expected=expected, fix=fix)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
-"""What the configurations of encoders and decoder may say: every setting that counts, in bounds.
+"""What the configurations of a pipeline's parts may say: every setting that counts, in bounds.
 
 Between a pipeline folder, which may come from anywhere, and the libraries that build from it. A
 library fills what is left out with its own defaults, keeps what it does not know as an attribute,
 and finds out what cannot be when it computes. So it is given the settings that are listed here and
 no others: those by which a part computes must be there, those that change what ``forward`` returns
 must be as they are, and whatever else a configuration holds is ignored on purpose: versions, names,
-dtypes, and settings of training and generation.
+dtypes, and settings of training and generation. A tokenizer's library reads the files itself, so
+there a setting that is not listed is refused.
 """
 
 from __future__ import annotations
@@ -142,6 +143,84 @@ class CodecSettings(Settings):
         return self
 
 
+# --- tokenizers -------------------------------------------------------------------------------
+
+
+class _Strict(Settings):
+    model_config = ConfigDict(extra="forbid")
+    made = "tokenizer"
+
+
+class AddedToken(_Strict):
+    """A token with how it is looked for."""
+
+    content: Annotated[str, Field(min_length=1, max_length=256)]
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
+    special: bool = False
+    written_as: Literal["AddedToken"] = Field("AddedToken", alias="__type")
+
+
+Token = Annotated[str, Field(min_length=1, max_length=256)] | AddedToken
+Tokens = Annotated[list[Token], Field(max_length=1024)]
+Flag = bool | None
+Name = Annotated[str, Field(max_length=4096)] | None
+
+
+class TokenSettings(_Strict):
+    """Of ``special_tokens_map.json``, which overrules the other file where it is there."""
+
+    bos_token: Token | None = None
+    eos_token: Token | None = None
+    unk_token: Token | None = None
+    pad_token: Token | None = None
+    sep_token: Token | None = None
+    cls_token: Token | None = None
+    mask_token: Token | None = None
+    additional_special_tokens: Tokens | None = None
+    extra_special_tokens: Tokens | Annotated[dict[str, Token], Field(max_length=1024)] | None = None
+
+
+class TokenizerSettings(TokenSettings):
+    """Of ``tokenizer_config.json``, without the names of files."""
+
+    tokenizer_class: str
+    # Where it is left out, or 10^30 as libraries then write, the encoder's own length stands.
+    model_max_length: Annotated[float, Field(ge=4)] | None = None
+    max_length: Whole | None = None
+    padding_side: Literal["right", "left"] = "right"
+    truncation_side: Literal["right", "left"] = "right"
+    truncation_strategy: Name = None
+    stride: Literal[0] = 0
+    pad_to_multiple_of: None = None
+    pad_token_type_id: Literal[0] = 0
+    extra_ids: Annotated[int, Field(ge=0, le=1024)] = 0
+    added_tokens_decoder: dict[Annotated[str, Field(pattern=r"^\d{1,7}$")], AddedToken] = Field(
+        default_factory=dict, max_length=1024
+    )
+    model_input_names: list[Literal["input_ids", "attention_mask", "token_type_ids"]] = []
+    add_bos_token: Flag = None
+    add_eos_token: Flag = None
+    add_prefix_space: Flag = None
+    clean_up_tokenization_spaces: Flag = None
+    do_lower_case: Flag = None
+    from_slow: Flag = None
+    is_local: Flag = None
+    legacy: Flag = None
+    local_files_only: Flag = None
+    split_special_tokens: Flag = None
+    trim_offsets: Flag = None
+    use_fast: Flag = None
+    backend: Name = None
+    chat_template: Name = None
+    errors: Name = None
+    name_or_path: Name = None
+    processor_class: Name = None
+    sp_model_kwargs: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+
+
 Kind = TypeVar("Kind", bound=Settings)
 
 
@@ -162,7 +241,9 @@ def _refuse(given: str, expected: str) -> NoReturn:
 
 
 def _said(detail: ErrorDetails, kind: type[Settings]) -> tuple[str, str]:
-    field = clipped(".".join(str(part) for part in detail["loc"]))
+    # Below the setting itself, what is no index is what pydantic calls one of several types.
+    first, *below = detail["loc"] or ("",)
+    field = clipped(".".join(map(str, (first, *(each for each in below if type(each) is int)))))
     if detail["type"] == "missing":
         return f"gives no {field}", f"what a {kind.made} computes by: no default stands in"
     if detail["type"] == "extra_forbidden":

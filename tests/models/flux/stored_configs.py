@@ -117,3 +117,58 @@ CONFIGS: dict[str, dict[str, Config]] = {
         },
     },
 }
+
+
+def _token(content: str, **more: bool) -> Config:
+    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    return {"content": content, **plain, **more}
+
+
+_MARKS = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
+_SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
+
+TOKENIZERS: list[Config] = [
+    {
+        "add_prefix_space": False,
+        "added_tokens_decoder": {
+            "49406": _token("<|startoftext|>", normalized=True, special=True),
+            "49407": _token("<|endoftext|>", special=True),
+        },
+        **_MARKS,
+        "clean_up_tokenization_spaces": True,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": 77,
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "CLIPTokenizer",
+        "unk_token": "<|endoftext|>",
+    },
+    {
+        "add_prefix_space": True,
+        "added_tokens_decoder": {"0": _token("<pad>", special=True)},
+        "additional_special_tokens": _SENTINELS,
+        "clean_up_tokenization_spaces": True,
+        "eos_token": "</s>",
+        "extra_ids": 100,
+        "legacy": True,
+        "model_max_length": 512,
+        "pad_token": "<pad>",
+        "sp_model_kwargs": {},
+        "tokenizer_class": "T5Tokenizer",
+        "unk_token": "<unk>",
+    },
+    {
+        "name_or_path": "openai/clip-vit-large-patch14",
+        "add_prefix_space": False,
+        **{name: {"__type": "AddedToken", **_token(each)} for name, each in _MARKS.items()},
+        "model_max_length": 1000000000000000019884624838656,
+        "pad_token": None,
+        "tokenizer_class": "CLIPTokenizer",
+        "unk_token": {"__type": "AddedToken", **_token("<|endoftext|>")},
+    },
+]
+TOKENS: list[Config] = [
+    {**{name: _token(each, normalized=True) for name, each in _MARKS.items()}, "pad_token": "!"},
+    {"additional_special_tokens": _SENTINELS, "eos_token": _token("</s>"), "unk_token": "<unk>"},
+]
+"""Of ``special_tokens_map.json``."""

@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fresco_trt.errors import (
+    ComponentFailed,
     FrescoError,
     NonFiniteValues,
+    OutOfDeviceMemory,
     PlanError,
     UnsupportedWeights,
     WeightsNotFound,
@@ -284,6 +286,78 @@ def test_a_part_that_gives_what_is_no_number_is_named(tmp_path: Path, part: str)
         use = partial(FluxPrompt(folder, FLUX_TINY.text_tokens), PROMPT)
     with pytest.raises(NonFiniteValues, match=f"^the {part} of the pipeline folder gave"):
         use()
+
+
+def broken(error: Exception) -> Any:
+    """A part that raises whatever is asked of it."""
+
+    class Broken:
+        model_max_length = 77
+        config: Any = type("Config", (), {"scaling_factor": 1.0, "shift_factor": 0.0})
+
+        def __call__(self, *arguments: object, **options: object) -> None:
+            raise error
+
+        decode = encode = __call__
+
+    return Broken()
+
+
+_PLACES: dict[str, Callable[[FluxPrompt], Any]] = {
+    "tokenizer": lambda prompt: (prompt._pooled, "_tokenizer"),
+    "tokenizer_2": lambda prompt: (prompt._sequence, "_tokenizer"),
+    "text_encoder": lambda prompt: (prompt, "_encoder"),
+    "text_encoder_2": lambda prompt: (prompt, "_encoder_2"),
+}
+_RAISED = [
+    RuntimeError("shape [1, -4]\n is \x1b[31m" + "invalid " * 500),
+    IndexError("list index"),
+    OverflowError("int too big"),
+    RecursionError("maximum depth"),
+    AttributeError("'tuple' object"),
+]
+
+
+@pytest.mark.parametrize("error", _RAISED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("part", [*_PLACES, "vae"])
+def test_a_part_that_fails_at_a_request_is_named(
+    prompt: FluxPrompt, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
+) -> None:
+    use: list[Callable[[], object]] = [partial(prompt, PROMPT)]
+    if part == "vae":
+        decoder, encoder = object.__new__(FluxDecoder), object.__new__(FluxEncoder)
+        decoder._vae = encoder._vae = broken(error)
+        use = [partial(decoder, torch.zeros(1, 4, 4, 4))]
+        use += [partial(encoder, torch.zeros(1, 8, 8, 3, dtype=torch.uint8).numpy())]
+    else:
+        monkeypatch.setattr(*_PLACES[part](prompt), broken(error))
+        use += [partial(prompt.tokens, PROMPT)] if part == "tokenizer_2" else []
+    for each in use:
+        with pytest.raises(ComponentFailed, match=f"^the {part} of the pipeline") as caught:
+            each()
+        assert caught.value.__cause__ is error
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) <= 500
+        assert type(error).__name__ in caught.value.given
+        assert "build the bundle again" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_a_part_without_memory_is_not_blamed(
+    prompt: FluxPrompt, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(prompt, "_encoder_2", broken(error))
+    with pytest.raises(OutOfDeviceMemory, match=r"text_encoder_2.*smaller --size"):
+        prompt(PROMPT)
+
+
+def test_a_warning_that_is_an_error_stays_a_warning(prompt: FluxPrompt) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PromptWarning)
+        with pytest.raises(PromptWarning):
+            prompt("a red apple " * 100)
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])

@@ -6,27 +6,35 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fresco_trt.errors import FrescoError, UnsupportedWeights
+from fresco_trt.errors import FrescoError, UnsupportedWeights, WeightsNotFound
 from fresco_trt.models.flux.components import COMPONENTS, FluxDecoder, FluxPrompt
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.family import FLUX
-from fresco_trt.models.flux.parts import load_codec, load_encoder
+from fresco_trt.models.flux.parts import (
+    check_vocabulary,
+    load_codec,
+    load_encoder,
+    load_tokenizer,
+)
 from fresco_trt.models.flux.settings import (
     ClipSettings,
     CodecSettings,
     Settings,
     T5Settings,
+    TokenizerSettings,
+    TokenSettings,
     checked,
 )
 from fresco_trt.models.weights import bundled_folder
 from tests.hostile import configs, weights
-from tests.models.flux.stored_configs import CONFIGS
+from tests.models.flux.stored_configs import CONFIGS, TOKENIZERS, TOKENS
 
 TINY = bundled_folder("flux-tiny")
 KINDS: Mapping[str, type[Settings]] = {
@@ -98,6 +106,8 @@ def test_what_is_no_configuration_is_refused(part: str) -> None:
 @pytest.mark.parametrize(
     "attack",
     [
+        configs.DOORS["tokenizer: {'model_max_length': -32}"],
+        configs.DOORS["tokenizer: {'unk_token': ''}"],
         configs.DOORS["text_encoder: num_attention_heads=-4"],
         configs.DOORS["text_encoder: return_dict=False"],
         configs.DOORS["text_encoder_2: relative_attention_max_distance=-1"],
@@ -114,6 +124,35 @@ def test_both_doors_refuse_it(attack: configs.Attack, folder: Path) -> None:
     for error in (built.value, opened.value):
         assert error.exit_code == 2
         assert str(error).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "settings"),
+    configs.TOKENS,
+    ids=[str(each)[:60] for *_, each in configs.TOKENS],
+)
+def test_what_no_tokenizer_has_is_refused(
+    part: str, name: str, settings: dict[str, Any], folder: Path
+) -> None:
+    configs.with_tokens(part, name, settings, folder)
+    encoder = tokens_of(part.replace("tokenizer", "text_encoder"))
+    with pytest.raises(FrescoError) as caught:
+        check_vocabulary(load_tokenizer(folder / part), encoder, folder / part)
+    assert isinstance(caught.value, UnsupportedWeights | WeightsNotFound)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value).replace(str(folder), "")) <= 500
+
+
+@cache
+def tokens_of(part: str) -> Any:
+    """The demo's encoder, which is not changed."""
+    return load_encoder(TINY / part)
+
+
+def test_a_prompt_that_does_not_end_where_its_encoder_looks_is_refused(folder: Path) -> None:
+    weights.changed_config("text_encoder/config.json", {"eos_token_id": 5}, folder)
+    with pytest.raises(WeightsNotFound, match="ends no prompt with the token 5"):
+        open_parts(folder)
 
 
 def test_another_default_cannot_be_asked_for(folder: Path) -> None:
@@ -153,3 +192,29 @@ def test_what_a_library_stores_today_is_taken(part: str, folder: Path) -> None:
     load(folder / part).save_pretrained(folder / "again" / part)
     told = json.loads((folder / "again" / part / "config.json").read_bytes())
     assert checked(KINDS[part], told, part, fix="") == checked(KINDS[part], own(part), part, fix="")
+
+
+@pytest.mark.parametrize("told", TOKENIZERS)
+def test_a_tokenizer_as_libraries_have_stored_it_is_taken(told: dict[str, Any]) -> None:
+    checked(TokenizerSettings, told, "tokenizer", fix="")
+
+
+@pytest.mark.parametrize("told", TOKENS)
+def test_special_tokens_as_libraries_have_stored_them_are_taken(told: dict[str, Any]) -> None:
+    checked(TokenSettings, told, "tokenizer", fix="")
+
+
+@pytest.mark.parametrize("length", [77, 512, int(1e30), 1e30, None])
+def test_a_length_that_libraries_write_is_taken(folder: Path, length: float | None) -> None:
+    settings = {"model_max_length": length}
+    weights.changed_config("tokenizer/tokenizer_config.json", settings, folder)
+    ours, theirs = (FluxPrompt(each, 16)("a red apple") for each in (folder, TINY))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("kind", ["CLIPTokenizer", "T5Tokenizer"])
+def test_what_a_tokenizer_stores_today_is_taken(kind: str, tmp_path: Path) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    getattr(transformers, kind)(model_max_length=77).save_pretrained(tmp_path)
+    load_tokenizer(tmp_path).save_pretrained(tmp_path)  # and again, with what loading adds
+    assert load_tokenizer(tmp_path).model_max_length == 77
