@@ -7,14 +7,13 @@ write to. A digest stands for every byte of a bundle, wherever the bundle is mov
 from __future__ import annotations
 
 import os
-import stat
-import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 from fresco_trt.bundle.manifest import Manifest
+from fresco_trt.errors import OutputNotWritable
 from fresco_trt.files.cache_folder import cache_folder
+from fresco_trt.files.private import is_private_file, is_private_folder
 
 FOLDER = "built"
 
@@ -26,12 +25,12 @@ def remember(manifest: Manifest) -> None:
     try:
         folder = _folder()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_private(folder, stat.S_ISDIR):
+        if not is_private_folder(folder):
             raise PermissionError(f"{folder} can be written to by others, or is theirs")
         mark = folder / manifest.digest
         mark.unlink(missing_ok=True)
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+    except (OSError, OutputNotWritable) as error:
         warnings.warn(
             f"it could not be noted that this user built the bundle ({error}); loading its engines"
             " will take trust, as those of a stranger's bundle",
@@ -47,22 +46,10 @@ def is_own(manifest: Manifest) -> bool:
     try:
         folder = _folder()
         mark = folder / manifest.digest
-        return _is_private(folder, stat.S_ISDIR) and _is_private(mark, stat.S_ISREG)
-    except (OSError, RuntimeError):
+        return is_private_folder(folder) and is_private_file(mark)
+    except (OSError, OutputNotWritable):
         return False
 
 
 def _folder() -> Path:
     return cache_folder() / FOLDER
-
-
-def _is_private(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    """Whether ``path`` itself, no link to it, is this user's, and writable to nobody else. Raises
-    OSError.
-    """
-    status = path.lstat()
-    if not is_kind(status.st_mode):
-        return False
-    if sys.platform == "win32":  # its files have no such owner; a home is its user's alone
-        return True
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import RLock
 from typing import Any, NoReturn
 
@@ -29,21 +31,25 @@ from fresco_trt.compile.captured import (
     refuse,
 )
 from fresco_trt.compile.counting import COUNT
-from fresco_trt.compile.messages import own_words, translate
+from fresco_trt.compile.messages import own_words, tell_once, translate
 from fresco_trt.compile.options import CompileOptions, chosen_library, library
-from fresco_trt.compile.store import GRAPH, SCHEMA, EngineStore, Entry
+from fresco_trt.compile.store import DAMAGE, GRAPH, SCHEMA, EngineStore, Entry
 from fresco_trt.errors import (
+    BackendUnavailable,
     BuildError,
+    DiskFull,
     EngineFailed,
     ExportError,
     FrescoError,
     InvalidPlan,
     OutOfDeviceMemory,
+    OutputNotWritable,
     UnsupportedGraph,
     UnsupportedPrecision,
 )
 from fresco_trt.files.cache_folder import cache_folder
 from fresco_trt.files.canonical_json import build_key
+from fresco_trt.files.process_folder import process_folder
 from fresco_trt.lower.record import packages
 from fresco_trt.models.fingerprint import Fingerprint
 from fresco_trt.models.weights import tensors_digest
@@ -54,8 +60,10 @@ _log = logging.getLogger(__name__)
 Run = Callable[[Sequence[Any], Sequence[Tensor]], Sequence[Tensor]]
 """Outputs from the arguments of a graph, and from those of them that an engine takes."""
 
-# What is wrong with the graph, for which torch has the remedy. All else is wrong with the request
-# or the machine (a library that is not there, a folder that cannot be written) and is raised.
+_NO_ROOM = (OutputNotWritable, DiskFull)
+
+# What is wrong with the graph or with the disks, for which torch has the remedy. All else is wrong
+# with the request or the machine (a library that is not there) and is raised.
 _FALL_BACK = (
     UnsupportedGraph,
     InvalidPlan,
@@ -64,6 +72,7 @@ _FALL_BACK = (
     UnsupportedPrecision,
     EngineFailed,
     OutOfDeviceMemory,
+    *_NO_ROOM,
 )
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -111,8 +120,8 @@ class CompiledGraph:
     def __call__(self, *arguments: Any) -> Sequence[Tensor]:
         """The outputs as new tensors, on the device of the inputs.
 
-        Raises UnsupportedGraph with the option ``strict``, BackendUnavailable, OutputNotWritable or
-        DiskFull; and what torch raises, where it runs the graph.
+        Raises UnsupportedGraph with the option ``strict``, BackendUnavailable, and what an engine
+        raises when it runs, or torch, where it runs the graph.
         """
         weights, tensors, others = self._captured.split(arguments)
         weights += self._constants
@@ -145,14 +154,19 @@ class CompiledGraph:
 
 
 def _engine(captured: Captured, arguments: Sequence[Any], options: CompileOptions) -> Run:
-    """The run of an engine that is in the cache, or is built now."""
+    """The run of an engine that is in the cache, or is built now; without a cache, for this process
+    alone.
+    """
     check_circumstances(arguments)
     check_graph(captured)
     made = _Making.of(captured, arguments, options)
-    entry = made.found()
-    runner = made.backend.load(entry.folder, entry)
-    runner.__enter__()  # freed with its session, when the run below is dropped
-    return _run(runner)
+    try:
+        return made.kept()
+    except _NO_ROOM as error:
+        translate(error)
+        place = str(options.cache)
+        tell_once(_log, "no cache", place, f"engines are built for this process alone: {error}")
+        return made.passing()
 
 
 def _run(runner: Runner) -> Run:
@@ -176,7 +190,8 @@ class _Making:
     signature: GraphSignature
     precision: str
     backend: Backend
-    store: EngineStore
+    tensors: Sequence[Tensor]
+    cache: Path | None
 
     @classmethod
     def of(cls, captured: Captured, arguments: Sequence[Any], options: CompileOptions) -> _Making:
@@ -197,20 +212,62 @@ class _Making:
             signature=captured.signature(tensors, probe(bound, tensors)),
             precision=_precision(bound, chosen),
             backend=chosen,
-            store=EngineStore(cache_folder(options.cache)),
+            tensors=tensors,
+            cache=options.cache,
         )
 
-    def found(self) -> Entry:
-        """The engine on disk, built if it is not there; counted as what it was."""
+    def kept(self) -> Run:
+        """The engine of the cache: built if it is not there, or not what it should be, which is
+        told. Counted as what it was. Raises OutputNotWritable or DiskFull where there is no cache.
+        """
+        store = EngineStore(cache_folder(self.cache), native=bool(self.backend.native_code))
         parts = identity(self.captured, self.bound, self.signature, self.backend)
         key = build_key(parts)
-        entry = self.store.find(key)
-        if entry is not None:
-            COUNT.reused()
-            return entry
-        entry = self.store.build(key, parts, self.signature, self._build)
+        damage: Exception | None = None
+        try:
+            entry = store.find(key, self.signature)
+            if entry is not None:
+                run = self._tried(entry)
+                COUNT.reused()
+                return run
+        except (*DAMAGE, EngineFailed) as error:
+            damage = error
+            given = f"the engine {key[:12]} in {store.folder} is damaged: {error.given}"
+            tell_once(_log, "damaged", str(store.folder), given)
+        entry = store.build(key, parts, self.signature, self._build, replace=damage is not None)
         COUNT.built()
-        return entry
+        return self._loaded(entry)
+
+    def passing(self) -> Run:
+        """The engine, built in a folder that is gone once it is loaded. Raises OutputNotWritable or
+        DiskFull where temporary files have no room either.
+        """
+        with _temporary() as folder:
+            entry = EngineStore(folder).build(GRAPH, {}, self.signature, self._build)
+            COUNT.built()
+            return self._loaded(entry)
+
+    def _tried(self, entry: Entry) -> Run:
+        """The engine, which ran once: right digests do not say that a file is an engine of this
+        signature. Raises EngineFailed for what it was found to be.
+        """
+        try:
+            run = self._loaded(entry)
+            run((), self.tensors)
+        except (BackendUnavailable, OutOfDeviceMemory, EngineFailed):
+            raise
+        except Exception as error:  # a library raises whatever the bytes lead it to
+            raise EngineFailed(
+                f"{type(error).__name__}: {error}",
+                expected="an engine as it was built",
+                fix="remove that engine from the cache",
+            ) from error
+        return run
+
+    def _loaded(self, entry: Entry) -> Run:
+        runner = self.backend.load(entry.folder, entry)
+        runner.__enter__()  # freed with its session, when the run below is dropped
+        return _run(runner)
 
     def _build(self, folder: Path) -> tuple[str, ...]:
         from fresco_trt.lower.export import export_stages
@@ -226,6 +283,21 @@ class _Making:
         if self.backend.describe().graph_format == "onnx":
             (graph,) = export_stages([graph], folder)
         return self.backend.build(graph, BuildOptions(folder=folder, precision=self.precision))
+
+
+@contextmanager
+def _temporary() -> Iterator[Path]:
+    """A folder of this process's own, which is gone afterwards. Raises OutputNotWritable."""
+    try:
+        folder = TemporaryDirectory(dir=process_folder(), ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OutputNotWritable(
+            f"an engine has no room, neither in the cache nor in a temporary folder ({error})",
+            expected="one of them to write to",
+            fix="set TMPDIR to a folder that can be written",
+        ) from error
+    with folder as name:
+        yield Path(name)
 
 
 # --- identity ---------------------------------------------------------------------------------

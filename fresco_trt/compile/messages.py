@@ -6,6 +6,7 @@ bundle and no flag, but the options of :func:`fresco_trt.compile.compile_graph`.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,16 @@ def short_line(text: str) -> str:
     """A text without line breaks, terminal codes and what no reader would get to."""
     line = one_line(text)
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def tell_once(log: logging.Logger, kind: str, place: str, text: str) -> None:
+    """Warn of what is wrong with the cache in a place, the first time in the process."""
+    level = logging.INFO if (kind, place) in _TOLD else logging.WARNING
+    _TOLD.add((kind, place))
+    log.log(level, "%s", short_line(text))
+
+
+_TOLD: set[tuple[str, str]] = set()
 
 
 def _fix(error: FrescoError) -> str:

@@ -115,8 +115,12 @@ def _library_name(value: object) -> str | None:
 
 
 def _folder(value: object) -> Path | None:
-    if value is None or (isinstance(value, str | os.PathLike) and os.fspath(value)):
-        return None if value is None else Path(value)
+    if value is None:
+        return None
+    if isinstance(value, str | os.PathLike):
+        path = os.fspath(value)
+        if isinstance(path, str) and path and "\0" not in path:
+            return Path(path)
     raise _refused(f"cache={value!r}", "the path of a folder", "pass one, or leave it out")
 
 

@@ -228,7 +228,7 @@ def disk_full(target: Path) -> DiskFull:
     """The error for a disk that filled up while ``target`` was written."""
     return DiskFull(
         f"the disk that holds {quoted(str(target.parent))} is full",
-        expected="room for the whole bundle beside the one it replaces",
+        expected="room for the whole folder beside the one it replaces",
         fix="free some space there, or choose another disk with --out",
     )
 

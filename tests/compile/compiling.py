@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch._dynamo.backends.registry import list_backends, register_backend
 
 from fresco_trt.compile import Counters, compile_graph, counters
 from fresco_trt.compile.store import ENTRY
+from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
 # The entry point works once the package is installed with it; a checkout registers the function.
 if "fresco_trt" not in list_backends():
@@ -50,3 +52,21 @@ def since(before: Counters) -> tuple[int, int, int]:
 def entries(cache: Path) -> list[Path]:
     """The engines of a cache, each a folder."""
     return sorted(path.parent for path in cache.glob(f"*/*/{ENTRY}"))
+
+
+SIGNATURE = GraphSignature(
+    inputs=(TensorSpec(name="x", dtype="float32", shape=(1,)),),
+    outputs=(TensorSpec(name="y", dtype="float32", shape=(1,)),),
+)
+KEY = "0" * 64
+
+
+def filled(content: bytes) -> Callable[[Path], tuple[str, ...]]:
+    """What builds an engine with that content."""
+
+    def make(folder: Path) -> tuple[str, ...]:
+        (folder / "engine").write_bytes(content)
+        (folder / "left over").write_bytes(b"what it was made from")
+        return ("engine",)
+
+    return make

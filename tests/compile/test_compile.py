@@ -44,8 +44,7 @@ from fresco_trt.errors import (
     UnsupportedGraph,
 )
 from fresco_trt.files.cache_folder import cache_folder
-from fresco_trt.plan.signature import GraphSignature, TensorSpec
-from tests.compile.compiling import Small, compiled, entries, since
+from tests.compile.compiling import KEY, SIGNATURE, Small, compiled, entries, filled, since
 from tests.shallow import shallow_transformer
 
 ROOT = Path(__file__).parents[2]
@@ -262,22 +261,6 @@ def test_a_damaged_entry_is_built_again_and_told(
     assert since(before) == (2, 1, 0)
 
 
-SIGNATURE = GraphSignature(
-    inputs=(TensorSpec(name="x", dtype="float32", shape=(1,)),),
-    outputs=(TensorSpec(name="y", dtype="float32", shape=(1,)),),
-)
-KEY = "0" * 64
-
-
-def filled(content: bytes) -> Callable[[Path], tuple[str, ...]]:
-    def make(folder: Path) -> tuple[str, ...]:
-        (folder / "engine").write_bytes(content)
-        (folder / "left over").write_bytes(b"what it was made from")
-        return ("engine",)
-
-    return make
-
-
 def test_the_first_of_two_writers_of_a_key_stays_and_the_other_reads_it(cache: Path) -> None:
     first, second = EngineStore(cache), EngineStore(cache)
 
@@ -287,8 +270,8 @@ def test_the_first_of_two_writers_of_a_key_stays_and_the_other_reads_it(cache: P
 
     entry = second.build(KEY, {}, SIGNATURE, make)
     assert (entry.folder / "engine").read_bytes() == b"one"
-    assert first.find(KEY) == second.find(KEY) == entry
-    assert {path.name for path in (cache / "compile-1").iterdir()} == {KEY, "weights"}
+    assert first.find(KEY, SIGNATURE) == second.find(KEY, SIGNATURE) == entry
+    assert {path.name for path in (cache / "compile-2").iterdir()} == {KEY, "weights"}
 
 
 def test_nothing_is_left_of_a_build_that_failed(cache: Path) -> None:
@@ -300,8 +283,8 @@ def test_nothing_is_left_of_a_build_that_failed(cache: Path) -> None:
 
     with pytest.raises(BuildError):
         store.build(KEY, {}, SIGNATURE, make)
-    assert list((cache / "compile-1").iterdir()) == []
-    assert store.find(KEY) is None
+    assert list((cache / "compile-2").iterdir()) == []
+    assert store.find(KEY, SIGNATURE) is None
 
 
 def test_large_files_with_equal_content_are_on_the_disk_once(cache: Path) -> None:
@@ -310,7 +293,7 @@ def test_large_files_with_equal_content_are_on_the_disk_once(cache: Path) -> Non
     found = [store.build(key, {}, SIGNATURE, filled(large)) for key in keys[:2]]
     files = {(entry.folder / "engine").stat().st_ino for entry in found}
     assert len(files) == 1
-    (kept,) = (cache / "compile-1" / "weights").iterdir()
+    (kept,) = (cache / "compile-2" / "weights").iterdir()
     kept.unlink()
     kept.write_bytes(b"spoiled")
     os.link(kept, cache / "held")  # or it would be swept as no longer used
@@ -323,7 +306,7 @@ def test_a_shared_file_that_no_engine_has_any_more_is_swept(cache: Path) -> None
     entry = store.build(KEY, {}, SIGNATURE, filled(os.urandom(1_100_000)))
     shutil.rmtree(entry.folder)
     store.build("1" * 64, {}, SIGNATURE, filled(b"small"))
-    assert list((cache / "compile-1" / "weights").iterdir()) == []
+    assert list((cache / "compile-2" / "weights").iterdir()) == []
 
 
 def test_the_cache_is_where_the_option_the_variable_or_the_user_says(
@@ -460,6 +443,8 @@ WRONG = [
     ({"backend": 3}, "backend=3"),
     ({"cache": ""}, "cache=''"),
     ({"cache": 7}, "cache=7"),
+    ({"cache": b"cache"}, "cache=b'cache'"),
+    ({"cache": "a\0b"}, "cache='a.x00b'"),
     ({"strict": "yes"}, "strict='yes'.*expected True or False"),
 ]
 

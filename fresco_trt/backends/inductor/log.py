@@ -17,7 +17,7 @@ from typing import Any
 
 from fresco_trt.backends.inductor.runtime import CXX_RUNTIME
 from fresco_trt.backends.transformer import torch_version
-from fresco_trt.errors import BuildError
+from fresco_trt.errors import BuildError, OutputNotWritable
 from fresco_trt.files.cache_folder import cache_folder
 
 FOLDER = "logs"
@@ -92,7 +92,6 @@ def _tell(said: list[str], line: str) -> None:
 
 def kept(what: str, commands: list[str], error: BuildError) -> str:
     """Write the log: where it is; where it cannot be written, the last command, which links."""
-    path = cache_folder() / FOLDER / f"{what}.log"
     lines = (
         *format_exception(error),
         f"torch {torch_version()}, Python {sys.version}",
@@ -101,9 +100,10 @@ def kept(what: str, commands: list[str], error: BuildError) -> str:
         *commands,
     )
     try:
+        path = cache_folder() / FOLDER / f"{what}.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
-    except OSError as reason:
+    except (OSError, OutputNotWritable) as reason:
         last = commands[-1] if commands else "none"
         return f"no log was written ({reason}), the last command was: {last}"
     return f"the commands and what the compiler was told are in {path}"
