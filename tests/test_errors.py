@@ -52,6 +52,7 @@ TREE = {
     "SignatureMismatch": (errors.RunError, 1),
     "EngineFailed": (errors.RunError, 1),
     "NonFiniteValues": (errors.RunError, 1),
+    "ComponentFailed": (errors.RunError, 1),
     "OutOfDeviceMemory": (errors.RunError, 1),
     "Cancelled": (errors.RunError, 1),
     "VerificationFailed": (errors.RunError, 1),

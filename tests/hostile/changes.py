@@ -21,7 +21,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from tests.hostile import configs, weights
 from tests.hostile.digests import MANIFEST, make_right, manifest_of, replaced, sealed
+from tests.hostile.weights import part_of
 
 OUTSIDE = "outside"
 """The folder beside the bundle that nothing may read: the canary of escapes."""
@@ -155,7 +157,8 @@ def _edited(random: Random, told: Any) -> tuple[str, bool]:
     if _holds(before, other) or _holds(other[at], holder):
         other, at = holder, key
     holder[key], other[at] = other[at], holder[key]
-    return f"{name} exchanged with {at!r}", True
+    numbers = all(type(each) in (int, float) for each in (holder[key], other[at]))
+    return f"{name} exchanged with {at!r}", not numbers
 
 
 def _holds(value: object, container: object) -> bool:
@@ -172,7 +175,31 @@ def _short(value: object) -> str:
 
 def json_value(folder: Path, random: Random) -> Change | None:
     """One place of a JSON file of the pipeline or the transformer."""
-    path = random.choice(_files(folder, ".json"))
+    return _json_value(folder, random.choice(_files(folder, ".json")), random)
+
+
+def component_setting(folder: Path, random: Random) -> Change | None:
+    """One place of what an encoder, a tokenizer or the decoder is configured by."""
+    paths = [
+        *configs.CONFIGS,
+        "tokenizer/tokenizer_config.json",
+        "tokenizer_2/tokenizer_config.json",
+    ]
+    return _json_value(folder, part_of(folder, random.choice(paths)), random)
+
+
+def component_attack(folder: Path, random: Random) -> Change | None:
+    """A setting, a token or a type of numbers that no part has."""
+    said = random.choice(list(_ATTACKS))
+    _ATTACKS[said](folder)
+    make_right(folder)
+    return Change("component", ascii(said), True)
+
+
+_ATTACKS = configs.DOORS | weights.RETYPED
+
+
+def _json_value(folder: Path, path: Path, random: Random) -> Change:
     told = json.loads(path.read_bytes())
     said, structure = _edited(random, told)
     replaced(path, _written(told))
@@ -602,6 +629,8 @@ def _name(folder: Path, path: Path) -> str:
 
 _MAKERS: tuple[Maker, ...] = (
     json_value,
+    component_setting,
+    component_attack,
     json_bytes,
     manifest_value,
     file_bytes,
@@ -610,4 +639,4 @@ _MAKERS: tuple[Maker, ...] = (
     safetensors,
     graph,
 )
-_WEIGHTS = (8, 1, 5, 3, 1, 2, 3, 4)
+_WEIGHTS = (8, 4, 3, 1, 5, 3, 1, 2, 3, 4)

@@ -148,7 +148,7 @@ class CodecSettings(Settings):
 
 class _Strict(Settings):
     model_config = ConfigDict(extra="forbid")
-    made = "tokenizer"
+    made = "a tokenizer"
 
 
 class AddedToken(_Strict):
@@ -245,8 +245,8 @@ def _said(detail: ErrorDetails, kind: type[Settings]) -> tuple[str, str]:
     first, *below = detail["loc"] or ("",)
     field = clipped(".".join(map(str, (first, *(each for each in below if type(each) is int)))))
     if detail["type"] == "missing":
-        return f"gives no {field}", f"what a {kind.made} computes by: no default stands in"
+        return f"gives no {field}", f"what {kind.made} computes by: no default stands in"
     if detail["type"] == "extra_forbidden":
-        return f"has {field}={quoted(detail['input'])}", f"settings of a {kind.made}, no others"
+        return f"has {field}={quoted(detail['input'])}", f"settings of {kind.made}, no others"
     given = detail.get("ctx", {}).get("given") or f"{field}={quoted(detail['input'])}"
     return f"has {clipped(given)}", clipped(detail["msg"].removeprefix("Input should be "), 150)
