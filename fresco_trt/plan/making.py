@@ -20,12 +20,11 @@ from fresco_trt.plan.presets import Preset, is_falling
 from fresco_trt.plan.refinement import DEFAULT_WINDOW, Selection, TokenRefinement
 from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas
 from fresco_trt.plan.sizes import Size, stage_grids
-from fresco_trt.plan.stages import Action, Stage, StagePlan, Transition
+from fresco_trt.plan.stages import MAX_STEPS, Action, Stage, StagePlan, Transition
 
 DEFAULT_PRESET = "balanced"
 DEFAULT_STAGES = 3
 MIN_SHIFT, MAX_SHIFT = 0.01, 100
-MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
 
 
 def make_plan(

@@ -33,6 +33,8 @@ from fresco_trt.plan.stage import Solver as Solver
 from fresco_trt.plan.stage import Stage as Stage
 from fresco_trt.plan.stage import Transition as Transition
 
+MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
+
 SIGMA_TOLERANCE = 1e-6
 """Sigmas this close are one sigma: they were computed along two routes in double precision."""
 
@@ -58,11 +60,11 @@ class StagePlan:
     mixed grid is numbered in, or "aligned": every query's own. ``cache`` predicts what bypass steps
     start from; a plan has it if and only if it has such steps. Raises InvalidPlan unless: there is
     one transition between each two stages; the first starts at or below 1 and the last, at scale 1
-    and in the size's proportions, ends at 0; no grid is coarser than the one before, and its sides
-    follow its scale; neighbours meet at the transition's sigmas; a rewind from s to a grid r times
-    finer restarts at r*s/(1+(r-1)*s); a mixed grid doubles the whole one before it, stays until
-    every token is expanded, and is not the last; and the refinements leave a token coarse and look
-    back over no more steps than there are.
+    and in the size's proportions, ends at 0; there are at most :data:`MAX_STEPS` steps; no grid is
+    coarser than the one before, and its sides follow its scale; neighbours meet at the transition's
+    sigmas; a rewind from s to a grid r times finer restarts at r*s/(1+(r-1)*s); a mixed grid
+    doubles the whole one before it, stays until every token is expanded, and is not the last; and
+    the refinements leave a token coarse and look back over no more steps than there are.
     """
 
     model: str
@@ -75,6 +77,7 @@ class StagePlan:
     cache: CachePlan | None = None
 
     def __post_init__(self) -> None:
+        _check_length(self)
         _check_ends(self)
         _check_choices(self)
         _check_cache(self)
@@ -199,6 +202,11 @@ class StagePlan:
         """SHA-256, in hex, of the canonical JSON: equal plans and only those have equal digests."""
         canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _check_length(plan: StagePlan) -> None:
+    if plan.nfe > MAX_STEPS:
+        raise _invalid(f"a plan of {plan.nfe} steps", f"at most {MAX_STEPS}")
 
 
 def _check_ends(plan: StagePlan) -> None:

@@ -15,7 +15,6 @@ from fresco_trt.errors import IncompatibleOptions, InvalidPlan, PlanError, error
 from fresco_trt.plan.cache_schedule import check_read
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import SUMMARY_KEYS
-from fresco_trt.plan.making import check_steps
 from fresco_trt.plan.sizes import stage_grids
 from fresco_trt.plan.stages import SIGMA_TOLERANCE, StagePlan
 
@@ -81,7 +80,6 @@ def check_plan(plan: StagePlan, facts: ModelFacts) -> None:
     """Raise InvalidPlan unless the model can draw ``plan``."""
     for given, expected in plan_problems(plan, facts):
         raise InvalidPlan(f"{given}, for {facts.name}", expected=expected, fix=_MAKE)
-    check_steps(plan.nfe)
 
 
 def plan_problems(plan: StagePlan, facts: ModelFacts) -> Iterator[tuple[str, str]]:

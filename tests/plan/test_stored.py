@@ -21,6 +21,14 @@ TINY = model_facts("flux-tiny")
 PLAN = make_plan(TINY, stages=3, preset="fast", cache="hicache,interval=2,warmup_steps=1")
 
 
+@pytest.mark.parametrize("steps", [(1001,), (600, 401), (40_000,)])
+def test_a_plan_has_no_more_steps_than_a_model_has_levels(steps: tuple[int, ...]) -> None:
+    """Whoever makes it: a preset, a file, a manifest."""
+    preset = Preset(steps=steps, switch=(0.5,) * (len(steps) - 1))
+    with pytest.raises(InvalidPlan, match=rf"a plan of {sum(steps)} steps; expected at most 1000"):
+        plan_from_preset(TINY, preset)
+
+
 def stored(folder: Path, value: Any) -> Path:
     path = folder / "plan.json"
     path.write_text(value if isinstance(value, str) else json.dumps(value))
