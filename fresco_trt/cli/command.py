@@ -1,4 +1,7 @@
-"""Commands that know the options they once had: an old name is refused by its new spelling."""
+"""Commands that know the options they once had, and which of their options are paths.
+
+An old name is refused by its new spelling; a path that the system takes nowhere, by its option.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand
 
-from fresco_trt.errors import PlanError
+from fresco_trt.errors import PlanError, one_line
+from fresco_trt.plan.paths import check_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,11 +36,41 @@ RENAMED: Mapping[str, tuple[str, str]] = {
 """Each old option, and what could be one, with the one that it is part of and an example of how."""
 
 
+PATHS = frozenset(
+    (
+        "engines",
+        "folder",
+        "graphs",
+        "key",
+        "out",
+        "pictures",
+        "pipeline",
+        "plan_file",
+        "prompts",
+        "verify_key",
+        "weights",
+    )
+)
+"""What is a path, or may be one, by the name of the parameter."""
+
+
 class Command(TyperCommand):
-    """A command that refuses an old option by its new spelling, where it has that."""
+    """A command that refuses an old option by its new spelling, where it has that, and a path that
+    no system call takes.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As click's. Raises PlanError for an option of :data:`RENAMED`."""
+        """As click's. Raises PlanError for an option of :data:`RENAMED`, and InvalidArgument for a
+        path as :func:`check_path`.
+        """
+        rest = self._parsed(ctx, args)
+        for each in self.params:
+            value = ctx.params.get(each.name) if each.name in PATHS else None
+            if value is not None:
+                check_path(f"{each.opts[0]} {one_line(str(value))[:60]}", value)
+        return rest
+
+    def _parsed(self, ctx: Any, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
         except Exception as error:

@@ -11,8 +11,9 @@ import os
 import sys
 from pathlib import Path
 
-from fresco_trt.errors import FrescoError, InvalidArgument
+from fresco_trt.errors import FrescoError
 from fresco_trt.files.atomic_file import writing
+from fresco_trt.plan.paths import refused_path
 
 STANDARD_OUTPUT = "standard output"
 
@@ -54,11 +55,7 @@ def refused(error: OSError) -> FrescoError | None:
     if error.errno == errno.EPIPE:
         return None
     if error.filename is not None:
-        return InvalidArgument(
-            f"{error.filename} cannot be used: {error.strerror or error}",
-            expected="a path that this system takes and this user may use",
-            fix="pass another path",
-        )
+        return refused_path(error)
     try:
         with writing(Path(STANDARD_OUTPUT)):
             raise error

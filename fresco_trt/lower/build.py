@@ -136,7 +136,7 @@ def build(
         preset=None if preset is None else preset_of(preset, None, None),
         size=optional(size_of, "size", size),
         cache=cache,
-        weights=weights if isinstance(weights, str) else _path(weights),
+        weights=_path(weights),
         backend=optional(word, "backend", backend),
         precision=precision,
         target=target,
@@ -145,8 +145,11 @@ def build(
     return run(request).bundle.folder
 
 
-def _path(weights: Path | None) -> str | None:
-    return None if weights is None else str(place("weights", weights))
+def _path(weights: str | Path | None) -> str | None:
+    if weights is None:
+        return None
+    found = place("weights", weights)
+    return weights if isinstance(weights, str) else str(found)  # "./random" is a folder
 
 
 def run(request: BuildRequest, *, progress: Progress = silent) -> Built:

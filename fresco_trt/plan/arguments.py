@@ -17,6 +17,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fresco_trt.errors import FrescoError, IncompatibleOptions, InvalidArgument, one_line
+from fresco_trt.plan.paths import check_path, paths_refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,11 +93,11 @@ def in_python(spellings: Mapping[str, Spelling] | None = None) -> Iterator[None]
 
 
 def python_door(public: Callable[P, R]) -> Callable[P, R]:
-    """A public function whose errors are those of :func:`in_python`."""
+    """A public function whose errors are those of :func:`in_python` and :func:`paths_refused`."""
 
     @wraps(public)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with in_python():
+        with in_python(), paths_refused():
             return public(*args, **kwargs)
 
     return call
@@ -154,9 +155,10 @@ def unicode(name: str, value: Any) -> str:
 
 
 def place(name: str, value: Any) -> Path:
-    """A path, or a text that is one. Raises InvalidArgument."""
+    """A path that the system takes, or a text that is one. Raises InvalidArgument."""
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise _invalid(name, value, "a path, or a text that is one", '"folder"')
+    check_path(f"{name}={_shown(value)}", value)
     from pathlib import Path
 
     return Path(value)
@@ -226,8 +228,11 @@ def _preset(preset: Any) -> PresetConfig:
 
 
 def _invalid(name: str, value: object, expected: str, example: str) -> InvalidArgument:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"a {type(value).__name__}"
     return InvalidArgument(
-        f"{name}={shown}", expected=expected, fix=f"pass one like {name}={example}"
+        f"{name}={_shown(value)}", expected=expected, fix=f"pass one like {name}={example}"
     )
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"a {type(value).__name__}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, get_args, get_origin, get_type_hints
 
 from fresco_trt.errors import PlanError
+from fresco_trt.plan.paths import check_path
 
 _KINDS: dict[type, tuple[str, str]] = {
     bool: ("true or false", "true"),
@@ -34,7 +35,7 @@ class Config:
     A field is a bool, an int, a float, a str or a Path, or None where that is its default, or a
     tuple of words or of whole numbers. The head may be left out of a spelling where its default is
     empty. Raises PlanError for a value of another type, and for a text that is empty or has spaces
-    around it.
+    around it, and InvalidArgument for a path that the system takes nowhere.
     """
 
     option: ClassVar[str]
@@ -51,6 +52,8 @@ class Config:
                     expected=field.expected,
                     fix=f"write {name} like {field.example!r}, without spaces around it",
                 )
+            if isinstance(value, Path):
+                check_path(f"{name}, a path in {self.option}", value)
 
     def __str__(self) -> str:
         """The spelling, of which :meth:`parse` is the exact inverse."""

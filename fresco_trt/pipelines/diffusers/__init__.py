@@ -29,6 +29,7 @@ from fresco_trt.plan.arguments import (
     word,
 )
 from fresco_trt.plan.config import CacheConfig, PresetConfig
+from fresco_trt.plan.paths import paths_refused
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,7 +76,7 @@ def enable(
     shares the engines, as it shares the transformer; a deep or a pickled one is enabled anew, where
     it is made, and raises what ``enable`` does.
     """
-    with in_python(OF_A_CALL):
+    with in_python(OF_A_CALL), paths_refused():
         named = preset_of(preset, delta, shift)
         choices = Choices(
             model=optional(word, "model", model),
