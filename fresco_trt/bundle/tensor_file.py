@@ -72,7 +72,7 @@ def _record(
         wanted = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
         if values.keys() != wanted.keys():
             raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise unusable(path, "its header is not one", command) from error
     for name, text in wanted.items():
         if type(values[name]) is not _KINDS[text]:

@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from fresco_trt.errors import DigestMismatch, ManifestInvalid
@@ -95,6 +96,14 @@ def bounded_json(
         invalid(f"{name} holds a {type(raw).__name__}", "one JSON object")
     _check_extent(raw, name, most_values)
     return raw
+
+
+def bounded_file(path: Path, *, most_bytes: int) -> dict[str, Any]:
+    """The JSON object in a file, of which no more is read than it may have. Raises OSError, and
+    ManifestInvalid as :func:`bounded_json`.
+    """
+    with path.open("rb") as file:
+        return bounded_json(file.read(most_bytes + 1), path.name, most_bytes=most_bytes)
 
 
 def _check_extent(raw: dict[str, Any], name: str, most_values: int) -> None:

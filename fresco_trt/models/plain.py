@@ -151,7 +151,7 @@ def _check_format(what: str, name: str, value: Tensor, *, scaled: bool) -> None:
     try:
         note = json.loads(bytes(value.flatten().tolist()))
         form = note.get("format")
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         form = None
     if form not in ("float8_e4m3fn", "float8_e5m2") or not scaled:
         raise _unsupported(what, f"hold a layer of the format {form}, said by {name}")

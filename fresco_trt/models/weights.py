@@ -11,7 +11,6 @@ packaged model whose prompt encoders, tokenizers, scheduler and decoder are its 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -132,10 +131,12 @@ def tensors_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 def _shared_model(path: Path) -> str:
     """The packaged model that a ``shares.json`` names, one that has its parts to itself."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stored = read_object(path)
+    except WeightsNotFound as error:
+        raise _wrong_shares(error.given) from error
+    except OSError as error:
         raise _wrong_shares(f"{path} cannot be read ({error})") from error
-    if not isinstance(stored, dict) or stored.keys() != {"parts_of"}:
+    if stored.keys() != {"parts_of"}:
         raise _wrong_shares(f"{path} holds something else")
     name = stored["parts_of"]
     indices = sorted(FAMILIES.glob("*/weights/*/model_index.json"))

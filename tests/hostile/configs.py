@@ -20,7 +20,7 @@ Attack = Callable[[Path], None]
 MUCH = 10**9
 CONFIGS = ("text_encoder/config.json", "text_encoder_2/config.json", "vae/config.json")
 
-_NO_OBJECTS: dict[str, bytes] = {
+NO_OBJECTS: dict[str, bytes] = {
     "null": b"null",
     "a text": b'"config"',
     "a list": b"[]",
@@ -193,13 +193,13 @@ DOORS: dict[str, Attack] = {
 
 ATTACKS: dict[str, Attack] = {
     **{f"{path}: {name}": partial(content, path, data)
-       for path in CONFIGS for name, data in _NO_OBJECTS.items()},
+       for path in CONFIGS for name, data in NO_OBJECTS.items()},
     **{f"{path}: {next(iter(each))}, {index}": partial(changed_config, path, each)
        for path, settings in _SETTINGS.items() for index, each in enumerate(settings)},
     **{f"tokenizer{number}: {change.__name__}": partial(tokenizer, number, change)
        for number in ("", "_2") for change in _TOKENIZERS},
     **{f"tokenizer: {name}": partial(content, "tokenizer/tokenizer_config.json", data)
-       for name, data in _NO_OBJECTS.items()},
+       for name, data in NO_OBJECTS.items()},
     **{f"tokenizer of {kind!r}"[:40]: partial(
            changed_config, "tokenizer/tokenizer_config.json", {"tokenizer_class": kind})
        for kind in ("ZooTokenizer", None, 7, "BertTokenizer\x1b]52;c;eA==\x07" * 1000)},

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from fresco_trt.errors import UnsupportedWeights, WeightsNotFound
 from fresco_trt.lower.weights import write_source
-from fresco_trt.models.checkpoint import INDEX_NAME, WEIGHTS_NAME, read_weights
+from fresco_trt.models.checkpoint import INDEX_NAME, MAX_INDEX_BYTES, WEIGHTS_NAME, read_weights
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import load_transformer, random_transformer
 from fresco_trt.models.weights import weights_digest
@@ -120,6 +120,17 @@ def damage_text(folder: Path) -> str:
     return f"{INDEX_NAME} cannot be read"
 
 
+def damage_depth(folder: Path) -> str:
+    (folder / INDEX_NAME).write_text('{"a":' * 100_000)
+    return f"{INDEX_NAME} is nested too deeply"
+
+
+def damage_size(folder: Path) -> str:
+    with (folder / INDEX_NAME).open("wb") as file:
+        file.truncate(60 * 2**30)
+    return f"{INDEX_NAME} has over {MAX_INDEX_BYTES} bytes"
+
+
 def damage_map(folder: Path) -> str:
     (folder / INDEX_NAME).write_text('{"weight_map": {}}')
     return "no weight_map"
@@ -140,6 +151,8 @@ def damage_outside(folder: Path) -> str:
         damage_lacking,
         damage_stranger,
         damage_text,
+        damage_depth,
+        damage_size,
         damage_map,
         damage_outside,
     ],

@@ -17,8 +17,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fresco_trt.errors import EngineFailed
+from fresco_trt.errors import EngineFailed, ManifestInvalid
 from fresco_trt.files.atomic_file import replacing
+from fresco_trt.files.canonical_json import bounded_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,9 @@ GAIN = 0.03
 """Share of the default's time that another must save: less is noise, and builds would differ."""
 
 _REPEATS, _ROUNDS, _ROWS = 20, 7, 64
+
+_MOST_BYTES = 1024 * 1024
+"""A file larger than this was not written here."""
 
 
 # --- values -----------------------------------------------------------------------------------
@@ -189,7 +193,7 @@ def write_choices(path: Path, choices: Mapping[str, Choice]) -> None:
     """Add ``choices``, by the names of their pieces, to those of ``path``, in one step. Raises
     OutputNotWritable or DiskFull, and as :func:`read_choices`.
     """
-    stored = _read(path) if path.exists() else {}
+    stored = read_attention(path) if path.exists() else {}
     stored |= {name: choice.to_json() for name, choice in choices.items()}
     with replacing(path) as partial:
         partial.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -199,19 +203,28 @@ def read_choices(path: Path) -> dict[str, str]:
     """The kind of attention of every piece, by the piece's name; none where there is no file.
     Raises EngineFailed for a file that is not as it was written.
     """
-    return {name: each["attention"] for name, each in _read(path).items()} if path.exists() else {}
+    if not path.exists():
+        return {}
+    return {name: each["attention"] for name, each in read_attention(path).items()}
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_attention(path: Path) -> dict[str, Any]:
+    """What was written of every piece, by its name, as :meth:`Choice.to_json`. Raises as
+    :func:`read_choices`.
+    """
     try:
-        stored: Any = json.loads(path.read_bytes())
+        stored = bounded_file(path, most_bytes=_MOST_BYTES)
         kinds = {str(each["attention"]) for each in stored.values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        times = [time for each in stored.values() for time in each["milliseconds"].values()]
+    except (OSError, ManifestInvalid) as error:
         raise _damaged(f"{path.name} cannot be read: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(f"{path.name} holds something else") from error
     if kinds - set(KINDS):
         raise _damaged(f"{path.name} names the attention {', '.join(sorted(kinds - set(KINDS)))}")
-    read: dict[str, Any] = stored
-    return read
+    if not all(isinstance(time, int | float) for time in times):
+        raise _damaged(f"{path.name} has times that are no numbers")
+    return stored
 
 
 def _damaged(given: str) -> EngineFailed:

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fresco_trt.errors import EnvironmentMismatch
+from fresco_trt.errors import EnvironmentMismatch, ManifestInvalid
 from fresco_trt.files.atomic_file import replacing
+from fresco_trt.files.canonical_json import bounded_file
 
 _GPU = re.compile(r"sm\d+")
 
@@ -111,10 +112,13 @@ def _gpu_problems(built: Host, here: Host) -> Iterator[tuple[str, str, str]]:
 
 def _read_host(path: Path) -> Host:
     try:
-        fields: Any = json.loads(path.read_bytes()[: _MOST_BYTES + 1])
-        texts = {name: str(fields[name]) for name in ("torch", "system", "machine", "device")}
-        return Host(features=tuple(map(str, fields["features"])), **texts)
-    except (ValueError, KeyError, TypeError) as error:
+        fields: dict[str, Any] = bounded_file(path, most_bytes=_MOST_BYTES)
+        features = fields.pop("features")
+        texts = [*features, *fields.values()]
+        if not isinstance(features, list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("a value of another type")
+        return Host(features=tuple(features), **fields)
+    except (OSError, ManifestInvalid, KeyError, TypeError) as error:
         raise EnvironmentMismatch(
             f"{path.name} does not say what the blocks were compiled for",
             expected="a file as the backend inductor writes it",

@@ -34,8 +34,14 @@ from fresco_trt.backends.cuda_device import CudaDevice, Device
 from fresco_trt.backends.cuda_graph import Graph
 from fresco_trt.backends.tensorrt.build import plan_from_onnx
 from fresco_trt.backends.tensorrt.run import Engines
-from fresco_trt.errors import EnvironmentMismatch, IncompatibleOptions
+from fresco_trt.errors import (
+    ContentInvalid,
+    EnvironmentMismatch,
+    IncompatibleOptions,
+    ManifestInvalid,
+)
 from fresco_trt.files.atomic_file import replacing
+from fresco_trt.files.canonical_json import bounded_file
 from fresco_trt.plan.memory import PROFILES, STATIC, Library
 
 ANY = "any"  # in a plan's name: built for every GPU that the library can target
@@ -60,6 +66,7 @@ MEMORY = Library(
 )
 """What the library adds to a graph's own bytes."""
 
+_PRODUCTS_BYTES = 64 * 1024
 _HEADER_BYTES = 28
 _VERSION_AT = 24
 
@@ -263,6 +270,24 @@ class TensorRTBackend:
             expected=f"a GPU of {' or '.join(fits)}, its driver and a CUDA build of torch",
             fix="run it on such a machine, or build for this one: --backend onnxruntime needs none",
         )
+
+
+def read_products(path: Path) -> dict[str, int]:
+    """How many matrix products a network has of each type, as :meth:`TensorRTBackend.build` counted
+    them. Raises ContentInvalid for a file that says nothing of the kind.
+    """
+    try:
+        counts = bounded_file(path, most_bytes=_PRODUCTS_BYTES)
+        if not all(type(count) is int and count >= 0 for count in counts.values()):
+            raise TypeError("a count of another type")
+    except (OSError, ManifestInvalid, TypeError) as error:
+        why = error.given if isinstance(error, ManifestInvalid) else str(error)
+        raise ContentInvalid(
+            f"{path.name} does not count matrix products: {why}",
+            expected="a count for each type, as 'fresco-trt build' writes it",
+            fix="do not use this bundle; build it again with 'fresco-trt build'",
+        ) from error
+    return counts
 
 
 def _targets_of(library: Any) -> tuple[str, ...]:

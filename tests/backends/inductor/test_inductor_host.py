@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.loading import random_transformer
 from fresco_trt.models.flux.signatures import bypass_signature, full_signature
+from tests.hostile import reports
 
 
 def test_a_processor_that_is_able_to_more_is_fine(tmp_path: Path) -> None:
@@ -29,9 +32,23 @@ def test_a_processor_that_is_able_to_more_is_fine(tmp_path: Path) -> None:
     path = tmp_path / HOST
     write_host(path, replace(here, features=here.features[1:]))
     check_host(path, here)
-    path.write_bytes(b"\xff" * 100)
-    with pytest.raises(EnvironmentMismatch, match="does not say"):
+
+
+@pytest.mark.parametrize("content", reports.SHAPES.values(), ids=reports.SHAPES)
+def test_a_file_of_another_shape_is_refused(content: bytes, tmp_path: Path) -> None:
+    path, here = tmp_path / HOST, this_host("cpu")
+    path.write_bytes(content)
+    with pytest.raises(EnvironmentMismatch, match="does not say what the blocks were compiled for"):
         check_host(path, here)
+    path.unlink()
+    write_host(path, here)
+    told = json.loads(path.read_bytes())
+    for name in told:
+        for value in (None, 7, [], {}, "avx2" if name == "features" else ["x"]):
+            path.write_text(json.dumps({**told, name: value}))
+            with suppress(EnvironmentMismatch):
+                check_host(path, here)
+                assert (name, value) == ("features", [])  # able to nothing: it runs anywhere
 
 
 def test_a_gpu_of_another_architecture_is_named_and_a_driver_is_not_compared(
