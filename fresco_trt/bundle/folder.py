@@ -25,7 +25,7 @@ from fresco_trt.bundle.manifest import (
     finished,
     parse_manifest,
 )
-from fresco_trt.bundle.unchanged import loaded_later, one_bundle, unchanged
+from fresco_trt.bundle.unchanged import check_unchanged, loaded_later, one_bundle, unchanged
 from fresco_trt.errors import (
     BundleError,
     BundleNotFound,
@@ -109,6 +109,10 @@ class Bundle:
         """
         return unchanged(self.folder, self.seen)
 
+    def check_unchanged(self) -> None:
+        """Raise BundleChanged unless every file is still the one that was checked."""
+        check_unchanged(self.folder, self.seen)
+
 
 # --- opening ----------------------------------------------------------------------------------
 
@@ -116,22 +120,27 @@ class Bundle:
 def open_bundle(
     path: str | os.PathLike[str],
     *,
+    sizes: Callable[[Manifest], None] | None = None,
     environment: Callable[[Manifest], None] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Validate the bundle at ``path`` and return it; no engine is touched.
 
-    In this order: the manifest's bounds, its schema, the exact file list, sizes, SHA-256 digests,
-    then ``environment(manifest)``, which raises EnvironmentMismatch if the engines cannot run
-    here. ``progress(phase, fraction)`` is called while files are hashed.
+    In this order: the manifest's bounds, its schema, ``sizes(manifest)``, which raises for files
+    that are too large to be read at all, the exact file list, sizes, SHA-256 digests, then
+    ``environment(manifest)``, which raises EnvironmentMismatch if the engines cannot run here.
+    ``progress(phase, fraction)`` is called while files are hashed.
 
     Raises BundleNotFound, ManifestInvalid, SchemaTooNew, PathEscape, FileMissing, FileUnexpected,
-    DigestMismatch, and what ``environment`` raises; BundleChanged in place of these if the bundle
-    was replaced meanwhile. A bundle whose replacement was killed halfway is recovered first.
+    DigestMismatch, and what ``sizes`` and ``environment`` raise; BundleChanged in place of these if
+    the bundle was replaced meanwhile. A bundle whose replacement was killed halfway is recovered
+    first.
     """
     folder = Path(os.path.realpath(path))
     with error_context(f"bundle {quoted(os.fspath(path))}"), one_bundle(folder):
         manifest = parse_manifest(manifest_bytes(folder))
+        if sizes is not None:
+            sizes(manifest)
         with readable():
             _check_files(folder, manifest)
             seen = Seen.of(folder, loaded_later(manifest))  # before they are read

@@ -36,15 +36,18 @@ def one_bundle(folder: Path) -> Iterator[None]:
 @contextmanager
 def unchanged(folder: Path, seen: Seen) -> Iterator[None]:
     """The scope of loading. Raises BundleChanged at its end, in place of any error in it."""
-    where = f"bundle {quoted(str(folder))}"
     try:
         yield
     except Exception as error:
-        with error_context(where):
-            _require_same(folder, seen, error)
+        check_unchanged(folder, seen, error)
         raise
-    with error_context(where):
-        _require_same(folder, seen, None)
+    check_unchanged(folder, seen)
+
+
+def check_unchanged(folder: Path, seen: Seen, cause: Exception | None = None) -> None:
+    """Raise BundleChanged if the bundle is not the one that was seen; ``cause`` may come of it."""
+    with error_context(f"bundle {quoted(str(folder))}"):
+        _require_same(folder, seen, cause)
 
 
 def loaded_later(manifest: Manifest) -> Iterator[str]:

@@ -23,8 +23,9 @@ def inspect(
     """Show what a bundle is, without loading an engine."""
     from fresco_trt.bundle import open_bundle
     from fresco_trt.bundle.signature import check_signature, is_signed
+    from fresco_trt.pipelines.sizes import check_sizes
 
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, sizes=check_sizes)
     if verify_key is not None:
         check_signature(bundle, verify_key)
     signed = "valid" if verify_key is not None else "unchecked" if is_signed(bundle) else None
@@ -60,7 +61,7 @@ def _native_code(bundle: Bundle, signed: str | None) -> dict[str, Any] | None:
 
 def _networks(bundle: Bundle) -> dict[str, dict[str, int]]:
     """Matrix products by type of each engine whose library counted them."""
-    from fresco_trt.backends.tensorrt.backend import PRODUCTS
+    from fresco_trt.backends.tensorrt.backend import PRODUCTS, read_products
 
     counted = {
         engine.name: bundle.folder / path
@@ -68,15 +69,13 @@ def _networks(bundle: Bundle) -> dict[str, dict[str, int]]:
         for path in engine.files
         if path.endswith(PRODUCTS)
     }
-    return {name: json.loads(path.read_bytes()) for name, path in counted.items()}
+    return {name: read_products(path) for name, path in counted.items()}
 
 
 def _attention(bundle: Bundle) -> dict[str, Any]:
     """Which attention every compiled piece has and what was measured, where a build chose."""
+    from fresco_trt.backends.inductor.attention import read_attention
     from fresco_trt.backends.inductor.naming import ATTENTION
 
     listed = {file.path for file in bundle.manifest.files}
-    found: dict[str, Any] = {}
-    if ATTENTION in listed:
-        found = json.loads((bundle.folder / ATTENTION).read_bytes())
-    return found
+    return read_attention(bundle.folder / ATTENTION) if ATTENTION in listed else {}

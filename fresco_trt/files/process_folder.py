@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fresco_trt.files.atomic_folder import Held, create_partial, remove, sweep_partials
+from fresco_trt.errors import DiskFull, LowerError, OutputNotWritable
+from fresco_trt.files.atomic_folder import (
+    Held,
+    create_partial,
+    is_disk_full,
+    remove,
+    sweep_partials,
+)
+from fresco_trt.files.canonical_json import quoted
 
 _OWN: dict[int, Held] = {}
 """By process id: a forked process has one of its own, and leaves its parent's alone."""
@@ -27,6 +37,33 @@ def process_folder() -> Path:
         _OWN[os.getpid()] = held
         atexit.register(_leave, os.getpid(), held.folder)
     return held.folder
+
+
+@contextmanager
+def temporary_room(needed: int) -> Iterator[None]:
+    """The scope to write ``needed`` bytes into this process's folder, or to make it. Raises
+    DiskFull or OutputNotWritable, naming the system's folder for temporary files.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_disk_full(error):
+            raise
+        raise _no_room(needed, error) from error
+
+
+def _no_room(needed: int, error: Exception) -> LowerError:
+    folder = tempfile.gettempdir()
+    where = f"the folder for temporary files, {quoted(folder)}"
+    fix = "free some space there, or set TMPDIR to a folder on another disk"
+    if is_disk_full(error):
+        free = shutil.disk_usage(folder).free
+        given = f"{where}, has {free} bytes free, and {needed} are to be written"
+        return DiskFull(given, expected="room for all of them", fix=fix)
+    given = f"{where}, cannot be written ({error})"
+    return OutputNotWritable(
+        given, expected="one that this user may write to", fix="set TMPDIR to such a folder"
+    )
 
 
 def sweep_process_folders() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from fresco_trt.bundle.amax import Amax, check_amax, read_amax
 from fresco_trt.bundle.svd_basis import Basis, check_basis, read_basis
 from fresco_trt.files.digests import folder_digest
-from fresco_trt.files.process_folder import process_folder
+from fresco_trt.files.process_folder import process_folder, temporary_room
 from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
 from fresco_trt.lower.record import Ingredients
 from fresco_trt.models.weights import bundled_folder, weights_digest
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
     from fresco_trt.backends.base import Progress
     from fresco_trt.lower.request import Resolved
+
+
+_RANDOM_BYTES = 16 * 1024 * 1024
+"""More than made-up encoders and decoder take at FLUX's widths."""
 
 
 def gather(resolved: Resolved, scope: ExitStack, progress: Progress) -> Ingredients:
@@ -105,8 +109,9 @@ def _pipeline(resolved: Resolved, scope: ExitStack) -> Path:
         found = components.find(resolved.weights, name)
         components.check(found, resolved.facts)
         return found
-    folder = Path(scope.enter_context(tempfile.TemporaryDirectory(dir=process_folder())))
-    return components.write_random(resolved.facts, folder)
+    with temporary_room(_RANDOM_BYTES):
+        folder = Path(scope.enter_context(tempfile.TemporaryDirectory(dir=process_folder())))
+        return components.write_random(resolved.facts, folder)
 
 
 def _in_float32(transformer: Module) -> Module:

@@ -42,8 +42,9 @@ def opened(path: str | os.PathLike[str], trust: Trust = NO_TRUST) -> Bundle:
     from fresco_trt.backends import backend
     from fresco_trt.bundle import open_bundle
     from fresco_trt.pipelines.environment import check_environment
+    from fresco_trt.pipelines.sizes import check_sizes
 
-    bundle = open_bundle(path, environment=check_environment)
+    bundle = open_bundle(path, sizes=check_sizes, environment=check_environment)
     require_trust(bundle, backend(bundle.manifest.backend.name).native_code, trust)
     return bundle
 
@@ -53,7 +54,8 @@ def load_runners(
 ) -> dict[str, Runner]:
     """One entered runner for each engine of a bundle, by engine name; `scope` frees them.
 
-    Raises as :func:`~fresco_trt.bundle.trust.require_trust`, before anything of it is loaded.
+    Raises as :func:`~fresco_trt.bundle.trust.require_trust`, before anything of it is loaded, and
+    BundleChanged before any native code runs that is not what was checked.
     """
     require_trust(bundle, library.native_code, trust)
     if library.describe().device == "cuda":
@@ -61,7 +63,11 @@ def load_runners(
     runners: dict[str, Runner] = {}
     for record in bundle.manifest.engines:
         with error_context(f"engine {record.name}"):
-            runners[record.name] = scope.enter_context(library.load(bundle.folder, record))
+            runners[record.name] = library.load(bundle.folder, record)
+    bundle.check_unchanged()
+    for name, runner in runners.items():
+        with error_context(f"engine {name}"):
+            scope.enter_context(runner)
     return runners
 
 

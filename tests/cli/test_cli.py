@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from fresco_trt.plan.config import CacheConfig, PresetConfig, QuantConfig, Targe
 from fresco_trt.plan.cost import SUMMARY_KEYS, plan_summary
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.stages import StagePlan
+from tests.hostile import reports
 
 ROOT = Path(__file__).parents[2]
 TINY = bundled_folder("flux-tiny")
@@ -848,3 +849,19 @@ def test_a_student_goes_from_plan_to_verified_picture(shell: Shell) -> None:
     weights = shell("inspect", "teacher", "--json").json["model"]["weights_sha256"]
     assert other.code == 0
     assert shown["model"]["weights_sha256"] != weights
+
+
+@pytest.mark.parametrize("attack", reports.ATTACKS.values(), ids=reports.ATTACKS)
+def test_a_report_of_another_shape_is_refused_by_its_name(
+    attack: Callable[[Path], None],
+    eager_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = shutil.copytree(eager_bundle, tmp_path / "b", copy_function=os.link)
+    attack(folder)
+    assert cli.main(["inspect", str(folder)]) in (1, 2)
+    said = capsys.readouterr().err.removesuffix("\n")
+    assert said.isprintable()
+    assert "products.json" in said or "attention.json" in said
+    assert "build" in said.partition("Fix: ")[2]

@@ -21,7 +21,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.hostile import configs, weights
+from tests.hostile import configs, reports, sizes, weights
 from tests.hostile.digests import MANIFEST, make_right, manifest_of, replaced, sealed
 from tests.hostile.weights import part_of
 
@@ -359,6 +359,20 @@ _ADDED: tuple[tuple[str, bytes], ...] = (
 )  # fmt: skip
 
 
+def too_large(folder: Path, random: Random) -> Change | None:
+    """A file or a plan of a size that no model has."""
+    name = random.choice(list(sizes.ATTACKS))
+    sizes.ATTACKS[name](folder)
+    return Change("sizes", name, True)
+
+
+def report(folder: Path, random: Random) -> Change | None:
+    """What a build writes beside an engine, for people to read."""
+    name = random.choice(list(reports.ATTACKS))
+    reports.ATTACKS[name](folder)
+    return Change("reports", name, True)
+
+
 # --- weights ----------------------------------------------------------------------------------
 
 
@@ -638,5 +652,7 @@ _MAKERS: tuple[Maker, ...] = (
     files_added,
     safetensors,
     graph,
+    too_large,
+    report,
 )
-_WEIGHTS = (8, 4, 3, 1, 5, 3, 1, 2, 3, 4)
+_WEIGHTS = (8, 4, 3, 1, 5, 3, 1, 2, 3, 4, 1, 1)

@@ -5,30 +5,34 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import fresco_trt
+from fresco_trt.backends.eager import EagerBackend
 from fresco_trt.errors import BundleChanged
-from fresco_trt.pipelines import image
-from tests.hostile.swaps import rebuilt
+from fresco_trt.pipelines import image, loading
+from tests.hostile.swaps import SWAPS, rebuilt
 
 
 @pytest.fixture
 def swapped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[Any]]:
-    """Have a bundle rebuilt right before its engines are loaded; those that were."""
+    """Have a bundle rebuilt right after its engines are loaded; those that were."""
 
     def arrange(folder: Path) -> list[Any]:
-        real, loaded = image.load_runners, list[Any]()
+        real, loaded = loading.load_runners, list[Any]()
 
-        def load(bundle: Any, library: Any, scope: Any) -> Any:
+        def load(bundle: Any, *others: Any) -> Any:
+            loaded.append(real(bundle, *others))
             rebuilt(folder)
-            loaded.append(real(bundle, library, scope))
             return loaded[-1]
 
-        monkeypatch.setattr(image, "load_runners", load)
+        for door in (image, loading):
+            monkeypatch.setattr(door, "load_runners", load)
         return loaded
 
     return arrange
@@ -61,3 +65,23 @@ def test_a_pipeline_of_diffusers(
     with pytest.raises(BundleChanged, match="its folder was replaced"):
         fresco_trt.enable(pipe, engines=folder)
     assert closed(loaded)
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+def test_nothing_is_entered_of_what_was_swapped_while_it_was_read(
+    swap: Callable[[Path], None], eager_bundle: Path, tmp_path: Path
+) -> None:
+    """Native code runs as soon as it is loaded: to look afterwards would be too late."""
+    folder = shutil.copytree(eager_bundle, tmp_path / "b", copy_function=os.link)
+    entered = list[str]()
+
+    class Library(EagerBackend):
+        def load(self, folder: Path, record: Any) -> Any:
+            if record.name == "stage3.full":
+                swap(folder)
+            return SimpleNamespace(__enter__=lambda: entered.append(record.name))
+
+    bundle = loading.opened(folder)
+    with pytest.raises(BundleChanged), ExitStack() as scope:
+        loading.load_runners(bundle, Library(), scope)
+    assert not entered

@@ -12,7 +12,6 @@ bundle is trusted so far is asked before anything here is called (``bundle/trust
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -34,10 +33,8 @@ from fresco_trt.backends.base import (
     no_targets,
     unavailable,
 )
-from fresco_trt.backends.inductor.archive import opened
 from fresco_trt.backends.inductor.attention import DEFAULT, read_choices
 from fresco_trt.backends.inductor.build import (
-    loads_folders,
     same_architecture,
     torch_release,
     weights_of,
@@ -52,7 +49,8 @@ from fresco_trt.backends.inductor.naming import (
     name_of,
 )
 from fresco_trt.backends.inductor.pool import Piece, compile_pieces
-from fresco_trt.backends.inductor.runtime import CXX_RUNTIME, missing_reader, shares_runtime
+from fresco_trt.backends.inductor.runtime import missing_reader
+from fresco_trt.backends.inductor.unpacking import unfit, unpacked
 from fresco_trt.backends.torch_graph import TorchBackend, replayed
 from fresco_trt.backends.transformer import (
     FOLDER,
@@ -64,9 +62,8 @@ from fresco_trt.backends.transformer import (
     torch_errors,
     torch_version,
 )
-from fresco_trt.errors import BuildError, EngineFailed
+from fresco_trt.errors import BuildError
 from fresco_trt.files.atomic_file import writing
-from fresco_trt.files.process_folder import process_folder
 from fresco_trt.models.registry import family_named
 from fresco_trt.plan.memory import SHARED, Library
 
@@ -77,7 +74,7 @@ if TYPE_CHECKING:
     from fresco_trt.backends.cuda_graph import Graph
     from fresco_trt.models.family import Part
 
-HOST = "host.json"
+HOST, CODE = "host.json", ".pt2"
 
 # As the eager backend, and a compiler beside it; the code is that of flux-tiny's blocks. Neither
 # was measured at FLUX's width.
@@ -97,7 +94,7 @@ class InductorBackend(TorchBackend):
     """Compiles and runs stage graphs part by part."""
 
     name = "inductor"
-    native_code: ClassVar[Mapping[str, str]] = {".pt2": "compiled shared objects"}
+    native_code: ClassVar[Mapping[str, str]] = {CODE: "compiled shared objects"}
 
     def prepare(self, graphs: Sequence[StageGraph], options: BuildOptions) -> None:
         """Compile the pieces of all graphs that are not there yet, side by side."""
@@ -125,11 +122,14 @@ class InductorBackend(TorchBackend):
     def load(self, folder: Path, record: EngineFile) -> EngineRunner:
         """A runner over the weights that this backend's other runners in scope use.
 
-        Raises EnvironmentMismatch where the compiled code does not run, before any is loaded.
+        The code is unpacked to a folder of this process's own, and loaded from there later. Raises
+        EnvironmentMismatch or EngineFailed for code that does not run here, before any is loaded,
+        DiskFull or OutputNotWritable where it cannot be unpacked.
         """
         self._require()
         check_host(find_engine(folder, record, HOST), this_host(torch_device()))
-        return self._runner(record, partial(self._open, folder, record))
+        libraries = {name: unpacked(folder / name) for name in record.files if name.endswith(CODE)}
+        return self._runner(record, partial(self._open, folder, record, libraries))
 
     def describe(self) -> BackendFacts:
         """torch's version and device, and the kind of machine that this is."""
@@ -166,7 +166,9 @@ class InductorBackend(TorchBackend):
             write_host(path, this_host(torch_device()))
 
     @contextmanager
-    def _open(self, folder: Path, record: EngineFile, captured: Graph) -> Iterator[Call]:
+    def _open(
+        self, folder: Path, record: EngineFile, libraries: Mapping[str, Path], captured: Graph
+    ) -> Iterator[Call]:
         import torch
 
         source = find_engine(folder, record, WEIGHTS).parent
@@ -176,7 +178,11 @@ class InductorBackend(TorchBackend):
                 transformer = self._transformers.of(family, source)
                 graph = family.graphs.module(transformer, record.signature)
                 cut = family.graphs.cut(graph, record.signature, fuse=True)
-                layers = {part.kind: _loaded(part, folder, record, scope) for part in cut.parts}
+                choices = read_choices(folder / ATTENTION) if ATTENTION in record.files else {}
+                layers = {
+                    part.kind: _loaded(part, file_of(part, choices), libraries, scope)
+                    for part in cut.parts
+                }
 
             def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
                 with torch.no_grad(), torch_errors("running the compiled blocks"):
@@ -281,7 +287,7 @@ class CompiledLayer:
         self._container = _C._aoti.AOTIModelPackageLoader(str(library), "model", True, 1, -1)
         self._weights = dict(weights)
         if set(self._container.get_constant_fqns()) != self._weights.keys():
-            raise _unfit(f"the code in {library.name} takes other weights than the layer has")
+            raise unfit(f"the code in {library.name} takes other weights than the layer has")
         # user_managed: the code reads the tensors where they are, instead of a copy of its own.
         self._container.load_constants(
             self._weights, use_inactive=False, check_full_update=True, user_managed=True
@@ -299,84 +305,15 @@ class CompiledLayer:
 
 
 def _loaded(
-    part: Part, folder: Path, record: EngineFile, scope: ExitStack
+    part: Part, name: str, libraries: Mapping[str, Path], scope: ExitStack
 ) -> tuple[CompiledLayer, ...]:
     """Every layer of a part over its own weights, until ``scope`` ends."""
-    choices = read_choices(folder / ATTENTION) if ATTENTION in record.files else {}
-    name = file_of(part, choices)
-    if name not in record.files:
-        raise _unfit(f"the engine {record.name} has no {name}")
-    _check_runtime(folder / name)
-    library = _library(folder / name)
-    return tuple(_layer(library, layer, scope) for layer in part.layers)
+    if name not in libraries:
+        raise unfit(f"the engine has no {name}")
+    return tuple(_layer(libraries[name], layer, scope) for layer in part.layers)
 
 
 def _layer(library: Path, layer: Module, scope: ExitStack) -> CompiledLayer:
     compiled = CompiledLayer(library, weights_of(layer))
     scope.callback(compiled.close)
     return compiled
-
-
-_SHARING: set[object] = set()
-"""Files whose code was seen to run on the C++ runtime of this process."""
-
-
-def _check_runtime(path: Path) -> None:
-    """Read once in the life of the process: a static C++ runtime would end it."""
-    key = _identity(path)
-    if key in _SHARING:
-        return
-    try:
-        shares = shares_runtime(path)
-    except ValueError as error:
-        raise _unfit(str(error)) from error
-    if not shares:
-        raise EngineFailed(
-            f"the code in {path.name} has a static C++ runtime of its own, and was not loaded",
-            expected=f"code that needs {CXX_RUNTIME}, as it is built now",
-            fix="build the bundle again with 'fresco-trt build', and a compiler that links"
-            " the shared C++ runtime",
-        )
-    _SHARING.add(key)
-
-
-def _identity(path: Path) -> object:
-    state = path.stat()
-    return path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns
-
-
-# The linker never lets go of such a library (its symbols are unique to the process), so a file is
-# unpacked once: opened again from another place, it would take its half megabyte again.
-_LIBRARIES: dict[object, Path] = {}
-
-
-def _library(path: Path) -> Path:
-    """What torch loads a ``.pt2`` file from: the folder that it is unpacked to, until the process
-    ends; or the file itself, which every layer then unpacks anew, where torch takes no folder.
-    """
-    if not loads_folders():
-        return path
-    key = _identity(path)
-    if key not in _LIBRARIES or not _LIBRARIES[key].is_dir():
-        place = Path(tempfile.mkdtemp(prefix="blocks-", dir=process_folder()))
-        _LIBRARIES[key] = _unpacked(path, place)
-    return _LIBRARIES[key]
-
-
-def _unpacked(path: Path, place: Path) -> Path:
-    """The package's own folder in ``place``."""
-    try:
-        with opened(path) as package:
-            package.extractall(place)
-            return place / package.namelist()[0].split("/")[0]
-    except ValueError as error:
-        shutil.rmtree(place, ignore_errors=True)
-        raise _unfit(str(error)) from error
-
-
-def _unfit(given: str) -> EngineFailed:
-    return EngineFailed(
-        given,
-        expected="the compiled blocks of this transformer, as they were built",
-        fix="restore the bundle, or build it again with 'fresco-trt build'",
-    )

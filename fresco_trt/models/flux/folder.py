@@ -19,7 +19,7 @@ from fresco_trt.errors import (
 )
 from fresco_trt.files.canonical_json import clipped
 from fresco_trt.models.checkpoint import ENCODER_NAME, WEIGHTS_NAME, check_plain, weight_files
-from fresco_trt.models.extent import read_object
+from fresco_trt.models.extent import MAX_TOKENIZER_BYTES, read_object
 from fresco_trt.models.flux.diffusers import FluxDriver
 from fresco_trt.models.plain import check_unscaled
 
@@ -153,6 +153,12 @@ def _refuse_unread(part: Path, read: frozenset[str]) -> None:
                 f"{part.name} holds {name}, which would be copied and never read",
                 expected=", ".join(sorted(read)) or "configurations and vocabularies",
                 fix="move the file out of the folder",
+            )
+        if name not in read and path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise UnsupportedWeights(
+                f"{part.name} holds {name} of {path.stat().st_size} bytes",
+                expected=f"at most {MAX_TOKENIZER_BYTES} bytes of what holds no weights",
+                fix="move the file out of the folder, or fetch the folder again",
             )
 
 

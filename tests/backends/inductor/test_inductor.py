@@ -23,6 +23,7 @@ from fresco_trt.backends.base import BuildOptions, StageGraph
 from fresco_trt.backends.inductor import backend as inductor
 from fresco_trt.backends.inductor import build as inductor_build
 from fresco_trt.backends.inductor import probe as inductor_probe
+from fresco_trt.backends.inductor import unpacking
 from fresco_trt.backends.inductor.backend import BLOCKS, HOST, InductorBackend
 from fresco_trt.backends.inductor.naming import file_of
 from fresco_trt.backends.inductor.runtime import needed
@@ -409,9 +410,9 @@ def test_where_torch_takes_no_unpacked_file_every_layer_reads_the_file_itself(
     built: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = built.engines["feature"]
-    monkeypatch.setattr(inductor, "loads_folders", lambda: False)
-    monkeypatch.setattr(inductor, "_unpacked", None)
-    monkeypatch.setattr(inductor, "_LIBRARIES", {})
+    monkeypatch.setattr(unpacking, "loads_folders", lambda: False)
+    monkeypatch.setattr(unpacking, "_members_in", None)
+    monkeypatch.setattr(unpacking, "_LIBRARIES", {})
     with InductorBackend().load(built.folder, engine) as runner:
         assert worst(runner(engine.inputs()), engine.expected()) < 1e-5
 

@@ -21,6 +21,7 @@ from fresco_trt.backends.inductor import backend as inductor
 from fresco_trt.backends.inductor import build as inductor_build
 from fresco_trt.backends.inductor import log as inductor_log
 from fresco_trt.backends.inductor import runtime as inductor_runtime
+from fresco_trt.backends.inductor import unpacking
 from fresco_trt.backends.inductor.backend import InductorBackend
 from fresco_trt.backends.inductor.build import compile_layer
 from fresco_trt.backends.inductor.runtime import link_settings, needed, shares_runtime
@@ -243,8 +244,13 @@ def load(folder: Path, content: bytes) -> None:
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content)
+    load_again(path)
+
+
+def load_again(path: Path) -> None:
+    name = inductor.file_of(PART, {})
     with ExitStack() as scope:
-        inductor._loaded(PART, folder, SimpleNamespace(name="full", files=(name,)), scope)
+        inductor._loaded(PART, name, {name: unpacking.unpacked(path)}, scope)
 
 
 def test_a_file_with_a_static_runtime_is_not_loaded(
@@ -267,10 +273,8 @@ def test_a_file_is_read_once_in_the_life_of_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     load(tmp_path, compiled[SHARED].read_bytes())
-    monkeypatch.setattr(inductor, "shares_runtime", None)
-    with ExitStack() as scope:
-        record = SimpleNamespace(name="full", files=(inductor.file_of(PART, {}),))
-        inductor._loaded(PART, tmp_path, record, scope)
+    monkeypatch.setattr(unpacking, "shares_runtime", None)
+    load_again(tmp_path / inductor.file_of(PART, {}))
     assert len(opened) == 2
 
 

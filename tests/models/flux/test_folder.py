@@ -150,6 +150,13 @@ def test_a_file_that_nobody_would_read_is_refused(folder: Path, name: str) -> No
     assert name.split("/")[1] in refused(folder, UnsupportedWeights)
 
 
+@pytest.mark.parametrize("name", ["text_encoder/notes.txt", "tokenizer_2/more.json"])
+def test_a_large_file_that_holds_no_weights_is_refused(folder: Path, name: str) -> None:
+    with (folder / name).open("wb") as file:
+        file.truncate(60 * 2**30)
+    assert f"{Path(name).name} of {60 * 2**30} bytes" in refused(folder, UnsupportedWeights)
+
+
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "vae"])
 @pytest.mark.parametrize(
     ("name", "value", "told"),
