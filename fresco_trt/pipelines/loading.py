@@ -37,14 +37,15 @@ def trust_of(trust_native_code: bool, verify_key: str | Path | None) -> Trust:
 def opened(path: str | os.PathLike[str], trust: Trust = NO_TRUST) -> Bundle:
     """A bundle that can be drawn with here, and is trusted so far; nothing of it is loaded.
 
-    Raises a BundleError leaf.
+    Raises a BundleError leaf, and InvalidArgument for what is no path.
     """
     from fresco_trt.backends import backend
     from fresco_trt.bundle import open_bundle
     from fresco_trt.pipelines.environment import check_environment
     from fresco_trt.pipelines.sizes import check_sizes
 
-    bundle = open_bundle(path, sizes=check_sizes, environment=check_environment)
+    given = place("path", path)
+    bundle = open_bundle(given, sizes=check_sizes, environment=check_environment)
     require_trust(bundle, backend(bundle.manifest.backend.name).native_code, trust)
     return bundle
 
