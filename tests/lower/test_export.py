@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,27 @@ def doubling(module: nn.Module, outputs: tuple[int, ...] = (2, 3)) -> StageGraph
 def test_a_module_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"export of stage1\.full: the exporter stopped"):
         export_stages([doubling(Branching())], tmp_path)
+
+
+def test_garbage_is_collected_rarely_in_a_trace_and_afterwards_as_before(
+    tmp_path: Path,
+) -> None:
+    seen = []
+
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(gc.get_threshold()[0])
+            raise ValueError("no trace")
+
+    ours, users = gc.get_threshold(), (700, 10, 10)
+    gc.set_threshold(*users)
+    try:
+        with pytest.raises(ExportError, match="no trace"):
+            export_stages([doubling(Failing())], tmp_path)
+        assert gc.get_threshold() == users
+    finally:
+        gc.set_threshold(*ours)
+    assert min(seen) > 100 * users[0]
 
 
 def sound_model(graph: StageGraph) -> ir.Model:
