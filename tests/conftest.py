@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from fresco_trt.plan.stages import Positions
 
 # A test that took a setting or a cached model from whoever runs it would pass for them alone.
-_SCRUBBED = ("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "PYTHONWARNINGS")
+_SCRUBBED = (
+    "COLUMNS",
+    "FORCE_COLOR",
+    "LINES",
+    "NO_COLOR",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONWARNINGS",
+)
 _SCRUBBED_PREFIXES = ("DIFFUSERS_", "FRESCO_", "HF_", "HUGGINGFACE_", "ORT_", "TRANSFORMERS_")
 
 # Examples are not timed: the machine may be busy. In CI the same examples are drawn every time.
@@ -35,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name in _SCRUBBED or name.startswith(_SCRUBBED_PREFIXES):
             del os.environ[name]
+    # Else every process that a test starts compiles all modules of this package anew.
+    sys.dont_write_bytecode = False
     hub = TemporaryDirectory(prefix="fresco-trt-hub-")
     config.add_cleanup(hub.cleanup)
     os.environ |= {"HF_HOME": hub.name, "HF_HUB_OFFLINE": "1"}
