@@ -91,6 +91,22 @@ def check_graph(path: Path, signature: GraphSignature, files: tuple[str, ...]) -
         raise _refused(path, problem, expected)
 
 
+def check_places(path: Path, files: tuple[str, ...]) -> None:
+    """Raise ContentInvalid if any tensor of the graph at ``path``, however deep in it, is read from
+    anywhere but ``files``, which are relative to the graph's folder.
+    """
+    waiting: list[Any] = [_parsed(path)]
+    while waiting:
+        message = waiting.pop()
+        for entry in getattr(message, "external_data", ()):
+            if entry.key == "location" and entry.value not in files:
+                where = f"has the constant {quoted(message.name)} in {quoted(entry.value)}"
+                raise _refused(path, where, ", ".join(files))
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                waiting += [value] if hasattr(value, "ListFields") else value
+
+
 def most_bytes(signature: GraphSignature) -> int:
     """What tensors of a graph may take at once: two matrices of attention's scores for each of 64
     heads, as wide as the signature's longest dimension, and a little.

@@ -31,7 +31,7 @@ from fresco_trt.backends.base import (
     no_targets,
     unavailable,
 )
-from fresco_trt.backends.onnx_graph import ONNX_TYPES, check_graph
+from fresco_trt.backends.onnx_graph import ONNX_TYPES, check_graph, check_places
 from fresco_trt.errors import BuildError, EngineFailed, FrescoError, OutOfDeviceMemory
 from fresco_trt.files.canonical_json import excerpt
 from fresco_trt.plan.memory import SHARED, Library
@@ -105,12 +105,15 @@ class OnnxRuntimeBackend:
         """A runner whose session exists only within its scope.
 
         A model's graph, which may come from anywhere, is held against what the exporter writes:
-        raises ContentInvalid. One that torch captured in this process has no family.
+        raises ContentInvalid. One that torch captured has no family: it may hold any operator, and
+        reads no file but its own.
         """
         self._require()
         path = find_engine(folder, record, ".onnx")
         if record.family:
             check_graph(path, record.signature, record.files)
+        else:
+            check_places(path, record.files)
         return EngineRunner(record.signature, partial(self._open, path, record))
 
     def describe(self) -> BackendFacts:

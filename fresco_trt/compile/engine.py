@@ -257,8 +257,9 @@ class _Making:
         except (BackendUnavailable, OutOfDeviceMemory, EngineFailed):
             raise
         except Exception as error:  # a library raises whatever the bytes lead it to
+            said = f"{type(error).__name__}: {error}"
             raise EngineFailed(
-                f"{type(error).__name__}: {error}",
+                error.given if isinstance(error, FrescoError) else said,
                 expected="an engine as it was built",
                 fix="remove that engine from the cache",
             ) from error

@@ -14,7 +14,7 @@ import pytest
 from torch import nn
 
 from fresco_trt.backends.base import StageGraph
-from fresco_trt.backends.onnx_graph import OPERATORS, check_graph
+from fresco_trt.backends.onnx_graph import OPERATORS, check_graph, check_places
 from fresco_trt.backends.onnxruntime import OnnxRuntimeBackend
 from fresco_trt.bundle import open_bundle
 from fresco_trt.errors import BundleError, ContentInvalid, EngineFailed
@@ -87,3 +87,31 @@ def test_a_graph_of_another_kind_is_refused(make: Callable[[Path], None], folder
     assert said.isprintable()
     assert len(said) <= 500
     assert "build" in raised.value.fix
+
+
+@pytest.mark.parametrize("place", ["../secret", "/dev/zero", "other"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_captured_graph_reads_no_file_but_its_own(tmp_path: Path, place: str, deep: bool) -> None:
+    """Of any operators, and with graphs within: ``deep``, the constant is a branch's."""
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(_reading("weights", deep=deep))
+    check_places(path, ("graph.onnx", "weights"))
+    path.write_bytes(_reading(place, deep=deep))
+    with pytest.raises(ContentInvalid, match=f"constant 'w' in '{place}'"):
+        check_places(path, ("graph.onnx", "weights"))
+
+
+def _reading(place: str, *, deep: bool) -> bytes:
+    """A graph that gives a constant from the file ``place``."""
+    helper, kind = onnx.helper, onnx.TensorProto
+    constant = kind(name="w", data_type=kind.FLOAT, dims=[4], data_location=kind.EXTERNAL)
+    for key, value in {"location": place, "offset": "0", "length": "16"}.items():
+        constant.external_data.add(key=key, value=value)
+    output = helper.make_tensor_value_info("y", kind.FLOAT, [4])
+    nodes, inputs = [helper.make_node("Constant", [], ["y"], value=constant)], []
+    if deep:
+        branch = helper.make_graph(nodes, "branch", [], [output])
+        nodes = [helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)]
+        inputs = [helper.make_tensor_value_info("c", kind.BOOL, [])]
+    graph = helper.make_graph(nodes, "graph", inputs, [output])
+    return helper.make_model(graph).SerializeToString()
