@@ -108,7 +108,7 @@ def another_signature(entry: Path, outside: Path) -> None:
 
 def named_outside(entry: Path, outside: Path) -> None:
     shutil.copy(code(entry), outside / "code")
-    changed(entry, engine=["../../../outside/code"])
+    changed(entry, engine=[code(entry).name, "../../../outside/code"])
 
 
 def listed_outside(entry: Path, outside: Path) -> None:
