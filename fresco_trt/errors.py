@@ -300,3 +300,12 @@ class ProfilerUnavailable(ProfileError):
 
 class ExportInvalid(ProfileError):
     """A file is no export of Nsight Systems that can be read."""
+
+
+# --- showing what there is --------------------------------------------------------------------
+
+
+class ReportError(FrescoError):
+    """A page cannot be made of the files that were given."""
+
+    exit_code: ClassVar[int] = 2

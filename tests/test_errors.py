@@ -59,6 +59,7 @@ TREE = {
     "ProfileError": (errors.FrescoError, 2),
     "ProfilerUnavailable": (errors.ProfileError, 2),
     "ExportInvalid": (errors.ProfileError, 2),
+    "ReportError": (errors.FrescoError, 2),
 }
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fresco_trt.bench.methods import METHODS
+from fresco_trt.bench.methods import COLOURS, METHODS
 from fresco_trt.bench.sheet import sheet
 from fresco_trt.files.atomic_file import replacing
 
@@ -26,18 +26,6 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-# Okabe and Ito's colours, told apart by people who see fewer of them; markers differ as well.
-_COLOURS = (
-    "#000000",
-    "#7f7f7f",
-    "#56b4e9",
-    "#0072b2",
-    "#cc79a7",
-    "#009e73",
-    "#e69f00",
-    "#f0e442",
-    "#d55e00",
-)
 _MARKERS = ("*", "o", "s", "D", "v", "^", "P", "h", "X")
 _TICKS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 40, 60)
 
@@ -72,7 +60,8 @@ def pareto(document: Mapping[str, Any], path: Path) -> None:
 
 
 def _panel(panel: Any, rows: Sequence[Row], axis: str, quality: str) -> None:
-    for method, colour, marker in zip(METHODS, _COLOURS, _MARKERS, strict=True):
+    for method, marker in zip(METHODS, _MARKERS, strict=True):
+        colour = COLOURS[method]
         own = [row for row in rows if row["method"] == method and row[axis] is not None]
         own = [row for row in own if row[quality] is not None]
         changed = [row for row in own if row["ablation"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -22,6 +23,20 @@ Method = Literal[
 ]
 
 METHODS: tuple[Method, ...] = get_args(Method)
+
+# Okabe and Ito's colours, told apart by people who see fewer of them.
+COLOURS: Mapping[Method, str] = {
+    "plain": "#000000",
+    "few-step": "#7f7f7f",
+    "taylorseer": "#56b4e9",
+    "first-block": "#0072b2",
+    "cache-dit": "#cc79a7",
+    "spectral": "#009e73",
+    "ralu": "#e69f00",
+    "cache": "#f0e442",
+    "fresco": "#d55e00",
+}
+"""What a method is drawn in, wherever it is."""
 
 PEERS: tuple[Method, ...] = ("taylorseer", "first-block", "cache-dit", "spectral", "ralu")
 """What a user would pick instead; few-step is the control beside them."""

@@ -355,6 +355,9 @@ def _check_references(manifest: Manifest) -> None:
     if quantised != (manifest.quantized is not None):
         given = f"precision {manifest.precision} with{'out' if quantised else ''} 'quantized'"
         invalid(given, f"'quantized' for {' and '.join(QUANTISED)}, and null for the others")
+    record = manifest.quantized
+    if record is not None and not record.products.keys() <= record.errors.keys():
+        invalid("'quantized' has no error of an engine", "one of each engine in 'products'")
     for engine in manifest.engines:
         for path in engine.files:
             if path not in listed:

@@ -22,6 +22,7 @@ from fresco_trt.cli.doctor import doctor
 from fresco_trt.cli.generate import generate
 from fresco_trt.cli.inspect import inspect
 from fresco_trt.cli.plan import plan
+from fresco_trt.cli.report import report
 from fresco_trt.cli.sign import sign
 from fresco_trt.cli.termination import TERMINATED, termination
 from fresco_trt.cli.verify import verify
@@ -35,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compiled, progressive-resolution generation for diffusion transformers.",
 )
-for command in (plan, build, generate, verify, inspect, sign, doctor, calibrate, bench):
+for command in (plan, build, generate, verify, inspect, sign, doctor, calibrate, bench, report):
     app.command(cls=Command)(command)
 
 
