@@ -9,7 +9,7 @@ states; the library is told to hold these against what it infers (``strict_shape
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -56,6 +56,9 @@ MAX_BYTES = 8 * 1024 * 1024
 """A graph of FLUX.1-dev, without its weights, has a tenth of this."""
 
 MAX_NODES = 50_000
+MAX_SIDES = 8
+"""Of a tensor; the exporter's have five. The product of many more takes minutes to compute."""
+
 NEWEST_OPSET = 20
 
 ONNX_TYPES: Mapping[str, int] = {
@@ -75,7 +78,7 @@ _BYTES = {1: 4, 2: 1, 3: 1, 6: 4, 7: 8, 9: 1, 10: 2, 16: 2, 17: 1}
 _INT64 = ONNX_TYPES["int64"]
 _PLAIN_ATTRIBUTES = frozenset((1, 2, 3, 6, 7))  # numbers and texts, and lists of numbers
 _EXTERNAL = 1
-_PLACE = ("length", "location", "offset")
+_PLACE = frozenset(("length", "location", "offset"))
 
 
 def check_graph(path: Path, signature: GraphSignature, files: tuple[str, ...]) -> None:
@@ -145,7 +148,7 @@ def _problems(
     yield from _foreign_parts(model)
     yield from _foreign_nodes(graph.node)
     for values, specs in ((graph.input, signature.inputs), (graph.output, signature.outputs)):
-        found = [(value.name, *_described(value)) for value in values]
+        found = [(value.name, *_described(value.type)) for value in values]
         wanted = [(spec.name, ONNX_TYPES[spec.dtype], spec.shape) for spec in specs]
         if found != wanted:
             given = ", ".join(name for name, *_ in found)
@@ -174,7 +177,7 @@ def _foreign_parts(model: Any) -> Iterator[tuple[str, str]]:
 
 def _foreign_nodes(nodes: Any) -> Iterator[tuple[str, str]]:
     for node in nodes:
-        if node.domain or node.op_type not in OPERATORS:
+        if node.op_type not in OPERATORS or node.domain:
             name = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
             yield f"has the operator {quoted(name)}", f"only {', '.join(sorted(OPERATORS))}"
         for each in node.attribute:
@@ -183,64 +186,100 @@ def _foreign_nodes(nodes: Any) -> Iterator[tuple[str, str]]:
                 yield given, "attributes that are numbers or a text"
 
 
-def _described(value: Any) -> tuple[int, tuple[int, ...] | None]:
-    """A value's type and its shape; None for one that is not static."""
-    kind = value.type.tensor_type
-    if not kind.HasField("shape"):
-        return kind.elem_type, None
-    shape = tuple(size.dim_value for size in kind.shape.dim)
-    return kind.elem_type, shape if all(size > 0 for size in shape) else None
+def _described(kind: Any) -> tuple[int, tuple[int, ...] | None]:
+    """The type and the shape that a TypeProto says; None for a shape that is not static, or is of
+    no tensor that the exporter has.
+    """
+    tensor = kind.tensor_type
+    if not tensor.HasField("shape") or len(tensor.shape.dim) > MAX_SIDES:
+        return tensor.elem_type, None
+    shape = tuple(size.dim_value for size in tensor.shape.dim)
+    return tensor.elem_type, shape if all(size > 0 for size in shape) else None
 
 
 def _tensor_problems(tensor: Any, sizes: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     """A constant is dense, in the graph or in a listed file, and as long as it says."""
-    name = quoted(tensor.name)
-    if tensor.data_type not in _BYTES or any(size < 0 for size in tensor.dims):
-        yield f"has the constant {name} of type {tensor.data_type}", "numbers in a static shape"
+    kind, dims = tensor.data_type, tuple(tensor.dims)
+    if kind not in _BYTES or len(dims) > MAX_SIDES or min(dims, default=0) < 0:
+        yield f"has the constant {quoted(tensor.name)} of type {kind}", "numbers in a static shape"
         return
-    length = prod(tensor.dims) * _BYTES[tensor.data_type]
+    length = prod(dims) * _BYTES[kind]
     if tensor.data_location != _EXTERNAL:
         if len(tensor.raw_data) != length or tensor.external_data:
-            yield f"has the constant {name} of {len(tensor.raw_data)} bytes", f"{length} bytes"
+            given = f"has the constant {quoted(tensor.name)} of {len(tensor.raw_data)} bytes"
+            yield given, f"{length} bytes"
         return
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    if len(place) != len(tensor.external_data) or tuple(sorted(place)) != _PLACE:
-        yield f"has the constant {name} at {quoted(place)}", f"{', '.join(_PLACE)}, each once"
-    elif place["location"] not in sizes:
-        yield f"has the constant {name} in {quoted(place['location'])}", ", ".join(sorted(sizes))
-    elif not (place["offset"].isdecimal() and place["length"] == str(length)):
-        yield f"has the constant {name} at {quoted(place)}", f"{length} bytes from an offset"
-    elif len(place["offset"]) > 18 or int(place["offset"]) + length > sizes[place["location"]]:
-        yield f"has the constant {name} at {quoted(place)}", f"a place in {place['location']}"
+    entries = [(entry.key, entry.value) for entry in tensor.external_data]
+    expected = _other_place(entries, length, sizes)
+    if expected is not None:
+        yield f"has the constant {quoted(tensor.name)} at {quoted(dict(entries))}", expected
+
+
+def _other_place(
+    entries: list[tuple[str, str]], length: int, sizes: Mapping[str, int]
+) -> str | None:
+    """What would be right, where ``entries`` are not the place of ``length`` bytes in a file."""
+    place = dict(entries)
+    if len(place) != len(entries) or place.keys() != _PLACE:
+        return f"{', '.join(sorted(_PLACE))}, each once"
+    location, offset = place["location"], place["offset"]
+    if location not in sizes:
+        return f"a place in {', '.join(sorted(sizes))}"
+    if not (offset.isdecimal() and place["length"] == str(length)):
+        return f"{length} bytes from an offset"
+    if len(offset) > 18 or int(offset) + length > sizes[location]:
+        return f"a place in {location}"
+    return None
 
 
 def _flow_problems(graph: Any, signature: GraphSignature) -> Iterator[tuple[str, str]]:
     """Values are made once, before they are used, in stated shapes; and what is alive at once is
     no more than an exported graph of the signature takes.
     """
-    stated = {value.name: _described(value) for value in (*graph.value_info, *graph.output)}
+    stated = _stated_bytes((*graph.value_info, *graph.output))
     known = {value.name for value in graph.input} | {each.name for each in graph.initializer}
     if len(known) != len(graph.input) + len(graph.initializer):
         yield "has two inputs or constants of one name", "each name once"
-    last = {name: index for index, node in enumerate(graph.node) for name in node.input}
-    last |= {value.name: len(graph.node) for value in graph.output}
+    steps = [(tuple(node.input), tuple(node.output)) for node in graph.node]
+    last = {name: index for index, (taken, _) in enumerate(steps) for name in taken}
+    last |= {value.name: len(steps) for value in graph.output}
     alive: dict[str, int] = {}
     taken, most = 0, most_bytes(signature)
-    for index, node in enumerate(graph.node):
-        for name in node.input:
+    for index, (inputs, outputs) in enumerate(steps):
+        for name in inputs:
             if name and name not in known:
                 yield f"uses {quoted(name)} before it is made", "operators in order"
-        for name in filter(None, node.output):
-            kind, shape = stated.get(name, (0, None))
-            if name in known or shape is None or kind not in _BYTES or kind == _INT64:
+        for name in filter(None, outputs):
+            size = stated.get(name, 0)
+            if not size or name in known:
                 yield f"has the value {quoted(name)}", "each made once, with a stated static shape"
                 return
             known.add(name)
-            alive[name] = prod(shape) * _BYTES[kind]
-            taken += alive[name]
+            alive[name] = size
+            taken += size
         if taken > most:
-            yield f"takes {taken} bytes at {quoted(node.name)}", f"at most {most} at once"
+            given = f"takes {taken} bytes at {quoted(graph.node[index].name)}"
+            yield given, f"at most {most} at once"
             return
-        for name in {*node.input, *node.output}:
-            if last.get(name, index) == index:
-                taken -= alive.pop(name, 0)
+        for name in (*inputs, *outputs):
+            if name in alive and last.get(name, index) == index:
+                taken -= alive.pop(name)
+
+
+def _stated_bytes(values: Iterable[Any]) -> dict[str, int]:
+    """What each value takes by its type, and 0 for one that no operator of the exporter's makes.
+
+    Types of the same bytes are looked at once: a graph has far fewer of them than values, and
+    reading one field by field takes most of a check's time.
+    """
+    sizes: dict[bytes, int] = {}
+    stated: dict[str, int] = {}
+    for value in values:
+        kind = value.type
+        spelling = kind.SerializeToString()
+        if spelling not in sizes:
+            number, shape = _described(kind)
+            made = shape is not None and number in _BYTES and number != _INT64
+            sizes[spelling] = prod(shape or ()) * _BYTES[number] if made else 0
+        stated[value.name] = sizes[spelling]
+    return stated

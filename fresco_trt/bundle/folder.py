@@ -164,7 +164,7 @@ def manifest_bytes(folder: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             invalid(f"{MANIFEST_NAME} is not a regular file", "a regular file")
         with path.open("rb") as file:
-            return file.read(MAX_MANIFEST_BYTES + 1)
+            return file.read(min(status.st_size, MAX_MANIFEST_BYTES) + 1)
     except OSError as error:
         what = f"{MANIFEST_NAME} in it" if _is_folder(folder) else "it"
         raise BundleNotFound(

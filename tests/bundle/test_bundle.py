@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,17 @@ def test_progress_rises_to_one(tmp_path: Path) -> None:
     open_bundle(bundle.folder, progress=lambda _phase, fraction: seen.append(fraction))
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
+
+
+def test_checking_holds_one_buffer_however_large_a_file_is(tmp_path: Path) -> None:
+    write(tmp_path / "b", bytes(8 * 1024 * 1024))
+    tracemalloc.start()
+    try:
+        open_bundle(tmp_path / "b")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 3 * 1024 * 1024
 
 
 def test_the_environment_is_asked_last_and_decides(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tests.hostile.digests import make_right, manifest_of, replaced
 Change = Callable[[Any], None]
 
 MUCH = 2**30
+MANY = 400
 
 
 def changed(change: Change) -> Callable[[Path], None]:
@@ -200,7 +201,23 @@ def other_type(model: Any) -> None:
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
 
 
+@changed
+def many_sides(model: Any) -> None:
+    """A value of so many sides that their product has thousands of digits."""
+    stated = helper.make_tensor_value_info("", TensorProto.FLOAT, [2**62] * MANY)
+    first = model.graph.node[0].output[0]
+    value = next(each for each in model.graph.value_info if each.name == first)
+    value.type.CopyFrom(stated.type)
+
+
 # --- weights ----------------------------------------------------------------------------------
+
+
+@changed
+def constant_of_many_sides(model: Any) -> None:
+    """The same of a constant."""
+    tensor = next(each for each in model.graph.initializer if each.raw_data)
+    tensor.dims[:] = [2**62] * MANY
 
 
 @changed
@@ -262,6 +279,6 @@ def swapped(folder: Path) -> None:
 
 MAKERS: tuple[Callable[[Path], None], ...] = (
     loop, functions, constant_of_shape, expand, tile, counting, custom_domain, doubled, understated,
-    computed_shape, unstated, open_input, other_output, other_type, outside, beyond, shorter,
-    sparse, no_graph, large, swapped,
+    computed_shape, unstated, open_input, other_output, other_type, many_sides,
+    constant_of_many_sides, outside, beyond, shorter, sparse, no_graph, large, swapped,
 )  # fmt: skip
