@@ -93,6 +93,7 @@ def compiled_once(temporary: pytest.TempPathFactory) -> Iterator[None]:
     where there are many cores; a run of the tests has something for the others to do.
     """
     from fresco_trt.backends.inductor import backend, pool, worker
+    from tests import cxx
 
     store = shared_folder(temporary) / "compiled"
     store.mkdir(exist_ok=True)
@@ -112,6 +113,9 @@ def compiled_once(temporary: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "compile_pieces", remembered)
+        if shutil.which(cxx.COMPILER) and "CXX" not in os.environ:
+            with locked(store / cxx.COMPILER):
+                patch.setenv("CXX", str(cxx.script(store)))
         yield
 
 

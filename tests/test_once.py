@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from fresco_trt.lower import export
+from tests import cxx
 from tests.once import traced_once
 
 
@@ -20,3 +25,18 @@ def test_a_scope_within_another_takes_what_traces_and_not_the_others_memory(
         with traced_once(tmp_path_factory), traced_once(tmp_path_factory):
             assert vars(export._traced)["__wrapped__"] is traces
         assert export._traced is traces
+
+
+@pytest.mark.skipif(shutil.which(cxx.COMPILER) is None, reason="there is no g++")
+def test_a_header_is_read_once_for_its_flags_and_changes_nothing(tmp_path: Path) -> None:
+    paths = [cxx.kept("cstddef", flags, tmp_path) for flags in (["-O0"], ["-O1"], ["-O0"])]
+    assert paths[0] == paths[2] != paths[1]
+    assert len(list(tmp_path.glob("*.gch"))) == 2
+    source = tmp_path / "a.cpp"
+    source.write_text("#include <cstddef>\nstd::size_t twice(std::size_t x) { return 2 * x; }\n")
+    compilers = {cxx.COMPILER: [], str(cxx.script(tmp_path)): ["-include", str(paths[0])]}
+    for number, (compiler, given) in enumerate(compilers.items()):
+        made = str(tmp_path / f"{number}.o")
+        command = [compiler, *given, str(source), "-O0", "-c", "-o", made]
+        subprocess.run(command, check=True)
+    assert (tmp_path / "0.o").read_bytes() == (tmp_path / "1.o").read_bytes()
