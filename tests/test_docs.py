@@ -39,6 +39,10 @@ _MARKER = re.compile(r"<!-- not run: (.+) -->\n\Z")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 EXECUTED = {"bash", "python"}
+OURS = "fresco-trt"
+PROGRAMS = {OURS, "openssl"}
+"""Of these a shell would only run one after another."""
+
 SHOWN = {"json", "text"}
 README_BYTES = 9 * 1024
 
@@ -125,32 +129,44 @@ def links_of(text: str) -> list[str]:
 
 
 def commands_of(code: str) -> list[list[str]] | None:
-    """Arguments of each ``fresco-trt`` of a block that has nothing else in it; else None."""
+    """The words of each command of a block that has nothing but ``PROGRAMS`` in it; else None."""
     lines = code.replace("\\\n", " ").splitlines()
     words = [shlex.split(line, comments=True) for line in lines]
     commands = [each for each in words if each]
     plain = not re.search(r"[|<>&;$`]", code)
-    if plain and commands and all(each[0] == "fresco-trt" for each in commands):
-        return [each[1:] for each in commands]
-    return None
+    return (
+        commands if plain and commands and all(each[0] in PROGRAMS for each in commands) else None
+    )
 
 
 def run_block(block: Block, folder: Path, cache: Path, preloaded: Preloaded) -> None:
-    """Run a block in ``folder``; one of Python, or of our commands alone, in preloaded forks."""
-    environment = environment_with(cache)
-    commands = commands_of(block.code) if block.language == "bash" else None
-    if block.language == "python":
-        ended = [preloaded.run(block.code, folder, environment=environment)]
-    elif commands is not None:
-        ended = [preloaded.command(each, folder, environment=environment) for each in commands]
-    else:
-        ended = [_shell(block.code, folder, environment)]
-    for done in ended:
+    """Run a block in ``folder``; Python, and our commands where a shell adds nothing to them, in
+    preloaded forks.
+    """
+    for done in _runs(block, folder, environment_with(cache), preloaded):
         if done.status != 0:
             pytest.fail(
                 f"the block at line {block.line} exits with {done.status}:\n"
                 f"{block.code}\n{done.said[-6000:]}"
             )
+
+
+def _runs(
+    block: Block, folder: Path, environment: dict[str, str], preloaded: Preloaded
+) -> Iterator[Done]:
+    """How each program of a block ended, one after another."""
+    if block.language == "python":
+        yield preloaded.run(block.code, folder, environment=environment)
+        return
+    commands = commands_of(block.code)
+    if commands is None:
+        yield _shell(block.code, folder, environment)
+        return
+    for program, *given in commands:
+        if program == OURS:
+            yield preloaded.command(given, folder, environment=environment)
+        else:
+            yield _shell(shlex.join([program, *given]), folder, environment)
 
 
 def _shell(code: str, folder: Path, environment: dict[str, str]) -> Done:
@@ -321,7 +337,12 @@ def test_blocks_sections_and_links_are_found(tmp_path: Path, preloaded: Preloade
 
 def test_commands_are_found_where_there_is_nothing_else() -> None:
     code = "fresco-trt plan --model flux  # why\n\nfresco-trt build \\\n  --out 'a b'\n"
-    assert commands_of(code) == [["plan", "--model", "flux"], ["build", "--out", "a b"]]
+    code += "openssl version\n"
+    assert commands_of(code) == [
+        ["fresco-trt", "plan", "--model", "flux"],
+        ["fresco-trt", "build", "--out", "a b"],
+        ["openssl", "version"],
+    ]
     for other in ("fresco-trt plan --json > plan.json\n", "make test\n", "# nothing\n"):
         assert commands_of(other) is None
 
@@ -332,6 +353,7 @@ def test_commands_are_found_where_there_is_nothing_else() -> None:
     [
         ("bash", "echo why >&2; false; true"),
         ("bash", "fresco-trt plan --model why"),
+        ("bash", "openssl why\nfresco-trt plan --model flux-tiny"),
         ("python", "import sys; print('why'); sys.exit(1)"),
         ("python", "raise ValueError('why')"),
     ],
