@@ -222,9 +222,8 @@ def _mixed_bundle(folder: Path, backend: str, positions: Positions = "fine") -> 
 
 
 def _turbo_bundle(folder: Path, backend: str) -> Path:
-    from fresco_trt.lower.build import build
+    from fresco_trt.lower.build import BuildRequest, run
+    from tests.shallow import short_turbo
 
-    name = "flux-tiny"
-    return build(
-        name, stages=3, preset="turbo", size=(64, 64), backend=backend, out=folder / "bundle"
-    )
+    request = BuildRequest(plan=short_turbo(), backend=backend, out=folder / "bundle")
+    return run(request).bundle.folder

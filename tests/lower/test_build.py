@@ -33,6 +33,7 @@ from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.weights import bundled_folder, weights_digest
+from tests.shallow import short_turbo
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -56,8 +57,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_bundle_says_what_it_is(eager_bundle: Path) -> None:
     manifest = open_bundle(eager_bundle).manifest
-    plan = fresco_trt.plan("flux-tiny", stages=3, preset="turbo", size=(64, 64))
-    assert manifest.plan == plan
+    assert manifest.plan == short_turbo()
     assert [engine.name for engine in manifest.engines] == [f"stage{k}.full" for k in (1, 2, 3)]
     assert manifest.model.weights_sha256 == weights_digest(load_transformer(None, FLUX_TINY))
     assert manifest.model.config["num_layers"] == FLUX_TINY.double_blocks
@@ -355,14 +355,8 @@ def test_a_reused_build_sweeps_what_killed_ones_left(
     killed.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     before = (tmp_path / "bundle" / "manifest.json").stat().st_ino
-    fresco_trt.build(
-        "flux-tiny",
-        stages=3,
-        preset="turbo",
-        size=(64, 64),
-        backend="eager",
-        out=tmp_path / "bundle",
-    )
+    plan = open_bundle(eager_bundle).plan
+    fresco_trt.build(plan, backend="eager", out=tmp_path / "bundle")
     assert (tmp_path / "bundle" / "manifest.json").stat().st_ino == before, "reused"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "tmp"]
     assert list(temporary.iterdir()) == []
