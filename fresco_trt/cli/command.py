@@ -38,14 +38,17 @@ RENAMED: Mapping[str, tuple[str, str]] = {
 
 PATHS = frozenset(
     (
+        "bench",
         "engines",
         "folder",
         "graphs",
         "key",
         "out",
+        "picture",
         "pictures",
         "pipeline",
         "plan_file",
+        "profile",
         "prompts",
         "verify_key",
         "weights",
@@ -66,8 +69,9 @@ class Command(TyperCommand):
         rest = self._parsed(ctx, args)
         for each in self.params:
             value = ctx.params.get(each.name) if each.name in PATHS else None
-            if value is not None:
-                check_path(f"{each.opts[0]} {one_line(str(value))[:60]}", value)
+            for path in value if isinstance(value, list | tuple) else [value]:
+                if path is not None:
+                    check_path(f"{each.opts[0]} {one_line(str(path))[:60]}", path)
         return rest
 
     def _parsed(self, ctx: Any, args: list[str]) -> list[str]:

@@ -19,6 +19,7 @@ from fresco_trt.cli.build import build
 from fresco_trt.cli.calibrate import calibrate
 from fresco_trt.cli.command import Command
 from fresco_trt.cli.doctor import doctor
+from fresco_trt.cli.export_triton import export_triton
 from fresco_trt.cli.generate import generate
 from fresco_trt.cli.inspect import inspect
 from fresco_trt.cli.plan import plan
@@ -36,7 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Compiled, progressive-resolution generation for diffusion transformers.",
 )
-for command in (plan, build, generate, verify, inspect, sign, doctor, calibrate, bench, report):
+COMMANDS = (
+    *(plan, build, generate, verify, inspect, sign, doctor, calibrate, bench, report),
+    export_triton,
+)
+for command in COMMANDS:
     app.command(cls=Command)(command)
 
 

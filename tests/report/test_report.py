@@ -365,6 +365,7 @@ WRONG: dict[str, tuple[str, Callable[[Path], Path]]] = {
     "huge": ("--bench", huge),
     "absent": ("--profile", lambda folder: folder / "nowhere.json"),
     "a folder": ("--bench", lambda folder: folder),
+    "a long name": ("--picture", lambda folder: folder / ("a" * 5000)),
     "a pipe": ("--bench", fifo),
     "no picture": ("--picture", written("text.png", b"a text")),
     "half a picture": ("--picture", written("cut.png", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR")),

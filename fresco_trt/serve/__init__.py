@@ -1,0 +1,5 @@
+"""The HTTP server around the pipelines: OpenAI's images interface over prebuilt bundles.
+
+A door, like the command line: nothing of the package but ``cli`` imports it. What it needs beside
+the package comes with the extra ``serve`` and is imported where it is used.
+"""
