@@ -289,17 +289,19 @@ class VerificationFailed(RunError):
 
 
 class ProfileError(FrescoError):
-    """A profile cannot be taken, or not be read."""
-
-    exit_code: ClassVar[int] = 2
+    """A profile could not be taken, or not be read."""
 
 
 class ProfilerUnavailable(ProfileError):
     """A profiler, or what it needs of this machine, is not here."""
 
+    exit_code: ClassVar[int] = 2
+
 
 class ExportInvalid(ProfileError):
     """A file is no export of Nsight Systems that can be read."""
+
+    exit_code: ClassVar[int] = 2
 
 
 # --- showing what there is --------------------------------------------------------------------

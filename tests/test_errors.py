@@ -56,7 +56,7 @@ TREE = {
     "OutOfDeviceMemory": (errors.RunError, 1),
     "Cancelled": (errors.RunError, 1),
     "VerificationFailed": (errors.RunError, 1),
-    "ProfileError": (errors.FrescoError, 2),
+    "ProfileError": (errors.FrescoError, 1),
     "ProfilerUnavailable": (errors.ProfileError, 2),
     "ExportInvalid": (errors.ProfileError, 2),
     "ReportError": (errors.FrescoError, 2),

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fresco_trt.profile.busy import Busy
+
 MOST_KERNELS = 12
 LONGEST_NAME = 120
 
@@ -49,13 +51,11 @@ def reduced(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     spans = [event for event in events if event.get("ph") == "X"]
     work = [event for event in spans if event.get("cat") in _ON_DEVICE]
     work = work or [event for event in spans if event.get("cat") == "cpu_op"]
-    busy, gaps, end = 0.0, [0.0], None
+    device, busy, gaps = Busy[float](), 0.0, [0.0]
     for begin, duration in sorted((float(each["ts"]), float(each["dur"])) for each in work):
-        if end is not None and begin > end:
-            gaps.append(begin - end)
-        start = begin if end is None else max(begin, end)
-        busy += max(begin + duration - start, 0.0)
-        end = begin + duration if end is None else max(end, begin + duration)
+        gap, counted = device.take(begin, begin + duration)
+        busy += counted
+        gaps.append(gap)
     launches = Counter(
         str(event["name"])
         for event in spans

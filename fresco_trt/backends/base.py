@@ -250,6 +250,11 @@ class EngineRunner:
         check_outputs(self.signature, outputs)
         return outputs
 
+    @property
+    def session(self) -> Call | None:
+        """The library's own, None outside of the scope."""
+        return self._call
+
     def replays(self) -> bool:
         """Whether the next call replays a CUDA graph."""
         return self.graph is not None and self.graph.is_captured()

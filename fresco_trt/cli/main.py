@@ -23,6 +23,7 @@ from fresco_trt.cli.export_triton import export_triton
 from fresco_trt.cli.generate import generate
 from fresco_trt.cli.inspect import inspect
 from fresco_trt.cli.plan import plan
+from fresco_trt.cli.profile import profile
 from fresco_trt.cli.report import report
 from fresco_trt.cli.sign import sign
 from fresco_trt.cli.termination import TERMINATED, termination
@@ -39,7 +40,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(plan, build, generate, verify, inspect, sign, doctor, calibrate, bench, report),
-    export_triton,
+    *(export_triton, profile),
 )
 for command in COMMANDS:
     app.command(cls=Command)(command)

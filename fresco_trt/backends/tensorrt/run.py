@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 
 from fresco_trt.backends.cuda_device import Device, out_of_memory
 from fresco_trt.backends.tensorrt.build import listening
+from fresco_trt.backends.tensorrt.layers import engine_information, layer_report
 from fresco_trt.errors import EngineFailed, EnvironmentMismatch, OutOfDeviceMemory
 from fresco_trt.plan.signature import TensorSpec
 
@@ -89,10 +90,11 @@ class Session:
         graph: Graph,
         scratch: Callable[[], Tensor],
         errors: deque[str],
+        inspect: Callable[[], str | None],
     ) -> None:
         self._context, self._graph = context, graph
         self._buffers, self._outputs = buffers, outputs
-        self._scratch, self._errors = scratch, errors
+        self._scratch, self._errors, self._inspect = scratch, errors, inspect
         self._scratch_at: int | None = None
         for tensor, buffer in buffers.items():
             if not context.set_tensor_address(tensor, buffer.data_ptr()):
@@ -107,6 +109,12 @@ class Session:
             self._set_scratch()
             self._queue(stream)
         return {name: self._buffers[name] for name in self._outputs}
+
+    def layers(self) -> dict[str, Any] | None:
+        """What the engine is made of, as :func:`~fresco_trt.backends.tensorrt.layers.layer_report`
+        says it.
+        """
+        return layer_report(self._inspect())
 
     def close(self) -> None:
         """Drop the CUDA graph, which must not outlive the context that it was captured from."""
@@ -167,6 +175,7 @@ class Engines:
                     graph=graph,
                     scratch=scratch,
                     errors=errors,
+                    inspect=partial(engine_information, library, loaded.engine, context),
                 )
                 try:
                     yield session

@@ -41,6 +41,7 @@ from fresco_trt.errors import (
     UnsupportedPrecision,
 )
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
+from fresco_trt.profile.job import layers_of
 
 SIGNATURE = GraphSignature(
     inputs=(TensorSpec(name="x", dtype="float32", shape=(2, 3)),),
@@ -75,6 +76,7 @@ class Script:
     unused: tuple[str, ...] = ()  # outputs of an engine built now that no signature has
     room: int = 0  # bytes of streamed weights that the device has room for
     strange: bytes | None = None  # timings that the library does not take
+    layers: str | None = None  # what the inspector says; None: the library has none
     measures: set[bytes] = field(default_factory=lambda: {b"kernel"})  # by a build now
     magic: bytes = b"vtrt"
     asked: dict[str, Any] = field(default_factory=dict)
@@ -284,6 +286,15 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[Shape]:
         return [(self.rows[profile], 3)] * 3
 
+    def create_engine_inspector(self) -> SimpleNamespace:
+        def told(form: str) -> str | None:
+            assert isinstance(inspector.execution_context, Context)
+            assert form == "json"
+            return self._script.layers
+
+        inspector = SimpleNamespace(execution_context=None, get_engine_information=told)
+        return inspector
+
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig()
 
@@ -404,6 +415,8 @@ class Library:
         )
         if targets:
             self.ComputeCapability = ComputeCapability
+        if script.layers is not None:
+            self.LayerInformationFormat = SimpleNamespace(JSON="json")
         if script.eager:
             self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
         self.Builder = lambda logger: Builder(script, logger)
@@ -1192,6 +1205,30 @@ def test_a_graph_that_cannot_be_launched_is_an_error(
             runner({"x": torch.ones(2, 3)})
         script.replay_error = None
         assert doubles(runner, 3.0)
+
+
+# --- what engines are made of -----------------------------------------------------------------
+
+
+def test_the_inspector_of_an_engine_in_scope_is_asked_for_its_layers(
+    folder: Path, graph: StageGraph
+) -> None:
+    layer = {"Name": "a", "LayerType": "gemm", "Inputs": [{"Name": "x", "Format/Datatype": "FP8"}]}
+    told = Script(layers=json.dumps({"Layers": [layer]}))
+    runner = rtx(told).load(folder, built(folder, graph))
+    assert layers_of({"stage1.full": runner}) == []
+    with runner:
+        assert layers_of({"stage1.full": runner}) == [
+            {"engine": "stage1.full", "layers": 1, "precisions": {"fp8": 1}, "products": {"fp8": 1}}
+        ]
+
+
+@pytest.mark.parametrize("said", [None, "", "no JSON"])
+def test_an_inspector_that_tells_nothing_is_no_error(
+    folder: Path, graph: StageGraph, said: str | None
+) -> None:
+    with rtx(Script(layers=said)).load(folder, built(folder, graph)) as runner:
+        assert layers_of({"stage1.full": runner}) == []
 
 
 # --- what is missing --------------------------------------------------------------------------
