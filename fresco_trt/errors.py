@@ -120,6 +120,10 @@ class PromptTooLong(PlanError):
     """A prompt has more tokens of its own than a stage of the plan takes."""
 
 
+class PictureInvalid(PlanError):
+    """A source picture cannot be read, or is too large to be."""
+
+
 class InvalidPlan(PlanError):
     """A plan, or its stored form, breaks an invariant."""
 

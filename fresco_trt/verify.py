@@ -220,11 +220,16 @@ def _difference(
     """The largest pixel difference between the reference's picture and the engines' own."""
     import numpy as np
 
+    from fresco_trt.pipelines.edit import example_source
+
+    source = example_source(pipe.bundle)
+
     def draw(drawer: FrescoPipeline, phase: str) -> Any:
         def on_step(step: Any) -> None:
             progress(phase, (step.step + 1) / step.steps_total)
 
-        return np.asarray(drawer(prompt, seed=seed, on_step=on_step).images[0]).astype(int)
+        drawn = drawer(prompt, image=source, seed=seed, on_step=on_step).images[0]
+        return np.asarray(drawn).astype(int)
 
     choices = Choices()
     reference = draw(pipe.with_runners(comparing, choice=choices.make), "against eager")

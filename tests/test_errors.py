@@ -21,6 +21,7 @@ TREE = {
     "IncompatibleOptions": (errors.PlanError, 2),
     "InvalidArgument": (errors.PlanError, 2),
     "PromptTooLong": (errors.PlanError, 2),
+    "PictureInvalid": (errors.PlanError, 2),
     "InvalidPlan": (errors.PlanError, 2),
     "LowerError": (errors.FrescoError, 1),
     "WeightsNotFound": (errors.LowerError, 2),

@@ -9,13 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fresco_trt.cli import display, tables
-from fresco_trt.cli.options import Engines, Json, Seed, Trusted, VerifyKey
+from fresco_trt.cli.options import (
+    Engines,
+    Guidance,
+    Json,
+    Picture,
+    Preview,
+    Seed,
+    Trusted,
+    VerifyKey,
+)
 from fresco_trt.errors import OutputNotWritable
 from fresco_trt.files.atomic_file import check_writable, replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from PIL.Image import Image
 
+    from fresco_trt.bundle.trust import Trust
     from fresco_trt.pipelines.image import FrescoPipeline
     from fresco_trt.pipelines.result import Result
 
@@ -24,27 +36,41 @@ def generate(
     engines: Engines,
     prompt: Annotated[str, typer.Option("--prompt", help="What to draw.")],
     seed: Seed = 0,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale.", show_default="the model's")
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", help="PNG to write.")] = Path("picture.png"),
-    preview: Annotated[
-        bool, typer.Option("--preview", help="Also save the picture at the end of each stage.")
-    ] = False,
+    guidance: Guidance = None,
+    out: Picture = Path("picture.png"),
+    preview: Preview = False,
     trust: Trusted = False,
     verify_key: VerifyKey = None,
     as_json: Json = False,
 ) -> None:
     """Draw one picture with a bundle's engines."""
+    from fresco_trt.pipelines.loading import trust_of
+
+    request = {"prompt": prompt, "seed": seed, "guidance": guidance}
+    trusted = trust_of(trust, verify_key)
+    draw(engines, trusted, request, out, preview=preview, as_json=as_json)
+
+
+def draw(
+    engines: Path,
+    trusted: Trust,
+    request: Mapping[str, Any],
+    out: Path,
+    *,
+    preview: bool,
+    as_json: bool,
+) -> None:
+    """Draw what the arguments of a pipeline's call ask for, save it, and say how long it took."""
     from fresco_trt.models.family import PromptWarning
     from fresco_trt.pipelines.checks import check_seed
+    from fresco_trt.pipelines.edit import SourceWarning
     from fresco_trt.pipelines.image import FrescoPipeline
-    from fresco_trt.pipelines.loading import opened, trust_of
+    from fresco_trt.pipelines.loading import opened
 
     _check_picture(out)
-    check_seed(seed)
-    trusted = trust_of(trust, verify_key)
-    warnings.simplefilter("always", PromptWarning)
+    check_seed(request["seed"])
+    for told in (PromptWarning, SourceWarning):
+        warnings.simplefilter("always", told)
     previews: list[str] = []
 
     def keep(stage: int, image: Image) -> None:
@@ -57,9 +83,7 @@ def generate(
         with FrescoPipeline.over(opened(engines, trusted), trusted) as pipe:
             report("loading engines", 1.0)
             result = pipe(
-                prompt,
-                seed=seed,
-                guidance=guidance,
+                **request,
                 on_step=display.step_reporter(report, len(pipe.plan.stages)),
                 on_stage=keep if preview else None,
             )

@@ -19,6 +19,7 @@ from fresco_trt.cli.build import build
 from fresco_trt.cli.calibrate import calibrate
 from fresco_trt.cli.command import Command
 from fresco_trt.cli.doctor import doctor
+from fresco_trt.cli.edit import edit
 from fresco_trt.cli.export_triton import export_triton
 from fresco_trt.cli.generate import generate
 from fresco_trt.cli.inspect import inspect
@@ -39,7 +40,7 @@ app = typer.Typer(
     help="Compiled, progressive-resolution generation for diffusion transformers.",
 )
 COMMANDS = (
-    *(plan, build, generate, verify, inspect, sign, doctor, calibrate, bench, report),
+    *(plan, build, generate, edit, verify, inspect, sign, doctor, calibrate, bench, report),
     *(export_triton, profile),
 )
 for command in COMMANDS:

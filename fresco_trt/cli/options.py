@@ -61,6 +61,13 @@ VerifyKey = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the one noise field.")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", help="Guidance scale.", show_default="the model's")
+]
+Picture = Annotated[Path, typer.Option("--out", help="PNG to write.")]
+Preview = Annotated[
+    bool, typer.Option("--preview", help="Also save the picture at the end of each stage.")
+]
 Weights = Annotated[
     str | None,
     typer.Option(

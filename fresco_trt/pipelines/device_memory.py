@@ -38,7 +38,11 @@ def check_device_memory(bundle: Bundle, free: int | None) -> None:
     weights = sum(file.bytes for file in manifest.files if file.path in names)
     facts, tokens = model_facts(manifest.model.name), max(bundle.plan.tokens)
     alive = activation_bytes(
-        facts, tokens, manifest.precision, text_tokens=min(facts.text_tokens, manifest.text_tokens)
+        facts,
+        tokens,
+        manifest.precision,
+        references=facts.reference_tokens(bundle.plan.stages[-1].grid),
+        text_tokens=min(facts.text_tokens, manifest.text_tokens),
     )
     if weights + alive > free:
         raise OutOfDeviceMemory(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from fresco_trt.bundle.trust import NO_TRUST
 from fresco_trt.errors import IncompatibleOptions, error_context
 from fresco_trt.pipelines.checks import check_cancel, check_seed, guidance_of
+from fresco_trt.pipelines.edit import check_source, source_latents, source_picture
 from fresco_trt.pipelines.loading import basis_of, load_runners, opened, trust_of
 from fresco_trt.pipelines.result import Result, Seconds, StepTime, time_of_step
 from fresco_trt.plan.arguments import (
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Runner
     from fresco_trt.bundle import Bundle
     from fresco_trt.bundle.trust import Trust
+    from fresco_trt.models.family import Encoder
+    from fresco_trt.pipelines.edit import Source
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.captured import CapturedStages, StageEnd
     from fresco_trt.run.request import Conditioning
@@ -93,6 +96,7 @@ class FrescoPipeline:
             device=device,
             basis=basis_of(bundle, device),
         )
+        self._encoder: Encoder | None = None  # of the first edit
         self._scope = ExitStack()
         self._stages: CapturedStages | None = None
         # Taken again by a callback that draws: the sampler lets others run between two steps.
@@ -161,6 +165,7 @@ class FrescoPipeline:
         self,
         prompt: str,
         *,
+        image: Source | None = None,
         seed: int = 0,
         guidance: float | None = None,
         on_step: OnStep | None = None,
@@ -170,7 +175,9 @@ class FrescoPipeline:
     ) -> Result:
         """Draw one picture.
 
-        `seed` is from 0 to `MAX_SEED`; `guidance` (None: the model's default) only for models that
+        `image` is the source of an edit, for models that edit and only for these: a picture of PIL,
+        or the path of one. It is brought to the built size. `seed` is from 0 to `MAX_SEED`;
+        `guidance` (None: the model's default) only for models that
         take it. `on_step` is called after each step; `on_stage(stage, picture)` after each stage
         (from 1) but the last, with the stage's clean estimate decoded at its own size; of a mixed
         stage, at its fine grid's, with what is still coarse repeated over its place. `cancel()` is
@@ -181,14 +188,18 @@ class FrescoPipeline:
         `on_step` or `record_steps` draws step by step there too: the same picture, with the steps'
         times.
 
-        Raises PlanError for a seed or guidance out of range, PromptTooLong for a prompt that some
-        stage takes less of, IncompatibleOptions for guidance that the model does not take, RunError
-        leaves from an engine, Cancelled if `cancel` says so; warns (PromptWarning) of what the
-        encoders cannot read.
+        Raises PlanError for a seed or guidance out of range, PictureInvalid for a source that
+        cannot be read, PromptTooLong for a prompt that some stage takes less of,
+        IncompatibleOptions for a source or guidance that the model does not take, RunError leaves
+        from an engine, Cancelled if `cancel` says so; warns of what the encoders cannot read
+        (PromptWarning) and of what is changed of the source (SourceWarning).
         """
         seed = check_seed(seed)
         scale = guidance_of(self._facts, guidance)
         word("prompt", prompt)
+        with in_python():
+            check_source(self._facts, image)
+            source = None if image is None else source_picture(image, self.plan.size)
         for name, told in (("on_step", on_step), ("on_stage", on_stage), ("cancel", cancel)):
             optional(function, name, told)
         by_steps = flag("record_steps", record_steps) or on_step is not None
@@ -196,7 +207,7 @@ class FrescoPipeline:
             check_cancel(cancel)  # it may have waited for its turn
             clock = _Clock()
             with span(TEXT):
-                conditioning = self._conditioning(prompt, scale)
+                conditioning = self._conditioning(prompt, scale, source)
             text, stages = clock.lap(), None if by_steps else self._captured()
             if stages is None:
                 taken = self._by_steps(conditioning, seed, on_step, on_stage, cancel)
@@ -311,9 +322,10 @@ class FrescoPipeline:
         nfe, steps = self.plan.nfe, taken.steps
         return Result(images=images, seed=seed, nfe=nfe, seconds=seconds, steps=steps)
 
-    def _conditioning(self, prompt: str, scale: float | None) -> Conditioning:
+    def _conditioning(self, prompt: str, scale: float | None, source: Image | None) -> Conditioning:
         import torch
 
+        from fresco_trt.models.registry import family_of
         from fresco_trt.run.request import Conditioning
         from fresco_trt.run.text import check_text
 
@@ -322,7 +334,13 @@ class FrescoPipeline:
         inputs = self._prompt(prompt)
         if scale is not None:
             inputs["guidance"] = torch.tensor([scale], dtype=torch.float32)
-        return Conditioning(inputs=inputs, prompt_tokens=own)
+        references: tuple[Tensor, ...] = ()
+        if source is not None:
+            if self._encoder is None:
+                components = family_of(self._facts).components
+                self._encoder = components.encoder(self.bundle.pipeline_folder)
+            references = (source_latents(self._encoder, source),)
+        return Conditioning(inputs=inputs, prompt_tokens=own, references=references)
 
     def _tell(self, step: Step, on_step: OnStep | None, on_stage: OnStage | None) -> None:
         ends = on_stage is not None and self._ends_coarse_stage(step)

@@ -38,17 +38,22 @@ class PlanCost:
 
 
 def flops_of_step(
-    facts: ModelFacts, tokens: int, *, refined: int = 0, text_tokens: int | None = None
+    facts: ModelFacts,
+    tokens: int,
+    *,
+    references: int = 0,
+    refined: int = 0,
+    text_tokens: int | None = None,
 ) -> float:
     """FLOPs of one full forward with ``tokens`` image tokens, batch 1; ``text_tokens`` None: the
-    model's own.
+    model's own. ``references`` are the tokens of reference pictures.
 
-    With S = tokens + text_tokens and hidden width H, per block: ``(4 + 2*mlp_ratio) * H^2 * 2 * S``
+    With S the sum of all three and hidden width H, per block: ``(4 + 2*mlp_ratio) * H^2 * 2 * S``
     for the projections and ``4 * H * S^2`` for attention. FLUX.1-dev at 1024x1024 gives 74.36e12;
     published counts say 74.39e12. With ``refined``, of a phase-aligned graph: its coarse tokens
     see one of each four children.
     """
-    length = tokens + (facts.text_tokens if text_tokens is None else text_tokens)
+    length = tokens + references + (facts.text_tokens if text_tokens is None else text_tokens)
     projections = (4 + 2 * facts.mlp_ratio) * facts.hidden**2 * 2 * length
     unseen = (tokens - 4 * refined) * 3 * refined
     attention = 4 * facts.hidden * (length**2 - unseen)
@@ -56,19 +61,30 @@ def flops_of_step(
 
 
 def flops_of_bypass(
-    facts: ModelFacts, tokens: int, site: CacheSite = "final", *, text_tokens: int | None = None
+    facts: ModelFacts,
+    tokens: int,
+    site: CacheSite = "final",
+    *,
+    references: int = 0,
+    text_tokens: int | None = None,
 ) -> float:
     """FLOPs of a step that starts from the cached feature: final modulation and projection, and at
-    the trunk one block before them, the only one that sees the text.
+    the trunk one block before them, the only one that sees the text and the references.
     """
     modulation = 2 * facts.hidden * 2 * facts.hidden
     projection = 2 * tokens * facts.hidden * facts.in_channels
-    block = flops_of_step(facts, tokens, text_tokens=text_tokens) / facts.blocks
+    whole = flops_of_step(facts, tokens, references=references, text_tokens=text_tokens)
+    block = whole / facts.blocks
     return float(modulation + projection) + (block if site == "trunk" else 0.0)
 
 
 def activation_bytes(
-    facts: ModelFacts, tokens: int, precision: str, *, text_tokens: int | None = None
+    facts: ModelFacts,
+    tokens: int,
+    precision: str,
+    *,
+    references: int = 0,
+    text_tokens: int | None = None,
 ) -> int:
     """Estimate of a block's live tensors at its widest, batch 1, with fused attention.
 
@@ -77,7 +93,7 @@ def activation_bytes(
     unknown precision.
     """
     width = (1 + 3 + facts.mlp_ratio + 1 + facts.mlp_ratio) * facts.hidden
-    length = tokens + (facts.text_tokens if text_tokens is None else text_tokens)
+    length = tokens + references + (facts.text_tokens if text_tokens is None else text_tokens)
     return length * width * _ACTIVATION_BYTES[precision]
 
 
@@ -94,7 +110,9 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
         )
     steps = check_steps(facts.default_steps if baseline_steps is None else baseline_steps)
     flops = sum(stage_flops(facts, plan))
-    baseline = steps * flops_of_step(facts, plan.stages[-1].grid.tokens)
+    full = plan.stages[-1].grid
+    behind = facts.reference_tokens(full)
+    baseline = steps * flops_of_step(facts, full.tokens, references=behind)
     return PlanCost(
         flops=flops,
         baseline_flops=baseline,
@@ -102,8 +120,8 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
         weight_bytes={name: facts.parameters * size for name, size in WEIGHT_BYTES.items()},
         activation_bytes={
             name: max(
-                activation_bytes(facts, tokens, name, text_tokens=text)
-                for tokens, text in _lengths(facts, plan)
+                activation_bytes(facts, tokens, name, references=behind, text_tokens=text)
+                for tokens, behind, text in _lengths(facts, plan)
             )
             for name in _ACTIVATION_BYTES
         },
@@ -116,20 +134,24 @@ def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
     site = "final" if plan.cache is None else plan.cache.site
     small = plan.velocity_grid
     rows = zip(plan.stages, _lengths(facts, plan), plan.aligned, strict=True)
-    for stage, (tokens, text), refined in rows:
+    for stage, (tokens, behind, text), refined in rows:
         coarse = 0.0 if small is None else flops_of_step(facts, small.tokens, text_tokens=text)
         price = {
-            "full": flops_of_step(facts, tokens, refined=refined, text_tokens=text),
-            "bypass": coarse or flops_of_bypass(facts, tokens, site, text_tokens=text),
+            "full": flops_of_step(
+                facts, tokens, references=behind, refined=refined, text_tokens=text
+            ),
+            "bypass": coarse
+            or flops_of_bypass(facts, tokens, site, references=behind, text_tokens=text),
         }
         twice = sum(pair == ("full", "bypass") for pair in pairwise(stage.actions))
         costs.append(sum(price[action] for action in stage.actions) + coarse * twice)
     return tuple(costs)
 
 
-def _lengths(facts: ModelFacts, plan: StagePlan) -> list[tuple[int, int]]:
-    """Image tokens and text tokens of each stage."""
-    return list(zip(plan.tokens, plan.text_tokens(facts.text_tokens), strict=True))
+def _lengths(facts: ModelFacts, plan: StagePlan) -> list[tuple[int, int, int]]:
+    """Image tokens, those of references, and text tokens of each stage."""
+    behind = [facts.reference_tokens(stage.grid) for stage in plan.stages]
+    return list(zip(plan.tokens, behind, plan.text_tokens(facts.text_tokens), strict=True))
 
 
 def cache_bytes(facts: ModelFacts, plan: StagePlan) -> int:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fresco_trt.plan.grid import Size
+from fresco_trt.plan.grid import Grid, Size
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.schedule import ShiftRule, dynamic_mu
 from fresco_trt.plan.spectrum import Spectrum
@@ -94,6 +94,10 @@ class ModelFacts:
         """Text tokens that a stage may take: all, half or a quarter of them, ascending."""
         halved = (self.text_tokens / parts for parts in (4, 2, 1))
         return tuple(int(count) for count in halved if count.is_integer())
+
+    def reference_tokens(self, grid: Grid) -> int:
+        """Tokens of all reference pictures behind those of a stage on ``grid``."""
+        return self.references * grid.tokens
 
     @property
     def stage_counts(self) -> tuple[int, ...]:

@@ -173,8 +173,9 @@ def graph_memory(
     text = next((spec.shape[1] for spec in signature.inputs if spec.name == "text"), None)
     runs_blocks = text is not None
     if text is not None:
-        alive = activation_bytes(facts, tokens, rest, text_tokens=text)
-        scores = facts.heads * (tokens + text) ** 2 * WEIGHT_BYTES[rest]
+        behind = signature.input("latents").shape[1] - tokens
+        alive = activation_bytes(facts, tokens, rest, references=behind, text_tokens=text)
+        scores = facts.heads * (tokens + behind + text) ** 2 * WEIGHT_BYTES[rest]
     else:
         alive, scores = bypass_activation_bytes(facts, tokens, rest), 0
     all_blocks = facts.blocks if action == "full" else 1

@@ -115,7 +115,10 @@ def layers_of(runners: Mapping[str, Runner]) -> list[dict[str, Any]]:
 
 
 def _one(pipe: FrescoPipeline, options: Options) -> Any:
-    return pipe(options.prompt, seed=options.seed, record_steps=options.by == STEPS)
+    from fresco_trt.pipelines.edit import example_source
+
+    source = example_source(pipe.bundle)
+    return pipe(options.prompt, image=source, seed=options.seed, record_steps=options.by == STEPS)
 
 
 def _device_wait(pipe: FrescoPipeline) -> Callable[[], None] | None:

@@ -58,11 +58,19 @@ def given_pictures(paths: Sequence[Path]) -> list[Picture]:
 def drawn_pictures(pipe: FrescoPipeline, prompts: Sequence[str], seed: int) -> Iterator[Picture]:
     """For each prompt the clean estimate at each stage's end and the finished picture.
 
-    Raises as the pipeline does.
+    Of a model that edits, edits of an example. Raises as the pipeline does.
     """
+    from fresco_trt.pipelines.edit import example_source
+
+    source = example_source(pipe.bundle)
     for prompt in prompts:
         stages: list[tuple[int, Image]] = []
-        result = pipe(prompt, seed=seed, on_stage=lambda *told, kept=stages: kept.append(told))
+        result = pipe(
+            prompt,
+            image=source,
+            seed=seed,
+            on_stage=lambda *told, kept=stages: kept.append(told),
+        )
         for stage, image in stages:
             yield Picture.of(image, f"{prompt}; seed {seed}, after stage {stage}")
         yield Picture.of(result.images[0], f"{prompt}; seed {seed}, finished")

@@ -88,7 +88,12 @@ class Denoiser:
         """One request, checked, with all that it reads on the device; takes and raises as
         :meth:`steps`.
         """
-        plan = self.plan
+        plan, given = self.plan, len(conditioning.references)
+        if given != self.facts.references:
+            raise ValueError(
+                f"{given} reference pictures for {self.facts.name};"
+                f" expected {self.facts.references}, whose tokens its engines take"
+            )
         if isinstance(noise, int | Sequence):
             seeds = noise
             pyramid = NoisePyramid.of_plan(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.backends.eager import module_runner
-from fresco_trt.errors import error_context
+from fresco_trt.errors import CalibrationError, error_context
 from fresco_trt.run.denoise import Denoiser
 from fresco_trt.run.request import Conditioning
 from fresco_trt.run.sampler import Step, engine_name
@@ -112,6 +112,12 @@ def drawn(
 def conditions(reference: Reference) -> list[Conditioning]:
     """What each prompt gives the engines: text, pooled, and guidance where the model takes it."""
     facts = reference.facts
+    if facts.references:
+        raise CalibrationError(
+            f"calibration of {facts.name}, which edits pictures",
+            expected="a model that draws from a prompt alone: there are no sources to edit yet",
+            fix="build in fp32 or bf16, with a cache that needs no calibration",
+        )
     encode = reference.family.components.prompt_encoder(reference.pipeline, facts.text_tokens)
     return [
         Conditioning(inputs=_inputs(facts, encode(prompt)), prompt_tokens=encode.tokens(prompt))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fresco_trt.models.family import Layer, Part
 from fresco_trt.models.flux.fusing import fused
-from fresco_trt.models.flux.graph import Streams, condition_of, leave, through
+from fresco_trt.models.flux.graph import Streams, condition_of, leave, own, through
 from fresco_trt.models.flux.signatures import COARSE_ROPE
 from fresco_trt.plan.caching import FEATURES
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
@@ -119,17 +119,21 @@ class FluxCut:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The image tokens for the final norm, and the feature if the graph gives one."""
         streams = layers["enter"][0](inputs["latents"], inputs["text"])
+        references = _references(self.signature)
         rope = [inputs[name] for name in _names(self.signature, *_ROPE)]
         blocks = (*layers.get("double", ()), *layers.get("single", ()))
         first = streams = blocks[0](*streams, condition, *rope)
         if _RESIDUAL in inputs:
-            return first[0] + inputs[_RESIDUAL].to(first[0].dtype), {}
+            tokens = own(first[0], references)
+            return tokens + inputs[_RESIDUAL].to(tokens.dtype), {}
         for block in blocks[1:]:
             streams = block(*streams, condition, *rope)
+        # What is compiled for them relies on their strides.
+        tokens = own(streams[0], references).contiguous()
         outputs = {spec.name for spec in self.signature.outputs}
         if _RESIDUAL in outputs:
-            return streams[0], {_RESIDUAL: (streams[0] - first[0]).float()}
-        return streams[0], {_FEATURE: streams[0].float()} if _FEATURE in outputs else {}
+            return tokens, {_RESIDUAL: (tokens - own(first[0], references)).float()}
+        return tokens, {_FEATURE: tokens.float()} if _FEATURE in outputs else {}
 
 
 def cut(graph: Any, signature: GraphSignature, *, fuse: bool = False) -> FluxCut:
@@ -160,9 +164,10 @@ def _block_parts(
 ) -> Iterator[Part]:
     tokens, vector = between
     latents, text = signature.input("latents"), signature.input("text")
-    batch, count, hidden = tokens.shape
+    batch, count, _ = latents.shape
+    hidden = tokens.shape[-1]
     context = _spec("context", (batch, text.shape[1], hidden), tokens.dtype)
-    streams = [tokens, context]
+    streams = [_spec("tokens", (batch, count, hidden), tokens.dtype), context]
     yield _part("enter", f"enter-{count}", [latents, text], streams, [Enter(transformer)])
     after = [_spec(f"{spec.name}_after", spec.shape, spec.dtype) for spec in streams]
     rope = [signature.input(name) for name in _names(signature, *_ROPE)]
@@ -193,6 +198,11 @@ def _part(
 ) -> Part:
     signature = GraphSignature(inputs=tuple(inputs), outputs=tuple(outputs))
     return Part(kind=kind, name=name, signature=signature, layers=tuple(layers))
+
+
+def _references(signature: GraphSignature) -> int:
+    """Tokens of references behind the picture's own."""
+    return signature.input("latents").shape[1] - signature.output("velocity").shape[1]
 
 
 def _spec(name: str, shape: Shape, dtype: str = "float32") -> TensorSpec:

@@ -35,11 +35,16 @@ class FullGraph(nn.Module):
 
     # ``Any`` because diffusers' attributes carry no types.
     def __init__(
-        self, transformer: Any, *, feature: bool = False, site: CacheSite = "final"
+        self,
+        transformer: Any,
+        *,
+        feature: bool = False,
+        site: CacheSite = "final",
+        references: int = 0,
     ) -> None:
         super().__init__()
         self.transformer: Any = transformer
-        self.feature, self.site = feature, site
+        self.feature, self.site, self.references = feature, site, references
         self.guided = bool(transformer.config.guidance_embeds)
 
     def forward(
@@ -47,9 +52,9 @@ class FullGraph(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Velocity, and the feature if asked for, of one batch.
 
-        ``latents`` [B,N,C], ``text`` [B,T,D], ``pooled`` [B,P], ``timestep`` [B] (sigma in 0..1),
-        then ``guidance`` [B] if the model has it, ``rope_cos`` and ``rope_sin`` [T+N, head_dim],
-        and where :attr:`tables` says so more of them.
+        ``latents`` [B,N+R,C], ``text`` [B,T,D], ``pooled`` [B,P], ``timestep`` [B] (sigma in 0..1),
+        then ``guidance`` [B] if the model has it, ``rope_cos`` and ``rope_sin`` [T+N+R, head_dim],
+        and where :attr:`tables` says so more of them. The last R tokens are of references.
         Returns ``velocity`` [B,N,C] and, with ``feature``, the image tokens [B,N,H] after the last
         block, or at the trunk what all blocks after the first added to them. Raises ``TypeError``
         on a wrong number of inputs.
@@ -57,11 +62,11 @@ class FullGraph(nn.Module):
         state, condition, rope = self.entered(latents, text, pooled, timestep, *rest)
         blocks = (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks)
         first = through(blocks[:1], state, condition, rope)
-        last = through(blocks[1:], first, condition, rope)
-        velocity = leave(self.transformer, last.tokens, condition)
+        last = own(through(blocks[1:], first, condition, rope).tokens, self.references)
+        velocity = leave(self.transformer, last, condition)
         if not self.feature:
             return (velocity,)
-        kept = last.tokens if self.site == "final" else last.tokens - first.tokens
+        kept = last if self.site == "final" else last - own(first.tokens, self.references)
         return velocity, kept.float()
 
     def entered(
@@ -98,6 +103,11 @@ def through(
             image_rotary_emb=rope,
         )
     return Streams(tokens, context)
+
+
+def own(tokens: Tensor, references: int) -> Tensor:
+    """The picture's own tokens, without those of references behind them; a view."""
+    return tokens[:, :-references] if references else tokens
 
 
 def leave(transformer: Any, tokens: Tensor, condition: Tensor) -> Tensor:
@@ -143,8 +153,9 @@ class TrunkBypassGraph(FullGraph):
     def forward(self, residual: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Velocity [B,N,C] from ``residual`` [B,N,H] and the inputs of :class:`FullGraph`."""
         streams, condition, rope = self.entered(*inputs)
-        first = through(self.transformer.transformer_blocks[:1], streams, condition, rope)
-        return (leave(self.transformer, first.tokens + residual.to(first.tokens.dtype), condition),)
+        blocks = self.transformer.transformer_blocks[:1]
+        first = own(through(blocks, streams, condition, rope).tokens, self.references)
+        return (leave(self.transformer, first + residual.to(first.dtype), condition),)
 
 
 def dtype_of(layer: Any) -> torch.dtype:
@@ -188,14 +199,17 @@ def initialise(module: nn.Module, *, seed: int) -> None:
 def graph_from_signature(transformer: nn.Module, signature: GraphSignature) -> nn.Module:
     """The module a signature of this family was written for; shares the transformer's weights."""
     inputs = {spec.name for spec in signature.inputs}
-    if inputs & set(FEATURES.values()):
-        bypass = BypassGraph if FEATURES["final"] in inputs else TrunkBypassGraph
-        return bypass(transformer).eval()
+    if FEATURES["final"] in inputs:
+        return BypassGraph(transformer).eval()
+    references = signature.input("latents").shape[1] - signature.output("velocity").shape[1]
+    if FEATURES["trunk"] in inputs:
+        return TrunkBypassGraph(transformer, references=references).eval()
     outputs = {spec.name for spec in signature.outputs}
     site: CacheSite = "trunk" if FEATURES["trunk"] in outputs else "final"
     feature = FEATURES[site] in outputs
     if COARSE_ROPE[0] not in inputs:
-        return FullGraph(transformer, feature=feature, site=site).eval()
+        graph = FullGraph(transformer, feature=feature, site=site, references=references)
+        return graph.eval()
     from fresco_trt.models.flux.aligned import AlignedGraph, MixedOrder
 
     text, tokens = (signature.input(name).shape[1] for name in ("text", "latents"))

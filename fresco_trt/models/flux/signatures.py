@@ -25,6 +25,7 @@ def full_signature(
     tokens: int,
     text_tokens: int,
     *,
+    references: int = 0,
     refined: int = 0,
     feature: bool = False,
     site: CacheSite = "final",
@@ -33,14 +34,18 @@ def full_signature(
     """Signature of the ``full`` graph for ``tokens`` image tokens; all float32.
 
     ``timestep`` is sigma and ``guidance`` the plain scale (neither times 1000); ``guidance`` is an
-    input only of guidance-distilled models. With ``refined``, how many coarse tokens the last
-    ``4 * refined`` are the children of, it is the phase-aligned variant's, which takes tables of
-    the coarse frame too. Raises InvalidPlan for a count below one, or children beyond ``tokens``.
+    input only of guidance-distilled models. ``references`` tokens of reference pictures stand
+    behind the image's in ``latents``; velocity and feature are of the image's alone. With
+    ``refined``, how many coarse tokens the last ``4 * refined`` are the children of, it is the
+    phase-aligned variant's, which takes tables of the coarse frame too. Raises InvalidPlan for a
+    count below one, children beyond ``tokens``, and references in the phase-aligned variant.
     """
+    if refined and references:
+        raise _no_references("phase-aligned attention")
     if refined and not 0 < 4 * refined <= tokens:
         given = f"{tokens} tokens, {refined} of them expanded to four"
         raise InvalidPlan(given, expected=f"from 0 to {tokens // 4}", fix="correct the plan")
-    inputs = _full_inputs(facts, tokens, text_tokens, refined, batch)
+    inputs = _full_inputs(facts, tokens + references, text_tokens, refined, batch)
     outputs = {"velocity": (batch, tokens, facts.in_channels)}
     if feature:
         outputs.setdefault(FEATURES[site], (batch, tokens, facts.hidden))
@@ -68,6 +73,7 @@ def bypass_signature(
     tokens: int,
     text_tokens: int,
     *,
+    references: int = 0,
     site: CacheSite = "final",
     batch: int = 1,
 ) -> GraphSignature:
@@ -78,7 +84,7 @@ def bypass_signature(
     """
     outputs = {"velocity": (batch, tokens, facts.in_channels)}
     if site == "trunk":
-        whole = _full_inputs(facts, tokens, text_tokens, 0, batch)
+        whole = _full_inputs(facts, tokens + references, text_tokens, 0, batch)
         inputs = {FEATURES[site]: (batch, tokens, facts.hidden), **whole}
         return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
     inputs = {
@@ -108,18 +114,38 @@ def stage_signature(
     may give the stage less.
     """
     tokens, text_tokens = plan.tokens[stage], plan.text_tokens(text_tokens)[stage]
+    references = facts.reference_tokens(plan.stages[stage].grid)
+    if references and plan.velocity_grid is not None:
+        raise _no_references("coarse velocities")
     site: CacheSite = "final" if plan.cache is None else plan.cache.site
     if action == "bypass" and plan.velocity_grid is not None:
         return full_signature(facts, plan.velocity_grid.tokens, text_tokens, batch=batch)
     if action == "bypass":
-        return bypass_signature(facts, tokens, text_tokens, site=site, batch=batch)
+        return bypass_signature(
+            facts, tokens, text_tokens, references=references, site=site, batch=batch
+        )
     if plan.velocity_grid is not None:
         feature = False
     elif feature is None:
         feature = "bypass" in plan.stages[stage].actions
     refined = plan.aligned[stage]
     return full_signature(
-        facts, tokens, text_tokens, refined=refined, feature=feature, site=site, batch=batch
+        facts,
+        tokens,
+        text_tokens,
+        references=references,
+        refined=refined,
+        feature=feature,
+        site=site,
+        batch=batch,
+    )
+
+
+def _no_references(given: str) -> InvalidPlan:
+    return InvalidPlan(
+        f"{given} of a model with reference pictures",
+        expected="a plan without: it takes the picture's own tokens alone",
+        fix="leave that option out",
     )
 
 

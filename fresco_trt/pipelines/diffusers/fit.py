@@ -101,6 +101,12 @@ def facts_of(
     as_loaded = f"a {' or '.join(kinds)} that is as from_pretrained gives it"
     _refuse(_transformer_problems(pipe.transformer, kinds, hooks), as_loaded)
     facts = _by_dimensions(pipe, model)
+    if facts.references:
+        raise IncompatibleOptions(
+            f"the model {facts.name}, which edits pictures",
+            expected="a model that draws from a prompt alone",
+            fix="leave model out, or build a bundle of it and draw with FrescoPipeline",
+        )
     _refuse(_foreign_parts(pipe.transformer, facts, hooks=hooks), as_loaded)
     _refuse(_surrounding_problems(pipe, facts), f"those of {facts.name}")
     scheduler = pipe.scheduler

@@ -28,6 +28,11 @@ SIGNATURES = {
     "bypass": bypass_signature(FACTS, TOKENS, 5),
     "trunk bypass": bypass_signature(FACTS, TOKENS, 5, site="trunk"),
     "aligned": full_signature(FACTS, TOKENS, 5, refined=2, feature=True),
+    "references": full_signature(FACTS, TOKENS, 5, references=7, feature=True, batch=2),
+    "references, residual": full_signature(
+        FACTS, TOKENS, 5, references=7, feature=True, site="trunk"
+    ),
+    "references, trunk bypass": bypass_signature(FACTS, TOKENS, 5, references=7, site="trunk"),
 }
 
 
