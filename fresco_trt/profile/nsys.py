@@ -59,16 +59,11 @@ def record(options: Options, out: Path, run: Run | None = None) -> Path:
         # Renamed at the end: what was killed leaves nothing under a name that is read.
         with TemporaryDirectory(prefix=".nsys-", dir=out) as folder:
             report, export = Path(folder) / REPORT, Path(folder) / EXPORT
-            started([nsys, "profile", *FLAGS, f"--output={report}", *_program(options)])
+            target = f"--output={report.with_suffix('')}"  # nsys appends its own
+            started([nsys, "profile", *FLAGS, target, *_program(options)])
+            target = f"--output={export}"
             started(
-                [
-                    nsys,
-                    "export",
-                    "--type=sqlite",
-                    "--force-overwrite=true",
-                    f"--output={export}",
-                    str(report),
-                ]
+                [nsys, "export", "--type=sqlite", "--force-overwrite=true", target, str(report)]
             )
             missing = [made.name for made in (report, export) if not made.is_file()]
             if missing:
@@ -116,15 +111,20 @@ def _program(options: Options) -> list[str]:
 
 def _run(command: Sequence[str]) -> None:
     """Run a program in a group of its own, which ends with this call."""
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        text=True,
-        errors="replace",
-    ) as program:
+    name = f"'{Path(command[0]).name} {command[1]}'"
+    try:
+        program = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise _failed(f"{name} does not start: {error.strerror or error}") from error
+    with program:
         try:
             said, _ = program.communicate()
         except BaseException:
@@ -134,10 +134,8 @@ def _run(command: Sequence[str]) -> None:
             raise
     if program.returncode:
         lines = [line for line in said.splitlines() if line.strip()]
-        raise _failed(
-            f"'{Path(command[0]).name} {command[1]}' ended with {program.returncode}: "
-            f"{lines[-1] if lines else 'it said nothing'}"
-        )
+        last = lines[-1] if lines else "it said nothing"
+        raise _failed(f"{name} ended with {program.returncode}: {last}")
 
 
 def _failed(given: str) -> ProfileError:

@@ -16,7 +16,7 @@ import torch
 
 from fresco_trt.cli import main as cli
 from fresco_trt.errors import IncompatibleOptions, PlanError, ProfileError, ProfilerUnavailable
-from fresco_trt.profile import nsys, recorded
+from fresco_trt.profile import job, nsys, recorded
 from fresco_trt.profile.files import DOCUMENT, TIMELINE, TRACE
 from fresco_trt.profile.options import Options
 from tests.profile.exports import Export, requests
@@ -36,6 +36,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setattr(job, "WARM_UP", 1)
 
     def call(*arguments: object) -> Ran:
         capsys.readouterr()
@@ -83,8 +84,9 @@ def test_requests_are_drawn_shown_and_stored(run: Any, eager_bundle: Path) -> No
     assert str(Path("profile-out", TIMELINE)) in ran.out
 
 
-def test_json_is_the_stored_document(run: Any, eager_bundle: Path) -> None:
-    ran = run("--engines", eager_bundle, "--requests", 1, "--out", "there", "--json")
+def test_json_is_the_stored_document(run: Any, tmp_path: Path) -> None:
+    made = requests(Export(tmp_path / "made.sqlite"), count=1)
+    ran = run("--from-nsys", made.path, "--out", "there", "--json")
     assert json.loads(ran.out) == json.loads(Path("there", DOCUMENT).read_text())
 
 
@@ -181,6 +183,8 @@ class Programs:
         self.commands.append(list(command))
         target = next(each for each in command if each.startswith("--output="))
         path = Path(target.removeprefix("--output="))
+        if command[1] == "profile":
+            path = path.with_suffix(".nsys-rep")  # which nsys appends
         if path.name in self.leaves:
             path.write_bytes(b"made")
 
@@ -216,6 +220,8 @@ def test_a_program_that_fails_is_told_with_its_last_words() -> None:
     with pytest.raises(ProfileError, match=r"ended with 3: why") as told:
         nsys._run([sys.executable, "-c", words])
     assert told.value.exit_code == 1
+    with pytest.raises(ProfileError, match=r"'nowhere profile' does not start"):
+        nsys._run(["/nowhere", "profile"])
 
 
 @pytest.mark.parametrize("lack", ["nsys", "nvtx", "GPU"])

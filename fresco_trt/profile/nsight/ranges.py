@@ -132,34 +132,15 @@ def _rows(export: Export) -> Iterator[tuple[int, int, int, str, int]]:
     payloads = [f"n.{each}" for each in PAYLOADS if export.has(TABLE, each)]
     payload = f"coalesce({', '.join(payloads)}, 0)" if payloads else "0"
     thread = "n.globalTid" if by_thread(export) else "0"
-    wanted = [
-        f"{name} IN ({', '.join('?' * len(NAMES))})",
-        "typeof(n.start) = 'integer'",
-        "typeof(n.\"end\") = 'integer'",
-        'n."end" >= n.start',
-        f"typeof({thread}) = 'integer'",
-    ]
-    given: list[object] = list(NAMES)
-    if export.has(TABLE, "eventType"):
-        wanted.append(f"n.eventType = {PUSH_POP}")
-    domains = _domains(export)
-    if domains:
-        wanted.append(
-            "("
-            + " OR ".join(
-                "(n.domainId = ? AND n.globalTid / ? = ?)"
-                if by_thread(export)
-                else "(n.domainId = ?)"
-                for _ in domains
-            )
-            + ")"
-        )
-        for process, domain in domains:
-            given += [domain, _PROCESS, process] if by_thread(export) else [domain]
+    kind = f"n.eventType = {PUSH_POP}" if export.has(TABLE, "eventType") else "TRUE"
+    domain, numbers = _in_domain(export)
     rows = export.rows(
-        f'SELECT {thread}, n.start, n."end", {name}, {payload} FROM {TABLE} n{_join(export)} '
-        f"WHERE {' AND '.join(wanted)} ORDER BY 1, 2, 3 DESC, {_outer_first(name)}",
-        given,
+        f'SELECT {thread}, n.start, n."end", {name}, {payload} FROM {TABLE} n{_join(export)}'
+        f" WHERE {name} IN ({', '.join('?' * len(NAMES))}) AND {kind} AND {domain}"
+        " AND typeof(n.start) = 'integer' AND typeof(n.\"end\") = 'integer'"
+        f" AND n.\"end\" >= n.start AND typeof({thread}) = 'integer'"
+        f" ORDER BY 1, 2, 3 DESC, {_outer_first(name)}",
+        (*NAMES, *numbers),
     )
     for thread_of, begin, end, text, value in rows:
         yield thread_of, begin, end, text, value if isinstance(value, int) else 0
@@ -169,6 +150,21 @@ def _outer_first(name: str) -> str:
     """An order of ranges that begin and end together."""
     holders = " ".join(f"WHEN '{each}' THEN {rank}" for rank, each in enumerate(HOLDERS))
     return f"CASE {name} {holders} ELSE {len(HOLDERS)} END"
+
+
+def _in_domain(export: Export) -> tuple[str, list[int]]:
+    """A condition that a range is of our domain, with its numbers; true where none is named."""
+    domains = _domains(export)
+    if not domains:
+        return "TRUE", []
+    threads = by_thread(export)
+    one = f"(n.domainId = ? AND n.globalTid / {_PROCESS} = ?)" if threads else "n.domainId = ?"
+    numbers = [
+        number
+        for process, domain in domains
+        for number in ((domain, process) if threads else (domain,))
+    ]
+    return f"({' OR '.join([one] * len(domains))})", numbers
 
 
 def _domains(export: Export) -> list[tuple[int, int]]:
