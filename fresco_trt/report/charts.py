@@ -11,20 +11,11 @@ from dataclasses import dataclass
 
 from fresco_trt.bench.figures import undominated
 from fresco_trt.plan.stages import StagePlan
+from fresco_trt.profile.timeline import COLOURS
 from fresco_trt.report.html import Html, join, tag
-from fresco_trt.run.trace import BYPASS, DECODE, FULL, REPLAY, TEXT, TRANSITION
 
 # Okabe and Ito's, as those of the bench's methods.
 STAGE_COLOURS = ("#56b4e9", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7")
-PART_COLOURS: Mapping[str, str] = {
-    TEXT: "#e69f00",
-    FULL: "#0072b2",
-    BYPASS: "#56b4e9",
-    REPLAY: "#0072b2",
-    TRANSITION: "#d55e00",
-    DECODE: "#cc79a7",
-    "host": "#9a9a9a",
-}
 INK, GRID = "#57606a", "#eaeef2"
 
 _WIDTH, _HEIGHT = 480, 300
@@ -164,7 +155,7 @@ class Bar:
 
 def part_colour(part: str) -> str:
     """The colour of a part of a request, wherever it is drawn."""
-    return PART_COLOURS.get(part, INK)
+    return COLOURS.get(part, INK)
 
 
 def timeline(bars: Sequence[Bar]) -> Html:

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.stages import StagePlan
-from fresco_trt.report.charts import PART_COLOURS, Bar, legend, part_colour, timeline
+from fresco_trt.profile.timeline import COLOURS
+from fresco_trt.report.charts import Bar, legend, part_colour, timeline
 from fresco_trt.report.html import Html, folded, join, table, tag
 from fresco_trt.report.reading import Stored, parsed, read_document
 
@@ -56,6 +57,42 @@ class ProfileMachine(Stored):
     gpu: Words | None = None
 
 
+class Kernel(Stored):
+    """What one kernel took of all kernels' time."""
+
+    name: Annotated[str, Field(max_length=100_000)]  # C++ spells its templates out
+    calls: Seconds
+    seconds: Seconds
+    share: Share
+
+
+class Gap(Stored):
+    """The time in which a device had nothing to do, between two kinds of work."""
+
+    before: Words
+    after: Words
+    calls: Seconds
+    seconds: Seconds
+    share: Share
+
+
+class Extent(Stored):
+    """Seconds of a device, from its first work to its last."""
+
+    span: Seconds
+    busy: Seconds
+    gaps: Seconds
+
+
+class Device(Stored):
+    """What an Nsight export says of a GPU, over all requests together."""
+
+    seconds: Extent
+    rows: Annotated[list[Row], Field(max_length=MOST_ROWS)]
+    kernels: Annotated[list[Kernel], Field(max_length=MOST_ROWS)]
+    gaps: Annotated[list[Gap], Field(max_length=MOST_ROWS)]
+
+
 class ProfileResult(Stored):
     """The document, as far as a page reads it. An Nsight export says less of what was drawn."""
 
@@ -67,7 +104,8 @@ class ProfileResult(Stored):
     requests: Annotated[int, Field(ge=0)]
     request_seconds: Spread | None
     outside_engines: Share
-    rows: Annotated[list[Row], Field(min_length=1, max_length=MOST_ROWS)]
+    rows: Annotated[list[Row], Field(max_length=MOST_ROWS)]
+    device: Device | None = None
 
 
 def read_profile(path: Path, plan: StagePlan) -> ProfileResult:
@@ -83,18 +121,48 @@ def read_profile(path: Path, plan: StagePlan) -> ProfileResult:
 
 
 def profile_content(found: ProfileResult) -> Html:
-    """A request in the mean as a bar, and its time by stage and part."""
-    names = _parts(found.rows)
-    columns = ("stage", *names, "all", "share")
-    return join(
-        (
+    """A request in the mean as a bar, and its time by stage and part; then a GPU's, if known."""
+    parts: list[Html] = []
+    if found.rows:
+        parts = [
             tag("p", _how(found)),
-            legend({name: part_colour(name) for name in names}),
-            timeline(list(_bars(found.rows))),
-            table("Milliseconds of a request", columns, _by_stage(found, names)),
+            *_shown(found.rows, "Milliseconds of a request"),
             folded(f"All {len(found.rows)} places", _places(found.rows)),
-        )
+        ]
+    return join((*parts, *(() if found.device is None else _device(found.device))))
+
+
+def _shown(rows: Sequence[Row], caption: str) -> Iterator[Html]:
+    """Rows as a bar with its legend, and as a table."""
+    names = _parts(rows)
+    yield legend({name: part_colour(name) for name in names})
+    yield timeline(list(_bars(rows)))
+    yield table(caption, ("stage", *names, "all", "share"), _by_stage(rows, names))
+
+
+def _device(found: Device) -> Iterator[Html]:
+    """Where a GPU's time went, over all requests together."""
+    extent = found.seconds
+    share = f" ({extent.gaps / extent.span:.1%})" if extent.span else ""
+    yield tag("h3", "On the GPU")
+    yield tag(
+        "p",
+        f"Busy for {1e3 * extent.busy:.4g} ms of {1e3 * extent.span:.4g} ms; "
+        f"{1e3 * extent.gaps:.4g} ms{share} without work.",
     )
+    if found.rows:
+        yield from _shown(found.rows, "Milliseconds of all requests together")
+    sums = [(each.name, *_sums(each)) for each in found.kernels]
+    yield folded(f"{len(sums)} kernels", table("The longest in all", ("kernel", *_SUMS), sums))
+    sums = [(f"{each.before} to {each.after}", *_sums(each)) for each in found.gaps]
+    yield folded(f"{len(sums)} gaps", table("The longest in all", ("between", *_SUMS), sums))
+
+
+_SUMS = ("calls", "milliseconds", "share")
+
+
+def _sums(of: Kernel | Gap) -> tuple[str, str, str]:
+    return f"{of.calls:g}", f"{1e3 * of.seconds:.4g}", f"{of.share:.1%}"
 
 
 def _how(found: ProfileResult) -> str:
@@ -120,13 +188,13 @@ def _bars(rows: Iterable[Row]) -> Iterator[Bar]:
 def _parts(rows: Sequence[Row]) -> list[str]:
     """The parts there are, those that this version knows first."""
     there = dict.fromkeys(row.part for row in rows)
-    known = [part for part in PART_COLOURS if part in there]
-    return [*known, *(part for part in there if part not in PART_COLOURS)]
+    known = [part for part in COLOURS if part in there]
+    return [*known, *(part for part in there if part not in COLOURS)]
 
 
-def _by_stage(found: ProfileResult, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    for stage in dict.fromkeys(row.stage for row in found.rows):
-        own = [row for row in found.rows if row.stage == stage]
+def _by_stage(rows: Sequence[Row], names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    for stage in dict.fromkeys(row.stage for row in rows):
+        own = [row for row in rows if row.stage == stage]
         cells = [sum(row.seconds for row in own if row.part == name) for name in names]
         yield (
             "outside stages" if stage is None else stage,

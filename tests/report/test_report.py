@@ -21,11 +21,14 @@ from fresco_trt.cli import main as cli
 from fresco_trt.errors import ManifestInvalid
 from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.making import make_plan
+from fresco_trt.profile.files import store
+from fresco_trt.profile.nsight import read_export
 from fresco_trt.report import ReportRequest, charts, make_report
 from fresco_trt.report.html import LONGEST, Html, tag, text
 from fresco_trt.report.page import Section, page
 from tests.bench.documents import document, row
 from tests.browser import needs_browser, shown
+from tests.profile.exports import Export, requests
 
 ROOT = Path(__file__).parents[2]
 STORED = ROOT / "bench" / "results" / "flux-tiny.json"
@@ -175,6 +178,17 @@ def test_a_profile_is_summed_by_stage_and_part(tmp_path: Path, eager_bundle: Pat
     assert {"stage 1, step 1, full: 30 ms, 60.0%", "host: 20 ms, 40.0%"} <= set(found.texts)
     assert "outside stages" in found.texts
     assert "the median one took 50 ms, all of them 40 to 60 ms" in found.said
+
+
+def test_an_nsight_export_shows_the_gpu_too(tmp_path: Path, eager_bundle: Path) -> None:
+    exported = requests(Export(tmp_path / "made.sqlite"))
+    given = store(read_export(exported.path, lambda phase, done: None), tmp_path / "out")
+    found = made(tmp_path / "a.html", eager_bundle, profile=tmp_path / "out" / "profile.json")
+    device = given["device"]
+    assert {"On the GPU", *(each["name"] for each in device["kernels"])} <= set(found.texts)
+    assert f"{len(device['gaps'])} gaps" in found.texts
+    first = device["gaps"][0]
+    assert f"{first['before']} to {first['after']}" in found.texts
 
 
 def test_a_row_of_the_bundles_own_plan_is_ringed(tmp_path: Path, eager_bundle: Path) -> None:
