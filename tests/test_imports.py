@@ -33,17 +33,21 @@ DOORS = {"cli", "serve"}
 HEAVY = {
     "diffusers",
     "elftools",
+    "fastapi",
     "matplotlib",
     "numpy",
     "onnx",
     "onnx_ir",
     "onnxruntime",
     "onnxscript",
+    "prometheus_client",
     "pydantic",
+    "starlette",
     "tensorrt",
     "tensorrt_rtx",
     "torch",
     "transformers",
+    "uvicorn",
 }
 ENGINE_LIBRARIES = HEAVY - {"numpy", "pydantic"}
 

@@ -38,6 +38,7 @@ RENAMED: Mapping[str, tuple[str, str]] = {
 
 PATHS = frozenset(
     (
+        "api_key_file",
         "bench",
         "engines",
         "folder",

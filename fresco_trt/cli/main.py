@@ -26,6 +26,7 @@ from fresco_trt.cli.inspect import inspect
 from fresco_trt.cli.plan import plan
 from fresco_trt.cli.profile import profile
 from fresco_trt.cli.report import report
+from fresco_trt.cli.serve import serve
 from fresco_trt.cli.sign import sign
 from fresco_trt.cli.termination import TERMINATED, termination
 from fresco_trt.cli.verify import verify
@@ -41,7 +42,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(plan, build, generate, edit, verify, inspect, sign, doctor, calibrate, bench, report),
-    *(export_triton, profile),
+    *(export_triton, profile, serve),
 )
 for command in COMMANDS:
     app.command(cls=Command)(command)

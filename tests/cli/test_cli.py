@@ -45,7 +45,7 @@ TINY = bundled_folder("flux-tiny")
 PROMPT = "a red apple on a plain blue background"
 COMMANDS = (
     *("plan", "build", "generate", "verify", "inspect", "sign", "doctor", "calibrate", "bench"),
-    *("report", "export-triton", "profile"),
+    *("report", "export-triton", "profile", "serve"),
 )
 PATIENCE = 1200  # seconds, against a hang; nothing is measured
 

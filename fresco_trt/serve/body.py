@@ -1,0 +1,161 @@
+"""The request body of `POST /v1/images/generations`, field by field, and what it asks for.
+
+Fields are OpenAI's, with `seed` and `guidance` beside them. A field that this server would not read
+is not here, and is refused by its name; null stands for a field that was left out.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fresco_trt.errors import FrescoError, UnknownModel, UnknownPreset, UnsupportedSize
+from fresco_trt.pipelines.checks import MAX_GUIDANCE, MAX_SEED
+from fresco_trt.plan.sizes import format_size, parse_size
+from fresco_trt.serve.limits import LONGEST_PROMPT, MOST_IMAGES
+from fresco_trt.serve.refusal import Refusal, invalid, refusal_of
+
+if TYPE_CHECKING:
+    from fresco_trt.pipelines.several import Bucket, FrescoPipelines
+    from fresco_trt.serve.limits import Limits
+
+QUALITIES = {"low": "fast", "medium": "balanced", "high": "quality", "standard": "balanced"} | {
+    "hd": "quality"
+}
+"""OpenAI's words for a quality, and the preset of a bundle that each stands for."""
+
+Format = Literal["png", "jpeg", "webp"]
+
+
+class Generation(BaseModel):
+    """A picture, or several, from a prompt."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    prompt: str = Field(max_length=LONGEST_PROMPT, description="What to draw.")
+    model: str | None = Field(None, max_length=256, description="One of GET /v1/models.")
+    n: int | None = Field(None, ge=1, le=MOST_IMAGES, description="Pictures: seed, seed + 1, ...")
+    size: str | None = Field(None, max_length=32, description="WIDTHxHEIGHT as built, or auto.")
+    quality: str | None = Field(
+        None,
+        max_length=64,
+        description="low, medium, high or auto; or the name of a preset that is built.",
+    )
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Of the first picture; random where left out."
+    )
+    guidance: float | None = Field(None, ge=0, le=MAX_GUIDANCE, description="Guidance scale.")
+    background: Literal["opaque", "auto"] | None = Field(None, description="Always opaque.")
+    output_format: Format | None = Field(None, description="png where left out.")
+    output_compression: int | None = Field(
+        None, ge=0, le=100, description="Quality of a jpeg or webp, 100 where left out."
+    )
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="In the answer, or under a URL for some minutes."
+    )
+    stream: bool | None = Field(None, description="Server-sent events.")
+    partial_images: int | None = Field(
+        None, ge=0, le=3, description="Ends of so many stages, as events of a stream."
+    )
+    user: str | None = Field(None, max_length=512, description="Comes back as it is.")
+    safety_identifier: str | None = Field(None, max_length=512, description="As user.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.output_compression is not None and self.output_format in (None, "png"):
+            raise ValueError("output_compression: expected with output_format jpeg or webp only")
+        if self.partial_images and not self.stream:
+            raise ValueError("partial_images: expected with stream true only")
+        if self.stream and (self.n or 1) > 1:
+            raise ValueError("n: expected 1 with stream true; ask for each picture by itself")
+        if self.stream and self.response_format == "url":
+            raise ValueError("response_format: expected b64_json with stream true")
+        if (self.seed or 0) + (self.n or 1) - 1 > MAX_SEED:
+            raise ValueError(f"seed: expected seed + n - 1 to be at most {MAX_SEED}")
+        return self
+
+
+class ErrorObject(BaseModel):
+    """What was wrong: in words, of which kind, which field of the body, and a name for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorReply(BaseModel):
+    """The body of every answer that is an error."""
+
+    error: ErrorObject
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """A request after all that was left open in it is decided."""
+
+    bucket: Bucket
+    prompt: str
+    seeds: tuple[int, ...]
+    guidance: float | None
+    previews: int
+    format: Format
+    compression: int
+    by_url: bool
+    quality: str
+    user: str | None
+
+    @property
+    def size(self) -> str:
+        """WIDTHxHEIGHT."""
+        return format_size(self.bucket.size)
+
+
+def wanted_of(asked: Generation, pipelines: FrescoPipelines, limits: Limits) -> Wanted:
+    """What a body asks for. Raises Refusal for what is not built here or over a limit."""
+    count = asked.n or 1
+    if count > limits.images:
+        raise invalid(f"n is {count}; expected at most {limits.images} here", "n")
+    if len(asked.prompt) > limits.prompt:
+        raise invalid(
+            f"the prompt has {len(asked.prompt)} characters; expected at most {limits.prompt} here",
+            "prompt",
+        )
+    first = secrets.randbits(32) if asked.seed is None else asked.seed
+    return Wanted(
+        bucket=_bucket(asked, pipelines),
+        prompt=asked.prompt,
+        seeds=tuple(range(first, first + count)),
+        guidance=asked.guidance,
+        previews=asked.partial_images or 0,
+        format=asked.output_format or "png",
+        compression=100 if asked.output_compression is None else asked.output_compression,
+        by_url=asked.response_format == "url",
+        quality=asked.quality or "auto",
+        user=asked.safety_identifier or asked.user,
+    )
+
+
+def _bucket(asked: Generation, pipelines: FrescoPipelines) -> Bucket:
+    quality = None if asked.quality in (None, "auto") else asked.quality
+    size = None if asked.size in (None, "auto") else asked.size
+    try:
+        found = None if size is None else parse_size(size)
+        preset = None if quality is None else QUALITIES.get(quality, quality)
+        return pipelines.find(model=asked.model, size=found, preset=preset)
+    except UnknownModel as error:
+        raise Refusal(404, "model_not_found", _said(error), param="model") from None
+    except UnsupportedSize as error:
+        raise invalid(_said(error), "size") from None
+    except UnknownPreset as error:
+        raise invalid(f"quality {quality!r}: {_said(error)}", "quality") from None
+    except FrescoError as error:
+        raise refusal_of(error) from None
+
+
+def _said(error: FrescoError) -> str:
+    """Without the remedy, which is one for those who run the server."""
+    return f"{error.given}; expected {error.expected}"

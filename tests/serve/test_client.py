@@ -1,0 +1,121 @@
+"""OpenAI's own client against real engines: what it draws, streams and fetches."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from openai import BadRequestError, NotFoundError, OpenAI
+from PIL import Image
+
+from fresco_trt.bundle import open_bundle
+from fresco_trt.pipelines.several import FrescoPipelines
+from tests.serve.conftest import Running, serving
+
+PROMPT = "a red apple on a plain blue background"
+
+
+def picture(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def pixels(given: Image.Image | str) -> Any:
+    return np.asarray(picture(b64decode(given)) if isinstance(given, str) else given)
+
+
+@pytest.fixture(scope="module")
+def client(real: Running) -> OpenAI:
+    return real.client()
+
+
+@pytest.fixture(scope="module")
+def expected(real: Running) -> Any:
+    """What the pipeline itself draws with seed 7."""
+    (bucket,) = real.pipelines.buckets
+    return pixels(real.pipelines[bucket](PROMPT, seed=7).images[0])
+
+
+def test_a_picture_is_the_pipelines_own(client: OpenAI, expected: Any) -> None:
+    reply = client.images.generate(
+        prompt=PROMPT, model="flux-tiny", size="64x64", user="someone", extra_body={"seed": 7}
+    )
+    assert reply.data is not None
+    assert reply.usage is not None
+    assert (pixels(reply.data[0].b64_json or "") == expected).all()
+    assert (reply.size, reply.output_format, reply.background) == ("64x64", "png", "opaque")
+    assert reply.safety_identifier == "someone"
+    assert reply.usage.output_tokens == 4 * 4 * 4
+    assert 0 < reply.usage.input_tokens < 20
+    assert reply.usage.total_tokens == reply.usage.input_tokens + 64
+
+
+def test_a_stream_shows_each_stage_and_then_the_picture(client: OpenAI, expected: Any) -> None:
+    events = list(
+        client.images.generate(prompt=PROMPT, stream=True, partial_images=3, extra_body={"seed": 7})
+    )
+    first, second, last = events
+    assert first.type == second.type == "image_generation.partial_image"
+    assert (first.partial_image_index, second.partial_image_index) == (0, 1)
+    assert [pixels(each.b64_json).shape for each in events] == [
+        (16, 16, 3),
+        (32, 32, 3),
+        (64, 64, 3),
+    ]
+    assert last.type == "image_generation.completed"
+    assert (pixels(last.b64_json) == expected).all()
+    assert last.usage.total_tokens > 64
+    for each in events:
+        assert (each.size, each.quality, each.output_format) == ("64x64", "auto", "png")
+        assert each.background == "opaque"
+        assert each.created_at > 1_700_000_000
+
+
+def test_several_pictures_come_one_after_the_other_by_url(client: OpenAI, expected: Any) -> None:
+    reply = client.images.generate(
+        prompt=PROMPT,
+        n=2,
+        response_format="url",
+        output_format="webp",
+        output_compression=100,
+        extra_body={"seed": 6},
+    )
+    assert reply.data is not None
+    files = []
+    for each in reply.data:
+        with urlopen(each.url or "") as answer:
+            assert answer.headers["content-type"] == "image/webp"
+            files.append(picture(answer.read()))
+    assert [each.format for each in files] == ["WEBP", "WEBP"]
+    difference = [np.abs(pixels(each).astype(int) - expected).mean() for each in files]
+    assert difference[1] < 5 < difference[0]
+
+
+def test_models_are_listed(client: OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert (model.id, model.object) == ("flux-tiny", "model")
+    assert client.models.retrieve("flux-tiny") == model
+    with pytest.raises(NotFoundError, match="no such model"):
+        client.models.retrieve("flux")
+
+
+def test_edits_are_refused_by_name(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="does not edit") as caught:
+        client.images.edit(image=("a.png", b"no picture"), prompt="a hat")
+    assert caught.value.code == "no_edits"
+
+
+def test_a_bundle_that_is_deleted_under_a_server_is_still_drawn_with(
+    tmp_path: Path, eager_bundle: Path, expected: Any
+) -> None:
+    folder = shutil.copytree(eager_bundle, tmp_path / "bundle")
+    with serving(FrescoPipelines([open_bundle(folder)])) as running:
+        shutil.rmtree(folder)
+        reply = running.client().images.generate(prompt=PROMPT, extra_body={"seed": 7})
+    assert reply.data is not None
+    assert (pixels(reply.data[0].b64_json or "") == expected).all()

@@ -1,0 +1,130 @@
+"""`fresco-trt serve`: refused before it listens, ready in one line, and ended by a SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from fresco_trt.cli import main as cli
+from fresco_trt.cli import serve as command
+from fresco_trt.errors import PlanError
+from fresco_trt.serve.limits import Limits
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--queue", "-1"], "--queue"),
+        (["--deadline", "0"], "--deadline"),
+        (["--deadline", "nan"], "--deadline"),
+        (["--drain", "inf"], "--drain"),
+        (["--max-images", "11"], "--max-images"),
+        (["--max-prompt", "0"], "--max-prompt"),
+        (["--max-body", "1"], "--max-body"),
+        (["--port", "65536"], "--port 65536"),
+        (["--host", "nowhere.invalid"], "--host nowhere.invalid"),
+        (["--host", "x" * 300], "cannot be listened on"),
+        (["--api-key-file", "none"], "--api-key-file none"),
+        (["--api-key-file", "k" * 5000], "--api-key-file kkk"),
+        (["--engines", "e" * 5000], "--engines eee"),
+        (["--trust", "--verify-key", "KEY.pub"], "verify"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_before_anything_is_loaded(
+    eager_bundle: Path,
+    given: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fresco_trt.pipelines.several.FrescoPipeline.over", None)
+    assert cli.main(["serve", "--engines", str(eager_bundle), *given]) == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert out == ""
+
+
+def test_bundles_that_draw_the_same_are_refused(
+    eager_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twice = ["--engines", str(eager_bundle)] * 2
+    assert cli.main(["serve", *twice]) == 2
+    assert "two bundles of flux-tiny 64x64 turbo" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_refused(
+    eager_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.main(["serve", "--engines", str(eager_bundle), "--port", port]) == 2
+    assert "a port that is free" in capsys.readouterr().err
+
+
+def test_without_the_extra_its_name_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: None if name == "fastapi" else name)
+    assert cli.main(["serve", "--engines", "none"]) == 2
+    error = capsys.readouterr().err
+    assert "no Python package fastapi" in error
+    assert "pip install 'fresco-trt[serve]'" in error
+
+
+def test_limits_are_checked_from_python_too() -> None:
+    assert Limits(queue=0, images=1).images == 1
+    with pytest.raises(PlanError, match="from 1 to 10"):
+        Limits(images=0)
+
+
+@pytest.mark.slow
+def test_a_sigterm_ends_it_when_what_was_accepted_is_answered(eager_bundle: Path) -> None:
+    serve = [sys.executable, "-m", "fresco_trt.cli", "serve", "--port", "0", "--json"]
+    with subprocess.Popen(
+        [*serve, "--engines", str(eager_bundle)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "}\n")
+        ready = json.loads("".join(lines) + "}")
+        (bundle,) = ready["bundles"]
+        assert (bundle["model"], bundle["size"], bundle["preset"]) == (
+            "flux-tiny",
+            [64, 64],
+            "turbo",
+        )
+        host, _, port = ready["url"].removeprefix("http://").partition(":")
+        connection = HTTPConnection(host, int(port), timeout=60)
+        body = json.dumps({"prompt": "a bell", "n": 2, "stream": False})
+        connection.request(
+            "POST", "/v1/images/generations", body, {"content-type": "application/json"}
+        )
+        while b"num_requests_running 1.0" not in _metrics(host, int(port)):
+            pass
+        os.kill(process.pid, signal.SIGTERM)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        assert len(json.loads(answer.read())["data"]) == 2
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out == ""
+    assert err.splitlines() == [f"listening on {ready['url']}, loading", "stopped"]
+
+
+def _metrics(host: str, port: int) -> bytes:
+    connection = HTTPConnection(host, port, timeout=60)
+    connection.request("GET", "/metrics")
+    return connection.getresponse().read()
