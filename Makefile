@@ -7,10 +7,11 @@ BIN := .venv/bin
 STAMP := .venv/.fresco-trt
 DEMO := engines/flux-tiny-256x256-3stage
 
-.PHONY: help venv demo test check fuzz bench train-demo clean
+.PHONY: help venv demo serve test check fuzz bench train-demo clean
 
 help:
 	@echo "make demo    build the bundled demo model's engines and draw a picture into demo-out/"
+	@echo "make serve   serve the demo model on http://127.0.0.1:8000, with a page to try it"
 	@echo "make test    lint, type-check and run every test"
 	@echo "make check   lint and type-check only"
 	@echo "make fuzz    open 3,000 hostile bundles, for most of an hour, and store what became of them"
@@ -36,6 +37,11 @@ demo: venv
 	$(BIN)/fresco-trt build --model flux-tiny --stages 3
 	$(BIN)/fresco-trt generate --engines $(DEMO) --prompt "a bell on a plain blue background" \
 		--seed 7 --preview --out demo-out/bell.png
+
+# A bundle that is there is reused.
+serve: venv
+	$(BIN)/fresco-trt build --model flux-tiny --stages 3
+	$(BIN)/fresco-trt serve --engines $(DEMO)
 
 check: venv
 	$(BIN)/ruff check .

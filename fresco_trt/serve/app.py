@@ -18,6 +18,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from fresco_trt import __version__
+from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.models.registry import model_facts
 from fresco_trt.serve import replies
 from fresco_trt.serve.body import ErrorReply, Generation, Wanted, wanted_of
 from fresco_trt.serve.drawing import DrawingQueue, Drawn, Preview
@@ -31,7 +33,7 @@ from fresco_trt.serve.waiting import Waiting
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from fresco_trt.pipelines.several import FrescoPipelines
+    from fresco_trt.pipelines.several import Bucket, FrescoPipelines
     from fresco_trt.serve.limits import Limits
 
 _FIELDS = ", ".join(Generation.model_fields)
@@ -51,6 +53,8 @@ class Service:
     created: int = field(default_factory=lambda: int(time()))
 
     def __post_init__(self) -> None:
+        for bucket in self.pipelines.buckets:
+            _require_drawing(bucket)
         self.queue = DrawingQueue(self.pipelines, self.meters, waiting=self.limits.queue)
         self.meters.watch(self.queue)
         self.kept = KeptPictures(
@@ -60,6 +64,16 @@ class Service:
     def tokens(self, wanted: Wanted) -> int:
         """Image tokens of one picture."""
         return self.pipelines.bundle(wanted.bucket).plan.stages[-1].grid.tokens
+
+
+def _require_drawing(bucket: Bucket) -> None:
+    """Raise IncompatibleOptions for a bundle that no path here can draw with."""
+    if model_facts(bucket.model).references:
+        raise IncompatibleOptions(
+            f"a bundle of {bucket}, which edits pictures",
+            expected="bundles that draw from a prompt alone: edits are not served yet",
+            fix="leave it out, and edit with 'fresco-trt edit'",
+        )
 
 
 def app_of(service: Service) -> ASGIApp:
@@ -138,8 +152,10 @@ def _images(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/images/edits")
     async def edits() -> Response:
-        """Refused: no bundle edits pictures yet."""
-        raise invalid("this server draws pictures, and does not edit any", None, code="no_edits")
+        """Refused by name: edits are not served yet."""
+        raise invalid(
+            "edits are not served yet: this server draws from a prompt", None, code="no_edits"
+        )
 
     @app.get("/pictures/{name}", include_in_schema=False)
     async def picture(name: str) -> Response:

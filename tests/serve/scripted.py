@@ -32,6 +32,7 @@ class ScriptedPipeline:
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
+        self.bundle = _bundle(size[0])
         self.drawn: list[tuple[str, int]] = []
         self.began = threading.Semaphore(0)
         """Released at the beginning of each request that waits."""
@@ -48,6 +49,7 @@ class ScriptedPipeline:
         self,
         prompt: str,
         *,
+        image: None = None,
         seed: int = 0,
         guidance: float | None = None,
         on_stage: Callable[[int, Image.Image], None] | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import runpy
 import shutil
 from base64 import b64decode
 from pathlib import Path
@@ -18,6 +19,7 @@ from fresco_trt.bundle import open_bundle
 from fresco_trt.pipelines.several import FrescoPipelines
 from tests.serve.conftest import Running, serving
 
+ROOT = Path(__file__).parents[2]
 PROMPT = "a red apple on a plain blue background"
 
 
@@ -96,6 +98,21 @@ def test_several_pictures_come_one_after_the_other_by_url(client: OpenAI, expect
     assert difference[1] < 5 < difference[0]
 
 
+def test_the_example_saves_two_partial_pictures_and_the_picture(
+    real: Running, tmp_path: Path, expected: Any
+) -> None:
+    example = runpy.run_path(str(ROOT / "examples" / "openai_client.py"))
+    example["main"](str(tmp_path), real.url)
+    saved = {path.name: picture(path.read_bytes()) for path in tmp_path.iterdir()}
+    sizes = {name: each.size for name, each in saved.items()}
+    assert sizes == {
+        "partial1.png": (16, 16),
+        "partial2.png": (32, 32),
+        "picture.png": (64, 64),
+    }
+    assert (pixels(saved["picture.png"]) == expected).all()
+
+
 def test_models_are_listed(client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert (model.id, model.object) == ("flux-tiny", "model")
@@ -105,7 +122,7 @@ def test_models_are_listed(client: OpenAI) -> None:
 
 
 def test_edits_are_refused_by_name(client: OpenAI) -> None:
-    with pytest.raises(BadRequestError, match="does not edit") as caught:
+    with pytest.raises(BadRequestError, match="not served yet") as caught:
         client.images.edit(image=("a.png", b"no picture"), prompt="a hat")
     assert caught.value.code == "no_edits"
 

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -90,13 +92,9 @@ def test_limits_are_checked_from_python_too() -> None:
 @pytest.mark.slow
 def test_a_sigterm_ends_it_when_what_was_accepted_is_answered(eager_bundle: Path) -> None:
     serve = [sys.executable, "-m", "fresco_trt.cli", "serve", "--port", "0", "--json"]
-    with subprocess.Popen(
-        [*serve, "--engines", str(eager_bundle)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    command = [*serve, "--engines", str(eager_bundle)]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, text=True, **piped) as process, ExitStack() as close:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "}\n")
         ready = json.loads("".join(lines) + "}")
@@ -108,6 +106,7 @@ def test_a_sigterm_ends_it_when_what_was_accepted_is_answered(eager_bundle: Path
         )
         host, _, port = ready["url"].removeprefix("http://").partition(":")
         connection = HTTPConnection(host, int(port), timeout=60)
+        close.callback(connection.close)
         body = json.dumps({"prompt": "a bell", "n": 2, "stream": False})
         connection.request(
             "POST", "/v1/images/generations", body, {"content-type": "application/json"}
@@ -125,6 +124,6 @@ def test_a_sigterm_ends_it_when_what_was_accepted_is_answered(eager_bundle: Path
 
 
 def _metrics(host: str, port: int) -> bytes:
-    connection = HTTPConnection(host, port, timeout=60)
-    connection.request("GET", "/metrics")
-    return connection.getresponse().read()
+    with urlopen(f"http://{host}:{port}/metrics", timeout=60) as answer:
+        found: bytes = answer.read()
+    return found

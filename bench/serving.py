@@ -1,0 +1,378 @@
+"""What the server costs, and what it does under more load than it can carry.
+
+    python -m bench.serving                 everything, about ten minutes, alone on a machine
+    python -m bench.serving --quick         a dry run of a minute, into bench-out/
+
+A server process draws with the demo model's bundle. Beside it: a plain loop over FrescoPipeline,
+turn by turn with requests to the server, and diffusers' own pipeline behind the same server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import fresco_trt
+from fresco_trt.bench.record import circumstances, median_and_range, store
+from fresco_trt.pipelines.image import FrescoPipeline
+from fresco_trt.pipelines.several import FrescoPipelines
+from fresco_trt.serve.limits import Limits
+from fresco_trt.serve.pictures import encoded
+from fresco_trt.serve.server import Server, listen, url_of
+
+if TYPE_CHECKING:
+    from fresco_trt.bundle import Bundle
+    from fresco_trt.pipelines.result import Result
+    from fresco_trt.pipelines.several import Bucket
+
+PROMPT = "a red apple on a plain blue background"
+MODEL, CLIENTS, OVERLOAD, QUEUE = "flux-tiny", 8, 2.0, 8
+PATIENCE = 600.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """How much is measured."""
+
+    pairs: int
+    """Requests, each beside a draw of the plain loop."""
+    each: int
+    """Requests of each of the clients that ask at once."""
+    overload_seconds: float
+    starts: int
+    """Cold starts."""
+    size: str | None
+    peer_requests: int
+
+
+WHOLE = Effort(pairs=30, each=8, overload_seconds=60, starts=5, size=None, peer_requests=5)
+QUICK = Effort(pairs=2, each=1, overload_seconds=4, starts=1, size="64x64", peer_requests=1)
+
+
+# --- a server process -------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class Served:
+    """A server, where it is, and the process it is in if that is another one."""
+
+    url: str
+    pid: int | None
+    cold: float
+
+    def ask(self, **fields: Any) -> tuple[int, float, float, bytes]:
+        """Status, seconds to the first byte of the body and to its end, and the body."""
+        began = time.perf_counter()
+        connection = HTTPConnection(self.url.removeprefix("http://"), timeout=PATIENCE)
+        body = json.dumps({"prompt": PROMPT, **fields})
+        headers = {"content-type": "application/json"}
+        connection.request("POST", "/v1/images/generations", body, headers)
+        answer = connection.getresponse()
+        first = answer.read(1)
+        early = time.perf_counter() - began
+        data = first + answer.read()
+        connection.close()
+        return answer.status, early, time.perf_counter() - began, data
+
+    def resident(self) -> int:
+        """Bytes that its process holds."""
+        lines = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+
+
+@contextmanager
+def served(bundle: Path) -> Iterator[Served]:
+    """`fresco-trt serve` in a process of its own, from its cold start to its drained end."""
+    command = [sys.executable, "-m", "fresco_trt.cli", "serve", "--engines", str(bundle)]
+    command += ["--port", "0", "--queue", str(QUEUE), "--json"]
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        if process.stdout is None:
+            raise RuntimeError("a process without the output that was asked for")
+        said = "".join(iter(process.stdout.readline, "}\n")) + "}"
+        cold = time.perf_counter() - began
+        try:
+            yield Served(url=json.loads(said)["url"], pid=process.pid, cold=cold)
+        finally:
+            process.terminate()
+            if process.wait(PATIENCE) != 0:
+                raise RuntimeError(f"the server ended with {process.returncode}")
+
+
+# --- what is measured -------------------------------------------------------------------------
+
+
+def overhead(server: Served, pipe: FrescoPipeline, pairs: int) -> dict[str, Any]:
+    """A request beside a turn of a plain loop that makes the same PNG, who begins taking turns."""
+
+    def loop(seed: int) -> float:
+        began = time.perf_counter()
+        encoded(pipe(PROMPT, seed=seed).images[0], "png", 100)
+        return time.perf_counter() - began
+
+    def request(seed: int) -> float:
+        status, _, seconds, _ = server.ask(seed=seed)
+        _require(status == 200, f"a request got {status}")
+        return seconds
+
+    for warm in (loop, request):
+        warm(0)
+    loops: list[float] = []
+    requests: list[float] = []
+    for seed in range(pairs):
+        for each in (loop, request) if seed % 2 else (request, loop):
+            (loops if each is loop else requests).append(each(seed))
+    shares = [(a - b) / b for a, b in zip(requests, loops, strict=True)]
+    return {
+        "row": "overhead",
+        "loop_seconds": median_and_range(loops),
+        "request_seconds": median_and_range(requests),
+        "overhead": median_and_range(shares),
+        "overhead_seconds": round(statistics.median(requests) - statistics.median(loops), 4),
+        "limit": 0.03,
+    }
+
+
+def first_partial(server: Served, count: int) -> dict[str, Any]:
+    """The first partial picture of a stream, as a share of the whole request."""
+    shares = []
+    for seed in range(count):
+        status, first, whole, data = server.ask(seed=seed, stream=True, partial_images=2)
+        _require(status == 200, f"a stream got {status}")
+        _require(data.count(b"event: image_generation.partial_image") == 2, "no two partials")
+        shares.append(first / whole)
+    return {"row": "first partial", "share": median_and_range(shares), "limit": 0.2}
+
+
+def concurrency(server: Served, each: int, alone: float) -> dict[str, Any]:
+    """Clients that ask at once, each again as soon as it is answered. A request's place in the
+    queue is how many were on their way when it came, itself included.
+    """
+    lock, out = threading.Lock(), [0]
+    found: list[tuple[float, int]] = []
+
+    def client(number: int) -> None:
+        for turn in range(each):
+            with lock:
+                out[0] += 1
+                place = out[0]
+            status, _, seconds, _ = server.ask(seed=number * each + turn)
+            with lock:
+                out[0] -= 1
+                found.append((seconds, place))
+            _require(status == 200, f"a request got {status}")
+
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for future in [pool.submit(client, number) for number in range(CLIENTS)]:
+            future.result()
+    seconds = time.perf_counter() - began
+    by_place = sorted(each / place for each, place in found)
+    p50, p99 = (by_place[min(int(q * len(by_place)), len(by_place) - 1)] for q in (0.5, 0.99))
+    return {
+        "row": f"{CLIENTS} clients",
+        "requests": len(found),
+        "images_per_second": round(len(found) / seconds, 4),
+        "throughput_ratio": round(len(found) / seconds * alone, 4),
+        "why": "engines draw one picture at a time, with all cores; encoding is done beside it",
+        "p50_by_place": round(p50, 4),
+        "p99_by_place": round(p99, 4),
+        "p99_ratio": round(p99 / p50, 4),
+        "limit": 1.5,
+    }
+
+
+def overload(server: Served, seconds: float, alone: float) -> dict[str, Any]:
+    """Requests at twice the rate that it can answer, each by a client of its own that does not ask
+    again, and the memory of the server meanwhile.
+    """
+    statuses: Counter[int] = Counter()
+    resident = [server.resident()]
+    gap, began = alone / OVERLOAD, time.perf_counter()
+    futures = []
+    with ThreadPoolExecutor(QUEUE + 8) as pool:
+        sent = 0
+        while (now := time.perf_counter() - began) < seconds:
+            if now >= sent * gap:
+                futures.append(pool.submit(server.ask, seed=sent))
+                sent += 1
+                resident.append(server.resident())
+            time.sleep(0.002)
+    for future in futures:
+        statuses[future.result()[0]] += 1
+    others = {status: n for status, n in statuses.items() if status not in (200, 429)}
+    half = len(resident) // 2
+    return {
+        "row": "overload",
+        "seconds": seconds,
+        "requests": sent,
+        "rate": round(1 / gap, 4),
+        "answered": statuses[200],
+        "refused": statuses[429],
+        "other": others,
+        "resident_bytes": {
+            "before": resident[0],
+            "halfway": max(resident[: half + 1]),
+            "end": max(resident[half:]),
+        },
+        "memory_growth": round(max(resident[half:]) / max(resident[: half + 1]) - 1, 4),
+    }
+
+
+def cold_starts(bundle: Path, count: int) -> dict[str, Any]:
+    """From a process's start until it is ready; files are in the page cache, the process is new."""
+    seconds = []
+    for _ in range(count):
+        with served(bundle) as server:
+            seconds.append(server.cold)
+    return {"row": "cold start", "seconds": median_and_range(seconds), "limit": 6.0}
+
+
+# --- the peer ---------------------------------------------------------------------------------
+
+
+class Peer(FrescoPipelines):
+    """diffusers' pipeline in the place of ours, behind the same server."""
+
+    def __getitem__(self, bucket: Bucket) -> Any:
+        return _PlainDrawer(self.bundle(bucket))
+
+
+class _PlainDrawer:
+    device = "cpu"
+
+    def __init__(self, bundle: Bundle) -> None:
+        from fresco_trt.bench.plain import load_pipeline
+
+        self.bundle = bundle
+        self._pipe, self._size = _kept(load_pipeline), bundle.plan.size
+
+    def prompt_tokens(self, prompt: str) -> int:
+        return len(prompt.split())
+
+    def __call__(self, prompt: str, *, seed: int = 0, **others: Any) -> Result:
+        import torch
+
+        from fresco_trt.models.registry import model_facts
+        from fresco_trt.pipelines.result import Result, Seconds
+
+        facts, began = model_facts(MODEL), time.perf_counter()
+        image = self._pipe(
+            prompt,
+            width=self._size[0],
+            height=self._size[1],
+            num_inference_steps=facts.default_steps,
+            max_sequence_length=facts.text_tokens,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        seconds = time.perf_counter() - began
+        spent = Seconds(total=seconds, text=0.0, denoise=seconds, engines=0.0, decode=0.0)
+        nfe = facts.default_steps
+        return Result(images=[image], seed=seed, nfe=nfe, seconds=spent, steps=())
+
+    def close(self) -> None:
+        pass
+
+
+_LOADED: list[Any] = []
+
+
+def _kept(load: Callable[[], Any]) -> Any:
+    if not _LOADED:
+        _LOADED.append(load())
+    return _LOADED[0]
+
+
+def peer(bundle: Path, ours: Served, count: int) -> dict[str, Any]:
+    """Requests to diffusers' pipeline and to ours, in turns."""
+    from fresco_trt.bundle import open_bundle
+
+    warm = threading.Event()
+    with listen("127.0.0.1", 0) as listening:
+        server = Server(
+            Peer([open_bundle(bundle)]), listening, Limits(), warm=lambda costs: warm.set()
+        )
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            _require(warm.wait(PATIENCE), "diffusers' pipeline did not get ready")
+            theirs = Served(url=url_of(listening), pid=None, cold=0.0)
+            pairs = [(theirs.ask(seed=seed)[2], ours.ask(seed=seed)[2]) for seed in range(count)]
+        finally:
+            server.stop()
+            thread.join()
+    return {
+        "row": "diffusers behind the same server",
+        "request_seconds": median_and_range([a for a, _ in pairs]),
+        "ours_faster": median_and_range([a / b for a, b in pairs]),
+    }
+
+
+# --- together ---------------------------------------------------------------------------------
+
+
+def measure(effort: Effort, work: Path) -> dict[str, Any]:
+    """All rows, from one bundle of the demo model."""
+    size = effort.size
+    bundle = fresco_trt.build(MODEL, stages=3, size=size, out=work / f"serving-{size or 'demo'}")
+    rows = [_said(cold_starts(bundle, effort.starts))]
+    with served(bundle) as server:
+        with FrescoPipeline.from_bundle(bundle) as pipe:
+            rows.append(_said(overhead(server, pipe, effort.pairs)))
+            plan = pipe.plan
+        alone = rows[-1]["request_seconds"]["median"]
+        rows.append(_said(first_partial(server, effort.pairs)))
+        rows.append(_said(concurrency(server, effort.each, alone)))
+        rows.append(_said(overload(server, effort.overload_seconds, alone)))
+        status, _, _, data = server.ask(seed=1)
+        _require(status == 200, "the server did not outlive its overload")
+        b64decode(json.loads(data)["data"][0]["b64_json"], validate=True)
+        rows.append(_said(peer(bundle, server, effort.peer_requests)))
+    setting = {"model": MODEL, "size": list(plan.size), "preset": plan.preset, "queue": QUEUE}
+    return {**circumstances(), **setting, "rows": rows}
+
+
+def _said(row: dict[str, Any]) -> dict[str, Any]:
+    print(json.dumps(row), file=sys.stderr)
+    return row
+
+
+def _require(holds: bool, why: str) -> None:
+    if not holds:
+        raise RuntimeError(why)
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="A dry run of a minute.")] = False,
+    work: Annotated[Path, typer.Option(help="Folder of the bundle.")] = Path("bench-out"),
+    out: Annotated[
+        Path | None, typer.Option(help="File.", show_default="bench/results/serving.json")
+    ] = None,
+) -> None:
+    """Measure the server and store the figures."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    document = measure(QUICK if quick else WHOLE, work)
+    path = out or (work / "serving-quick.json" if quick else Path("bench/results/serving.json"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store(document, path)
+    print(f"stored {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
