@@ -63,18 +63,19 @@ class Recorder:
         self.spans: list[Span] = []
         """In the order of their begin, on each thread."""
         self._wait, self._clock = wait, clock
-        self._open = threading.local()
+        self._open: dict[int, list[Span]] = {}
 
     def begin(self, name: str, number: int | None) -> Span:
         """As :meth:`fresco_trt.run.trace.Sink.begin`."""
-        stack = self._stack()
+        thread = threading.get_ident()
+        stack = self._open.setdefault(thread, [])
         span = Span(
             name=name,
             number=number,
             begin=self._now(),
             end=None,
             parent=stack[-1] if stack else None,
-            thread=threading.get_ident(),
+            thread=thread,
         )
         stack.append(span)
         self.spans.append(span)
@@ -82,9 +83,9 @@ class Recorder:
 
     def end(self, begun: object) -> None:
         """As :meth:`fresco_trt.run.trace.Sink.end`; what is still open within ends with it."""
-        stack = self._stack()
-        if begun not in stack:
+        if not isinstance(begun, Span) or begun not in self._open[begun.thread]:
             return  # ended with what held it
+        stack = self._open[begun.thread]
         now = self._now()
         while stack:
             span = stack.pop()
@@ -96,12 +97,6 @@ class Recorder:
         if self._wait is not None:
             self._wait()
         return self._clock()
-
-    def _stack(self) -> list[Span]:
-        stack: list[Span] | None = getattr(self._open, "stack", None)
-        if stack is None:
-            stack = self._open.stack = []
-        return stack
 
 
 class Place(NamedTuple):

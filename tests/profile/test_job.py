@@ -31,6 +31,7 @@ def test_by_stages_each_is_one_launch_and_has_no_steps(
     replaying: FrescoPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job, "opened_pipeline", lambda options: nullcontext(replaying))
+    monkeypatch.setattr(job, "WARM_UP", 2)
     options = Options(engines=Path("engines"), requests=1, by="stages")
     profile = job.run(options, lambda phase, fraction: None)
     rows = [(row["stage"], row["step"], row["part"]) for row in profile.document["rows"]]

@@ -166,6 +166,19 @@ def test_threads_have_spans_of_their_own() -> None:
     assert first.thread != second.thread
 
 
+def test_a_span_that_ends_on_another_thread_is_ended_on_its_own() -> None:
+    # A generator of steps may be taken up by whichever thread is free.
+    sink = recorder()
+    begun = sink.begin("request", None)
+    thread = threading.Thread(target=sink.end, args=(begun,))
+    thread.start()
+    thread.join()
+    assert begun.end is not None
+    later = sink.begin("request", None)
+    sink.end(later)
+    assert later.parent is None
+
+
 def test_a_request_within_another_has_no_place_of_it() -> None:
     sink = recorder()
     with recording(sink), span("request"), span("stage", 1), span("request"), span("decode"):
