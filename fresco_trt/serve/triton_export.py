@@ -90,6 +90,7 @@ def export(request: Export) -> dict[str, Any]:
     or DiskFull; the repository is then as it was.
     """
     bundles = [_opened(folder, request.trust) for folder in request.engines]
+    _require_drawing(bundles)
     _require_one_model(bundles)
     FrescoPipelines(bundles)  # loads nothing, and refuses two that draw the same
     named = {_folder_name(number, bundle): bundle for number, bundle in enumerate(bundles)}
@@ -114,6 +115,16 @@ def _opened(folder: Path, trust: Trust) -> Bundle:
     if trust.verify_key is not None:
         check_signature(bundle, trust.verify_key)
     return bundle
+
+
+def _require_drawing(bundles: Sequence[Bundle]) -> None:
+    for bundle in bundles:
+        if model_facts(bundle.manifest.model.name).references:
+            raise IncompatibleOptions(
+                f"a bundle of {bundle.manifest.model.name}, which edits pictures",
+                expected="bundles that draw from a prompt alone: requests have no picture in them",
+                fix="leave it out, and edit with 'fresco-trt edit'",
+            )
 
 
 def _require_one_model(bundles: Sequence[Bundle]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from fresco_trt.bundle.trust import Trust
 from fresco_trt.errors import Cancelled, DigestMismatch, FrescoError, PlanError
+from fresco_trt.serve.limits import LONGEST_PROMPT
 
 if TYPE_CHECKING:
     from fresco_trt.pipelines.several import FrescoPipelines
@@ -29,7 +30,6 @@ BUNDLES = "bundles"
 MANIFEST = "manifest:"
 """Before a bundle's folder, the parameter that has its manifest's digest."""
 
-LONGEST_PROMPT = 32_000  # characters, as of the HTTP server
 _LONGEST = {"prompt": 4 * LONGEST_PROMPT, "size": 32, "preset": 256}
 """Bytes of a text input at most."""
 

@@ -10,6 +10,7 @@ import shutil
 import struct
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -24,9 +25,11 @@ from fresco_trt.bundle.signature import sign_bundle
 from fresco_trt.bundle.trust import Trust
 from fresco_trt.cli import main as cli
 from fresco_trt.errors import BundleNotSigned, DigestMismatch, FrescoError
+from fresco_trt.models.registry import model_facts
 from fresco_trt.pipelines.image import FrescoPipeline
+from fresco_trt.serve.limits import LONGEST_PROMPT
 from fresco_trt.serve.triton_export import Export, config_of, export
-from fresco_trt.serve.triton_model import KEY, LONGEST_PROMPT, TritonModel, see_only
+from fresco_trt.serve.triton_model import KEY, TritonModel, see_only
 
 PROMPT = "a bell on a plain blue background"
 _ERROR = re.compile(r"\Aerror: [^\n]+; expected [^\n]+\. Fix: [^\n]+\n\Z")
@@ -421,6 +424,16 @@ def test_a_wrong_export_is_refused_in_one_line(
 def test_bundles_that_draw_the_same_are_refused(eager_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(FrescoError, match="two bundles"):
         export(Export(engines=(eager_bundle, eager_bundle), out=tmp_path / "r"))
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_model_that_edits_is_refused(
+    eager_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = replace(model_facts("flux-tiny"), references=1)
+    monkeypatch.setattr("fresco_trt.serve.triton_export.model_facts", lambda name: facts)
+    with pytest.raises(FrescoError, match="edits pictures"):
+        export(Export(engines=(eager_bundle,), out=tmp_path / "r"))
     assert not (tmp_path / "r").exists()
 
 
