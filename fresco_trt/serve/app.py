@@ -22,7 +22,7 @@ from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.models.registry import model_facts
 from fresco_trt.serve import replies
 from fresco_trt.serve.body import ErrorReply, Generation, Wanted, wanted_of
-from fresco_trt.serve.drawing import DrawingQueue, Drawn, Preview
+from fresco_trt.serve.drawing import DrawingQueue, Drawn, Preview, QueueMaker
 from fresco_trt.serve.guard import Guard
 from fresco_trt.serve.metrics import ServerMeters
 from fresco_trt.serve.page import PAGE_HEADERS, page
@@ -49,13 +49,15 @@ class Service:
     keys: tuple[bytes, ...] = ()
     warm: Callable[[Exception | None], None] = lambda error: None
     """Called by the drawing thread when the engines are warm, or could not be."""
+    queue_of: QueueMaker = DrawingQueue
+    """What makes the queue, of the pipelines, the meters and how many may wait."""
     meters: ServerMeters = field(default_factory=ServerMeters)
     created: int = field(default_factory=lambda: int(time()))
 
     def __post_init__(self) -> None:
         for bucket in self.pipelines.buckets:
             _require_drawing(bucket)
-        self.queue = DrawingQueue(self.pipelines, self.meters, waiting=self.limits.queue)
+        self.queue = self.queue_of(self.pipelines, self.meters, waiting=self.limits.queue)
         self.meters.watch(self.queue)
         self.kept = KeptPictures(
             most_bytes=self.limits.kept_bytes, seconds=self.limits.kept_seconds

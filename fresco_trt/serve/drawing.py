@@ -86,6 +86,43 @@ class Meters(Protocol):
         """A bundle is loaded and warm."""
 
 
+class Queue(Protocol):
+    """Where a request's order goes, and what is told of it."""
+
+    state: str
+    costs: tuple[WarmUp, ...]
+
+    def start(self, ended: Callable[[Exception | None], None]) -> None:
+        """As :meth:`DrawingQueue.start`, and so are the others."""
+
+    def put(self, order: Order) -> None:
+        """Take an order, or raise Refusal."""
+
+    def drop(self, order: Order) -> None:
+        """Nobody wants the order any more."""
+
+    def close(self, seconds: float) -> None:
+        """Drop all orders."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+
+    @property
+    def depth(self) -> int:
+        """Pictures that they want."""
+
+    @property
+    def running(self) -> int:
+        """Requests that are being drawn."""
+
+
+class QueueMaker(Protocol):
+    """What makes a queue."""
+
+    def __call__(self, pipelines: FrescoPipelines, meters: Meters, *, waiting: int) -> Queue: ...
+
+
 class DrawingQueue:
     """Orders in the order of arrival, and the thread that loads the engines and draws them."""
 

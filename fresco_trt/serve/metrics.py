@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from fresco_trt.pipelines.result import Result
     from fresco_trt.pipelines.several import Bucket, WarmUp
-    from fresco_trt.serve.drawing import DrawingQueue
+    from fresco_trt.serve.drawing import Queue
 
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 """Upper ends of the histograms' buckets."""
 
-_GAUGES: dict[str, tuple[str, Callable[[DrawingQueue], Any]]] = {
+_GAUGES: dict[str, tuple[str, Callable[[Queue], Any]]] = {
     "num_requests_running": ("Requests that are being drawn.", attrgetter("running")),
     "num_requests_waiting": ("Requests that wait for their turn.", attrgetter("waiting")),
     "queue_depth": ("Pictures that waiting requests want.", attrgetter("depth")),
@@ -68,7 +68,7 @@ class ServerMeters:
             registry=registry,
         )
 
-    def watch(self, queue: DrawingQueue) -> None:
+    def watch(self, queue: Queue) -> None:
         """Report what a queue holds, whenever somebody asks."""
         for name, (about, value) in _GAUGES.items():
             gauge = Gauge(f"fresco_trt:{name}", about, registry=self._registry)
@@ -109,7 +109,7 @@ class ServerMeters:
         return generate_latest(self._registry)
 
 
-def _number(value: Callable[[DrawingQueue], Any], queue: DrawingQueue) -> float:
+def _number(value: Callable[[Queue], Any], queue: Queue) -> float:
     return float(value(queue))
 
 

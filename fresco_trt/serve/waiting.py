@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from fresco_trt.serve.body import Wanted
-    from fresco_trt.serve.drawing import DrawingQueue
+    from fresco_trt.serve.drawing import Queue
 
 
 class Waiting:
     """An order in the queue. Use it as an async context manager, or call `close` at the end."""
 
-    def __init__(self, queue: DrawingQueue, request: Request, wanted: Wanted, seconds: float):
+    def __init__(self, queue: Queue, request: Request, wanted: Wanted, seconds: float):
         self._queue, self._request = queue, request
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
