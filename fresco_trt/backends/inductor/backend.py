@@ -14,10 +14,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fresco_trt.backends.base import (
     BackendFacts,
@@ -285,7 +285,7 @@ class CompiledLayer:
 
         # Single-threaded: the runner's callers take turns, and no event is waited for on a GPU.
         self._container = _C._aoti.AOTIModelPackageLoader(str(library), "model", True, 1, -1)
-        self._weights = dict(weights)
+        self._weights = {name: _alias(value) for name, value in weights.items()}
         if set(self._container.get_constant_fqns()) != self._weights.keys():
             raise unfit(f"the code in {library.name} takes other weights than the layer has")
         # user_managed: the code reads the tensors where they are, instead of a copy of its own.
@@ -298,10 +298,36 @@ class CompiledLayer:
         return self._container.boxed_run(list(inputs))
 
     def close(self) -> None:
-        """Let go of the weights. torch's handles outlive the container, so they are emptied."""
+        """Let go of the weights. torch's handles outlive the container, and the tensors with them:
+        they are emptied, and kept for the weights of the next layer.
+        """
         del self._container
         for alias in self._weights.values():
-            alias.set_(alias.new_empty(0).untyped_storage())
+            alias.set_(_nothing(alias.device))
+            _EMPTIED.setdefault((alias.dtype, alias.device), []).append(alias)
+        self._weights.clear()
+
+
+_EMPTIED: dict[object, list[Tensor]] = {}
+"""Tensors that torch holds for ever and nobody uses, by dtype and device."""
+
+
+@cache
+def _nothing(device: object) -> Any:
+    """A storage of no bytes, one for all tensors that are emptied."""
+    import torch
+
+    return torch.empty(0, dtype=torch.uint8, device=device).untyped_storage()
+
+
+def _alias(weight: Tensor) -> Tensor:
+    """A tensor of its own over the memory of ``weight``: one that was emptied, if there is one."""
+    try:
+        alias = _EMPTIED[weight.dtype, weight.device].pop()
+    except LookupError:  # there was none, or another thread took it
+        return weight.detach()
+    place = weight.untyped_storage(), weight.storage_offset(), weight.shape, weight.stride()
+    return alias.set_(*place)
 
 
 def _loaded(
