@@ -68,6 +68,7 @@ from fresco_trt.models.registry import family_named
 from fresco_trt.plan.memory import SHARED, Library
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Module
 
@@ -313,7 +314,7 @@ _EMPTIED: dict[object, list[Tensor]] = {}
 
 
 @cache
-def _nothing(device: object) -> Any:
+def _nothing(device: torch.device) -> Any:
     """A storage of no bytes, one for all tensors that are emptied."""
     import torch
 
