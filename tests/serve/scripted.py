@@ -24,8 +24,8 @@ STAGES = 3
 
 
 class ScriptedPipeline:
-    """Draws what the first word of a prompt says: `wait` until it is released or cancelled, `fail`,
-    `crash`, `long`, `odd`, and anything else at once.
+    """Draws what the first word of a prompt says: `wait` until it is released or cancelled, `pause`
+    for a moment, `fail`, `crash`, `long`, `odd`, and anything else at once.
     """
 
     device = "cpu"
@@ -77,6 +77,9 @@ class ScriptedPipeline:
             except Exception:
                 self.cancelled += 1
                 raise
+
+    def _pause(self, cancel: Any) -> None:
+        time.sleep(0.3)
 
     def _fail(self, cancel: Any) -> None:
         raise EngineFailed("it stopped", expected="an engine that runs", fix="build again")
