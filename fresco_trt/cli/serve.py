@@ -74,7 +74,7 @@ def serve(
     from fresco_trt.pipelines.loading import opened, trust_of
     from fresco_trt.pipelines.several import FrescoPipelines
     from fresco_trt.serve.guard import read_keys
-    from fresco_trt.serve.server import Server, listen, url_of
+    from fresco_trt.serve.server import Server, is_local, listen, url_of
 
     keys = read_keys(api_key_file)
     trusted = trust_of(trust, verify_key)
@@ -89,6 +89,8 @@ def serve(
 
         server = Server(pipelines, listening, limits, keys=keys, warm=warm)
         display.note(f"listening on {url}, loading")
+        if not keys and not is_local(listening):
+            display.note("without --api-key-file, anyone who reaches this address can draw")
         with suppress(KeyboardInterrupt):  # a signal, raised again when all is answered
             server.run()
     display.note("stopped")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -102,6 +103,11 @@ def listen(host: str, port: int) -> socket.socket:
             fix="pass another --port, or 0 for any that is free",
         ) from error
     return bound
+
+
+def is_local(listening: socket.socket) -> bool:
+    """Whether a bound socket is reached from this machine alone."""
+    return ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def url_of(listening: socket.socket) -> str:

@@ -73,6 +73,26 @@ def test_a_port_that_is_taken_is_refused(
     assert "a port that is free" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
+@pytest.mark.parametrize("keys", [True, False])
+def test_a_server_for_everybody_says_so(
+    eager_bundle: Path,
+    tmp_path: Path,
+    host: str,
+    warned: bool,
+    keys: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fresco_trt.serve.server.Server.run", lambda self: None)
+    (tmp_path / "keys").write_text("a-key-of-enough-characters\n")
+    given = ["--api-key-file", str(tmp_path / "keys")] if keys else []
+    bundle = ["--engines", str(eager_bundle)]
+    assert cli.main(["serve", *bundle, "--host", host, "--port", "0", *given]) == 0
+    said = "anyone who reaches this address can draw" in capsys.readouterr().err
+    assert said == (warned and not keys)
+
+
 def test_without_the_extra_its_name_is_said(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
