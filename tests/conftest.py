@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from fresco_trt.plan.stages import Positions
+    from tests.preloaded import Preloaded
 
 # A test that took a setting or a cached model from whoever runs it would pass for them alone.
 _SCRUBBED = (
@@ -170,6 +171,15 @@ def aligned_onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "aligned-onnx",
         lambda folder: _mixed_bundle(folder, "onnxruntime", positions="aligned"),
     )
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
+    """One process that has imported what programs of this package import."""
+    from tests.preloaded import Preloaded
+
+    with Preloaded(tmp_path_factory.mktemp("preloaded")) as process:
+        yield process
 
 
 @pytest.fixture(scope="module", name="traced_once")

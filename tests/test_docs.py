@@ -185,13 +185,6 @@ def _shell(code: str, folder: Path, environment: dict[str, str]) -> Done:
 
 
 @pytest.fixture(scope="session")
-def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
-    """One process that has imported what blocks import."""
-    with Preloaded(tmp_path_factory.mktemp("preloaded")) as process:
-        yield process
-
-
-@pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where blocks keep what one build leaves to the next; the user's own is not touched."""
     return tmp_path_factory.mktemp("cache")

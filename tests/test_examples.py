@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,6 @@ from tests.preloaded import Preloaded, environment_with
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-
-
-@pytest.fixture(scope="module")
-def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
-    """One process that has imported what examples import."""
-    with Preloaded(tmp_path_factory.mktemp("preloaded")) as process:
-        yield process
 
 
 def run(preloaded: Preloaded, name: str, folder: Path) -> str:

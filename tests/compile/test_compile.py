@@ -9,8 +9,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -45,6 +43,7 @@ from fresco_trt.errors import (
 )
 from fresco_trt.files.cache_folder import cache_folder
 from tests.compile.compiling import KEY, SIGNATURE, Small, compiled, entries, filled, since
+from tests.preloaded import Preloaded
 from tests.shallow import shallow_transformer
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +83,7 @@ def drawn(pipe: Any) -> Any:
 
 @pytest.mark.slow
 def test_a_pipelines_transformer_draws_the_eager_picture_and_a_second_process_reuses_the_engine(
-    cache: Path, tmp_path: Path
+    cache: Path, tmp_path: Path, preloaded: Preloaded
 ) -> None:
     pipe, before = shallow_pipeline(tmp_path / "pipeline"), counters()
     eager = drawn(pipe)
@@ -92,7 +91,7 @@ def test_a_pipelines_transformer_draws_the_eager_picture_and_a_second_process_re
     assert np.abs(drawn(pipe) - eager).max() < 0.1
     assert since(before) == (1, 0, 0)
     assert len(entries(cache)) == 1
-    assert in_another_process(cache, tmp_path) == {
+    assert in_another_process(cache, tmp_path, preloaded) == {
         "built": 0,
         "reused": 1,
         "fell_back": 0,
@@ -113,26 +112,21 @@ print(json.dumps({"built": now.built, "reused": now.reused, "fell_back": now.fal
 """
 
 
-def installed(folder: Path) -> str:
+def installed(folder: Path) -> list[str]:
     """A search path on which this package is installed, with the project's entry point."""
     about = folder / "fresco_trt-0.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: fresco-trt\nVersion: 0.0\n")
     (about / "entry_points.txt").write_text(f"[torch_dynamo_backends]\nfresco_trt = {ENTRY_POINT}")
-    return os.pathsep.join((str(folder), str(ROOT)))
+    return [str(folder), str(ROOT)]
 
 
-def in_another_process(cache: Path, folder: Path) -> dict[str, int]:
+def in_another_process(cache: Path, folder: Path, preloaded: Preloaded) -> dict[str, int]:
     """The counters of a new process that draws the same size with the pipeline in ``folder``."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SECOND, str(cache)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": installed(folder / "installed")},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    code = f"import sys; sys.path[:0] = {installed(folder / 'installed')}\n{SECOND}"
+    done = preloaded.run(code, folder, "-c", str(cache))
+    assert done.status == 0, done.said
+    found: dict[str, int] = json.loads(done.said.splitlines()[-1])
     return found
 
 

@@ -6,10 +6,8 @@ On eager engines, for compiling takes ten seconds a block, and by short plans of
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -32,9 +30,12 @@ from fresco_trt.backends.inductor import backend as inductor
 from fresco_trt.backends.inductor.host import this_host, write_host
 from fresco_trt.backends.transformer import FOLDER
 from fresco_trt.errors import IncompatibleOptions, UnsupportedPrecision
+from tests.preloaded import Preloaded
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[4]
+COMMAND = "import runpy; runpy.run_module('bench.gpu', run_name='__main__', alter_sys=True)"
 ROUNDS = 1
 SUBJECT = subject_of("cpu", tiny=True, layers=None)
 ABSENT = CACHED if find_spec("cache_dit") is None else ()
@@ -75,23 +76,18 @@ def few_points(*asked: Any, **named: Any) -> tuple[Point, ...]:
 
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the command stores and prints, as a user runs it."""
+def stored(tmp_path_factory: pytest.TempPathFactory, preloaded: Preloaded) -> dict[str, Any]:
+    """What the command stores and prints, as a user runs it: in a process of its own."""
     folder = tmp_path_factory.mktemp("gpu")
     out, work = folder / "gpu.json", folder / "work"
     command = ["--tiny", "--rounds", str(ROUNDS), "--minutes", "600", "--backend", "eager"]
-    done = _run(*command, "--out", str(out), "--work", str(work))
-    assert done.returncode == 0, done.stdout + done.stderr
+    command += ["--out", str(out), "--work", str(work)]
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
+    done = preloaded.run(COMMAND, ROOT, "bench.gpu", *command, environment=environment)
+    assert done.status == 0, done.said
     document: dict[str, Any] = json.loads(out.read_text())
     profile = json.loads((folder / "gpu-profile.json").read_text())
-    return {"document": document, "printed": done.stdout, "work": work, "profile": profile}
-
-
-def _run(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench.gpu", *options]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    return {"document": document, "printed": done.said, "work": work, "profile": profile}
 
 
 def test_every_method_is_measured_in_every_round(stored: dict[str, Any]) -> None:
