@@ -300,6 +300,7 @@ def test_fp8_engines_stand_beside_the_compiled_pipeline_in_its_own_precision(
             piece.path.write_bytes(b"code")
 
     monkeypatch.setattr(inductor, "compile_pieces", compile_pieces)
+    monkeypatch.setattr(inductor, "unpacked", lambda path: path)
     monkeypatch.setattr(inductor, "_loaded", lambda part, *_: part.layers)
     subject = subject_of("cpu", tiny=True, layers=None, precision="fp8")
     points = few_points(subject.facts, subject.size, against="compiled")
