@@ -128,6 +128,7 @@ def test_nothing_recorded_is_nothing_spent() -> None:
 
 
 def test_three_files_are_left_and_named(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     sink = recorded()
     made = Profile(document=document(sink), tracks=[track_of(median_request(sink.spans))])
     stored = store(made, tmp_path / "out")

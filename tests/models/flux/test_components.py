@@ -490,7 +490,7 @@ def test_a_folder_says_for_itself_whose_parts_it_shares(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("{", "cannot be read"),
-        ("[]", "something else"),
+        ("[]", "holds a list"),
         ('{"parts_of": "flux-tiny", "more": 1}', "something else"),
         ('{"parts_of": "../flux-tiny"}', "'../flux-tiny'"),
         ('{"parts_of": "flux-tiny-turbo"}', "packaged models are flux-tiny$"),
