@@ -5,7 +5,6 @@ PYTHON ?= $(shell python3.11 -c 'import sys; print(sys.executable)' 2>/dev/null 
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/.fresco-trt
-PROCESSES := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 DEMO := engines/flux-tiny-256x256-3stage
 
 .PHONY: help venv demo serve test check fuzz bench train-demo clean
@@ -50,12 +49,11 @@ check: venv
 	$(BIN)/mypy
 
 # One thread a process: the work is spread over the cores by the tests, file by file. One of them
-# checks the types: before the tests, mypy would keep one core busy and leave the others idle. One
-# process more than there are cores: some tests wait for a server, a compiler or another process.
+# checks the types: before the tests, mypy would keep one core busy and leave the others idle.
 test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
 		--dist loadfile --no-loadscope-reorder --durations 20 --durations-min 20
 
 # Goes on where it was killed; 'rm -r fuzz-out' begins anew.
