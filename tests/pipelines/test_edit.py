@@ -62,12 +62,28 @@ def pixels(image: Image.Image) -> Any:
     return np.asarray(image).astype(int)
 
 
+def parts_around(folder: Path) -> dict[str, Any]:
+    """Parts of a diffusers pipeline from a bundle's own, with the random transformer."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+    from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+    facts = model_facts(MODEL)
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        "vae": AutoencoderKL.from_pretrained(folder / "vae"),
+        "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        "text_encoder_2": T5EncoderModel.from_pretrained(folder / "text_encoder_2"),
+        "tokenizer_2": AutoTokenizer.from_pretrained(folder / "tokenizer_2"),
+        "transformer": family_of(facts).weights.load("random", facts),
+    }
+
+
 # --- pictures ---------------------------------------------------------------------------------
 
 
 def test_one_stage_is_diffusers_own_pipeline(plain: Path, source: Image.Image) -> None:
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline
-    from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+    from diffusers import FluxKontextPipeline
 
     with FrescoPipeline.from_bundle(plain) as ours:
         folder, steps = ours.bundle.pipeline_folder, ours.plan.nfe
@@ -83,17 +99,8 @@ def test_one_stage_is_diffusers_own_pipeline(plain: Path, source: Image.Image) -
             for given in (source, source.rotate(90))
         )
     mine, turned = kept[steps - 1], kept[-1]
-    facts = model_facts(MODEL)
     untyped: Any = FluxKontextPipeline
-    theirs = untyped(
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
-        vae=AutoencoderKL.from_pretrained(folder / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
-        text_encoder_2=T5EncoderModel.from_pretrained(folder / "text_encoder_2"),
-        tokenizer_2=AutoTokenizer.from_pretrained(folder / "tokenizer_2"),
-        transformer=family_of(facts).weights.load("random", facts),
-    )
+    theirs = untyped(**parts_around(folder))
     theirs.set_progress_bar_config(disable=True)
     import torch
 
@@ -178,15 +185,26 @@ def test_a_model_that_edits_wants_a_source_and_another_wants_none(
         pipe(PROMPT, image=source)
 
 
-def test_a_diffusers_pipeline_is_not_enabled_as_a_model_that_edits() -> None:
-    from fresco_trt.errors import FrescoError
+def test_a_diffusers_pipeline_is_not_enabled_as_a_model_that_edits(plain: Path) -> None:
+    from diffusers import FluxPipeline
+
+    import fresco_trt
+
+    untyped: Any = FluxPipeline
+    pipe = untyped(**parts_around(plain / "pipeline"))
+    with pytest.raises(IncompatibleOptions, match="which edits pictures"):
+        fresco_trt.enable(pipe, model=MODEL, stages=1)
+
+
+def test_a_model_that_edits_is_not_calibrated() -> None:
+    from fresco_trt.errors import CalibrationError
     from fresco_trt.lower.calibrate.trajectories import conditions
 
     class Asked:
         facts = model_facts(MODEL)
 
     untyped: Any = Asked()
-    with pytest.raises(FrescoError, match="edits pictures"):
+    with pytest.raises(CalibrationError, match="edits pictures"):
         conditions(untyped)
 
 
