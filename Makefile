@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.fresco-trt
 DEMO := engines/flux-tiny-256x256-3stage
 
-.PHONY: help venv demo serve test check fuzz bench train-demo clean
+.PHONY: help venv demo serve test check fuzz bench train-demo train-kontext clean
 
 help:
 	@echo "make demo    build the bundled demo model's engines and draw a picture into demo-out/"
@@ -17,6 +17,7 @@ help:
 	@echo "make fuzz    open 3,000 hostile bundles, for most of an hour, and store what became of them"
 	@echo "make bench   measure speed and quality side by side, in short, into bench-out/"
 	@echo "make train-demo  train the demo model from nothing, for hours, into training-out/"
+	@echo "make train-kontext  train the demo model to edit, for hours, into training-out/kontext/"
 	@echo "make venv    only create .venv with everything that the others need"
 	@echo "make clean   remove caches and what 'make demo' wrote"
 
@@ -74,6 +75,9 @@ train-demo: venv
 	$(BIN)/python -m training.train base --work training-out
 	$(BIN)/python -m training.train guided --work training-out
 	$(BIN)/python -m training.train export --work training-out training-out/flux-tiny
+
+train-kontext: venv
+	$(BIN)/python -m training.kontext --minutes 240 --out training-out/kontext
 
 clean:
 	rm -rf demo-out fuzz-out $(DEMO) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

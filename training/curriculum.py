@@ -97,13 +97,17 @@ Rendering and encoding are a good part of a coarse step; a scene seen again come
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Noisy latents [B,4,H,W], their noise level [B], the velocity to learn, and the captions."""
+    """Noisy latents [B,4,H,W], their noise level [B], the velocity to learn, and the captions.
+
+    ``reference`` is the clean latents [B,4,H,W] of the pictures that edits begin with.
+    """
 
     noisy: torch.Tensor
     sigma: torch.Tensor
     velocity: torch.Tensor
     captions: list[str]
     text_length: int
+    reference: torch.Tensor | None = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -46,12 +46,13 @@ def new_transformer(*, guidance: bool) -> FluxTransformer2DModel:
 class DemoModel(nn.Module):
     """Captions and noisy latents in, velocity out: encoders and transformer as one unit."""
 
-    def __init__(self, *, guidance: bool, seed: int = 0) -> None:
+    def __init__(self, *, guidance: bool, seed: int = 0, words: Sequence[str] = ()) -> None:
+        """``words`` are those that it knows beside the words of captions."""
         super().__init__()
         torch.manual_seed(seed)
         self.transformer = new_transformer(guidance=guidance)
-        self.text_encoder, self.text_encoder_2 = new_encoders(seed)
-        self.tokenizer, self.tokenizer_2 = new_tokenizers()
+        self.text_encoder, self.text_encoder_2 = new_encoders(seed, len(words))
+        self.tokenizer, self.tokenizer_2 = new_tokenizers(words)
         self._known: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
 
     def encode(self, captions: Sequence[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,18 +84,24 @@ class DemoModel(nn.Module):
         sigma: torch.Tensor,
         text: tuple[torch.Tensor, torch.Tensor],
         guidance: torch.Tensor | None = None,
+        reference: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Velocity [B,4,H,W] at noise level `sigma` [B] of latents [B,4,H,W]."""
+        """Velocity [B,4,H,W] at noise level `sigma` [B] of latents [B,4,H,W].
+
+        The clean latents [B,4,H,W] of a `reference` stand behind them, as in FLUX.1-Kontext.
+        """
         rows, columns = latents.shape[-2] // 2, latents.shape[-1] // 2
         pooled, words = text
+        pictures = [latents] if reference is None else [latents, reference]
+        places = [position_ids(rows, columns, image) for image in range(len(pictures))]
         tokens = self.transformer(
-            hidden_states=pack(latents),
+            hidden_states=torch.cat([pack(each) for each in pictures], dim=1),
             encoder_hidden_states=words,
             pooled_projections=pooled,
             timestep=sigma,
-            img_ids=position_ids(rows, columns).float().to(latents.device),
+            img_ids=torch.cat(places).to(latents.device),
             txt_ids=torch.zeros(words.shape[1], 3, device=latents.device),
             guidance=guidance,
             return_dict=False,
         )[0]
-        return unpack(tokens, rows, columns)
+        return unpack(tokens[:, : rows * columns], rows, columns)

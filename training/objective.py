@@ -34,7 +34,7 @@ def flow_loss(model: DemoModel, batch: Batch) -> torch.Tensor:
     """
     text = model.encode(batch.captions, batch.text_length)
     unguided = torch.ones_like(batch.sigma) if takes_guidance(model) else None
-    predicted = model(batch.noisy, batch.sigma, text, unguided).float()
+    predicted = model(batch.noisy, batch.sigma, text, unguided, batch.reference).float()
     return functional.mse_loss(predicted, batch.velocity)
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.bench.scenes.scene import COLOURS, OBJECTS, PATTERNS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import CLIPTextModel, PreTrainedTokenizerFast, T5EncoderModel
 
 CLIP_TOKENS = 32
@@ -22,19 +24,25 @@ def vocabulary() -> list[str]:
     return sorted(words | {"a", "an", "and", "on", "background"})
 
 
-def new_tokenizers() -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
-    """The pooled encoder's tokenizer (with start and end marks) and the sequence encoder's."""
-    clip = _word_tokenizer("<|startoftext|> $A <|endoftext|>", CLIP_TOKENS)
-    sequence = _word_tokenizer("$A <|endoftext|>", 512)
+def new_tokenizers(
+    more: Sequence[str] = (),
+) -> tuple[PreTrainedTokenizerFast, PreTrainedTokenizerFast]:
+    """The pooled encoder's tokenizer (with start and end marks) and the sequence encoder's.
+
+    ``more`` are words behind those of captions, whose ids stay what they are.
+    """
+    words = [*vocabulary(), *more]
+    clip = _word_tokenizer("<|startoftext|> $A <|endoftext|>", CLIP_TOKENS, words)
+    sequence = _word_tokenizer("$A <|endoftext|>", 512, words)
     return clip, sequence
 
 
-def _word_tokenizer(template: str, length: int) -> PreTrainedTokenizerFast:
+def _word_tokenizer(template: str, length: int, words: Sequence[str]) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<unk>", "<|startoftext|>", "<|endoftext|>"]
-    ids = {word: i for i, word in enumerate([*special, *vocabulary()])}
+    ids = {word: i for i, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -53,13 +61,16 @@ def _word_tokenizer(template: str, length: int) -> PreTrainedTokenizerFast:
     return built
 
 
-def new_encoders(seed: int) -> tuple[CLIPTextModel, T5EncoderModel]:
-    """Untrained encoders: 2 layers of width 128 each; the first gives the pooled vector."""
+def new_encoders(seed: int, more: int = 0) -> tuple[CLIPTextModel, T5EncoderModel]:
+    """Untrained encoders: 2 layers of width 128 each; the first gives the pooled vector.
+
+    ``more`` is how many words they know beside those of captions.
+    """
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
     torch.manual_seed(seed)
-    words = len(vocabulary()) + 4
+    words = len(vocabulary()) + 4 + more
     clip = CLIPTextConfig(
         vocab_size=words,
         hidden_size=TEXT_WIDTH,

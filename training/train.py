@@ -168,10 +168,11 @@ def train(run: Run, vae: AutoencoderKL, seed: int, means: Means) -> None:
             rng=random.Random(rng.randrange(2**31)),
             scale=means.scale,
         )
-        _steps(run, rng, lambda: thread.submit(drawn.draw, run.progress))
+        steps(run, rng, lambda: thread.submit(drawn.draw, run.progress))
 
 
-def _steps(run: Run, rng: random.Random, draw: Callable[[], Future[Batch]]) -> None:
+def steps(run: Run, rng: random.Random, draw: Callable[[], Future[Batch]]) -> None:
+    """Step until the time budget is used, with a checkpoint every two minutes."""
     mean: torch.Tensor | None = None
     coming, saved, begun = draw(), time.monotonic(), time.monotonic()
     while run.progress < 1:

@@ -92,11 +92,42 @@ def _sharp_share(
 
 
 def _paste(canvas: Image, placement: Placement) -> None:
-    side = max(1, round(placement.side * min(canvas.size)))
+    side, corner = _box(placement, canvas.width, canvas.height)
     colours, alpha = _sized_icon(placement.name, placement.flipped, side)
-    left = round(placement.x * canvas.width - side / 2)
-    top = round(placement.y * canvas.height - side / 2)
-    canvas.paste(colours, (left, top), alpha)
+    if placement.tint is not None:
+        colours = _tinted(colours, placement.tint)
+    canvas.paste(colours, corner, alpha)
+
+
+def coverage(placement: Placement, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """How much of each pixel an object covers: uint8 [height, width], 255 for all of it."""
+    import numpy as np
+    from PIL import Image
+
+    side, corner = _box(placement, width, height)
+    canvas = Image.new("L", (width, height))
+    canvas.paste(_sized_icon(placement.name, placement.flipped, side)[1], corner)
+    return np.asarray(canvas)
+
+
+def _box(placement: Placement, width: int, height: int) -> tuple[int, tuple[int, int]]:
+    """An object's side and its left upper corner, in pixels of a frame."""
+    side = max(1, round(placement.side * min(width, height)))
+    left = round(placement.x * width - side / 2)
+    top = round(placement.y * height - side / 2)
+    return side, (left, top)
+
+
+def _tinted(colours: Image, tint: str) -> Image:
+    """An icon's shades in one colour: dark where it is dark, the colour's own tone where it is
+    white.
+    """
+    import numpy as np
+    from PIL import Image
+
+    shade = np.asarray(colours.convert("L"), np.float32)[..., None] / 255
+    tone = np.asarray(COLOURS[tint], np.float32)
+    return Image.fromarray((tone * (0.35 + 0.65 * shade) + 0.5).astype(np.uint8))
 
 
 @functools.lru_cache(maxsize=1024)

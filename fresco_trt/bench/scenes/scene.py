@@ -68,13 +68,17 @@ SIDES, PAIR_SIDE = (4, 5, 6), 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """One object in the frame: centre and side as fractions of the frame, mirrored or not."""
+    """One object in the frame: centre and side as fractions of the frame, mirrored or not.
+
+    ``tint`` is a colour that the whole object has instead of its own: edits paint objects.
+    """
 
     name: str
     x: float
     y: float
     side: float
     flipped: bool
+    tint: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
