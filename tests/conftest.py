@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.dont_write_bytecode = False
     hub = TemporaryDirectory(prefix="fresco-trt-hub-")
     config.add_cleanup(hub.cleanup)
-    os.environ |= {"HF_HOME": hub.name, "HF_HUB_OFFLINE": "1"}
+    os.environ |= {"HF_HOME": hub.name, "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
     # Which bundles somebody built is kept there, and engines.
     os.environ["FRESCO_TRT_CACHE"] = f"{hub.name}/fresco-trt"
     # Else each process that compiles tries the C++ compiler on every width of vectors, ten seconds.

@@ -7,6 +7,7 @@ and no memory patterns, sessions and runs add 155 MB to the process instead of 2
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -213,6 +214,9 @@ def _settings(library: Any, path: Path, threads: int) -> Any:
 
 
 def _library() -> Any:
+    # Since 1.29 its builds for Linux too report to Microsoft what they load. They look for this
+    # variable as they are imported, and leave files in the home and in the temporary folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     return import_module("onnxruntime")  # it ships no types
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import import_module
@@ -44,6 +47,18 @@ def build_all(stages: Stages, folder: Path) -> list[Record]:
 def worst(outputs: Any, expected: dict[str, torch.Tensor]) -> float:
     assert list(outputs) == list(expected)
     return max(float((outputs[name] - expected[name]).abs().max()) for name in expected)
+
+
+# --- what it leaves ---------------------------------------------------------------------------
+
+
+def test_it_does_not_report_what_it_loads(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
+    code = "from fresco_trt.backends.onnxruntime import _library; _library()"
+    subprocess.run(
+        [sys.executable, "-c", code], env={**environment, "TMPDIR": str(tmp_path)}, check=True
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- parity -----------------------------------------------------------------------------------
