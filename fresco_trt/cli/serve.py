@@ -21,6 +21,7 @@ from fresco_trt.serve.limits import (
     MOST_IMAGES,
     MOST_WAITING,
     PATIENCE,
+    SOURCE_BYTES,
     Limits,
 )
 
@@ -57,6 +58,9 @@ def serve(
     max_images: Annotated[int, typer.Option(help="Pictures a request, n.")] = MOST_IMAGES,
     max_prompt: Annotated[int, typer.Option(help="Characters a prompt.")] = LONGEST_PROMPT,
     max_body: Annotated[int, typer.Option(help="Bytes of a request's body.")] = BODY_BYTES,
+    max_source: Annotated[
+        int, typer.Option(help="Bytes of an edit's body, its picture among them.")
+    ] = SOURCE_BYTES,
     trust: Trusted = False,
     verify_key: VerifyKey = None,
     as_json: Json = False,
@@ -70,6 +74,7 @@ def serve(
         images=max_images,
         prompt=max_prompt,
         body=max_body,
+        source=max_source,
     )
     from fresco_trt.pipelines.loading import opened, trust_of
     from fresco_trt.pipelines.several import FrescoPipelines

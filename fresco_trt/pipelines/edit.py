@@ -6,13 +6,14 @@ and never done in silence; nothing is ever cropped.
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from fresco_trt.errors import IncompatibleOptions, InvalidArgument, PictureInvalid
+from fresco_trt.errors import FrescoError, IncompatibleOptions, InvalidArgument, PictureInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
 
-Source: TypeAlias = "Image | str | os.PathLike[str]"
-"""A picture of PIL, or the path of a file that holds one."""
+Source: TypeAlias = "Image | str | os.PathLike[str] | BinaryIO"
+"""A picture of PIL, the path of a file that holds one, or such a file, open in binary mode."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP")
+"""What is read of files. Pillow knows more, and runs other programs for some of them."""
 
 MAX_SOURCE_PIXELS = 2**26
 """Pixels of the largest source that is read, 8192x8192: asked of the header, before any is."""
@@ -58,25 +62,39 @@ def check_source(facts: ModelFacts, image: Source | None) -> None:
 def source_picture(image: Source, size: Size) -> Image:
     """A source as RGB of ``size`` (width, height), upright; a new picture.
 
-    Lanczos, as diffusers resizes. Warns (SourceWarning) of another size, of transparency, which
-    becomes white, and of frames after the first. Raises PictureInvalid for a file that is no
-    picture, is cut short or has over :data:`MAX_SOURCE_PIXELS`, InvalidArgument for another type.
+    Warns (SourceWarning) of what :func:`read_source` notes, and raises what that raises.
+    """
+    picture, notes = read_source(image, size)
+    for note in notes:
+        warnings.warn(note, SourceWarning, stacklevel=3)
+    return picture
+
+
+def read_source(image: Source, size: Size) -> tuple[Image, tuple[str, ...]]:
+    """A source as RGB of ``size`` (width, height), upright, and what was changed of it.
+
+    Lanczos, as diffusers resizes. Notes another size, transparency, which becomes white, and frames
+    after the first. Raises PictureInvalid for a file that is no picture, is cut short or has over
+    :data:`MAX_SOURCE_PIXELS`, InvalidArgument for another type. Touches no state that threads
+    share, the filters of warnings among it.
     """
     from PIL.Image import Resampling
     from PIL.ImageOps import exif_transpose
 
+    notes = []
     with _opened(image) as (source, name):
-        if getattr(source, "n_frames", 1) > 1:
-            _warn(f"{name} has {source.n_frames} frames: the first one is edited")
-        upright = exif_transpose(source)
-        rgb = _rgb(upright, name)
+        if getattr(source, "is_animated", False):  # counting its frames may take minutes
+            notes.append(f"{name} has several frames: the first one is edited")
+        rgb, is_clear = _rgb(exif_transpose(source), name)
+        if is_clear:
+            notes.append(f"{name} is transparent: what lies behind it is white")
     width, height = size[:2]
     if rgb.size != (width, height):
         given = rgb.size[0] / rgb.size[1]
         aspect = "" if abs(given * height / width - 1) < 0.01 else ", which changes its aspect"
-        _warn(f"{name} is {rgb.size[0]}x{rgb.size[1]}: resized to {width}x{height}{aspect}")
+        notes.append(f"{name} is {rgb.size[0]}x{rgb.size[1]}: resized to {width}x{height}{aspect}")
         rgb = rgb.resize((width, height), Resampling.LANCZOS)
-    return rgb
+    return rgb, tuple(notes)
 
 
 def source_latents(encoder: Encoder, picture: Image) -> Tensor:
@@ -114,28 +132,35 @@ def _opened(image: Source) -> Iterator[tuple[Any, str]]:
         _check_pixels(image, "the source picture")
         yield image, "the source picture"
         return
-    if not isinstance(image, str | os.PathLike) or isinstance(os.fspath(image), bytes):
-        raise InvalidArgument(
-            f"image={type(image).__name__}",
-            expected="a picture of PIL, or the path of one",
-            fix='pass one like image="picture.png"',
-        )
-    name, unsafe = str(Path(image)), Image.DecompressionBombError
+    name = _name(image)
     try:
-        with warnings.catch_warnings():
-            # Its own limit is above ours, which is checked next.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(image)
-        with opened:
+        with Image.open(image, formats=FORMATS) as opened:
             _check_pixels(opened, name)
             opened.load()
             yield opened, name
-    except unsafe as error:
+    except FrescoError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise _too_large(name, "") from error
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise _invalid(f"{name}: {error.strerror}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError as error:
+        raise _invalid(f"{name}, which holds no picture") from error
+    except Exception as error:  # of whatever kind: decoders are many, and say it in their own ways
         raise _invalid(f"{name}, which holds no picture that can be read ({error})") from error
+
+
+def _name(image: Source) -> str:
+    """What a file is called in messages. Raises InvalidArgument for what is none."""
+    if isinstance(image, io.BufferedIOBase | io.RawIOBase):
+        return "the source picture"
+    if not isinstance(image, str | os.PathLike) or isinstance(os.fspath(image), bytes):
+        raise InvalidArgument(
+            f"image={type(image).__name__}",
+            expected="a picture of PIL, the path of one, or its file in binary mode",
+            fix='pass one like image="picture.png"',
+        )
+    return str(Path(image))
 
 
 def _check_pixels(picture: Any, name: str) -> None:
@@ -146,8 +171,8 @@ def _check_pixels(picture: Any, name: str) -> None:
         raise _invalid(f"{name} of {width}x{height}")
 
 
-def _rgb(picture: Any, name: str) -> Image:
-    """Eight bits of red, green and blue; transparency over white."""
+def _rgb(picture: Any, name: str) -> tuple[Image, bool]:
+    """Eight bits of red, green and blue, transparency over white; whether there was any."""
     import numpy as np
     from PIL import Image
 
@@ -155,16 +180,15 @@ def _rgb(picture: Any, name: str) -> Image:
         values = np.asarray(picture).astype(np.int64)
         if values.min() < 0 or values.max() > 0xFFFF:
             raise _invalid(f"{name} with values from {values.min()} to {values.max()}")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB"), False
     if picture.mode == "F":
         raise _invalid(f"{name} of floating-point values, whose range nobody says")
     if not picture.has_transparency_data:
         converted: Image.Image = picture.convert("RGB")
-        return converted.copy() if converted is picture else converted
+        return (converted.copy() if converted is picture else converted), False
     layered = picture.convert("RGBA")
-    if layered.getextrema()[3][0] < 255:
-        _warn(f"{name} is transparent: what lies behind it is white")
-    return Image.alpha_composite(Image.new("RGBA", layered.size, _WHITE), layered).convert("RGB")
+    over = Image.alpha_composite(Image.new("RGBA", layered.size, _WHITE), layered)
+    return over.convert("RGB"), layered.getextrema()[3][0] < 255
 
 
 def _too_large(name: str, size: str) -> PictureInvalid:
@@ -178,10 +202,6 @@ def _too_large(name: str, size: str) -> PictureInvalid:
 def _invalid(given: str) -> PictureInvalid:
     return PictureInvalid(
         given,
-        expected="a PNG, JPEG, WebP or TIFF picture of 8 or 16 bits",
+        expected="a PNG, JPEG, WebP, TIFF, GIF or BMP picture of 8 or 16 bits",
         fix="open it in a picture editor and save it as PNG",
     )
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, SourceWarning, stacklevel=4)

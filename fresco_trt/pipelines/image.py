@@ -176,12 +176,12 @@ class FrescoPipeline:
         """Draw one picture.
 
         `image` is the source of an edit, for models that edit and only for these: a picture of PIL,
-        or the path of one. It is brought to the built size. `seed` is from 0 to `MAX_SEED`;
-        `guidance` (None: the model's default) only for models that
-        take it. `on_step` is called after each step; `on_stage(stage, picture)` after each stage
-        (from 1) but the last, with the stage's clean estimate decoded at its own size; of a mixed
-        stage, at its fine grid's, with what is still coarse repeated over its place. `cancel()` is
-        asked after each step; if it is true the request ends there, and its memory is free.
+        the path of one, or its file in binary mode. It is brought to the built size. `seed` is from
+        0 to `MAX_SEED`; `guidance` (None: the model's default) only for models that take it.
+        `on_step` is called after each step; `on_stage(stage, picture)` after each stage (from 1)
+        but the last, with the stage's clean estimate decoded at its own size; of a mixed stage, at
+        its fine grid's, with what is still coarse repeated over its place. `cancel()` is asked
+        after each step; if it is true the request ends there, and its memory is free.
 
         On a GPU whose engines are replayed as CUDA graphs, each stage is one launch from the second
         request on, the result's `steps` are empty, and `cancel` is asked after each stage.

@@ -19,6 +19,7 @@ from fresco_trt.errors import (
     UnsupportedSize,
     one_line,
 )
+from fresco_trt.models.registry import model_facts
 from fresco_trt.pipelines.edit import example_source
 from fresco_trt.pipelines.image import FrescoPipeline
 from fresco_trt.pipelines.loading import opened, trust_of
@@ -56,6 +57,11 @@ class Bucket:
         """That of a bundle."""
         plan = bundle.plan
         return cls(model=bundle.manifest.model.name, size=plan.size, preset=plan.preset)
+
+    @property
+    def edits(self) -> bool:
+        """Whether its model edits a picture; the others draw from a prompt alone."""
+        return model_facts(self.model).references > 0
 
     def __str__(self) -> str:
         """Like `flux-tiny 256x256 balanced`."""
@@ -139,13 +145,26 @@ class FrescoPipelines:
 
     @python_door
     def find(
-        self, *, model: str | None = None, size: Size | str | None = None, preset: str | None = None
+        self,
+        *,
+        model: str | None = None,
+        size: Size | str | None = None,
+        preset: str | None = None,
+        edits: bool | None = None,
     ) -> Bucket:
-        """The bucket that has all that is named; of several, the first.
+        """The bucket that has all that is named; of several, the first. `edits` true looks among
+        those that edit a picture, false among those that draw from a prompt alone.
 
-        Raises UnknownModel, UnsupportedSize or UnknownPreset, with what is built in its place.
+        Raises IncompatibleOptions where there are none of these, and UnknownModel, UnsupportedSize
+        or UnknownPreset, with what is built in its place.
         """
-        left = list(self._bundles)
+        left = [bucket for bucket in self._bundles if edits in (None, bucket.edits)]
+        if not left:
+            raise IncompatibleOptions(
+                f"only bundles that {'draw from a prompt alone' if edits else 'edit pictures'}",
+                expected=f"one that {'edits pictures' if edits else 'draws from a prompt alone'}",
+                fix=f"build one such as {'flux-kontext' if edits else 'flux-tiny'}",
+            )
         if optional(word, "model", model) is not None:
             models = dict.fromkeys(bucket.model for bucket in left)
             left = [bucket for bucket in left if bucket.model == model]

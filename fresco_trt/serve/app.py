@@ -18,25 +18,32 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from fresco_trt import __version__
-from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.registry import model_facts
 from fresco_trt.serve import replies
-from fresco_trt.serve.body import ErrorReply, Generation, Wanted, wanted_of
+from fresco_trt.serve.body import (
+    ErrorReply,
+    Generation,
+    Wanted,
+    check_kind,
+    edit_of,
+    malformed,
+    wanted_of,
+)
 from fresco_trt.serve.drawing import DrawingQueue, Drawn, Preview, QueueMaker
 from fresco_trt.serve.guard import Guard
 from fresco_trt.serve.metrics import ServerMeters
+from fresco_trt.serve.multipart import form_of
 from fresco_trt.serve.page import PAGE_HEADERS, page
 from fresco_trt.serve.pictures import Encoded, KeptPictures, encoded
 from fresco_trt.serve.refusal import Refusal, invalid, refusal_of
+from fresco_trt.serve.sources import SourceReader, source_of
 from fresco_trt.serve.waiting import Waiting
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from fresco_trt.pipelines.several import Bucket, FrescoPipelines
+    from fresco_trt.pipelines.several import FrescoPipelines
     from fresco_trt.serve.limits import Limits
 
-_FIELDS = ", ".join(Generation.model_fields)
 _STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -55,27 +62,16 @@ class Service:
     created: int = field(default_factory=lambda: int(time()))
 
     def __post_init__(self) -> None:
-        for bucket in self.pipelines.buckets:
-            _require_drawing(bucket)
         self.queue = self.queue_of(self.pipelines, self.meters, waiting=self.limits.queue)
         self.meters.watch(self.queue)
+        self.sources = SourceReader()
         self.kept = KeptPictures(
             most_bytes=self.limits.kept_bytes, seconds=self.limits.kept_seconds
         )
 
     def tokens(self, wanted: Wanted) -> int:
-        """Image tokens of one picture."""
+        """Image tokens of one picture, and of its source."""
         return self.pipelines.bundle(wanted.bucket).plan.stages[-1].grid.tokens
-
-
-def _require_drawing(bucket: Bucket) -> None:
-    """Raise IncompatibleOptions for a bundle that no path here can draw with."""
-    if model_facts(bucket.model).references:
-        raise IncompatibleOptions(
-            f"a bundle of {bucket}, which edits pictures",
-            expected="bundles that draw from a prompt alone: edits are not served yet",
-            fix="leave it out, and edit with 'fresco-trt edit'",
-        )
 
 
 def app_of(service: Service) -> ASGIApp:
@@ -153,11 +149,17 @@ def _images(app: FastAPI, service: Service) -> None:
         return await _answered(service, request, wanted, began)
 
     @app.post("/v1/images/edits")
-    async def edits() -> Response:
-        """Refused by name: edits are not served yet."""
-        raise invalid(
-            "edits are not served yet: this server draws from a prompt", None, code="no_edits"
-        )
+    async def edits(request: Request) -> Response:
+        """Draw a picture, or several, from another one and a prompt that says what to change."""
+        began = monotonic()
+        check_kind(True, service.pipelines)
+        form = form_of(request.headers.get("content-type", ""), await request.body())
+        asked, source = edit_of(form.fields), source_of(form.pictures)
+        wanted = wanted_of(asked, service.pipelines, service.limits)
+        wanted = await service.sources.read(wanted, source)
+        if asked.stream:
+            return await _streamed(service, request, wanted, began)
+        return await _answered(service, request, wanted, began)
 
     @app.get("/pictures/{name}", include_in_schema=False)
     async def picture(name: str) -> Response:
@@ -250,20 +252,9 @@ def _errors(app: FastAPI, service: Service) -> None:
 
 
 def _malformed(error: Exception) -> Refusal:
-    """The first thing that is wrong with a body; of fields that are not known, all."""
+    """What is wrong with a body of JSON, or of no form at all."""
     found = list(error.errors()) if isinstance(error, RequestValidationError) else []
-    unknown = [str(each["loc"][-1]) for each in found if each["type"] == "extra_forbidden"]
-    if unknown:
-        shown = ", ".join(repr(name[:60]) for name in unknown[:10])
-        message = f"unknown: {shown}; expected only {_FIELDS}"
-        return invalid(message, unknown[0][:60], code="unknown_field")
-    if not found or found[0]["loc"][:1] != ("body",):
+    if not found or any(each["loc"][:1] != ("body",) for each in found):
         return invalid("the request is malformed", None)
-    first = found[0]
-    message = str(first["msg"]).removeprefix("Value error, ")
-    inside = [str(part) for part in first["loc"][1:]]
-    named = inside[0] if inside else message.partition(":")[0]
-    param = named if named in Generation.model_fields else None
-    if param and not message.startswith(f"{param}:"):
-        message = f"{param}: {message}"
-    return invalid(message, param)
+    inside = [{**each, "loc": each["loc"][1:]} for each in found]
+    return malformed(inside, Generation.model_fields)

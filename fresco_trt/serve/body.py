@@ -1,4 +1,4 @@
-"""The request body of `POST /v1/images/generations`, field by field, and what it asks for.
+"""The request bodies of `POST /v1/images/generations` and `/edits`, and what they ask for.
 
 Fields are OpenAI's, with `seed` and `guidance` beside them. A field that this server would not read
 is not here, and is refused by its name; null stands for a field that was left out.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fresco_trt.errors import FrescoError, UnknownModel, UnknownPreset, UnsupportedSize
 from fresco_trt.pipelines.checks import MAX_GUIDANCE, MAX_SEED
@@ -19,6 +19,10 @@ from fresco_trt.serve.limits import LONGEST_PROMPT, MOST_IMAGES
 from fresco_trt.serve.refusal import Refusal, invalid, refusal_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from PIL.Image import Image
+
     from fresco_trt.pipelines.several import Bucket, FrescoPipelines
     from fresco_trt.serve.limits import Limits
 
@@ -30,12 +34,12 @@ QUALITIES = {"low": "fast", "medium": "balanced", "high": "quality", "standard":
 Format = Literal["png", "jpeg", "webp"]
 
 
-class Generation(BaseModel):
-    """A picture, or several, from a prompt."""
+class Asked(BaseModel):
+    """What both paths take."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
-    prompt: str = Field(max_length=LONGEST_PROMPT, description="What to draw.")
+    prompt: str = Field(max_length=LONGEST_PROMPT, description="What to draw, or to change.")
     model: str | None = Field(None, max_length=256, description="One of GET /v1/models.")
     n: int | None = Field(None, ge=1, le=MOST_IMAGES, description="Pictures: seed, seed + 1, ...")
     size: str | None = Field(None, max_length=32, description="WIDTHxHEIGHT as built, or auto.")
@@ -78,6 +82,14 @@ class Generation(BaseModel):
         return self
 
 
+class Generation(Asked):
+    """A picture, or several, from a prompt."""
+
+
+class Edit(Asked):
+    """A picture, or several, from another picture and a prompt that says what to change of it."""
+
+
 class ErrorObject(BaseModel):
     """What was wrong: in words, of which kind, which field of the body, and a name for programs."""
 
@@ -107,6 +119,10 @@ class Wanted:
     by_url: bool
     quality: str
     user: str | None
+    source: Image | None = None
+    """What is edited, RGB of the built size."""
+    notes: tuple[str, ...] = ()
+    """What was changed of it."""
 
     @property
     def size(self) -> str:
@@ -114,7 +130,36 @@ class Wanted:
         return format_size(self.bucket.size)
 
 
-def wanted_of(asked: Generation, pipelines: FrescoPipelines, limits: Limits) -> Wanted:
+def edit_of(fields: dict[str, str]) -> Edit:
+    """The text of a form as an edit; an empty field but the prompt is one that was left out, as
+    OpenAI's client sends them. Raises Refusal.
+    """
+    given = {name: text for name, text in fields.items() if text or name == "prompt"}
+    try:
+        return Edit.model_validate_strings(given)
+    except ValidationError as error:
+        raise malformed(error.errors(), (*Edit.model_fields, "image")) from None
+
+
+def malformed(found: Sequence[Any], known: Iterable[str]) -> Refusal:
+    """The first thing that is wrong with a body, as pydantic tells it; of fields that are not
+    known, all.
+    """
+    unknown = [str(each["loc"][-1]) for each in found if each["type"] == "extra_forbidden"]
+    if unknown:
+        shown = ", ".join(repr(name[:60]) for name in unknown[:10])
+        message = f"unknown: {shown}; expected only {', '.join(known)}"
+        return invalid(message, unknown[0][:60], code="unknown_field")
+    message = str(found[0]["msg"]).removeprefix("Value error, ")
+    inside = [str(part) for part in found[0]["loc"]]
+    named = inside[0] if inside else message.partition(":")[0]
+    param = named if named in known else None
+    if param and not message.startswith(f"{param}:"):
+        message = f"{param}: {message}"
+    return invalid(message, param)
+
+
+def wanted_of(asked: Asked, pipelines: FrescoPipelines, limits: Limits) -> Wanted:
     """What a body asks for. Raises Refusal for what is not built here or over a limit."""
     count = asked.n or 1
     if count > limits.images:
@@ -139,13 +184,33 @@ def wanted_of(asked: Generation, pipelines: FrescoPipelines, limits: Limits) -> 
     )
 
 
-def _bucket(asked: Generation, pipelines: FrescoPipelines) -> Bucket:
+def check_kind(edits: bool, pipelines: FrescoPipelines, model: str | None = None) -> None:
+    """Raise Refusal where nothing that is built edits, or draws without a picture; or where the
+    model does not that was named.
+    """
+    names = list(dict.fromkeys(each.model for each in pipelines.buckets if each.edits == edits))
+    others = {each.model for each in pipelines.buckets} - {*names}
+    if names and model not in others:
+        return
+    path = "generations" if edits else "edits"
+    does = "draws from a prompt alone" if edits else "edits a picture"
+    given = f"the model {model}" if names else "every model here"
+    raise invalid(
+        f"{given} {does}; expected {', '.join(names) or f'POST /v1/images/{path}'}",
+        "model" if names else None,
+        code="no_edits" if edits else "no_generations",
+    )
+
+
+def _bucket(asked: Asked, pipelines: FrescoPipelines) -> Bucket:
+    edits = isinstance(asked, Edit)
+    check_kind(edits, pipelines, asked.model)
     quality = None if asked.quality in (None, "auto") else asked.quality
     size = None if asked.size in (None, "auto") else asked.size
     try:
         found = None if size is None else parse_size(size)
         preset = None if quality is None else QUALITIES.get(quality, quality)
-        return pipelines.find(model=asked.model, size=found, preset=preset)
+        return pipelines.find(model=asked.model, size=found, preset=preset, edits=edits)
     except UnknownModel as error:
         raise Refusal(404, "model_not_found", _said(error), param="model") from None
     except UnsupportedSize as error:

@@ -73,6 +73,8 @@ class Order:
     guidance: float | None
     previews: int
     tell: Callable[[Event], None]
+    source: Image | None = None
+    """What is edited, RGB of the built size."""
     cancelled: threading.Event = field(default_factory=threading.Event)
 
 
@@ -261,6 +263,7 @@ class DrawingQueue:
             with _prompt_warnings() as said:
                 result = pipeline(
                     order.prompt,
+                    image=order.source,
                     seed=seed,
                     guidance=order.guidance,
                     on_stage=preview if order.previews else None,

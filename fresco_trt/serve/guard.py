@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from fresco_trt.serve.limits import Limits
 
+EDITS = "/v1/images/edits"
+"""Where bodies have pictures in them."""
 GUARDED = "/v1/"
 """What an API key is asked for: all that draws. Probes, metrics and the page are open."""
 SHORTEST_KEY = 16
@@ -37,15 +39,24 @@ class Guard:
         self._keys = tuple(keys)
         self._limits = limits
         self._refused = refused
+        self._held = 0
+        """Bytes of bodies that are here, of all requests."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        body = _Body()
+        try:
+            await self._guarded(body, scope, receive, send)
+        finally:
+            self._held -= body.size
+
+    async def _guarded(self, body: _Body, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if scope["path"].startswith(GUARDED):
                 self._check_key(_header(scope, b"authorization"))
-            body = await self._body(scope, receive)
+            await self._receive(body, scope, receive)
         except _Gone:
             return
         except Refusal as refusal:
@@ -61,34 +72,49 @@ class Guard:
         if self._keys and not (scheme.lower() == b"bearer" and any(known)):
             raise Refusal(401, "invalid_api_key", "expected the header Authorization: Bearer KEY")
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _receive(self, body: _Body, scope: Scope, receive: Receive) -> None:
         if scope["method"] not in ("POST", "PUT", "PATCH"):
-            return b""
+            return
+        most = self._limits.source if scope["path"] == EDITS else self._limits.body
         declared = _header(scope, b"content-length")
-        if declared.isdigit() and int(declared[:20]) > self._limits.body:
-            raise self._too_large()
+        if declared.isdigit() and int(declared[:20]) > most:
+            raise _too_large(most)
         try:
             async with asyncio.timeout(self._limits.body_seconds):
-                return await self._received(receive)
+                while await self._part(body, most, receive):
+                    pass
         except TimeoutError:
             message = f"the body did not arrive within {self._limits.body_seconds:g} s"
             raise Refusal(408, "request_timeout", message) from None
 
-    async def _received(self, receive: Receive) -> bytes:
-        body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _Gone
-            body += message.get("body", b"")
-            if len(body) > self._limits.body:
-                raise self._too_large()
-            if not message.get("more_body", False):
-                return bytes(body)
+    async def _part(self, body: _Body, most: int, receive: Receive) -> bool:
+        """Take what came of a body; whether more will come."""
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        part = message.get("body", b"")
+        if body.size + len(part) > most:
+            raise _too_large(most)
+        if self._held + len(part) > self._limits.bodies:
+            text = "there is no memory left for this body; others are being answered"
+            raise Refusal(503, "bodies_full", text, retry_after=5)
+        self._held += len(part)
+        body.size += len(part)
+        body.data += part
+        return bool(message.get("more_body", False))
 
-    def _too_large(self) -> Refusal:
-        message = f"the body is too large; expected at most {self._limits.body} bytes"
-        return Refusal(413, "request_too_large", message)
+
+def _too_large(most: int) -> Refusal:
+    message = f"the body is too large; expected at most {most} bytes"
+    return Refusal(413, "request_too_large", message)
+
+
+class _Body:
+    """What has come of a body; its size is still known when the application has taken it."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.size = 0
 
 
 class _Gone(Exception):
@@ -101,9 +127,10 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return found[0] if found else b""
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
+def _replayed(body: _Body, receive: Receive) -> Receive:
     """A body that was read, once, and then what else comes."""
-    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+    left: list[Message] = [{"type": "http.request", "body": body.data, "more_body": False}]
+    body.data = bytearray()
 
     async def replay() -> Message:
         return left.pop() if left else await receive()
@@ -118,6 +145,7 @@ async def _answer(refusal: Refusal, send: Send) -> None:
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
+        *((name.encode(), value.encode()) for name, value in refusal.headers.items()),
     ]
     await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -13,6 +13,7 @@ LONGEST_PROMPT = 32000
 """Characters of a prompt at most, as OpenAI has it."""
 MOST_WAITING = 32
 BODY_BYTES = 512 * 1024  # holds the longest prompt, even if each of its characters is escaped
+SOURCE_BYTES = 20 * 1024 * 1024  # a photograph, or a PNG of some million pixels
 PATIENCE = 300.0
 
 
@@ -32,6 +33,10 @@ class Limits:
     """Characters of a prompt."""
     body: int = BODY_BYTES
     """Bytes of a request's body."""
+    source: int = SOURCE_BYTES
+    """Bytes of an edit's body, its picture among them."""
+    bodies: int = 256 * 1024 * 1024
+    """Bytes of all bodies whose requests are not answered yet; one more is refused, 503."""
     body_seconds: float = 20.0
     """For a request's body to arrive, after its headers."""
     receive_seconds: float = 30.0
@@ -49,7 +54,9 @@ class Limits:
         for name, most in (("images", MOST_IMAGES), ("prompt", LONGEST_PROMPT)):
             _require(name, 1 <= getattr(self, name) <= most, f"from 1 to {most}")
         _require("queue", self.queue >= 0, "0 or more")
-        _require("body", self.body >= 1024, "1024 or more bytes")
+        for name in ("body", "source"):
+            given = getattr(self, name)
+            _require(name, 1024 <= given <= self.bodies, f"from 1024 to {self.bodies} bytes")
         for name in ("deadline", "drain"):
             value = getattr(self, name)
             _require(name, math.isfinite(value) and value > 0, "a number of seconds over 0")

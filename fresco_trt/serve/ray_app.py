@@ -23,6 +23,8 @@ from fresco_trt.serve.limits import MOST_WAITING, PATIENCE, Limits
 from fresco_trt.serve.remote import Begun, RemoteQueue
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from fresco_trt.pipelines.result import Result
     from fresco_trt.pipelines.several import Bucket, FrescoPipelines, WarmUp
 
@@ -177,7 +179,7 @@ class RayWorkers:
     async def draw(self, order: Order) -> AsyncIterator[Begun | Event]:
         """As :class:`~fresco_trt.serve.remote.Workers`."""
         asked = self._handle.options(stream=True).draw.remote(
-            order.bucket, order.prompt, order.seeds, order.guidance, order.previews
+            order.bucket, order.prompt, order.seeds, order.guidance, order.previews, order.source
         )
         try:
             async for event in asked:
@@ -238,6 +240,7 @@ class Engines:
         seeds: tuple[int, ...],
         guidance: float | None,
         previews: int,
+        source: Image | None,
     ) -> AsyncIterator[Begun | Event]:
         """What is drawn of an order, as it comes. Cancelled, the drawing ends between two steps."""
         loop = asyncio.get_running_loop()
@@ -253,6 +256,7 @@ class Engines:
             guidance=guidance,
             previews=previews,
             tell=tell,
+            source=source,
         )
         self._queue.put(order)
         yield Begun()

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from fresco_trt.serve.drawing import Drawn, Preview
     from fresco_trt.serve.pictures import Encoded
 
-PARTIAL, COMPLETED = "image_generation.partial_image", "image_generation.completed"
-
 
 def images_reply(
     wanted: Wanted, drawn: Sequence[Drawn], data: Sequence[dict[str, str]], tokens: int
@@ -30,15 +28,16 @@ def images_reply(
         "created": int(time()),
         "data": pictures,
         **_settings(wanted),
-        "usage": _usage(drawn[0].tokens, tokens * len(drawn)),
+        "usage": _usage(wanted, drawn[0].tokens, tokens, len(drawn)),
         **_beside(wanted, drawn),
     }
 
 
 def partial_event(wanted: Wanted, preview: Preview, picture: Encoded, stages: int) -> bytes:
     """The end of a stage: a picture of the stage's own, smaller size."""
+    name = _event_name(wanted, "partial_image")
     event = {
-        "type": PARTIAL,
+        "type": name,
         "b64_json": picture.b64,
         "partial_image_index": preview.stage - 1,
         "created_at": int(time()),
@@ -46,21 +45,22 @@ def partial_event(wanted: Wanted, preview: Preview, picture: Encoded, stages: in
         "stage": preview.stage,
         "stages": stages,
     }
-    return event_bytes(PARTIAL, event)
+    return event_bytes(name, event)
 
 
 def completed_event(wanted: Wanted, drawn: Drawn, picture: Encoded, tokens: int) -> bytes:
     """The picture."""
+    name = _event_name(wanted, "completed")
     event = {
-        "type": COMPLETED,
+        "type": name,
         "b64_json": picture.b64,
         "created_at": int(time()),
         **_settings(wanted),
-        "usage": _usage(drawn.tokens, tokens),
+        "usage": _usage(wanted, drawn.tokens, tokens, 1),
         "seed": drawn.seed,
         **_beside(wanted, [drawn]),
     }
-    return event_bytes(COMPLETED, event)
+    return event_bytes(name, event)
 
 
 def event_bytes(name: str, value: Mapping[str, Any]) -> bytes:
@@ -87,7 +87,14 @@ def model_reply(name: str, buckets: Sequence[Bucket], created: int) -> dict[str,
         if bucket.model == name
     ]
     owner = f"fresco-trt {__version__}"
-    return {"id": name, "object": "model", "created": created, "owned_by": owner, "built": built}
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": owner,
+        "built": built,
+        "edits": any(bucket.edits for bucket in buckets if bucket.model == name),
+    }
 
 
 def _settings(wanted: Wanted) -> dict[str, str]:
@@ -99,18 +106,24 @@ def _settings(wanted: Wanted) -> dict[str, str]:
     }
 
 
-def _usage(text: int, image: int) -> dict[str, Any]:
+def _event_name(wanted: Wanted, what: str) -> str:
+    return f"image_{'generation' if wanted.source is None else 'edit'}.{what}"
+
+
+def _usage(wanted: Wanted, text: int, tokens: int, pictures: int) -> dict[str, Any]:
+    """A source has as many tokens as the picture that is made of it."""
+    source = 0 if wanted.source is None else tokens
     return {
-        "input_tokens": text,
-        "input_tokens_details": {"text_tokens": text, "image_tokens": 0},
-        "output_tokens": image,
-        "total_tokens": text + image,
+        "input_tokens": text + source,
+        "input_tokens_details": {"text_tokens": text, "image_tokens": source},
+        "output_tokens": tokens * pictures,
+        "total_tokens": text + source + tokens * pictures,
     }
 
 
 def _beside(wanted: Wanted, drawn: Sequence[Drawn]) -> dict[str, Any]:
     """What OpenAI's answers have only at times, or not at all."""
-    said = list(dict.fromkeys(line for each in drawn for line in each.warnings))
+    said = list(dict.fromkeys((*wanted.notes, *(line for each in drawn for line in each.warnings))))
     user = {} if wanted.user is None else {"safety_identifier": wanted.user}
     return {
         "model": wanted.bucket.model,

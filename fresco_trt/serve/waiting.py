@@ -36,6 +36,7 @@ class Waiting:
             guidance=wanted.guidance,
             previews=wanted.previews,
             tell=self._tell,
+            source=wanted.source,
         )
 
     def begin(self) -> None:

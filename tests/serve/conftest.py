@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
+from PIL import Image
 
 from fresco_trt.bundle import open_bundle
 from fresco_trt.pipelines.several import FrescoPipelines
@@ -23,6 +25,7 @@ from tests.serve.scripted import ScriptedPipelines
 
 PATIENCE = 60  # seconds, against a hang; nothing is measured
 GENERATIONS = "/v1/images/generations"
+EDITS = "/v1/images/edits"
 
 
 @dataclass(kw_only=True, eq=False)
@@ -86,6 +89,10 @@ class Running:
         """POST a generation."""
         return self.ask(GENERATIONS, {"prompt": prompt, **fields})
 
+    def edit(self, form: Form, **headers: str) -> Answer:
+        """POST an edit."""
+        return self.ask(EDITS, form.body, **{"content_type": form.content_type, **headers})
+
     def begin(self, prompt: str = "wait", **fields: Any) -> socket.socket:
         """Send a generation, and do not read the answer."""
         body = json.dumps({"prompt": prompt, **fields}).encode()
@@ -96,6 +103,32 @@ class Running:
     def count(self, name: str, **labels: str) -> float:
         """A number of the metrics; 0 for one that is not there."""
         return self.server.service.meters.value(name, **labels)
+
+
+class Form:
+    """A multipart form as it goes over the wire."""
+
+    content_type = "multipart/form-data; boundary=edge"
+
+    def __init__(self, *pictures: bytes, **fields: Any) -> None:
+        """Of pictures, each an `image[]` unless there is one, and of text fields."""
+        parts = [part(name, str(value).encode()) for name, value in fields.items()]
+        name = "image" if len(pictures) == 1 else "image[]"
+        parts += [part(name, data, b'; filename="a.png"') for data in pictures]
+        self.body = b"".join(parts) + b"--edge--\r\n"
+
+
+def part(name: str, data: bytes, more: bytes = b"") -> bytes:
+    """One part of a form."""
+    head = b'content-disposition: form-data; name="%s"%s' % (name.encode(), more)
+    return b"--edge\r\n" + head + b"\r\n\r\n" + data + b"\r\n"
+
+
+def png(width: int = 64, height: int = 64, colour: Any = (200, 40, 90)) -> bytes:
+    """A picture of one colour as a file."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, format="PNG")
+    return file.getvalue()
 
 
 def request_bytes(body: bytes, *more: bytes) -> bytes:

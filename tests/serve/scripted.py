@@ -19,7 +19,7 @@ from fresco_trt.pipelines.checks import check_cancel
 from fresco_trt.pipelines.result import Result, Seconds, StepTime
 from fresco_trt.pipelines.several import WARMING_PROMPT, Bucket, FrescoPipelines
 
-MODEL = "flux-tiny"
+MODEL, EDITOR = "flux-tiny", "flux-kontext"
 STAGES = 3
 
 
@@ -30,10 +30,11 @@ class ScriptedPipeline:
 
     device = "cpu"
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], model: str = MODEL) -> None:
         self.size = size
-        self.bundle = _bundle(size[0])
+        self.bundle = _bundle(size[0], model)
         self.drawn: list[tuple[str, int]] = []
+        self.sources: list[Image.Image] = []
         self.began = threading.Semaphore(0)
         """Released at the beginning of each request that waits."""
         self.released = threading.Event()
@@ -49,7 +50,7 @@ class ScriptedPipeline:
         self,
         prompt: str,
         *,
-        image: None = None,
+        image: Image.Image | None = None,
         seed: int = 0,
         guidance: float | None = None,
         on_stage: Callable[[int, Image.Image], None] | None = None,
@@ -67,6 +68,8 @@ class ScriptedPipeline:
             if word == "staged":
                 self._wait(cancel)
         self.drawn.append((prompt, seed))
+        if image is not None and prompt != WARMING_PROMPT:
+            self.sources.append(image)
         return _result(_square(self.size[0], seed), seed)
 
     def _wait(self, cancel: Callable[[], bool]) -> None:
@@ -97,11 +100,15 @@ class ScriptedPipeline:
 class ScriptedPipelines(FrescoPipelines):
     """Buckets as they are told, without a bundle behind them; `load` is called to load one."""
 
-    def __init__(self, *sizes: int, load: Callable[[], None] = lambda: None) -> None:
-        self.scripts = {size: ScriptedPipeline((size, size)) for size in sizes or (64,)}
+    def __init__(
+        self, *sizes: int, load: Callable[[], None] = lambda: None, editing: tuple[int, ...] = ()
+    ) -> None:
+        """Of `sizes` that are drawn from a prompt alone, and of those that edit."""
+        drawing = sizes or (() if editing else (64,))
+        self.scripts = {size: ScriptedPipeline((size, size)) for size in drawing}
+        self.scripts |= {size: ScriptedPipeline((size, size), EDITOR) for size in editing}
         self.load = load
-        bundles: list[Any] = [_bundle(size) for size in self.scripts]
-        super().__init__(bundles)
+        super().__init__([each.bundle for each in self.scripts.values()])
 
     def __getitem__(self, bucket: Bucket) -> Any:
         script = self.scripts[bucket.size[0]]
@@ -120,9 +127,10 @@ class ScriptedPipelines(FrescoPipelines):
         return [each for each in self.only.drawn if each[0] != WARMING_PROMPT]
 
 
-def _bundle(size: int) -> Any:
-    plan = fresco_trt.plan(MODEL, stages=STAGES, preset="turbo", size=(size, size))
-    manifest = SimpleNamespace(model=SimpleNamespace(name=MODEL))
+def _bundle(size: int, model: str) -> Any:
+    preset = "turbo" if model == MODEL else "fast"
+    plan = fresco_trt.plan(model, stages=STAGES, preset=preset, size=(size, size))
+    manifest = SimpleNamespace(model=SimpleNamespace(name=model))
     return SimpleNamespace(plan=plan, manifest=manifest, folder=Path("nowhere"))
 
 

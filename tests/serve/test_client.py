@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import NotFoundError, OpenAI
 from PIL import Image
 
 from fresco_trt.bundle import open_bundle
@@ -119,12 +119,6 @@ def test_models_are_listed(client: OpenAI) -> None:
     assert client.models.retrieve("flux-tiny") == model
     with pytest.raises(NotFoundError, match="no such model"):
         client.models.retrieve("flux")
-
-
-def test_edits_are_refused_by_name(client: OpenAI) -> None:
-    with pytest.raises(BadRequestError, match="not served yet") as caught:
-        client.images.edit(image=("a.png", b"no picture"), prompt="a hat")
-    assert caught.value.code == "no_edits"
 
 
 def test_a_bundle_that_is_deleted_under_a_server_is_still_drawn_with(

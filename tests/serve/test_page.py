@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
 
 from fresco_trt.pipelines.checks import MAX_SEED
 from tests.browser import needs_browser
-from tests.serve.conftest import serving
+from tests.serve.conftest import png, serving
 from tests.serve.devtools import opened
 from tests.serve.scripted import ScriptedPipelines, soon
 
@@ -23,10 +24,20 @@ def filled(name: str, value: object) -> str:
     return f"document.getElementById('{name}').value = '{value}'"
 
 
+def chosen_file(data: bytes) -> str:
+    """An expression that chooses a file."""
+    return f"""(() => {{
+        const files = new DataTransfer();
+        const bytes = Uint8Array.from(atob("{b64encode(data).decode()}"), (c) => c.charCodeAt(0));
+        files.items.add(new File([bytes], "a.png"));
+        document.getElementById("image").files = files.files;
+    }})()"""
+
+
 @needs_browser
 @pytest.mark.slow
 def test_a_sketch_becomes_the_picture_and_can_be_stopped(tmp_path: Path) -> None:
-    pipelines = ScriptedPipelines(64, 128)
+    pipelines = ScriptedPipelines(64, editing=(128,))
     script = pipelines.only
     with (
         serving(pipelines, keys=(KEY.encode(),)) as running,
@@ -56,6 +67,23 @@ def test_a_sketch_becomes_the_picture_and_can_be_stopped(tmp_path: Path) -> None
         page.get(click)
         page.until(f"{STATUS} === 'Stopped'")
         soon(lambda: script.cancelled == 1)
+
+        hidden = "document.getElementById('image-label').hidden"
+        assert page.get(hidden)
+        page.get("document.getElementById('bucket').selectedIndex = 1")
+        page.get("document.getElementById('bucket').dispatchEvent(new Event('change'))")
+        assert not page.get(hidden)
+        page.get(filled("prompt", "a hat"))
+        page.get(click)
+        assert page.get("!document.getElementById('form').checkValidity()")  # without a picture
+        page.get(chosen_file(png(32, 64)))
+        page.get(click)
+        page.until(f"{STATUS}.startsWith('Done')")
+        assert "32x64: resized to 128x128" in page.get(STATUS)
+        page.until(f"{PICTURE} === 128")
+        assert page.get(SMALL) == [32, 64, 128]
+        assert pipelines.scripts[128].sources[0].getpixel((9, 9)) == (200, 40, 90)
+        assert pipelines.scripts[128].drawn[-1] == ("a hat", MAX_SEED)
 
         page.get(filled("prompt", "fail"))
         page.get(click)

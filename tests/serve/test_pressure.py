@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from fresco_trt.errors import EngineFailed, IncompatibleOptions
+from fresco_trt.errors import EngineFailed
 from fresco_trt.serve.drawing import DrawingQueue, Drawn, Order
 from fresco_trt.serve.limits import Limits
 from fresco_trt.serve.refusal import Refusal
@@ -141,17 +140,6 @@ def test_what_cannot_be_loaded_ends_the_server() -> None:
             server.run()
 
 
-def test_a_bundle_that_edits_is_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipelines = ScriptedPipelines()
-    (bucket,) = pipelines.buckets
-    edits = replace(bucket, model="flux-kontext")
-    monkeypatch.setattr(ScriptedPipelines, "buckets", (edits,))
-    refused = pytest.raises(IncompatibleOptions, match="edits are not served yet")
-    with listen("127.0.0.1", 0) as listening, refused:
-        Server(pipelines, listening, Limits())
-    assert pipelines.only.drawn == []
-
-
 def test_what_was_accepted_is_answered_before_the_end() -> None:
     pipelines = ScriptedPipelines()
     with ThreadPoolExecutor() as pool:
@@ -199,7 +187,7 @@ def accepts(running: Running) -> bool:
 def hasty() -> Any:
     """A server with little patience and little room."""
     patience = {"body_seconds": 0.2, "receive_seconds": 0.4, "send_seconds": 0.4}
-    with serving(ScriptedPipelines(), body=2048, **patience) as running:
+    with serving(ScriptedPipelines(), body=2048, source=2048, **patience) as running:
         yield running
 
 
