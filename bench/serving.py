@@ -284,7 +284,7 @@ class _PlainDrawer:
         seconds = time.perf_counter() - began
         spent = Seconds(total=seconds, text=0.0, denoise=seconds, engines=0.0, decode=0.0)
         nfe = facts.default_steps
-        return Result(images=[image], seed=seed, nfe=nfe, seconds=spent, steps=())
+        return Result(images=[image], seeds=(seed,), nfe=nfe, seconds=spent, steps=())
 
     def close(self) -> None:
         pass

@@ -52,7 +52,8 @@ SIGNATURES = {
         "verify_key: 'str | Path | None' = None) -> 'FrescoPipeline'"
     ),
     "FrescoPipeline.__call__": (
-        "(self, prompt: 'str', *, image: 'Source | None' = None, seed: 'int' = 0, "
+        "(self, prompt: 'str | Sequence[str]', *, image: 'Source | None' = None, "
+        "seed: 'int | Sequence[int]' = 0, num_images_per_prompt: 'int' = 1, "
         "guidance: 'float | None' = None, "
         "on_step: 'OnStep | None' = None, on_stage: 'OnStage | None' = None, "
         "record_steps: 'bool' = False, cancel: 'Cancel | None' = None) -> 'Result'"

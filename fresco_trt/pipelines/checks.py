@@ -58,8 +58,13 @@ def check_seed(seed: int) -> int:
 def check_cancel(cancel: Callable[[], bool] | None) -> None:
     """Raise Cancelled if the caller says that the picture is no longer wanted."""
     if cancel is not None and cancel():
-        raise Cancelled(
-            "a request that was cancelled",
-            expected="one that is wanted until its picture is there",
-            fix="ask again for the picture if you want it",
-        )
+        raise cancelled()
+
+
+def cancelled() -> Cancelled:
+    """What a request that is no longer wanted raises."""
+    return Cancelled(
+        "a request that was cancelled",
+        expected="one that is wanted until its picture is there",
+        fix="ask again for the picture if you want it",
+    )

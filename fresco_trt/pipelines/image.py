@@ -7,17 +7,19 @@ for each engine, and drives the sampler; progress, previews and cancelling belon
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from threading import RLock
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fresco_trt.bundle.trust import NO_TRUST
 from fresco_trt.errors import IncompatibleOptions, error_context
-from fresco_trt.pipelines.checks import check_cancel, check_seed, guidance_of
-from fresco_trt.pipelines.edit import check_source, source_latents, source_picture
+from fresco_trt.pipelines.checks import check_cancel
+from fresco_trt.pipelines.drawing import Drawn, Picture, Run
+from fresco_trt.pipelines.edit import source_latents
 from fresco_trt.pipelines.loading import basis_of, load_runners, opened, trust_of
-from fresco_trt.pipelines.result import Result, Seconds, StepTime, time_of_step
+from fresco_trt.pipelines.request import Asked, GenerateRequest
+from fresco_trt.pipelines.result import Clock, Result, Seconds
 from fresco_trt.plan.arguments import (
     flag,
     function,
@@ -27,16 +29,14 @@ from fresco_trt.plan.arguments import (
     python_door,
     word,
 )
-from fresco_trt.run.trace import DECODE, REQUEST, TEXT, span
+from fresco_trt.run.trace import REQUEST, TEXT, span
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    import numpy as np
-    import numpy.typing as npt
     from PIL.Image import Image
     from torch import Tensor
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from fresco_trt.models.family import Encoder
     from fresco_trt.pipelines.edit import Source
     from fresco_trt.plan.stages import StagePlan
-    from fresco_trt.run.captured import CapturedStages, StageEnd
+    from fresco_trt.run.captured import CapturedStages
     from fresco_trt.run.request import Conditioning
     from fresco_trt.run.sampler import Step
     from fresco_trt.run.selection import Choice
@@ -54,18 +54,6 @@ if TYPE_CHECKING:
     OnStep = Callable[[Step], None]
     OnStage = Callable[[int, Image], None]
     Cancel = Callable[[], bool]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Taken:
-    """The last step or stage of a request, the seconds inside engines and those in callbacks, and
-    the steps' times where they were taken one by one.
-    """
-
-    last: Step | StageEnd
-    engines: float
-    apart: float
-    steps: tuple[StepTime, ...] = ()
 
 
 class FrescoPipeline:
@@ -149,6 +137,11 @@ class FrescoPipeline:
         return self._denoiser.runners
 
     @property
+    def batch(self) -> int:
+        """How many pictures the engines take at once."""
+        return 1
+
+    @property
     def device(self) -> str:
         """Where the engines run: "cpu" or "cuda"."""
         return str(self._denoiser.device)
@@ -163,57 +156,71 @@ class FrescoPipeline:
 
     def __call__(
         self,
-        prompt: str,
+        prompt: str | Sequence[str],
         *,
         image: Source | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
+        num_images_per_prompt: int = 1,
         guidance: float | None = None,
         on_step: OnStep | None = None,
         on_stage: OnStage | None = None,
         record_steps: bool = False,
         cancel: Cancel | None = None,
     ) -> Result:
-        """Draw one picture.
+        """Draw a picture, or with a list of prompts or `num_images_per_prompt` several.
 
         `image` is the source of an edit, for models that edit and only for these: a picture of PIL,
         the path of one, or its file in binary mode. It is brought to the built size. `seed` is from
-        0 to `MAX_SEED`; `guidance` (None: the model's default) only for models that take it.
+        0 to `MAX_SEED`: the first picture's, and each picture after it has the next; or a list of
+        one for each picture, or of one for each prompt. `guidance` (None: the model's default) only
+        for models that take it.
         `on_step` is called after each step; `on_stage(stage, picture)` after each stage (from 1)
         but the last, with the stage's clean estimate decoded at its own size; of a mixed stage, at
         its fine grid's, with what is still coarse repeated over its place. `cancel()` is asked
         after each step; if it is true the request ends there, and its memory is free.
+
+        Pictures are drawn one after another, as the result's `runs` say. Each is the picture of a
+        call of its own with its prompt and seed. Steps count on over all runs, so that
+        `(step.step + 1) / step.steps_total` is the progress of the call; a preview is of the
+        picture number `picture.info["picture"]`, from 0 in the result's order.
 
         On a GPU whose engines are replayed as CUDA graphs, each stage is one launch from the second
         request on, the result's `steps` are empty, and `cancel` is asked after each stage.
         `on_step` or `record_steps` draws step by step there too: the same picture, with the steps'
         times.
 
-        Raises PlanError for a seed or guidance out of range, PictureInvalid for a source that
-        cannot be read, PromptTooLong for a prompt that some stage takes less of,
+        Raises PlanError for a seed or guidance out of range and another number of seeds,
+        PictureInvalid for a source that cannot be read, PromptTooLong for a prompt that some stage
+        takes less of, before anything is drawn,
         IncompatibleOptions for a source or guidance that the model does not take, RunError leaves
         from an engine, Cancelled if `cancel` says so; warns of what the encoders cannot read
         (PromptWarning) and of what is changed of the source (SourceWarning).
         """
-        seed = check_seed(seed)
-        scale = guidance_of(self._facts, guidance)
-        word("prompt", prompt)
-        with in_python():
-            check_source(self._facts, image)
-            source = None if image is None else source_picture(image, self.plan.size)
-        for name, told in (("on_step", on_step), ("on_stage", on_stage), ("cancel", cancel)):
+        asked = Asked(
+            prompt=prompt,
+            seed=seed,
+            num_images_per_prompt=num_images_per_prompt,
+            guidance=guidance,
+            image=image,
+            cancel=cancel,
+        )
+        request = GenerateRequest.of(self._facts, self.plan.size, asked)
+        for name, told in (("on_step", on_step), ("on_stage", on_stage)):
             optional(function, name, told)
         by_steps = flag("record_steps", record_steps) or on_step is not None
         with self._turn, in_python(), span(REQUEST):
             check_cancel(cancel)  # it may have waited for its turn
-            clock = _Clock()
+            clock = Clock()
             with span(TEXT):
-                conditioning = self._conditioning(prompt, scale, source)
-            text, stages = clock.lap(), None if by_steps else self._captured()
-            if stages is None:
-                taken = self._by_steps(conditioning, seed, on_step, on_stage, cancel)
-            else:
-                taken = self._by_stages(stages, conditioning, seed, on_stage, cancel)
-            return self._result(seed, taken, text, clock)
+                pictures = self._pictures(request, on_stage)
+            text = clock.lap()
+            parts = [pictures[i : i + self.batch] for i in range(0, len(pictures), self.batch)]
+            drawn = [
+                self._drawn(part, by_steps, _counting(on_step, number, len(parts)), number)
+                for number, part in enumerate(parts)
+            ]
+            clock.lap()
+            return self._result(request, drawn, text, clock.total())
 
     def with_runners(
         self, runners: Mapping[str, Runner], *, choice: Choice | None = None
@@ -271,56 +278,58 @@ class FrescoPipeline:
             self._stages = CapturedStages.of(self._denoiser)
         return None if self._stages is None or self._stages.is_drawing else self._stages
 
-    def _by_steps(
-        self,
-        conditioning: Conditioning,
-        seed: int,
-        on_step: OnStep | None,
-        on_stage: OnStage | None,
-        cancel: Cancel | None,
-    ) -> _Taken:
-        steps: list[Step] = []
-        apart = 0.0
-        for step in self._denoiser.steps(conditioning, seed):
-            steps.append(step)
-            check_cancel(cancel)
-            asked = perf_counter()
-            self._tell(step, on_step, on_stage)
-            apart += perf_counter() - asked
-        engines = sum(step.engine_seconds for step in steps)
-        times = tuple(map(time_of_step, steps))
-        return _Taken(last=steps[-1], engines=engines, apart=apart, steps=times)
+    def _pictures(self, request: GenerateRequest, on_stage: OnStage | None) -> list[Picture]:
+        """What a request wants drawn; a prompt is encoded once, however many pictures it has."""
+        encoded = {
+            prompt: self._conditioning(prompt, request.guidance, request.source)
+            for prompt in dict.fromkeys(request.prompts)
+        }
+        return [
+            Picture(
+                conditioning=encoded[prompt],
+                seed=seed,
+                on_stage=None if on_stage is None else partial(_tell, on_stage, number),
+                cancel=request.cancel,
+            )
+            for number, (prompt, seed) in enumerate(
+                zip(request.prompts, request.seeds, strict=True)
+            )
+        ]
 
-    def _by_stages(
-        self,
-        stages: CapturedStages,
-        conditioning: Conditioning,
-        seed: int,
-        on_stage: OnStage | None,
-        cancel: Cancel | None,
-    ) -> _Taken:
-        engines = apart = 0.0
-        for end in stages.draw(conditioning, seed):
-            engines += end.seconds
-            check_cancel(cancel)
-            asked = perf_counter()
-            if on_stage is not None and end.stage + 1 < len(self.plan.stages):
-                on_stage(end.stage + 1, _image(self._decoder(self._estimate(end))))
-            apart += perf_counter() - asked
-        return _Taken(last=end, engines=engines, apart=apart)
-
-    def _result(self, seed: int, taken: _Taken, text: float, clock: _Clock) -> Result:
-        # Where engines run asynchronously, this copy is what waits for them.
-        latents = self._denoiser.latents(taken.last).cpu()
-        denoise = clock.lap() - taken.apart
-        with span(DECODE):
-            images = [_image(self._decoder(latents))]
-        decode = clock.lap()
-        seconds = Seconds(
-            total=clock.total(), text=text, denoise=denoise, engines=taken.engines, decode=decode
+    def _drawn(
+        self, pictures: Sequence[Picture], by_steps: bool, on_step: OnStep | None, number: int
+    ) -> Drawn:
+        """Pictures of one run, at most as many as the engines take; runs count from 0."""
+        run = Run(
+            denoiser=self._denoiser,
+            decoder=self._decoder,
+            pictures=pictures,
+            batch=self.batch,
+            number=number + 1,
+            on_step=on_step,
         )
-        nfe, steps = self.plan.nfe, taken.steps
-        return Result(images=images, seed=seed, nfe=nfe, seconds=seconds, steps=steps)
+        return run.drawn(None if by_steps else self._captured())
+
+    def _result(
+        self, request: GenerateRequest, drawn: Sequence[Drawn], text: float, total: float
+    ) -> Result:
+        seconds = Seconds(
+            total=total,
+            text=text,
+            denoise=sum(each.denoise for each in drawn),
+            engines=sum(each.engines for each in drawn),
+            decode=sum(each.decode for each in drawn),
+        )
+        # All have one cancel: had it spoken, no run would have ended.
+        images = [image for each in drawn for image in each.images if image is not None]
+        return Result(
+            images=images,
+            seeds=request.seeds,
+            nfe=self.plan.nfe,
+            seconds=seconds,
+            steps=tuple(step for each in drawn for step in each.steps),
+            runs=tuple(len(each.images) for each in drawn),
+        )
 
     def _conditioning(self, prompt: str, scale: float | None, source: Image | None) -> Conditioning:
         import torch
@@ -342,46 +351,20 @@ class FrescoPipeline:
             references = (source_latents(self._encoder, source),)
         return Conditioning(inputs=inputs, prompt_tokens=own, references=references)
 
-    def _tell(self, step: Step, on_step: OnStep | None, on_stage: OnStage | None) -> None:
-        ends = on_stage is not None and self._ends_coarse_stage(step)
-        # Before a callback that may draw, and so overwrite the velocity.
-        estimate = self._estimate(step) if ends else None
-        if on_step is not None:
-            on_step(step)
-        if on_stage is not None and estimate is not None:
-            on_stage(step.stage + 1, _image(self._decoder(estimate)))
 
-    def _ends_coarse_stage(self, step: Step) -> bool:
-        coarse = step.stage + 1 < len(self.plan.stages)
-        return coarse and step.sigma_next == self.plan.stages[step.stage].sigmas[-1]
-
-    def _estimate(self, step: Step | StageEnd) -> Tensor:
-        """The clean estimate at a step's end, latents [1,C,H,W] on the stage's grid."""
-        from fresco_trt.run.transition import estimate_x0
-
-        x0 = estimate_x0(step.tokens, step.velocity, step.sigma_next)
-        if step.mixed is not None:
-            return step.mixed.picture(x0, self._denoiser.patchifier)
-        return self._denoiser.patchifier.unpack(x0, self.plan.stages[step.stage].grid)
+def _tell(on_stage: OnStage, number: int, stage: int, image: Image) -> None:
+    """A preview that says which picture of the call it is of."""
+    image.info["picture"] = number
+    on_stage(stage, image)
 
 
-class _Clock:
-    """Wall time in laps."""
+def _counting(on_step: OnStep | None, run: int, runs: int) -> OnStep | None:
+    """What is told of each step of a run, counted from 0, as one of all runs' steps."""
+    if on_step is None or runs == 1:
+        return on_step
 
-    def __init__(self) -> None:
-        self._began = self._last = perf_counter()
+    def tell(step: Step) -> None:
+        done = run * step.steps_total
+        on_step(replace(step, step=done + step.step, steps_total=runs * step.steps_total))
 
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        before, self._last = self._last, perf_counter()
-        return self._last - before
-
-    def total(self) -> float:
-        """Seconds from the start to the last lap."""
-        return self._last - self._began
-
-
-def _image(pixels: npt.NDArray[np.uint8]) -> Image:
-    from PIL.Image import fromarray
-
-    return fromarray(pixels[0])
+    return tell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,20 +14,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """One denoising step: its stage (from 1), noise level, action, and wall seconds."""
+    """One denoising step: its stage (from 1), noise level, action, wall seconds, and the run of the
+    engines that it was in (from 1).
+    """
 
     stage: int
     sigma: float
     action: str
     seconds: float
     engine_seconds: float
+    run: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
     """Wall-clock seconds of one request by part; `engines` is the share of `denoise` inside them.
 
-    `total` also has what the caller's callbacks took; the other parts do not.
+    Of several pictures, of all of them together. `total` also has what the caller's callbacks took;
+    the other parts do not.
     """
 
     total: float
@@ -38,19 +43,29 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Pictures of one request and where its time went.
+    """Pictures of one request, the seed of each, and where its time went.
 
-    `steps` is empty where each stage was replayed in one launch: no step of it has a time.
+    `images` has all pictures of the first prompt, then those of the next. `nfe` is how often the
+    network was asked for each picture. `runs` says how they were drawn: the pictures of each run of
+    the engines, `(4, 2)` for six by engines of a batch of four, `(1, 1)` for two one after another.
+    `steps` are those of all runs in order, empty where each stage was replayed in one launch: no
+    step of it has a time.
     """
 
     images: list[Image]
-    seed: int
+    seeds: tuple[int, ...]
     nfe: int
     seconds: Seconds
     steps: tuple[StepTime, ...] = field(repr=False)
+    runs: tuple[int, ...] = (1,)
+
+    @property
+    def seed(self) -> int:
+        """That of the first picture."""
+        return self.seeds[0]
 
 
-def time_of_step(step: Step) -> StepTime:
+def time_of_step(step: Step, run: int = 1) -> StepTime:
     """A step as it is reported."""
     return StepTime(
         stage=step.stage + 1,
@@ -58,4 +73,21 @@ def time_of_step(step: Step) -> StepTime:
         action=step.action,
         seconds=step.engine_seconds + step.host_seconds,
         engine_seconds=step.engine_seconds,
+        run=run,
     )
+
+
+class Clock:
+    """Wall time in laps."""
+
+    def __init__(self) -> None:
+        self._began = self._last = perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        before, self._last = self._last, perf_counter()
+        return self._last - before
+
+    def total(self) -> float:
+        """Seconds from the start to the last lap."""
+        return self._last - self._began

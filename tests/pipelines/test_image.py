@@ -35,6 +35,7 @@ from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.pipelines.checks import MAX_SEED, guidance_of
+from fresco_trt.pipelines.drawing import estimate
 from fresco_trt.pipelines.image import FrescoPipeline, load_runners
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.run.denoise import HeldPatchifier
@@ -220,7 +221,8 @@ def test_a_callers_time_is_not_counted_as_ours(
     pipe: FrescoPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("fresco_trt.pipelines.image.perf_counter", lambda: now[0])
+    for name in ("drawing", "result"):
+        monkeypatch.setattr(f"fresco_trt.pipelines.{name}.perf_counter", lambda: now[0])
 
     def slow(*told: object) -> None:
         now[0] += 100
@@ -265,10 +267,10 @@ def test_a_mixed_stages_estimate_repeats_what_is_still_coarse(mixed: FrescoPipel
     def look(step: Step) -> None:
         if step.mixed is None:
             return
-        estimate = mixed._estimate(step)
+        shown = estimate(mixed._denoiser, step)
         grid = step.mixed.fine
-        assert estimate.shape == (1, FLUX_TINY.latent_channels, grid.height, grid.width)
-        blocks = estimate.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+        assert shown.shape == (1, FLUX_TINY.latent_channels, grid.height, grid.width)
+        blocks = shown.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
         is_flat = (blocks == blocks[..., :1]).all(dim=-1).all(dim=1)[0]
         families = is_flat.unfold(0, 2, 2).unfold(1, 2, 2).flatten(2)
         wanted = step.mixed.candidates().reshape(step.mixed.coarse.rows, -1)

@@ -144,7 +144,7 @@ def _result(image: Image.Image, seed: int) -> Result:
         StepTime(stage=stage, sigma=1.0, action="full", seconds=0.1, engine_seconds=0.05)
         for stage in (1, 1, 2, 3)
     )
-    return Result(images=[image], seed=seed, nfe=4, seconds=seconds, steps=steps)
+    return Result(images=[image], seeds=(seed,), nfe=4, seconds=seconds, steps=steps)
 
 
 def soon(holds: Callable[[], Any], seconds: float = 60) -> None:
