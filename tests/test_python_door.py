@@ -59,9 +59,10 @@ OF_A_PIPELINE: dict[str, list[Any]] = {
     "callback_on_step_end_tensor_inputs": [["x"]],
 }
 OF_A_BUNDLE: dict[str, list[Any]] = {
-    "seed": ["x", 1.5, None, True, -1, 2**64],
+    "seed": ["x", b"x", 1.5, None, True, -1, 2**64, [], [-1], ["x"]],
+    "num_images_per_prompt": ["x", 1.5, None, True, 0],
     "guidance": ["x", nan, -1, True],
-    "prompt": [3, None, b"x", ["a"], "a\ud800"],
+    "prompt": [3, None, b"x", [], [3], {"a"}, "a\ud800"],
     "on_step": [3],
     "on_stage": ["x"],
     "record_steps": [1, "yes", None],

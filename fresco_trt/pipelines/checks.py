@@ -43,7 +43,7 @@ def guidance_of(facts: ModelFacts, asked: float | None) -> float | None:
     return asked
 
 
-def check_seed(seed: int) -> int:
+def check_seed(seed: object) -> int:
     """`seed`, if noise can be drawn from it. Raises PlanError, InvalidArgument if it is no int."""
     given = whole("seed", seed)
     if not 0 <= given <= MAX_SEED:

@@ -81,7 +81,7 @@ class Asked:
 
 def prompts_of(prompt: str | Sequence[str]) -> tuple[str, ...]:
     """One prompt, or each of a list. Raises InvalidArgument for an empty list and another type."""
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+    if isinstance(prompt, str | bytes) or not isinstance(prompt, Sequence):
         return (word("prompt", prompt),)
     if not prompt:
         raise InvalidArgument(
@@ -90,7 +90,7 @@ def prompts_of(prompt: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(word(f"prompt[{index}]", each) for index, each in enumerate(prompt))
 
 
-def seeds_of(seed: int | Sequence[int], *, prompts: int, count: int) -> tuple[int, ...]:
+def seeds_of(seed: Any, *, prompts: int, count: int) -> tuple[int, ...]:
     """A seed for each of ``count`` pictures of each of so many prompts.
 
     One number is the first picture's, and each picture after it has the next. A list has a seed for
@@ -98,7 +98,7 @@ def seeds_of(seed: int | Sequence[int], *, prompts: int, count: int) -> tuple[in
     list of another length and a seed out of range, InvalidArgument for what is no number.
     """
     pictures = prompts * count
-    if isinstance(seed, str) or not isinstance(seed, Sequence):
+    if isinstance(seed, str | bytes) or not isinstance(seed, Sequence):
         return _counted(check_seed(seed), pictures)
     each = [check_seed(one) for one in seed]
     if len(each) == pictures:
