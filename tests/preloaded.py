@@ -1,7 +1,9 @@
-"""Runs programs in forks of one process that has imported torch and diffusers already.
+"""Runs programs in forks of one process that has imported torch and diffusers already, and what
+exports graphs.
 
-Those two take longer to import than most blocks and examples take to run. Nothing of this package
-is imported before the fork, so that each program imports it as a fresh process does.
+These take longer to import than most blocks and examples take to run, and the exporter's table of
+operators as long to read. Nothing of this package is imported before the fork, so that each program
+imports it as a fresh process does.
 """
 
 from __future__ import annotations
@@ -21,9 +23,16 @@ PATIENCE = 600  # seconds, against a hang; nothing is measured
 
 # What was imported stays, and no program's collector has to look through it.
 _SERVER = """
-import gc, json, os, sys, traceback
-import torch
+import functools, gc, json, os, sys, traceback
+import onnx_ir.passes.common, onnxruntime, onnxscript.optimizer, torch, torch._dynamo
 from diffusers import FluxPipeline
+from torch.onnx._internal.exporter import _core
+from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+# No program adds an operator to what is read here once for all of them.
+read = functools.cache(ONNXRegistry.from_torchlib)
+read()
+ONNXRegistry.from_torchlib = staticmethod(read)
 gc.freeze()
 
 def program(task):
