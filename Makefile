@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.fresco-trt
 DEMO := engines/flux-tiny-256x256-3stage
 
-.PHONY: help venv demo serve test check fuzz bench train-demo train-kontext clean
+.PHONY: help venv demo serve test check fuzz stress bench train-demo train-kontext clean
 
 help:
 	@echo "make demo    build the bundled demo model's engines and draw a picture into demo-out/"
@@ -15,6 +15,7 @@ help:
 	@echo "make test    lint, type-check and run every test"
 	@echo "make check   lint and type-check only"
 	@echo "make fuzz    open 3,000 hostile bundles, for most of an hour, and store what became of them"
+	@echo "make stress  load a server beyond what it can carry, kill it, end it, and store what clients got"
 	@echo "make bench   measure speed and quality side by side, in short, into bench-out/"
 	@echo "make train-demo  train the demo model from nothing, for hours, into training-out/"
 	@echo "make train-kontext  train the demo model to edit, for hours, into training-out/kontext/"
@@ -61,6 +62,10 @@ test: venv
 fuzz: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.hostile.fuzz --attempts 3000 \
 		--work fuzz-out --out bench/results/fuzz.json
+
+# Fails if a law is broken: a wrong picture, a lost request, memory that grows, a file left behind.
+stress: venv
+	$(BIN)/python -m bench.stress
 
 $(STAMP)-bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"

@@ -12,23 +12,21 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import threading
 import time
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import fresco_trt
+from bench.server_process import PATIENCE, PROMPT, Served, command_of, served
 from fresco_trt.bench.record import circumstances, median_and_range, store
 from fresco_trt.pipelines.image import FrescoPipeline
 from fresco_trt.pipelines.several import FrescoPipelines
@@ -41,9 +39,7 @@ if TYPE_CHECKING:
     from fresco_trt.pipelines.result import Result
     from fresco_trt.pipelines.several import Bucket
 
-PROMPT = "a red apple on a plain blue background"
 MODEL, CLIENTS, OVERLOAD, QUEUE = "flux-tiny", 8, 2.0, 8
-PATIENCE = 600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,54 +61,8 @@ WHOLE = Effort(pairs=30, each=8, overload_seconds=60, starts=5, size=None, peer_
 QUICK = Effort(pairs=2, each=1, overload_seconds=4, starts=1, size="64x64", peer_requests=1)
 
 
-# --- a server process -------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True, eq=False)
-class Served:
-    """A server, where it is, and the process it is in if that is another one."""
-
-    url: str
-    pid: int | None
-    cold: float
-
-    def ask(self, **fields: Any) -> tuple[int, float, float, bytes]:
-        """Status, seconds to the first byte of the body and to its end, and the body."""
-        began = time.perf_counter()
-        connection = HTTPConnection(self.url.removeprefix("http://"), timeout=PATIENCE)
-        body = json.dumps({"prompt": PROMPT, **fields})
-        headers = {"content-type": "application/json"}
-        connection.request("POST", "/v1/images/generations", body, headers)
-        answer = connection.getresponse()
-        first = answer.read(1)
-        early = time.perf_counter() - began
-        data = first + answer.read()
-        connection.close()
-        return answer.status, early, time.perf_counter() - began, data
-
-    def resident(self) -> int:
-        """Bytes that its process holds."""
-        lines = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
-
-
-@contextmanager
-def served(bundle: Path) -> Iterator[Served]:
-    """`fresco-trt serve` in a process of its own, from its cold start to its drained end."""
-    command = [sys.executable, "-m", "fresco_trt.cli", "serve", "--engines", str(bundle)]
-    command += ["--port", "0", "--queue", str(QUEUE), "--json"]
-    began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        if process.stdout is None:
-            raise RuntimeError("a process without the output that was asked for")
-        said = "".join(iter(process.stdout.readline, "}\n")) + "}"
-        cold = time.perf_counter() - began
-        try:
-            yield Served(url=json.loads(said)["url"], pid=process.pid, cold=cold)
-        finally:
-            process.terminate()
-            if process.wait(PATIENCE) != 0:
-                raise RuntimeError(f"the server ended with {process.returncode}")
+def _command(bundle: Path) -> list[str]:
+    return command_of(bundle, "--port", "0", "--queue", str(QUEUE))
 
 
 # --- what is measured -------------------------------------------------------------------------
@@ -239,7 +189,7 @@ def cold_starts(bundle: Path, count: int) -> dict[str, Any]:
     """From a process's start until it is ready; files are in the page cache, the process is new."""
     seconds = []
     for _ in range(count):
-        with served(bundle) as server:
+        with served(_command(bundle)) as server:
             seconds.append(server.cold)
     return {"row": "cold start", "seconds": median_and_range(seconds), "limit": 6.0}
 
@@ -312,7 +262,7 @@ def peer(bundle: Path, ours: Served, count: int) -> dict[str, Any]:
         thread.start()
         try:
             _require(warm.wait(PATIENCE), "diffusers' pipeline did not get ready")
-            theirs = Served(url=url_of(listening), pid=None, cold=0.0)
+            theirs = Served(url=url_of(listening))
             pairs = [(theirs.ask(seed=seed)[2], ours.ask(seed=seed)[2]) for seed in range(count)]
         finally:
             server.stop()
@@ -332,7 +282,7 @@ def measure(effort: Effort, work: Path) -> dict[str, Any]:
     size = effort.size
     bundle = fresco_trt.build(MODEL, stages=3, size=size, out=work / f"serving-{size or 'demo'}")
     rows = [_said(cold_starts(bundle, effort.starts))]
-    with served(bundle) as server:
+    with served(_command(bundle)) as server:
         with FrescoPipeline.from_bundle(bundle) as pipe:
             rows.append(_said(overhead(server, pipe, effort.pairs)))
             plan = pipe.plan

@@ -1,7 +1,8 @@
 """Stored results as the Markdown that the documentation shows; a test keeps the two the same.
 
 python -m bench.tables            prints them
-python -m bench.tables --write    puts those of bench.gpu into docs/results.md
+python -m bench.tables --write    puts those of bench.gpu into docs/results.md, and those of
+                                  bench.stress into docs/serve.md
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.serving_tables import stress_table
 from fresco_trt.bench.figures import has_interval
 from fresco_trt.bench.table import bench_head, bench_row, bench_table, how, interval, named, number
 
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
+SERVE_PAGE = PAGE.with_name("serve.md")
 
 GPU_RESULTS = ("gpu", "gpu-fp8", "gpu-fp8-rowwise")
 GPU_MARKS = "<!-- of bench.gpu -->", "<!-- end of bench.gpu -->"
+STRESS_MARKS = "<!-- of bench.stress -->", "<!-- end of bench.stress -->"
 """Around the tables of a page that --write replaces."""
 
 
@@ -299,22 +303,38 @@ def gpu_tables() -> Iterator[str]:
             yield from tables_of(stored(name))
 
 
+def stress_tables() -> Iterator[str]:
+    """That of bench.stress, if it is stored."""
+    if (RESULTS / "stress.json").is_file():
+        yield stress_table(stored("stress"))
+
+
 def with_gpu_tables(page: str) -> str:
     """A page with the tables of bench.gpu between its two marks, in place of what was there."""
-    before, after = page.split(GPU_MARKS[0])[0], page.split(GPU_MARKS[1])[1]
-    return "\n\n".join([before + GPU_MARKS[0], *gpu_tables(), GPU_MARKS[1] + after])
+    return _with_tables(page, GPU_MARKS, gpu_tables())
+
+
+def with_stress_tables(page: str) -> str:
+    """A page with the table of bench.stress between its two marks, in place of what was there."""
+    return _with_tables(page, STRESS_MARKS, stress_tables())
+
+
+def _with_tables(page: str, marks: tuple[str, str], tables: Iterator[str]) -> str:
+    before, after = page.split(marks[0])[0], page.split(marks[1])[1]
+    return "\n\n".join([before + marks[0], *tables, marks[1] + after])
 
 
 def main(
     write: Annotated[
-        bool, typer.Option("--write", help="Put those of bench.gpu into docs/results.md.")
+        bool, typer.Option("--write", help="Put those of bench.gpu and bench.stress into docs/.")
     ] = False,
 ) -> None:
-    """Print every table, or put those that a GPU measured in their place."""
-    if write:
-        PAGE.write_text(with_gpu_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    else:
-        print(*result_tables(), sep="\n\n")
+    """Print every table, or put those between marks in their place."""
+    if not write:
+        print(*result_tables(), *stress_tables(), sep="\n\n")
+        return
+    for page, renewed in ((PAGE, with_gpu_tables), (SERVE_PAGE, with_stress_tables)):
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,10 +22,25 @@ from fresco_trt.pipelines.several import WARMING_PROMPT, Bucket, FrescoPipelines
 MODEL, EDITOR = "flux-tiny", "flux-kontext"
 STAGES = 3
 
+# The command as it is, over pipelines that need no engine: docs/serve.md runs it over real ones.
+PROGRAM = """
+import sys
+import fresco_trt.pipelines.loading as loading
+import fresco_trt.pipelines.several as several
+from tests.serve.scripted import ScriptedPipelines
+
+loading.opened = lambda folder, trust: folder
+several.FrescoPipelines = lambda bundles, trust: ScriptedPipelines()
+
+from fresco_trt.cli.main import main
+
+sys.exit(main(["serve", "--engines", "scripted", "--json", *sys.argv[1:]]))
+"""
+
 
 class ScriptedPipeline:
     """Draws what the first word of a prompt says: `wait` until it is released or cancelled, `pause`
-    for a moment, `fail`, `crash`, `long`, `odd`, and anything else at once.
+    for a moment and `blink` for less, `fail`, `crash`, `long`, `odd`, and anything else at once.
     """
 
     device = "cpu"
@@ -62,7 +77,7 @@ class ScriptedPipeline:
             act(cancel)
         for stage in range(1, STAGES):
             if on_stage is not None:
-                on_stage(stage, _square(self.size[0] // 2 ** (STAGES - stage), seed))
+                on_stage(stage, square(self.size[0] // 2 ** (STAGES - stage), seed))
             if word == "halfway" and stage == 2:
                 self._fail(cancel)
             if word == "staged":
@@ -70,7 +85,7 @@ class ScriptedPipeline:
         self.drawn.append((prompt, seed))
         if image is not None and prompt != WARMING_PROMPT:
             self.sources.append(image)
-        return _result(_square(self.size[0], seed), seed)
+        return _result(square(self.size[0], seed), seed)
 
     def _wait(self, cancel: Callable[[], bool]) -> None:
         self.began.release()
@@ -83,6 +98,9 @@ class ScriptedPipeline:
 
     def _pause(self, cancel: Any) -> None:
         time.sleep(0.3)
+
+    def _blink(self, cancel: Any) -> None:
+        time.sleep(0.05)
 
     def _fail(self, cancel: Any) -> None:
         raise EngineFailed("it stopped", expected="an engine that runs", fix="build again")
@@ -134,7 +152,8 @@ def _bundle(size: int, model: str) -> Any:
     return SimpleNamespace(plan=plan, manifest=manifest, folder=Path("nowhere"))
 
 
-def _square(side: int, seed: int) -> Image.Image:
+def square(side: int, seed: int) -> Image.Image:
+    """What is drawn."""
     return Image.new("RGB", (side, side), (seed % 256,) * 3)
 
 

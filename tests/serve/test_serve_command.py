@@ -19,6 +19,7 @@ from fresco_trt.cli import main as cli
 from fresco_trt.cli import serve as command
 from fresco_trt.errors import PlanError
 from fresco_trt.serve.limits import Limits
+from tests.serve.scripted import PROGRAM
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,25 +110,9 @@ def test_limits_are_checked_from_python_too() -> None:
         Limits(images=0)
 
 
-# The command as it is, over pipelines that need no engine: docs/serve.md runs it over real ones.
-_PROGRAM = """
-import sys
-import fresco_trt.pipelines.loading as loading
-import fresco_trt.pipelines.several as several
-from tests.serve.scripted import ScriptedPipelines
-
-loading.opened = lambda folder, trust: folder
-several.FrescoPipelines = lambda bundles, trust: ScriptedPipelines()
-
-from fresco_trt.cli.main import main
-
-sys.exit(main(["serve", "--engines", "scripted", "--port", "0", "--json"]))
-"""
-
-
 def test_a_sigterm_ends_it_when_what_was_accepted_is_answered() -> None:
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = [sys.executable, "-c", _PROGRAM]
+    command = [sys.executable, "-c", PROGRAM, "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, text=True, **piped) as process, ExitStack() as close:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "}\n")

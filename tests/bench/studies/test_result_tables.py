@@ -1,14 +1,23 @@
-"""The figures of docs/results.md are those of the stored files, to the digit."""
+"""The figures of docs/results.md and docs/serve.md are those of the stored files, to the digit."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bench.tables import GPU_MARKS, result_tables, with_gpu_tables
+from bench.tables import (
+    GPU_MARKS,
+    STRESS_MARKS,
+    result_tables,
+    with_gpu_tables,
+    with_stress_tables,
+)
 
-PAGE = (Path(__file__).parents[3] / "docs" / "results.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[3] / "docs"
+PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
+SERVE = (DOCS / "serve.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("table", list(result_tables()))
@@ -16,8 +25,14 @@ def test_the_page_shows_what_is_stored(table: str) -> None:
     assert table in PAGE
 
 
-def test_writing_the_gpu_tables_changes_nothing_that_is_up_to_date() -> None:
-    assert with_gpu_tables(PAGE) == PAGE
-    begin, end = GPU_MARKS
-    outdated = f"{PAGE.split(begin)[0]}{begin}\n\nold\n\n{end}{PAGE.split(end)[1]}"
-    assert with_gpu_tables(outdated) == PAGE
+@pytest.mark.parametrize(
+    ("page", "marks", "renewed"),
+    [(PAGE, GPU_MARKS, with_gpu_tables), (SERVE, STRESS_MARKS, with_stress_tables)],
+)
+def test_writing_the_tables_changes_nothing_that_is_up_to_date(
+    page: str, marks: tuple[str, str], renewed: Callable[[str], str]
+) -> None:
+    assert renewed(page) == page
+    begin, end = marks
+    outdated = f"{page.split(begin)[0]}{begin}\n\nold\n\n{end}{page.split(end)[1]}"
+    assert renewed(outdated) == page
