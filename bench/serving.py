@@ -37,7 +37,6 @@ from fresco_trt.serve.server import Server, listen, url_of
 if TYPE_CHECKING:
     from fresco_trt.bundle import Bundle
     from fresco_trt.pipelines.result import Result
-    from fresco_trt.pipelines.several import Bucket
 
 MODEL, CLIENTS, OVERLOAD, QUEUE = "flux-tiny", 8, 2.0, 8
 
@@ -200,8 +199,8 @@ def cold_starts(bundle: Path, count: int) -> dict[str, Any]:
 class Peer(FrescoPipelines):
     """diffusers' pipeline in the place of ours, behind the same server."""
 
-    def __getitem__(self, bucket: Bucket) -> Any:
-        return _PlainDrawer(self.bundle(bucket))
+    def pipeline_of(self, bundle: Bundle) -> Any:
+        return _PlainDrawer(bundle)
 
 
 class _PlainDrawer:

@@ -28,6 +28,7 @@ from fresco_trt.serve.limits import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fresco_trt.bundle import Bundle
     from fresco_trt.pipelines.several import WarmUp
 
 NEEDED = ("fastapi", "prometheus_client", "uvicorn")
@@ -83,7 +84,11 @@ def serve(
 
     keys = read_keys(api_key_file)
     trusted = trust_of(trust, verify_key)
-    pipelines = FrescoPipelines([opened(folder, trusted) for folder in engines], trusted)
+
+    def read() -> list[Bundle]:
+        return [opened(folder, trusted) for folder in engines]
+
+    pipelines = FrescoPipelines(read(), trusted)
     with listen(host, port) as listening:
         url = url_of(listening)
 
@@ -92,7 +97,15 @@ def serve(
                 display.show(_ready(url, costs), as_json, _in_words)
                 sys.stdout.flush()  # what waits for this line reads a pipe
 
-        server = Server(pipelines, listening, limits, keys=keys, warm=warm)
+        server = Server(
+            pipelines,
+            listening,
+            limits,
+            keys=keys,
+            warm=warm,
+            reload=lambda: pipelines.replace_with(read()),
+            reloaded=_reloaded,
+        )
         display.note(f"listening on {url}, loading")
         if not keys and not is_local(listening):
             display.note("without --api-key-file, anyone who reaches this address can draw")
@@ -128,3 +141,14 @@ def _in_words(ready: dict[str, Any]) -> None:
         took = f"loaded in {each['load']:.2f} s, first picture in {each['first']:.2f} s"
         display.say(f"{each['model']} {size}, {preset}: {took}")
     display.say(f"ready: {ready['url']}")
+
+
+def _reloaded(outcome: Sequence[WarmUp] | Exception) -> None:
+    """Said beside what was asked for: of `--json` there is one object."""
+    with suppress(OSError):
+        if isinstance(outcome, Exception):
+            display.note(f"read again, and nothing is changed: {outcome}")
+        elif not outcome:
+            display.note("read again: no bundle is another one")
+        for cost in () if isinstance(outcome, Exception) else outcome:
+            display.note(f"in service: {cost.bucket}, warm in {cost.total:.2f} s")

@@ -7,6 +7,7 @@ for is found exactly, or refused with the list of what is built; nothing is padd
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +22,7 @@ from fresco_trt.errors import (
 )
 from fresco_trt.models.registry import model_facts
 from fresco_trt.pipelines.edit import example_source
+from fresco_trt.pipelines.held import Hold, Served
 from fresco_trt.pipelines.image import FrescoPipeline
 from fresco_trt.pipelines.loading import opened, trust_of
 from fresco_trt.plan.arguments import optional, place, python_door, size_of, word
@@ -90,7 +92,8 @@ class WarmUp:
 class FrescoPipelines:
     """Pipelines over several bundles. The first one is drawn with where a request names none.
 
-    Use it as a context manager, or call `close`. Nothing is loaded before `warm_up`.
+    Use it as a context manager, or call `close`. Nothing is loaded before `warm_up`. Other bundles
+    may be put in their place while requests run: `replace`, and `hold` for each request.
     """
 
     def __init__(self, bundles: Sequence[Bundle], trust: Trust = NO_TRUST) -> None:
@@ -98,23 +101,10 @@ class FrescoPipelines:
 
         Raises IncompatibleOptions for none, and for two that draw the same.
         """
-        if not bundles:
-            raise IncompatibleOptions(
-                "no bundle", expected="one or more", fix="pass --engines FOLDER"
-            )
-        self._bundles: dict[Bucket, Bundle] = {}
-        for bundle in bundles:
-            bucket = Bucket.of(bundle)
-            if bucket in self._bundles:
-                folders = (self._bundles[bucket].folder, bundle.folder)
-                raise IncompatibleOptions(
-                    f"two bundles of {bucket}, {' and '.join(map(str, folders))}",
-                    expected="bundles that differ in model, size or preset",
-                    fix="leave one of the two out",
-                )
-            self._bundles[bucket] = bundle
         self._trust = trust
-        self._pipelines: dict[Bucket, FrescoPipeline] = {}
+        self._served = _in_service(bundles, self.pipeline_of)
+        self._looking, self._replacing = Lock(), Lock()
+        self._closed = False
 
     @classmethod
     @python_door
@@ -131,17 +121,31 @@ class FrescoPipelines:
     @property
     def buckets(self) -> tuple[Bucket, ...]:
         """What can be drawn, in the order that the bundles were given in."""
-        return tuple(self._bundles)
+        return tuple(self._served)
 
     def bundle(self, bucket: Bucket) -> Bundle:
         """The bundle of one of `buckets`; KeyError for another."""
-        return self._bundles[bucket]
+        return self._served[bucket].bundle
 
     def __getitem__(self, bucket: Bucket) -> FrescoPipeline:
-        """The pipeline of one of `buckets`, loaded if it was not; KeyError for another."""
-        if bucket not in self._pipelines:
-            self._pipelines[bucket] = FrescoPipeline.over(self._bundles[bucket], self._trust)
-        return self._pipelines[bucket]
+        """The pipeline of one of `buckets`, loaded if it was not; KeyError for another.
+
+        `replace` closes it, after the request that is being drawn: see `hold`.
+        """
+        return self._served[bucket].pipeline
+
+    def hold(self, bucket: Bucket) -> Hold:
+        """Keep the bundle of one of `buckets` for a request; KeyError for another.
+
+        `with pipelines.hold(bucket) as pipeline:` draws with one that `replace` does not close
+        before the end of the block.
+        """
+        with self._looking:
+            return self._served[bucket].hold()
+
+    def pipeline_of(self, bundle: Bundle) -> FrescoPipeline:
+        """Load a bundle. A subclass may draw with something else."""
+        return FrescoPipeline.over(bundle, self._trust)
 
     @python_door
     def find(
@@ -158,7 +162,7 @@ class FrescoPipelines:
         Raises IncompatibleOptions where there are none of these, and UnknownModel, UnsupportedSize
         or UnknownPreset, with what is built in its place.
         """
-        left = [bucket for bucket in self._bundles if edits in (None, bucket.edits)]
+        left = [bucket for bucket in self._served if edits in (None, bucket.edits)]
         if not left:
             raise IncompatibleOptions(
                 f"only bundles that {'draw from a prompt alone' if edits else 'edit pictures'}",
@@ -187,17 +191,56 @@ class FrescoPipelines:
         return tuple(self._warmed(told))
 
     def _warmed(self, told: Loaded | None) -> Iterator[WarmUp]:
-        for bucket in self._bundles:
-            cost = _warm_up(self, bucket)
+        for served in tuple(self._served.values()):
+            cost = _warm_up(served)
             if told is not None:
                 told(cost)
             yield cost
 
+    @python_door
+    def replace(self, *paths: str | os.PathLike[str]) -> tuple[WarmUp, ...]:
+        """Draw with these bundles from now on, in place of those that there are; what it cost.
+
+        May be called while requests run. Bundles that are there already stay as they are. The
+        others are opened, checked, loaded and warmed up beside them; then all new requests go to
+        the new ones. An old one is closed when the last request that holds it has ended, see
+        `hold`. Until then the memory has to hold both.
+
+        Raises as `from_bundles` and `warm_up`, and RuntimeError once `close` was called: then all
+        is as it was.
+        """
+        return self.replace_with([opened(place("path", path), self._trust) for path in paths])
+
+    def replace_with(self, bundles: Sequence[Bundle]) -> tuple[WarmUp, ...]:
+        """As `replace`, with bundles that were opened and found fit."""
+        with self._replacing:
+            before = self._served
+            after = _in_service(bundles, self.pipeline_of)
+            for bucket, served in after.items():
+                if bucket in before and _are_same(before[bucket].bundle, served.bundle):
+                    after[bucket] = before[bucket]
+            fresh = [each for bucket, each in after.items() if before.get(bucket) is not each]
+            try:
+                costs = tuple(map(_warm_up, fresh))
+                with self._looking:
+                    if self._closed:
+                        raise RuntimeError("these pipelines were closed meanwhile")
+                    self._served = after
+            except BaseException:
+                for each in fresh:
+                    each.close()
+                raise
+        for bucket, served in before.items():
+            if after.get(bucket) is not served:
+                served.retire()
+        return costs
+
     def close(self) -> None:
         """Free all engines."""
-        for pipeline in self._pipelines.values():
-            pipeline.close()
-        self._pipelines.clear()
+        with self._looking:
+            self._closed = True
+        for served in self._served.values():
+            served.close()
 
     def __enter__(self) -> Self:
         return self
@@ -211,10 +254,36 @@ class FrescoPipelines:
         self.close()
 
 
-def _warm_up(pipelines: FrescoPipelines, bucket: Bucket) -> WarmUp:
+def _in_service(
+    bundles: Sequence[Bundle], load: Callable[[Bundle], FrescoPipeline]
+) -> dict[Bucket, Served]:
+    """Bundles by what they draw, in their order; nothing is loaded."""
+    if not bundles:
+        raise IncompatibleOptions("no bundle", expected="one or more", fix="pass --engines FOLDER")
+    found: dict[Bucket, Served] = {}
+    for bundle in bundles:
+        bucket = Bucket.of(bundle)
+        if bucket in found:
+            folders = (found[bucket].bundle.folder, bundle.folder)
+            raise IncompatibleOptions(
+                f"two bundles of {bucket}, {' and '.join(map(str, folders))}",
+                expected="bundles that differ in model, size or preset",
+                fix="leave one of the two out",
+            )
+        found[bucket] = Served(bundle, load)
+    return found
+
+
+def _are_same(before: Bundle, after: Bundle) -> bool:
+    """Whether these are the same files, and not only equal ones: an old pipeline may load more."""
+    return before == after and before.seen == after.seen
+
+
+def _warm_up(served: Served) -> WarmUp:
     began = perf_counter()
-    pipeline = pipelines[bucket]
+    pipeline = served.pipeline
     load = perf_counter() - began
+    bucket = Bucket.of(served.bundle)
     source = example_source(pipeline.bundle)
     first = pipeline(WARMING_PROMPT, image=source).seconds.total
     cost = WarmUp(bucket=bucket, load=load, first=first, second=None)

@@ -69,10 +69,6 @@ class Service:
             most_bytes=self.limits.kept_bytes, seconds=self.limits.kept_seconds
         )
 
-    def tokens(self, wanted: Wanted) -> int:
-        """Image tokens of one picture, and of its source."""
-        return self.pipelines.bundle(wanted.bucket).plan.stages[-1].grid.tokens
-
 
 def app_of(service: Service) -> ASGIApp:
     """The application of a service; its lifespan is that of the drawing thread."""
@@ -186,7 +182,7 @@ async def _answered(service: Service, request: Request, wanted: Wanted, began: f
             else:
                 data.append({"b64_json": picture.b64})
     service.meters.answered(wanted.bucket.model, monotonic() - began)
-    return JSONResponse(replies.images_reply(wanted, drawn, data, service.tokens(wanted)))
+    return JSONResponse(replies.images_reply(wanted, drawn, data, wanted.tokens))
 
 
 async def _streamed(service: Service, request: Request, wanted: Wanted, began: float) -> Response:
@@ -205,14 +201,13 @@ async def _streamed(service: Service, request: Request, wanted: Wanted, began: f
 async def _events(
     service: Service, waiting: Waiting, wanted: Wanted, event: Preview | Drawn, began: float
 ) -> AsyncIterator[bytes]:
-    stages = len(service.pipelines.bundle(wanted.bucket).plan.stages)
     try:
         while isinstance(event, Preview):
-            yield replies.partial_event(wanted, event, await _encoded(wanted, event), stages)
+            yield replies.partial_event(wanted, event, await _encoded(wanted, event), wanted.stages)
             event = await waiting.next()
         picture = await _encoded(wanted, event)
         service.meters.answered(wanted.bucket.model, monotonic() - began)
-        yield replies.completed_event(wanted, event, picture, service.tokens(wanted))
+        yield replies.completed_event(wanted, event, picture, wanted.tokens)
     except Exception as error:
         refusal = refusal_of(error)
         service.meters.refused(refusal.code)

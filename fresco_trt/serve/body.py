@@ -16,7 +16,7 @@ from fresco_trt.errors import FrescoError, UnknownModel, UnknownPreset, Unsuppor
 from fresco_trt.pipelines.checks import MAX_GUIDANCE, MAX_SEED
 from fresco_trt.plan.sizes import format_size, parse_size
 from fresco_trt.serve.limits import LONGEST_PROMPT, MOST_IMAGES
-from fresco_trt.serve.refusal import Refusal, invalid, refusal_of
+from fresco_trt.serve.refusal import Refusal, invalid, refusal_of, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from fresco_trt.pipelines.several import Bucket, FrescoPipelines
+    from fresco_trt.plan.stages import StagePlan
     from fresco_trt.serve.limits import Limits
 
 QUALITIES = {"low": "fast", "medium": "balanced", "high": "quality", "standard": "balanced"} | {
@@ -107,9 +108,12 @@ class ErrorReply(BaseModel):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """A request after all that was left open in it is decided."""
+    """A request after all that was left open in it is decided. Another bundle may have taken the
+    place of that of `plan` before it is answered.
+    """
 
     bucket: Bucket
+    plan: StagePlan
     prompt: str
     seeds: tuple[int, ...]
     guidance: float | None
@@ -123,6 +127,16 @@ class Wanted:
     """What is edited, RGB of the built size."""
     notes: tuple[str, ...] = ()
     """What was changed of it."""
+
+    @property
+    def stages(self) -> int:
+        """That a picture goes through."""
+        return len(self.plan.stages)
+
+    @property
+    def tokens(self) -> int:
+        """Image tokens of one picture."""
+        return self.plan.stages[-1].grid.tokens
 
     @property
     def size(self) -> str:
@@ -170,8 +184,14 @@ def wanted_of(asked: Asked, pipelines: FrescoPipelines, limits: Limits) -> Wante
             "prompt",
         )
     first = secrets.randbits(32) if asked.seed is None else asked.seed
+    bucket = _bucket(asked, pipelines)
+    try:
+        plan = pipelines.bundle(bucket).plan
+    except KeyError:
+        raise replaced() from None
     return Wanted(
-        bucket=_bucket(asked, pipelines),
+        bucket=bucket,
+        plan=plan,
         prompt=asked.prompt,
         seeds=tuple(range(first, first + count)),
         guidance=asked.guidance,

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from fresco_trt.errors import Cancelled
 from fresco_trt.models.family import PromptWarning
-from fresco_trt.serve.refusal import Refusal
+from fresco_trt.serve.refusal import Refusal, replaced
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from fresco_trt.pipelines.held import Hold
     from fresco_trt.pipelines.result import Result
     from fresco_trt.pipelines.several import Bucket, FrescoPipelines, WarmUp
 
@@ -76,6 +77,13 @@ class Order:
     source: Image | None = None
     """What is edited, RGB of the built size."""
     cancelled: threading.Event = field(default_factory=threading.Event)
+    hold: Hold | None = None
+    """What it is drawn with, from its acceptance to its end, whatever is put in service then."""
+
+    def end(self) -> None:
+        """It is drawn, or never will be: let go of what it was to be drawn with."""
+        if self.hold is not None:
+            self.hold.release()
 
 
 class Meters(Protocol):
@@ -155,7 +163,9 @@ class DrawingQueue:
         self._thread.start()
 
     def put(self, order: Order) -> None:
-        """Take an order. Raises Refusal: 503 before the engines are warm, 429 if too many wait."""
+        """Take an order. Raises Refusal: 503 before the engines are warm and for a bundle that was
+        replaced since it was looked up, 429 if too many wait.
+        """
         with self._changed:
             if self.state != "ready":
                 message = f"the server is {self.state}"
@@ -167,6 +177,10 @@ class DrawingQueue:
                     f"{len(self._waiting)} requests are waiting, and no more can",
                     retry_after=self._seconds_left(),
                 )
+            try:
+                order.hold = self._pipelines.hold(order.bucket)
+            except KeyError:
+                raise replaced() from None
             self._waiting.append(order)
             self._changed.notify()
 
@@ -174,8 +188,11 @@ class DrawingQueue:
         """Nobody wants this order any more: it does not wait, and is not drawn further."""
         order.cancelled.set()
         with self._changed:
-            if order in self._waiting:
+            waited = order in self._waiting
+            if waited:
                 self._waiting.remove(order)
+        if waited:
+            order.end()
 
     @property
     def waiting(self) -> int:
@@ -199,8 +216,11 @@ class DrawingQueue:
             self.state = "closed"
             for order in (*self._waiting, *filter(None, [self._drawing])):
                 order.cancelled.set()
+            dropped = tuple(self._waiting)
             self._waiting.clear()
             self._changed.notify()
+        for order in dropped:
+            order.end()
         if self._thread is not None:
             self._thread.join(seconds)
 
@@ -223,6 +243,7 @@ class DrawingQueue:
         ended(None)
         while (order := self._next()) is not None:
             self._draw(order)
+            order.end()
             with self._changed:
                 self._drawing = None
             del order  # its pictures are not kept until the next one comes
@@ -252,7 +273,9 @@ class DrawingQueue:
             order.tell(Failed(error=error))
 
     def _pictures(self, order: Order) -> None:
-        pipeline = self._pipelines[order.bucket]
+        if order.hold is None:
+            raise RuntimeError("an order that was not put")
+        pipeline = order.hold.pipeline
         tokens = pipeline.prompt_tokens(order.prompt)
 
         def preview(stage: int, image: Image) -> None:

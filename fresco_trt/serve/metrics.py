@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from fresco_trt.plan.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from fresco_trt.pipelines.result import Result
     from fresco_trt.pipelines.several import Bucket, WarmUp
@@ -34,6 +34,10 @@ _COUNTERS = {
     "requests_success": ("Requests that got all their pictures.", ["model_name"]),
     "requests_refused": ("Requests that got an error, by its code.", ["reason"]),
     "images_generated": ("Pictures that were drawn.", ["model_name", "size"]),
+    "bundle_reloads": (
+        "Times that the bundles were read again, by outcome: success or failure.",
+        ["outcome"],
+    ),
     "engine_fallbacks": (
         "Pictures that a GPU drew step by step, where each stage should be one launch.",
         ["model_name"],
@@ -81,6 +85,14 @@ class ServerMeters:
         self._counters["images_generated"].labels(model, size)
         for name in ("requests_success", "engine_fallbacks"):
             self._counters[name].labels(model)
+
+    def reloaded(self, outcome: Sequence[WarmUp] | Exception) -> None:
+        """The bundles were read again, or could not be."""
+        failed = isinstance(outcome, Exception)
+        self._counters["bundle_reloads"].labels("failure" if failed else "success").inc()
+        if not isinstance(outcome, Exception):
+            for cost in outcome:
+                self.warmed(cost)
 
     def drawn(self, bucket: Bucket, result: Result, device: str) -> None:
         """A picture is there."""

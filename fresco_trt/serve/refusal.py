@@ -54,6 +54,12 @@ def invalid(message: str, param: str | None, *, code: str = "invalid_value") -> 
     return Refusal(400, code, message, param=param)
 
 
+def replaced() -> Refusal:
+    """The bundle that was looked up for a request has gone out of service before it was taken."""
+    message = "the bundles were replaced at this moment; ask again"
+    return Refusal(503, "bundle_replaced", message, retry_after=1)
+
+
 def refusal_of(error: Exception) -> Refusal:
     """What went wrong with a request, as its client is told: a wrong request is the client's, all
     else the server's. Nothing is told of an error that the package did not foresee.

@@ -13,10 +13,15 @@ import uvicorn
 from fresco_trt.errors import InvalidArgument
 from fresco_trt.serve.app import Service, app_of
 from fresco_trt.serve.protocol import patient_protocol
+from fresco_trt.serve.reloading import Reloader, on_hangup
 
 if TYPE_CHECKING:
     from fresco_trt.pipelines.several import FrescoPipelines, WarmUp
     from fresco_trt.serve.limits import Limits
+    from fresco_trt.serve.reloading import Reload, Reloaded
+
+_RELOADED_WITHIN = 30.0
+"""Seconds that the end waits for bundles that are being read."""
 
 
 class Server:
@@ -30,11 +35,16 @@ class Server:
         *,
         keys: tuple[bytes, ...] = (),
         warm: Callable[[Sequence[WarmUp]], None] = lambda costs: None,
+        reload: Reload | None = None,
+        reloaded: Reloaded = lambda outcome: None,
     ) -> None:
         """`warm` is called by the drawing thread once all bundles are loaded and warm, with what it
-        took; it must not raise.
+        took. `reload` is called on a SIGHUP, in a thread of its own, to put other bundles in
+        service; `reloaded` then gets what these took, or what `reload` raised. `warm` and
+        `reloaded` must not raise.
         """
-        self._warm = warm
+        self._warm, self._reloaded = warm, reloaded
+        self.reloader = None if reload is None else Reloader(reload, self._told)
         self._error: Exception | None = None
         self._listening = listening
         self.service = Service(pipelines=pipelines, limits=limits, keys=keys, warm=self._warmed)
@@ -55,10 +65,14 @@ class Server:
     def run(self) -> None:
         """Serve until a SIGTERM or SIGINT came and accepted requests are answered, or `stop`.
 
-        Raises what loading the bundles raised. A signal is raised again at the end, as uvicorn
+        Raises what loading the bundles raised. Such a signal is raised again at the end, as uvicorn
         does.
         """
-        self._server.run(sockets=[self._listening])
+        with ExitStack() as scope:
+            if self.reloader is not None:
+                scope.callback(self.reloader.stop, _RELOADED_WITHIN)
+                scope.enter_context(on_hangup(self.reloader.ask, self.stop))
+            self._server.run(sockets=[self._listening])
         self.check()
 
     def check(self) -> None:
@@ -77,10 +91,16 @@ class Server:
 
     def _warmed(self, error: Exception | None) -> None:
         self._error = error
-        if error is None:
-            self._warm(self.service.queue.costs)
-        else:
+        if error is not None:
             self.stop()
+            return
+        self._warm(self.service.queue.costs)
+        if self.reloader is not None:
+            self.reloader.start()
+
+    def _told(self, outcome: Sequence[WarmUp] | Exception) -> None:
+        self.service.meters.reloaded(outcome)
+        self._reloaded(outcome)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -145,13 +145,25 @@ def request_bytes(body: bytes, *more: bytes) -> bytes:
 
 @contextmanager
 def serving(
-    pipelines: FrescoPipelines, *, ready: bool = True, keys: Any = (), **limits: Any
+    pipelines: FrescoPipelines,
+    *,
+    ready: bool = True,
+    keys: Any = (),
+    reload: Any = None,
+    reloaded: Any = None,
+    **limits: Any,
 ) -> Iterator[Running]:
     """A server in the scope, warm unless told otherwise; at its end it has stopped by itself."""
     warm = threading.Event()
     with listen("127.0.0.1", 0) as listening:
         server = Server(
-            pipelines, listening, Limits(**limits), keys=keys, warm=lambda costs: warm.set()
+            pipelines,
+            listening,
+            Limits(**limits),
+            keys=keys,
+            warm=lambda costs: warm.set(),
+            reload=reload,
+            reloaded=reloaded,
         )
         thread = threading.Thread(target=server.run)
         thread.start()

@@ -17,7 +17,7 @@ from fresco_trt.errors import EngineFailed, PromptTooLong
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.pipelines.checks import check_cancel
 from fresco_trt.pipelines.result import Result, Seconds, StepTime
-from fresco_trt.pipelines.several import WARMING_PROMPT, Bucket, FrescoPipelines
+from fresco_trt.pipelines.several import WARMING_PROMPT, FrescoPipelines
 
 MODEL, EDITOR = "flux-tiny", "flux-kontext"
 STAGES = 3
@@ -29,8 +29,9 @@ import fresco_trt.pipelines.loading as loading
 import fresco_trt.pipelines.several as several
 from tests.serve.scripted import ScriptedPipelines
 
-loading.opened = lambda folder, trust: folder
-several.FrescoPipelines = lambda bundles, trust: ScriptedPipelines()
+pipelines = ScriptedPipelines()
+loading.opened = lambda folder, trust: pipelines.only.bundle
+several.FrescoPipelines = lambda bundles, trust: pipelines
 
 from fresco_trt.cli.main import main
 
@@ -47,19 +48,19 @@ class ScriptedPipeline:
 
     def __init__(self, size: tuple[int, int], model: str = MODEL) -> None:
         self.size = size
-        self.bundle = _bundle(size[0], model)
+        self.bundle = _bundle(size[0], model, self)
         self.drawn: list[tuple[str, int]] = []
         self.sources: list[Image.Image] = []
         self.began = threading.Semaphore(0)
         """Released at the beginning of each request that waits."""
         self.released = threading.Event()
-        self.cancelled = 0
+        self.cancelled = self.closed = 0
 
     def prompt_tokens(self, prompt: str) -> int:
         return len(prompt.split())
 
     def close(self) -> None:
-        pass
+        self.closed += 1
 
     def __call__(
         self,
@@ -128,11 +129,9 @@ class ScriptedPipelines(FrescoPipelines):
         self.load = load
         super().__init__([each.bundle for each in self.scripts.values()])
 
-    def __getitem__(self, bucket: Bucket) -> Any:
-        script = self.scripts[bucket.size[0]]
-        if not script.drawn:
-            self.load()
-        return script
+    def pipeline_of(self, bundle: Any) -> Any:
+        self.load()
+        return bundle.script
 
     @property
     def only(self) -> ScriptedPipeline:
@@ -145,11 +144,13 @@ class ScriptedPipelines(FrescoPipelines):
         return [each for each in self.only.drawn if each[0] != WARMING_PROMPT]
 
 
-def _bundle(size: int, model: str) -> Any:
+def _bundle(size: int, model: str, script: ScriptedPipeline) -> Any:
     preset = "turbo" if model == MODEL else "fast"
     plan = fresco_trt.plan(model, stages=STAGES, preset=preset, size=(size, size))
     manifest = SimpleNamespace(model=SimpleNamespace(name=model))
-    return SimpleNamespace(plan=plan, manifest=manifest, folder=Path("nowhere"))
+    return SimpleNamespace(
+        plan=plan, manifest=manifest, folder=Path("nowhere"), script=script, seen=script
+    )
 
 
 def square(side: int, seed: int) -> Image.Image:

@@ -110,7 +110,7 @@ def test_limits_are_checked_from_python_too() -> None:
         Limits(images=0)
 
 
-def test_a_sigterm_ends_it_when_what_was_accepted_is_answered() -> None:
+def test_a_sighup_reads_again_and_a_sigterm_ends_it_when_all_is_answered() -> None:
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-c", PROGRAM, "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, text=True, **piped) as process, ExitStack() as close:
@@ -127,6 +127,9 @@ def test_a_sigterm_ends_it_when_what_was_accepted_is_answered() -> None:
         connection.request("POST", "/v1/images/generations", body, headers)
         while not _began(_metrics(ready["url"])):
             pass
+        os.kill(process.pid, signal.SIGHUP)
+        while b'bundle_reloads_total{outcome="success"} 1.0' not in _metrics(ready["url"]):
+            pass
         os.kill(process.pid, signal.SIGTERM)
         answer = connection.getresponse()
         assert answer.status == 200
@@ -134,7 +137,11 @@ def test_a_sigterm_ends_it_when_what_was_accepted_is_answered() -> None:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert out == ""
-    assert err.splitlines() == [f"listening on {ready['url']}, loading", "stopped"]
+    assert err.splitlines() == [
+        f"listening on {ready['url']}, loading",
+        "read again: no bundle is another one",
+        "stopped",
+    ]
 
 
 def _began(metrics: bytes) -> bool:
