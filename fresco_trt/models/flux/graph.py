@@ -178,24 +178,6 @@ def condition_of(transformer: Any, pooled: Tensor, timestep: Tensor, *guidance: 
     return embedded
 
 
-def initialise(module: nn.Module, *, seed: int) -> None:
-    """Fill every parameter in place, seeded: a latency model needs sane sizes, not knowledge.
-
-    Matrices are uniform within ``1/sqrt(fan_in)`` (torch's own rule for linear layers), biases
-    uniform within 0.02 of zero and the scales of norms within 0.02 of one: no two alike and none
-    neutral, or constant folding would make a cheaper graph than real weights give.
-    """
-    device = next(module.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            vector = parameter.ndim == 1
-            bound = 0.02 if vector else parameter.shape[1] ** -0.5
-            parameter.uniform_(-bound, bound, generator=generator)
-            if vector and not name.endswith("bias"):
-                parameter.add_(1.0)
-
-
 def graph_from_signature(transformer: nn.Module, signature: GraphSignature) -> nn.Module:
     """The module a signature of this family was written for; shares the transformer's weights."""
     inputs = {spec.name for spec in signature.inputs}

@@ -7,28 +7,17 @@ before any weight is read, for the model and for the same model with fewer block
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fresco_trt.errors import PlanError
+from fresco_trt.models.linears import SINUSOIDS, Linear, linear, parameters_of
 from fresco_trt.plan.caching import Action, CacheSite
 from fresco_trt.plan.depth import Blocks, format_blocks
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.memory import Parameters
-from fresco_trt.plan.recipes import Recipe, kept_by
-
-SINUSOIDS = 256
-"""Channels that sigma and guidance are expanded to before they are embedded."""
+from fresco_trt.plan.recipes import Recipe
 
 _HEAD = ("time_text_embed.", "norm_out.", "proj_out")  # what follows the last block, with its input
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Linear:
-    """A linear layer with a bias, by diffusers' name: ``inputs`` channels to ``outputs``."""
-
-    name: str
-    inputs: int
-    outputs: int
 
 
 # --- layers -----------------------------------------------------------------------------------
@@ -37,15 +26,15 @@ class Linear:
 def linear_layers(facts: ModelFacts) -> Iterator[Linear]:
     """Every linear layer of the transformer, those of the blocks last."""
     hidden = facts.hidden
-    yield _linear("x_embedder", facts.in_channels, hidden)
-    yield _linear("context_embedder", facts.text_dim, hidden)
+    yield linear("x_embedder", facts.in_channels, hidden)
+    yield linear("context_embedder", facts.text_dim, hidden)
     sources = {"timestep": SINUSOIDS, "guidance": SINUSOIDS, "text": facts.pooled_dim}
     for source, width in sources.items():
         if source != "guidance" or facts.guidance:
-            yield _linear(f"time_text_embed.{source}_embedder.linear_1", width, hidden)
-            yield _linear(f"time_text_embed.{source}_embedder.linear_2", hidden, hidden)
-    yield _linear("norm_out.linear", hidden, 2 * hidden)
-    yield _linear("proj_out", hidden, facts.in_channels)
+            yield linear(f"time_text_embed.{source}_embedder.linear_1", width, hidden)
+            yield linear(f"time_text_embed.{source}_embedder.linear_2", hidden, hidden)
+    yield linear("norm_out.linear", hidden, 2 * hidden)
+    yield linear("proj_out", hidden, facts.in_channels)
     for index in range(facts.double_blocks):
         yield from _double(f"transformer_blocks.{index}", facts)
     for index in range(facts.single_blocks):
@@ -57,25 +46,21 @@ def _double(path: str, facts: ModelFacts) -> Iterator[Linear]:
     hidden, mlp = facts.hidden, facts.mlp_ratio * facts.hidden
     queries = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
     for name in (*queries, "to_add_out"):
-        yield _linear(f"{path}.attn.{name}", hidden, hidden)
+        yield linear(f"{path}.attn.{name}", hidden, hidden)
     for suffix in ("", "_context"):
-        yield _linear(f"{path}.norm1{suffix}.linear", hidden, 6 * hidden)
-        yield _linear(f"{path}.ff{suffix}.net.0.proj", hidden, mlp)
-        yield _linear(f"{path}.ff{suffix}.net.2", mlp, hidden)
+        yield linear(f"{path}.norm1{suffix}.linear", hidden, 6 * hidden)
+        yield linear(f"{path}.ff{suffix}.net.0.proj", hidden, mlp)
+        yield linear(f"{path}.ff{suffix}.net.2", mlp, hidden)
 
 
 def _single(path: str, facts: ModelFacts) -> Iterator[Linear]:
     """One modulation, and attention and MLP side by side."""
     hidden, mlp = facts.hidden, facts.mlp_ratio * facts.hidden
     for name in ("to_q", "to_k", "to_v"):
-        yield _linear(f"{path}.attn.{name}", hidden, hidden)
-    yield _linear(f"{path}.norm.linear", hidden, 3 * hidden)
-    yield _linear(f"{path}.proj_mlp", hidden, mlp)
-    yield _linear(f"{path}.proj_out", hidden + mlp, hidden)
-
-
-def _linear(name: str, inputs: int, outputs: int) -> Linear:
-    return Linear(name=name, inputs=inputs, outputs=outputs)
+        yield linear(f"{path}.attn.{name}", hidden, hidden)
+    yield linear(f"{path}.norm.linear", hidden, 3 * hidden)
+    yield linear(f"{path}.proj_mlp", hidden, mlp)
+    yield linear(f"{path}.proj_out", hidden + mlp, hidden)
 
 
 # --- parameters -------------------------------------------------------------------------------
@@ -103,16 +88,9 @@ def graph_parameters(
         blocks = (0, 0)
     run = replace(facts, double_blocks=blocks[0], single_blocks=blocks[1])
     layers = [each for each in linear_layers(run) if any(blocks) or each.name.startswith(_HEAD)]
-    quantized = [each for each in layers if recipe is not None and not kept_by(kept, each.name)]
-    by_channel = recipe is not None and recipe.channels
-    scales = sum(each.outputs for each in quantized) if by_channel else len(quantized)
     # The scales of the norms of queries and keys, which double-stream blocks have for both streams.
     norms = (4 * blocks[0] + 2 * blocks[1]) * facts.head_dim
-    return Parameters(
-        whole=norms + sum((each.inputs + 1) * each.outputs for each in layers),
-        quantized=sum(each.inputs * each.outputs for each in quantized),
-        scales=scales,
-    )
+    return parameters_of(layers, norms, recipe=recipe, kept=kept)
 
 
 # --- fewer blocks -----------------------------------------------------------------------------

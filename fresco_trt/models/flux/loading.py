@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.files.canonical_json import excerpt
-from fresco_trt.models.checkpoint import read_weights
-from fresco_trt.models.extent import check_extent
+from fresco_trt.models.assembly import assembled, seeded, stored
 from fresco_trt.models.flux.config import (
     REPOSITORIES,
     TRANSFORMER,
@@ -20,8 +18,7 @@ from fresco_trt.models.flux.config import (
 )
 from fresco_trt.models.flux.original import diffusers_names, is_original
 from fresco_trt.models.flux.variants import check_config
-from fresco_trt.models.plain import check_finite, plain_weights, without_prefix
-from fresco_trt.models.weights import check_names, find_transformer, read_config
+from fresco_trt.models.weights import find_transformer
 from fresco_trt.plan.facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -60,7 +57,8 @@ def load_transformer(
     source = find_transformer(path, model=facts.name, repository=REPOSITORIES.get(facts.name))
     if source.is_dir():
         check_config(source, facts)
-    return _assembled(source, transformer_config(facts), dtype or torch.float32)
+    config = transformer_config(facts)
+    return assembled(source, TRANSFORMER, config, dtype or torch.float32, _names)
 
 
 def transformer_from_folder(folder: Path) -> Module:
@@ -68,15 +66,7 @@ def transformer_from_folder(folder: Path) -> Module:
 
     For engines, whose folder a build has checked. Raises WeightsNotFound or IncompatibleOptions.
     """
-    stored = read_config(folder)
-    if stored.get("_class_name") != TRANSFORMER:
-        raise IncompatibleOptions(
-            f"a transformer of the class {stored.get('_class_name')}",
-            expected=TRANSFORMER,
-            fix="build the bundle again with this version",
-        )
-    config = {name: value for name, value in stored.items() if not name.startswith("_")}
-    return _assembled(folder, config, None)
+    return stored(folder, TRANSFORMER)
 
 
 def random_transformer(
@@ -89,56 +79,12 @@ def random_transformer(
 ) -> Module:
     """Seeded random weights at the real dimensions: for latency work, not for pictures.
 
-    Made on ``device``; of one seed each kind of device makes its own.
+    As :func:`~fresco_trt.models.assembly.seeded`.
     """
-    import torch
-
-    from fresco_trt.models.flux.graph import initialise
-
-    model = _empty(transformer_config(facts, layers=layers))
-    # diffusers' own ``to`` warns about every cast; this is the plain one.
-    model = torch.nn.Module.to(model, dtype or torch.float32).to_empty(device=device)
-    initialise(model, seed=seed)
-    return model.eval().requires_grad_(False)
+    config = transformer_config(facts, layers=layers)
+    return seeded(TRANSFORMER, config, dtype=dtype, seed=seed, device=device)
 
 
-def _empty(config: Mapping[str, Any]) -> Module:
-    """The architecture on the meta device: no memory is touched before the weights arrive."""
-    import diffusers
-    import torch
-
-    untyped: Any = diffusers
-    try:
-        with torch.device("meta"):
-            model: Module = untyped.FluxTransformer2DModel(**config)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise IncompatibleOptions(
-            f"a transformer that cannot be made ({excerpt(error)})",
-            expected=f"the settings of a {TRANSFORMER}",
-            fix="build the bundle again with this version",
-        ) from error
-    return model
-
-
-def _assembled(source: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Module:
-    tensors, what = read_weights(source), f"the weights at {source}"
-    check_extent(config, tensors, source.name)
-    model = _empty(config)
-    if dtype is None:  # as a build has stored them, which may be as codes
-        from fresco_trt.models.fp8 import make_room
-
-        make_room(model, tensors)
-    else:
-        tensors = _plain(tensors, dtype, what)
-    check_names(model, tensors, what=what)
-    cast = {name: value.to(dtype or value.dtype) for name, value in tensors.items()}
-    if dtype is not None:
-        check_finite(cast, what=what)
-    model.load_state_dict(cast, strict=True, assign=True)
-    return model.eval().requires_grad_(False)
-
-
-def _plain(tensors: Mapping[str, Tensor], dtype: torch.dtype, what: str) -> dict[str, Tensor]:
-    """Anybody's tensors by diffusers' names, with nothing of their own form left."""
-    plain = plain_weights(without_prefix(tensors, what=what), dtype, what=what)
-    return diffusers_names(plain, what=what) if is_original(plain) else plain
+def _names(tensors: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
+    """By diffusers' names, from these or the original ones."""
+    return diffusers_names(tensors, what=what) if is_original(tensors) else dict(tensors)

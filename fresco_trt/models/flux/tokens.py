@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fresco_trt.models.packing import pack as pack
+from fresco_trt.models.packing import raster
+from fresco_trt.models.packing import unpack as unpack
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 
@@ -18,37 +21,12 @@ if TYPE_CHECKING:
 THETA = 10_000.0
 
 
-def pack(latents: Tensor) -> Tensor:
-    """``latents`` [B,C,H,W] to tokens [B, H/2 * W/2, 4C]; channels ordered (c, dy, dx).
-
-    Raises ValueError for an odd height or width.
-    """
-    batch, channels, height, width = latents.shape
-    if height % 2 or width % 2:
-        raise ValueError(f"latents are {height}x{width}; both sides must be even")
-    cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
-    return cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, 4 * channels)
-
-
-def unpack(tokens: Tensor, rows: int, columns: int) -> Tensor:
-    """Inverse of :func:`pack`: tokens [B, rows*columns, 4C] to latents [B, C, 2 rows, 2 columns].
-
-    Raises ValueError if the token or channel count does not fit.
-    """
-    batch, count, channels = tokens.shape
-    if count != rows * columns or channels % 4:
-        raise ValueError(f"tokens [{count},{channels}] are no {rows}x{columns} grid of 2x2 cells")
-    cells = tokens.reshape(batch, rows, columns, channels // 4, 2, 2)
-    return cells.permute(0, 3, 1, 4, 2, 5).reshape(batch, channels // 4, 2 * rows, 2 * columns)
-
-
 def position_ids(rows: int, columns: int, image: int = 0) -> Tensor:
     """Positions (image, row, column) of a raster of tokens, float32 [rows*columns, 3]."""
     import torch
 
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    ids = torch.stack([torch.full_like(row, image), row, column], dim=-1)
-    return ids.reshape(-1, 3).to(torch.float32)
+    places = raster(rows, columns)
+    return torch.cat([torch.full_like(places[:, :1], image), places], dim=1)
 
 
 def own_tokens(tokenizer: Any, prompts: Sequence[str], length: int) -> int:
