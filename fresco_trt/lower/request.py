@@ -154,6 +154,7 @@ def resolve(request: BuildRequest) -> Resolved:
     check_precision(about, quant.precision)
     recipe = find_recipe(quant.precision, quant.recipe)
     _check_options(request, about, len(plan.stages))
+    _check_measured(facts, quant)
     _check_quant(quant, recipe)
     target = replace(target, gpus=_gpus(target.gpus, about))
     _check_gpus(recipe, target.gpus or about.targets)
@@ -311,6 +312,16 @@ def _check_options(request: BuildRequest, about: BackendFacts, stages: int) -> N
             expected="a backend that is built from ONNX graphs",
             fix="leave --graphs out, or pass --backend onnxruntime",
         )
+
+
+def _check_measured(facts: ModelFacts, quant: QuantConfig) -> None:
+    if quant.precision in DTYPES or facts.calibrated:
+        return
+    raise UnsupportedPrecision(
+        f"--precision {quant.precision} of {facts.name}",
+        expected=f"{', '.join(DTYPES)}: nothing of this model can be quantised yet",
+        fix="pass --precision bf16",
+    )
 
 
 def _check_quant(quant: QuantConfig, recipe: Recipe | None) -> None:

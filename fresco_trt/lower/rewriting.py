@@ -46,7 +46,7 @@ def rewritten(program: ExportedProgram) -> ExportedProgram:
 
 def _applies(rule: _Rule, node: Node) -> bool:
     args, kwargs = _values(node)
-    return rule.applies(*args, **kwargs)
+    return rule.applies(*args, **kwargs) and not _hides_by_degrees(node)
 
 
 def _values(node: Node) -> Any:
@@ -189,6 +189,24 @@ def _selected(x: Tensor, repeats: Tensor, dim: int | None = None, *, output_size
 
 
 # --- attention ----------------------------------------------------------------------------------
+
+
+def _hides_by_degrees(node: Node) -> bool:
+    """Whether a node is attention of the usual axes whose mask is clamped to finite numbers: such a
+    mask leaves every query its keys, and the exporter adds it as it is.
+    """
+    import torch
+    from torch.fx import Node
+
+    aten = torch.ops.aten
+    if node.target != aten.scaled_dot_product_attention.default:
+        return False
+    mask: Any = node.args[3] if len(node.args) > 3 else node.kwargs.get("attn_mask")
+    if not (isinstance(mask, Node) and mask.target == aten.clamp.default):
+        return False
+    least: Any = mask.args[1] if len(mask.args) > 1 else mask.kwargs.get("min")
+    sides: list[Any] = [each.meta["val"].ndim for each in (node.args[0], mask)]  # type: ignore[union-attr]
+    return isinstance(least, int | float) and math.isfinite(least) and sides == [4, 4]
 
 
 def _is_unusual(

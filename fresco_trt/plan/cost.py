@@ -112,7 +112,7 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
     flops = sum(stage_flops(facts, plan))
     full = plan.stages[-1].grid
     behind = facts.reference_tokens(full)
-    baseline = steps * flops_of_step(facts, full.tokens, references=behind)
+    baseline = steps * facts.passes * flops_of_step(facts, full.tokens, references=behind)
     return PlanCost(
         flops=flops,
         baseline_flops=baseline,
@@ -129,7 +129,9 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
 
 
 def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
-    """FLOPs of each stage of ``plan``. A full step before a coarse one runs the coarse grid too."""
+    """FLOPs of each stage of ``plan``, all passes of a step counted. A full step before a coarse
+    one runs the coarse grid too.
+    """
     costs: list[float] = []
     site = "final" if plan.cache is None else plan.cache.site
     small = plan.velocity_grid
@@ -144,7 +146,8 @@ def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
             or flops_of_bypass(facts, tokens, site, references=behind, text_tokens=text),
         }
         twice = sum(pair == ("full", "bypass") for pair in pairwise(stage.actions))
-        costs.append(sum(price[action] for action in stage.actions) + coarse * twice)
+        once = sum(price[action] for action in stage.actions) + coarse * twice
+        costs.append(facts.passes * once)
     return tuple(costs)
 
 
@@ -158,13 +161,15 @@ def cache_bytes(facts: ModelFacts, plan: StagePlan) -> int:
     """Most bytes that a request's cached features take: of one stage, being dropped with it; those
     of coarse_velocity are a velocity of each of its two grids.
 
-    Float32, batch 1; 0 without a cache.
+    Float32, batch 1, of every pass of a step; 0 without a cache.
     """
     if plan.cache is None:
         return 0
     if plan.velocity_grid is not None:
-        return (plan.stages[-1].grid.tokens + plan.velocity_grid.tokens) * facts.in_channels * 4
-    return plan.cache.kept_features * max(plan.tokens) * facts.hidden * 4
+        kept = (plan.stages[-1].grid.tokens + plan.velocity_grid.tokens) * facts.in_channels
+    else:
+        kept = plan.cache.kept_features * max(plan.tokens) * facts.hidden
+    return facts.passes * kept * 4
 
 
 SUMMARY_KEYS = (

@@ -29,9 +29,13 @@ class ModelFacts:
     latents, or None while it was not measured. Sizes are (width, height) in picture pixels. A
     clip's frames are compressed too: of ``max_frames`` at most, the first is a latent frame of its
     own and each ``temporal_scale`` after it are one. ``references`` is how many reference pictures
-    stand behind the target's tokens, each on the target's own grid. ``presets`` maps a preset's
+    stand behind the target's tokens, each on the target's own grid; ``references_at_zero`` says
+    that they are modulated as at sigma 0, whatever the step's is. ``presets`` maps a preset's
     name and a number of stages to a preset; ``presets_of`` names the model that they were made for,
-    where that is another one.
+    where that is another one. ``true_cfg_default`` is the scale of classifier-free guidance by a
+    second pass without the prompt, None for a model that is drawn without; ``text_masked`` says
+    that attention does not see the padding of a text. ``calibrated`` is False for a model that
+    nothing can be measured of: no codes, no basis of a cache.
     """
 
     name: str
@@ -65,6 +69,10 @@ class ModelFacts:
     references: int = 0
     fixed_shift: float = 1.0
     presets_of: str | None = None
+    references_at_zero: bool = False
+    true_cfg_default: float | None = None
+    text_masked: bool = False
+    calibrated: bool = True
 
     def __post_init__(self) -> None:
         contradictions = {
@@ -91,13 +99,22 @@ class ModelFacts:
 
     @property
     def text_choices(self) -> tuple[int, ...]:
-        """Text tokens that a stage may take: all, half or a quarter of them, ascending."""
+        """Text tokens that a stage may take: all, half or a quarter of them, ascending; all, where
+        the padding is hidden by a mask.
+        """
+        if self.text_masked:
+            return (self.text_tokens,)
         halved = (self.text_tokens / parts for parts in (4, 2, 1))
         return tuple(int(count) for count in halved if count.is_integer())
 
     def reference_tokens(self, grid: Grid) -> int:
         """Tokens of all reference pictures behind those of a stage on ``grid``."""
         return self.references * grid.tokens
+
+    @property
+    def passes(self) -> int:
+        """Passes of the network a step, as the model is drawn unless asked otherwise."""
+        return 1 if self.true_cfg_default is None else 2
 
     @property
     def stage_counts(self) -> tuple[int, ...]:

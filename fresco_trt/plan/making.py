@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, UnknownPreset, UnsupportedStages
-from fresco_trt.plan.cache_schedule import cached, check_read
+from fresco_trt.plan.cache_schedule import cached, check_read, find_cache
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import NONE, CacheConfig
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.presets import Preset, is_falling
 from fresco_trt.plan.refinement import DEFAULT_WINDOW, Selection, TokenRefinement
-from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas
+from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas, stretched
 from fresco_trt.plan.sizes import Size, stage_grids
 from fresco_trt.plan.stages import MAX_STEPS, Action, Stage, StagePlan, Transition
 
@@ -70,6 +70,7 @@ def make_plan(
         name = "" if min(text_tokens) < facts.text_tokens else name
     cache = CacheConfig.of(cache)
     check_read(cache)
+    check_measured(facts, cache)
     if cache.name != NONE:
         chosen = replace(chosen, cache=cache)
     return plan_from_preset(facts, chosen, size=size, name=name or None)
@@ -93,7 +94,7 @@ def plan_from_preset(
     # Every stage keeps the shift of the full resolution, as SPEED does: the model then sees the
     # levels it would see at full size, whatever the grid (arXiv 2605.18736, code).
     shifts = preset.shift or (facts.shift_factor(grids[-1].tokens),) * len(levels)
-    lists = _sigma_lists(preset, shifts, fixed=facts.shift is None and preset.shift is None)
+    lists = _sigma_lists(facts, preset, shifts)
     texts = [each if each < facts.text_tokens else None for each in preset.text_tokens]
     rows = zip(levels, lists, texts or (None,) * len(levels), strict=True)
     plan = StagePlan(
@@ -169,6 +170,17 @@ def check_steps(steps: int) -> int:
     return steps
 
 
+def check_measured(facts: ModelFacts, cache: CacheConfig) -> None:
+    """Raise IncompatibleOptions for a cache by a basis, of a model that none is measured of."""
+    if facts.calibrated or cache.name == NONE or not find_cache(cache.name).needs_basis:
+        return
+    raise IncompatibleOptions(
+        f"the cache {cache.name} for {facts.name}",
+        expected="a cache without a basis: none can be measured of this model yet",
+        fix="pass another, like --cache hicache",
+    )
+
+
 def _check_shift(shift: float) -> float:
     if not MIN_SHIFT <= shift <= MAX_SHIFT:
         raise PlanError(
@@ -218,15 +230,18 @@ def _full_stage(grid: Grid, sigmas: tuple[float, ...], text_tokens: int | None) 
 
 
 def _sigma_lists(
-    preset: Preset, shifts: Sequence[float], *, fixed: bool
+    facts: ModelFacts, preset: Preset, shifts: Sequence[float]
 ) -> tuple[tuple[float, ...], ...]:
+    terminal = 0.0 if facts.shift is None else facts.shift.terminal
     if len(preset.steps) == 1:
-        return (plain_sigmas(preset.steps[0], shifts[0], fixed=fixed),)
+        fixed = facts.shift is None and preset.shift is None
+        return (plain_sigmas(preset.steps[0], shifts[0], fixed=fixed, terminal=terminal),)
     starts, ends = (1.0, *preset.restarts), (*preset.switch, 0.0)
-    return tuple(
+    *before, last = (
         stage_sigmas(start, end, steps, h)
         for start, end, steps, h in zip(starts, ends, preset.steps, shifts, strict=True)
     )
+    return (*before, stretched(last, terminal))
 
 
 def _transition(preset: Preset, index: int, coarse_tokens: int) -> Transition:

@@ -16,15 +16,20 @@ from dataclasses import dataclass
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShiftRule:
     """Resolution-dependent shift: mu grows linearly from ``base_shift`` at ``base_tokens`` image
-    tokens to ``max_shift`` at ``max_tokens``, and beyond. Raises ValueError for equal token counts.
+    tokens to ``max_shift`` at ``max_tokens``, and beyond. Where ``terminal`` is not 0, the last
+    sigma before 0 is brought to it. Raises ValueError for equal token counts, and for a terminal
+    outside [0, 1).
     """
 
     base_shift: float
     max_shift: float
     base_tokens: int
     max_tokens: int
+    terminal: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.terminal < 1.0:
+            raise ValueError("the shift rule needs a terminal sigma within [0, 1)")
         if not 0 < self.base_tokens < self.max_tokens:
             raise ValueError("the shift rule needs 0 < base_tokens < max_tokens")
 
@@ -71,14 +76,32 @@ def stage_sigmas(start: float, end: float, steps: int, h: float) -> tuple[float,
     return (start, *(shift_sigma(u, h) for u in inner), end)
 
 
-def plain_sigmas(steps: int, h: float, *, fixed: bool = False) -> tuple[float, ...]:
+def stretched(sigmas: tuple[float, ...], terminal: float) -> tuple[float, ...]:
+    """A falling list that ends at 0, its last sigma before that brought to ``terminal`` and those
+    before it in proportion; the first stays. As it is where ``terminal`` is 0, and for one step.
+
+    diffusers' ``shift_terminal`` does this to a list from 1 (:func:`plain_sigmas`).
+    """
+    if terminal == 0.0 or len(sigmas) < 3:
+        return sigmas
+    first, *inner, last = sigmas
+    scale = (first - terminal) / (first - inner[-1])
+    moved = (first - (first - sigma) * scale for sigma in inner[:-1])
+    return (first, *moved, terminal, last)
+
+
+def plain_sigmas(
+    steps: int, h: float, *, fixed: bool = False, terminal: float = 0.0
+) -> tuple[float, ...]:
     """The full-resolution list of the unmodified pipeline: ``steps + 1`` sigmas from 1 to 0.
 
     Equal bit for bit to ``FlowMatchEulerDiscreteScheduler`` under ``FluxPipeline``: that computes
     in float32, so every operation here is rounded to float32 too. Without it a one-stage plan
     would be the plain sampler only approximately. That scheduler has a formula of its own for a
     factor that is ``fixed`` whatever the size, which rounds in another way; where it rounds to a
-    little more than 1, this is 1. Raises ValueError for ``steps < 1``, ``h <= 0``.
+    little more than 1, this is 1. With a ``terminal`` the last of them before 0 is that one, and
+    the others follow (``shift_terminal``), unless there is one step only, for which that scheduler
+    has no numbers. Raises ValueError for ``steps < 1``, ``h <= 0``.
     """
     _check_steps(steps)
     _check_factor(h)
@@ -86,7 +109,10 @@ def plain_sigmas(steps: int, h: float, *, fixed: bool = False) -> tuple[float, .
     inner = [_float32(index * gap + 1.0) for index in range(steps - 1)]
     unshifted = [*inner, _float32(1.0 / steps)]
     shift = _fixed_float32 if fixed else _shift_float32
-    return (*(shift(u, h) for u in unshifted), 0.0)
+    sigmas = [shift(u, h) for u in unshifted]
+    if terminal and steps > 1:
+        sigmas = _stretched_float32(sigmas, terminal)
+    return (*sigmas, 0.0)
 
 
 def rewind_sigma(sigma: float, r: float = 2.0) -> float:
@@ -124,6 +150,13 @@ def _shift_float32(u: float, h: float) -> float:
 def _fixed_float32(u: float, h: float) -> float:
     factor, excess = _float32(h), _float32(h - 1.0)
     return min(_float32(_float32(factor * u) / _float32(1.0 + _float32(excess * u))), 1.0)
+
+
+def _stretched_float32(sigmas: list[float], terminal: float) -> list[float]:
+    """:func:`stretched` in diffusers' own order of operations, for a list from 1."""
+    clean = [_float32(1.0 - sigma) for sigma in sigmas]
+    scale = _float32(clean[-1] / _float32(1.0 - terminal))
+    return [_float32(1.0 - _float32(each / scale)) for each in clean]
 
 
 def _float32(value: float) -> float:

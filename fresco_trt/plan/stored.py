@@ -100,6 +100,9 @@ def plan_problems(plan: StagePlan, facts: ModelFacts) -> Iterator[tuple[str, str
         found = ", ".join(str(stage.grid) for stage in plan.stages)
         yield f"a plan on the grids {found}", f"{', '.join(map(str, grids))} for {facts.name}"
         return
+    if plan.cache is not None and plan.cache.traits.needs_basis and not facts.calibrated:
+        given = f"a plan with the cache {plan.cache.name}"
+        yield given, "a cache without a basis: none can be measured of this model yet"
     cut = facts.text_choices[:-1]
     for stage in plan.stages:
         if stage.text_tokens is not None and stage.text_tokens not in cut:

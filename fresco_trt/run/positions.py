@@ -28,13 +28,21 @@ def possible_positions(patchifier: Patchifier, coarse: Grid, fine: Grid, units: 
     four are at their parent's place plus 0 and 1/2 along each axis (RALU, arXiv 2507.08422, code).
     """
     own, finer = patchifier.positions(coarse), patchifier.positions(fine)
+    apart = _apart(patchifier, coarse, fine)
     if units == "fine":
-        return torch.cat([_spaced(own, 2.0, 0.5), finer])
-    return torch.cat([own, _spaced(finer, 0.5)])
+        return torch.cat([_spaced(own, 2.0, apart + 0.5), finer])
+    return torch.cat([own, _spaced(finer, 0.5, -apart / 2)])
 
 
-def _spaced(positions: Tensor, factor: float, offset: float = 0.0) -> Tensor:
-    """Rows and columns times ``factor`` plus ``offset``; the axes before them stay."""
+def _apart(patchifier: Patchifier, coarse: Grid, fine: Grid) -> Tensor:
+    """Row and column [2] of the first fine token less twice those of its parent: not 0 where a grid
+    counts from its middle and the coarse one has an odd number.
+    """
+    return patchifier.positions(fine)[0, -2:] - 2.0 * patchifier.positions(coarse)[0, -2:]
+
+
+def _spaced(positions: Tensor, factor: float, offset: Tensor) -> Tensor:
+    """Rows and columns times ``factor`` plus ``offset`` [2]; the axes before them stay."""
     places = positions.clone()
     places[:, -2:] = places[:, -2:] * factor + offset
     return places
@@ -69,10 +77,10 @@ def _mixed_tables(
     patchifier: Patchifier, mixed: Mixed, units: Units, references: int
 ) -> dict[str, Tensor]:
     own = possible_positions(patchifier, mixed.coarse, mixed.fine, units)
-    factor = 1.0 if units == "fine" else 0.5
-    images = [
-        _spaced(patchifier.positions(mixed.fine, image + 1), factor) for image in range(references)
-    ]
+    images = [patchifier.positions(mixed.fine, image + 1) for image in range(references)]
+    if units == "coarse":
+        offset = -_apart(patchifier, mixed.coarse, mixed.fine) / 2
+        images = [_spaced(each, 0.5, offset) for each in images]
     positions = torch.cat([own, *images])
     behind = torch.arange(len(own), len(positions), device=mixed.kept.device)
     rows = torch.cat([mixed.kept, mixed.coarse.tokens + mixed.children, behind])
