@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 OPERATORS = frozenset(
     (
         "Add",
+        "Clip",
         "Concat",
         "Cos",
         "DequantizeLinear",

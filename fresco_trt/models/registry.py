@@ -13,14 +13,15 @@ from typing import Any
 from fresco_trt.errors import IncompatibleOptions, UnknownModel
 from fresco_trt.models.family import ModelFamily
 from fresco_trt.models.flux.family import FLUX
+from fresco_trt.models.qwen.family import QWEN
 from fresco_trt.plan.facts import ModelFacts
 
-_FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (FLUX,)}
+_FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (FLUX, QWEN)}
 
 _VALUE = re.compile(r"[0-9]{1,9}(\+[0-9]{1,9})*|true|false")
 
 # Names the command line will take one day; better told "not yet" than "never heard of it".
-_NOT_YET = ("hunyuan-video", "qwen-image-edit")
+_NOT_YET = ("hunyuan-video",)
 
 
 def register(family: ModelFamily) -> None:

@@ -21,10 +21,13 @@ def test_the_supported_names() -> None:
         "flux",
         "flux-schnell",
         "flux-kontext",
+        "qwen-image",
+        "qwen-image-edit",
+        "qwen-image-edit-2511",
     }
 
 
-@pytest.mark.parametrize("name", ["hunyuan-video", "qwen-image-edit"])
+@pytest.mark.parametrize("name", ["hunyuan-video"])
 def test_a_name_to_come_is_told_so(name: str) -> None:
     with pytest.raises(PlanError, match="known, not supported yet") as raised:
         model_facts(name)

@@ -9,7 +9,7 @@ import pytest
 from fresco_trt.backends import backend, backend_names
 from fresco_trt.models.flux.layers import graph_parameters, with_blocks
 from fresco_trt.models.flux.signatures import stage_signature
-from fresco_trt.models.registry import model_facts, model_names
+from fresco_trt.models.registry import family_of, model_facts, model_names
 from fresco_trt.plan.cost import WEIGHT_BYTES, activation_bytes
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import make_plan
@@ -213,8 +213,10 @@ def test_profiles_save_all_but_one_copy_of_the_weights(model: str, stages: int) 
 
 def of_stage(facts: ModelFacts, stage: int, stages: int) -> GraphMemory:
     plan = make_plan(facts, stages=stages)
-    signature = stage_signature(facts, plan, stage, text_tokens=facts.text_tokens)
-    return graph_memory(facts, f"stage{stage + 1}", signature, graph_parameters(facts), "bf16")
+    family = family_of(facts)
+    signature = family.graphs.signature(facts, plan, stage, text_tokens=facts.text_tokens)
+    parameters = family.weights.parameters(facts, "full", "final")
+    return graph_memory(facts, f"stage{stage + 1}", signature, parameters, "bf16")
 
 
 def test_the_report_has_every_engine_and_the_whole() -> None:

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from fresco_trt.models.registry import model_facts
+from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.schedule import (
     ShiftRule,
     dynamic_mu,
@@ -19,6 +20,7 @@ from fresco_trt.plan.schedule import (
     shift_sigma,
     spectral_switch,
     stage_sigmas,
+    stretched,
     unshift_sigma,
 )
 
@@ -126,6 +128,27 @@ def test_the_plain_list_is_diffusers_bit_for_bit(name: str, tokens: int, steps: 
     mu = dynamic_mu(tokens, rule)
     theirs = diffusers_sigmas(steps, mu, shift=3.0, use_dynamic_shifting=True)
     assert plain_sigmas(steps, math.exp(mu)) == theirs
+
+
+@pytest.mark.parametrize("steps", [2, 3, 8, 50])
+@pytest.mark.parametrize("tokens", [256, 4096])
+def test_the_list_to_a_terminal_sigma_is_diffusers_bit_for_bit(tokens: int, steps: int) -> None:
+    rule = model_facts("qwen-image").shift
+    assert rule is not None
+    mu = dynamic_mu(tokens, rule)
+    theirs = diffusers_sigmas(steps, mu, use_dynamic_shifting=True, shift_terminal=rule.terminal)
+    found = plain_sigmas(steps, math.exp(mu), terminal=rule.terminal)
+    assert found == theirs
+    assert found[-2] == pytest.approx(0.02, abs=1e-6)
+    exact = stage_sigmas(1.0, 0.0, steps, math.exp(mu))
+    assert stretched(exact, rule.terminal) == pytest.approx(theirs, abs=1e-6)
+
+
+def test_a_later_stage_ends_over_the_terminal_sigma_too() -> None:
+    plan = make_plan(model_facts("qwen-image"), stages=3)
+    last = plan.stages[-1].sigmas
+    assert (last[0], last[-2:]) == (plan.transitions[-1].restart, (0.02, 0.0))
+    assert stretched((0.7, 0.0), 0.02) == (0.7, 0.0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 9, 28])

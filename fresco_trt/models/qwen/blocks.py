@@ -1,0 +1,229 @@
+"""Qwen-Image's stage graphs cut into pieces that are compiled one by one and run in turn.
+
+Beside ``graph.py``, whose graphs these pieces make up again: conditioning, embedders, one block,
+final norm and projection. Blocks differ in their weights only, so one compiled piece serves them
+all. Each piece is a module with tensors in and tensors out, of static shapes; between the blocks
+they are of the weights' own type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fresco_trt.models.family import Layer, Part
+from fresco_trt.models.qwen.graph import (
+    Shared,
+    Streams,
+    bias_of,
+    condition_of,
+    entered,
+    has_still,
+    leave,
+    own,
+    passed,
+    references_of,
+)
+from fresco_trt.models.qwen.signatures import MASK
+from fresco_trt.plan.caching import FEATURES
+from fresco_trt.plan.signature import GraphSignature, TensorSpec
+
+_FEATURE, _RESIDUAL = FEATURES["final"], FEATURES["trunk"]
+_ROPE = ("rope_cos", "rope_sin")
+
+
+# --- pieces -----------------------------------------------------------------------------------
+
+
+class Condition(nn.Module):
+    """From sigma to the modulation vector, and to that of references where it is another."""
+
+    def __init__(self, transformer: Any, *, still: bool) -> None:
+        super().__init__()
+        self.time_text_embed, self.still = transformer.time_text_embed, still
+        self.dtype = transformer.proj_out.weight.dtype
+
+    def forward(self, timestep: Tensor) -> tuple[Tensor, ...]:
+        """``condition`` [B,H], and ``still`` [B,H] if there is one, from ``timestep`` [B]."""
+        sigmas = (timestep, timestep * 0) if self.still else (timestep,)
+        return tuple(condition_of(self, each, self.dtype) for each in sigmas)
+
+
+class Enter(nn.Module):
+    """Both embedders, and what hides the text's padding."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        for name in ("img_in", "txt_in", "txt_norm"):
+            setattr(self, name, getattr(transformer, name))
+
+    def forward(
+        self, latents: Tensor, text: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``tokens`` [B,N,H], ``context`` [B,T,H] and ``bias`` [B,1,1,T+N]."""
+        streams = entered(self, latents, text)
+        return *streams, bias_of(text_mask, latents, streams.tokens.dtype)
+
+
+class Block(nn.Module):
+    """One block, of whose image tokens the last ``references`` may have a condition of their
+    own."""
+
+    def __init__(self, block: nn.Module, references: int) -> None:
+        super().__init__()
+        self.block, self.references = block, references
+
+    def forward(
+        self,
+        tokens: Tensor,
+        context: Tensor,
+        bias: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+        condition: Tensor,
+        *still: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Both streams after the block, contiguous: what is compiled for the next one relies on the
+        strides of its inputs.
+        """
+        shared = Shared(
+            condition=condition,
+            still=still[0] if still else None,
+            references=self.references,
+            bias=bias,
+            rope=(rope_cos, rope_sin),
+        )
+        streams = passed(self.block, Streams(tokens, context), shared)
+        return streams.tokens.contiguous(), streams.context.contiguous()
+
+
+class Leave(nn.Module):
+    """The final norm, modulated, and the projection."""
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        self.norm_out, self.proj_out = transformer.norm_out, transformer.proj_out
+
+    def forward(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor]:
+        """``velocity`` [B,N,C], float32."""
+        return (leave(self, tokens, condition),)
+
+
+# --- the cut ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class QwenCut:
+    """A stage graph as parts, and how they make it up again."""
+
+    signature: GraphSignature
+    parts: tuple[Part, ...]
+
+    def run(
+        self, layers: Mapping[str, Sequence[Layer]], inputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The graph's outputs from its inputs, by name; ``layers`` are those of every part, as they
+        are or compiled, by the part's kind.
+        """
+        conditions = layers["condition"][0](inputs["timestep"])
+        kept: dict[str, Tensor] = {}
+        if _FEATURE in inputs:
+            tokens = inputs[_FEATURE].to(conditions[0].dtype)
+        else:
+            tokens, kept = self._through(layers, inputs, conditions)
+        (velocity,) = layers["leave"][0](tokens, conditions[0])
+        return {"velocity": velocity, **kept}
+
+    def _through(
+        self,
+        layers: Mapping[str, Sequence[Layer]],
+        inputs: Mapping[str, Tensor],
+        conditions: Sequence[Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The image tokens for the final norm, and the feature if the graph gives one."""
+        given = (inputs[name] for name in ("latents", "text", MASK))
+        tokens, context, bias = layers["enter"][0](*given)
+        constant = (bias, *(inputs[name] for name in _ROPE), *conditions)
+        references = references_of(self.signature)
+        blocks = layers["block"]
+        first = streams = blocks[0](tokens, context, *constant)
+        if _RESIDUAL in inputs:
+            found = own(first[0], references)
+            return found + inputs[_RESIDUAL].to(found.dtype), {}
+        for block in blocks[1:]:
+            streams = block(*streams, *constant)
+        # What is compiled for them relies on their strides.
+        found = own(streams[0], references).contiguous()
+        outputs = {spec.name for spec in self.signature.outputs}
+        if _RESIDUAL in outputs:
+            return found, {_RESIDUAL: (found - own(first[0], references)).float()}
+        return found, {_FEATURE: found.float()} if _FEATURE in outputs else {}
+
+
+def cut(graph: Any, signature: GraphSignature) -> QwenCut:
+    """The parts of a stage graph of this family, as ``graph.graph_from_signature`` makes it for
+    ``signature``.
+    """
+    return QwenCut(signature=signature, parts=tuple(_parts(graph.transformer, signature)))
+
+
+def _parts(transformer: Any, signature: GraphSignature) -> Iterator[Part]:
+    dtype = str(transformer.proj_out.weight.dtype).removeprefix("torch.")
+    velocity = signature.output("velocity")
+    batch, count, _ = velocity.shape
+    hidden = transformer.proj_out.in_features
+    whole = any(spec.name == MASK for spec in signature.inputs)
+    references = references_of(signature) if whole else 0
+    vector = _spec("condition", (batch, hidden), dtype)
+    still = has_still(transformer, references)
+    vectors = [vector, _spec("still", vector.shape, dtype)] if still else [vector]
+    condition = [Condition(transformer, still=still)]
+    yield _part("condition", "condition", [signature.input("timestep")], vectors, condition)
+    if whole:
+        yield from _block_parts(transformer, signature, vectors)
+    tokens = _spec("tokens", (batch, count, hidden), dtype)
+    yield _part("leave", f"leave-{count}", [tokens, vector], [velocity], [Leave(transformer)])
+
+
+def _block_parts(
+    transformer: Any, signature: GraphSignature, vectors: Sequence[TensorSpec]
+) -> Iterator[Part]:
+    given = [signature.input(name) for name in ("latents", "text", MASK)]
+    (batch, count, _), (_, text, _) = given[0].shape, given[1].shape
+    hidden, dtype = vectors[0].shape[-1], vectors[0].dtype
+    streams = [
+        _spec("tokens", (batch, count, hidden), dtype),
+        _spec("context", (batch, text, hidden), dtype),
+    ]
+    bias = _spec("bias", (batch, 1, 1, text + count), dtype)
+    yield _part("enter", f"enter-{count}", given, [*streams, bias], [Enter(transformer)])
+    after = [_spec(f"{spec.name}_after", spec.shape, dtype) for spec in streams]
+    rope = [signature.input(name) for name in _ROPE]
+    references = references_of(signature)
+    alone = any(spec.name == _RESIDUAL for spec in signature.inputs)
+    blocks = transformer.transformer_blocks[: 1 if alone else None]
+    yield _part(
+        "block",
+        f"block-{count - references}+{references}",
+        [*streams, bias, *rope, *vectors],
+        after,
+        [Block(block, references) for block in blocks],
+    )
+
+
+def _part(
+    kind: str,
+    name: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    layers: Sequence[nn.Module],
+) -> Part:
+    signature = GraphSignature(inputs=tuple(inputs), outputs=tuple(outputs))
+    return Part(kind=kind, name=name, signature=signature, layers=tuple(layers))
+
+
+def _spec(name: str, shape: tuple[int, ...], dtype: str) -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
