@@ -217,7 +217,9 @@ def _difference(
     seed: int,
     progress: Callable[[str, float], None],
 ) -> int:
-    """The largest pixel difference between the reference's picture and the engines' own."""
+    """The largest pixel difference between the reference's pictures and the engines' own: as many
+    as the engines take at once, each from another seed.
+    """
     import numpy as np
 
     from fresco_trt.pipelines.edit import example_source
@@ -228,8 +230,10 @@ def _difference(
         def on_step(step: Any) -> None:
             progress(phase, (step.step + 1) / step.steps_total)
 
-        drawn = drawer(prompt, image=source, seed=seed, on_step=on_step).images[0]
-        return np.asarray(drawn).astype(int)
+        drawn = drawer(
+            prompt, image=source, seed=seed, num_images_per_prompt=pipe.batch, on_step=on_step
+        )
+        return np.stack([np.asarray(image) for image in drawn.images]).astype(int)
 
     choices = Choices()
     reference = draw(pipe.with_runners(comparing, choice=choices.make), "against eager")

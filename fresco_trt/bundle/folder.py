@@ -89,6 +89,11 @@ class Bundle:
         return self.manifest.plan
 
     @property
+    def batch(self) -> int:
+        """How many pictures the engines take at once."""
+        return self.manifest.backend.target.batch
+
+    @property
     def pipeline_folder(self) -> Path:
         """The folder of text encoders, decoder and scheduler, inside the bundle."""
         return self.folder / self.manifest.pipeline.folder

@@ -19,6 +19,8 @@ def told_identity(manifest: Manifest) -> dict[str, Any]:
     """Everything that went into the build, by name: the build key is taken over just this."""
     about, target, options = manifest.backend, manifest.backend.target, manifest.built.options
     machine = {"kind of machine": options["machine"]} if "machine" in options else {}
+    # Named only where it is more than one: bundles from before there was a choice keep their keys.
+    batch = {"batch": target.batch} if target.batch != 1 else {}
     return {
         "model": manifest.model.name,
         "weights": manifest.model.weights_sha256,
@@ -34,6 +36,7 @@ def told_identity(manifest: Manifest) -> dict[str, Any]:
         "prompt encoders or decoder": manifest.pipeline.digest,
         "package versions": options.get("packages"),
         **machine,
+        **batch,
     }
 
 

@@ -107,8 +107,9 @@ Target = Annotated[
     str,
     typer.Option(
         "--target",
-        help="For TensorRT: GPU architectures, sm89+sm120; then layout=static (a plan for each "
-        "stage) or profiles (one, the weights once), stream_weights=true.",
+        help="batch=4, pictures that engines take at once; for TensorRT GPU architectures first, "
+        "sm89+sm120, and layout=static (a plan for each stage) or profiles (one, the weights "
+        "once), stream_weights=true.",
         show_default="all that the library builds for",
     ),
 ]

@@ -86,7 +86,8 @@ def _numbered(positions: str) -> str:
 def dry_run_table(summary: Mapping[str, Any]) -> None:
     """What a build would do, engine by engine, and what they take in each layout there is."""
     for draft in summary["builds"]:
-        title = f"{draft['out']} ({draft['backend']}, {draft['precision']})"
+        several = "" if draft["batch"] == 1 else f", {draft['batch']} pictures at once"
+        title = f"{draft['out']} ({draft['backend']}, {draft['precision']}{several})"
         counts = ("engine", "tokens", "text", "latents", "built before")
         table(title, counts, map(_shapes, draft["engines"]))
         for bundle, seconds in _before(draft["engines"]).items():

@@ -43,6 +43,7 @@ def describe(request: BuildRequest) -> dict[str, Any]:
         "targets": list(resolved.target.gpus),
         "layout": resolved.target.layout,
         "stream_weights": resolved.target.stream_weights,
+        "batch": resolved.target.batch,
         "blocks": None if resolved.blocks is None else format_blocks(resolved.blocks),
         **_feasibility(resolved.backend),
         "reuse": _reuse(resolved.out),

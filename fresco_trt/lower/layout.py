@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.plan.batches import batch_problem
 from fresco_trt.plan.config import LAYOUTS, PROFILES, STATIC
 
 if TYPE_CHECKING:
@@ -36,6 +37,18 @@ def check_layout(layout: str, plan: StagePlan, about: BackendFacts) -> None:
     if layout == PROFILES and plan.cuts_text:
         given = f"layout={layout} in --target, with text_tokens of stages"
         raise _refused(given, "stages that differ in their image tokens alone")
+
+
+def check_batch(batch: int, plan: StagePlan) -> None:
+    """Raise IncompatibleOptions for a number of pictures that no engine takes at once."""
+    problem = batch_problem(plan, batch)
+    if problem is not None:
+        given, expected = problem
+        raise IncompatibleOptions(
+            f"{given} in --target",
+            expected=expected,
+            fix="leave batch out: pictures are then drawn one after another",
+        )
 
 
 def check_streaming(layout: str, plan: StagePlan, about: BackendFacts) -> None:
@@ -81,7 +94,13 @@ def _signature(resolved: Resolved, stage: int, action: Action) -> GraphSignature
     plan, text = resolved.plan, resolved.facts.text_tokens
     feature = plan.velocity_grid is None and any(action == "bypass" for _, action in plan.graphs)
     return resolved.family.graphs.signature(
-        resolved.facts, plan, stage, action, text_tokens=text, feature=feature
+        resolved.facts,
+        plan,
+        stage,
+        action,
+        text_tokens=text,
+        feature=feature,
+        batch=resolved.target.batch,
     )
 
 

@@ -87,6 +87,7 @@ def identity(made: Ingredients) -> dict[str, Any]:
         "prompt encoders or decoder": made.pipeline_digest,
         "package versions": packages(),
         **_machine("kind of machine", about.machine),
+        **({"batch": resolved.target.batch} if resolved.target.batch != 1 else {}),
     }
 
 
@@ -94,7 +95,8 @@ def differences(old: Manifest, made: Ingredients) -> tuple[str, ...]:
     """Names of the parts of :func:`identity` in which a built bundle differs, or its key alone."""
     was = told_identity(old)
     now = identity(made)
-    return tuple(name for name in now if now[name] != was.get(name)) or ("build key",)
+    names = dict.fromkeys((*now, *was))
+    return tuple(name for name in names if now.get(name) != was.get(name)) or ("build key",)
 
 
 def _machine(name: str, machine: str | None) -> dict[str, str]:

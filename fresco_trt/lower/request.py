@@ -15,7 +15,7 @@ from fresco_trt.backends.base import check_precision
 from fresco_trt.backends.choosing import choose, this_gpu
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
 from fresco_trt.files.canonical_json import MANIFEST_NAME
-from fresco_trt.lower.layout import check_layout, check_streaming
+from fresco_trt.lower.layout import check_batch, check_layout, check_streaming
 from fresco_trt.models.registry import family_of, model_facts
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import CacheConfig, PresetConfig, QuantConfig, TargetConfig
@@ -124,7 +124,12 @@ class Resolved:
     def signature(self, stage: int, action: Action) -> GraphSignature:
         """Signature of an engine of the stage counted from 0."""
         return self.family.graphs.signature(
-            self.facts, self.plan, stage, action, text_tokens=self.facts.text_tokens
+            self.facts,
+            self.plan,
+            stage,
+            action,
+            text_tokens=self.facts.text_tokens,
+            batch=self.target.batch,
         )
 
 
@@ -160,6 +165,7 @@ def resolve(request: BuildRequest) -> Resolved:
     _check_gpus(recipe, target.gpus or about.targets)
     _check_form(recipe, about)
     check_layout(target.layout, plan, about)
+    check_batch(target.batch, plan)
     if target.stream_weights:
         check_streaming(target.layout, plan, about)
     return Resolved(

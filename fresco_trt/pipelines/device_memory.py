@@ -37,7 +37,7 @@ def check_device_memory(bundle: Bundle, free: int | None) -> None:
     names = {name for engine in manifest.engines for name in engine.files}
     weights = sum(file.bytes for file in manifest.files if file.path in names)
     facts, tokens = model_facts(manifest.model.name), max(bundle.plan.tokens)
-    alive = activation_bytes(
+    alive = bundle.batch * activation_bytes(
         facts,
         tokens,
         manifest.precision,

@@ -111,12 +111,18 @@ def _plan_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str,
 
 def _engine_problems(manifest: Manifest, facts: ModelFacts) -> Iterator[tuple[str, str]]:
     from fresco_trt.models.registry import family_of
+    from fresco_trt.plan.batches import batch_problem
     from fresco_trt.run.sampler import engine_name
 
     graphs, plan = family_of(facts).graphs, manifest.plan
+    batch = manifest.backend.target.batch
+    problem = batch_problem(plan, batch)
+    if problem is not None:
+        yield problem
+        return
     wanted = {
         engine_name(index, action): graphs.signature(
-            facts, plan, index, action, text_tokens=manifest.text_tokens
+            facts, plan, index, action, text_tokens=manifest.text_tokens, batch=batch
         )
         for index, action in plan.graphs
     }

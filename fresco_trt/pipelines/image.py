@@ -139,7 +139,7 @@ class FrescoPipeline:
     @property
     def batch(self) -> int:
         """How many pictures the engines take at once."""
-        return 1
+        return self.bundle.batch
 
     @property
     def device(self) -> str:
@@ -179,8 +179,9 @@ class FrescoPipeline:
         its fine grid's, with what is still coarse repeated over its place. `cancel()` is asked
         after each step; if it is true the request ends there, and its memory is free.
 
-        Pictures are drawn one after another, as the result's `runs` say. Each is the picture of a
-        call of its own with its prompt and seed. Steps count on over all runs, so that
+        Several pictures are drawn `batch` at a time, with engines that were built so, else one
+        after another, as the result's `runs` say. Each is the picture of a call of its own with its
+        prompt and seed. Steps count on over all runs, so that
         `(step.step + 1) / step.steps_total` is the progress of the call; a preview is of the
         picture number `picture.info["picture"]`, from 0 in the result's order.
 

@@ -67,7 +67,7 @@ class QuantConfig(Config):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TargetConfig(Config):
-    """What TensorRT engines are built for: ``sm89+sm120,layout=profiles,stream_weights=true``."""
+    """What engines are built for: ``batch=4``; of TensorRT ``sm89+sm120,layout=profiles``, too."""
 
     option: ClassVar[str] = "--target"
     example: ClassVar[str] = "sm89+sm120,layout=profiles"
@@ -78,6 +78,9 @@ class TargetConfig(Config):
     """static, an engine for each stage, or profiles, one for all that has the weights once."""
     stream_weights: bool = False
     """Keep on the host what weights the GPU has no room for."""
+    batch: int = 1
+    """Pictures that an engine takes at once, of any library. What a run lacks is filled with copies
+    that nobody sees."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

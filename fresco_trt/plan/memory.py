@@ -167,8 +167,10 @@ def graph_memory(
     *,
     action: Action = "full",
 ) -> GraphMemory:
-    """What the graph of ``signature`` takes with its tensors in precision ``rest``, batch 1."""
-    tokens = signature.output("velocity").shape[1]
+    """What the graph of ``signature`` takes with its tensors in precision ``rest``, all pictures
+    of its batch together.
+    """
+    batch, tokens = signature.output("velocity").shape[:2]
     names = [spec.name for spec in (*signature.inputs, *signature.outputs)]
     text = next((spec.shape[1] for spec in signature.inputs if spec.name == "text"), None)
     runs_blocks = text is not None
@@ -184,8 +186,8 @@ def graph_memory(
         kind=" ".join((action, *names)),
         blocks=all_blocks if runs_blocks else 0,
         weights=parameters.bytes(rest),
-        activations=alive,
-        scores=scores,
+        activations=batch * alive,
+        scores=batch * scores,
         tensors=tensor_bytes(signature),
     )
 

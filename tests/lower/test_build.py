@@ -201,6 +201,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"weights": "random"}, "weights differ"),
     ({"precision": "bf16"}, "weights, precision differ"),
     ({"weights": "random", "preset": "fast"}, "weights, plan differ"),
+    ({"target": "batch=2"}, "batch differs"),
 ]
 
 

@@ -99,6 +99,46 @@ def test_a_layout_that_would_change_nothing_is_refused(change: dict[str, Any], s
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("batch=0", "batch=0 in --target; expected from 1 to 64 pictures"),
+        ("batch=65", "batch=65 in --target; expected from 1 to 64 pictures"),
+    ],
+)
+def test_a_batch_out_of_range_is_refused(target: str, said: str) -> None:
+    with pytest.raises(IncompatibleOptions) as caught:
+        resolve(replace(SHARED, target=target))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_graph_takes_the_whole_batch(layout: str) -> None:
+    request = replace(SHARED, target=f"layout={layout},batch=4")
+    resolved, alone = resolve(request), resolve(replace(SHARED, target=f"layout={layout}"))
+    pairs = zip(graph_signatures(resolved).values(), graph_signatures(alone).values(), strict=True)
+    for several, one in pairs:
+        assert {each.input("latents").shape[0] for each in several} == {4}
+        assert [each.input("rope_cos") for each in several] == [
+            each.input("rope_cos") for each in one
+        ]
+    summary, single = describe(request), describe(SHARED)
+    assert (summary["batch"], single["batch"]) == (4, 1)
+    resident, less = (each["layouts"][0]["resident_bytes"] for each in (summary, single))
+    assert resident > less
+
+
+def test_what_each_picture_decides_by_itself_is_in_no_batch() -> None:
+    mixed = replace(with_mixed_stage(), target="batch=2")
+    with pytest.raises(IncompatibleOptions, match="batch=2 with a mixed stage in --target"):
+        resolve(mixed)
+    plan = resolve(SHARED).plan
+    fresh = tuple(replace(each, noise="fresh") for each in plan.transitions)
+    request = BuildRequest(plan=replace(plan, transitions=fresh), target="batch=2")
+    with pytest.raises(IncompatibleOptions, match="batch=2 with fresh noise"):
+        resolve(request)
+
+
 def test_phase_aligned_attention_is_refused() -> None:
     """How many of its tokens are coarse is built into such a graph."""
     request = with_mixed_stage(positions="aligned")

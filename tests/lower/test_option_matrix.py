@@ -46,11 +46,14 @@ AXES: dict[str, tuple[Any, ...]] = {
         *(CacheConfig(name=name) for name in cache_names()),
         *(CacheConfig(name="reuse", site=site) for site in SITES),
     ),
-    "target": tuple(
-        TargetConfig(gpus=gpus, layout=layout, stream_weights=streams)
-        for gpus in ((), ("sm75",), ("sm89", "sm120"))
-        for layout in LAYOUTS
-        for streams in (False, True)
+    "target": (
+        *(
+            TargetConfig(gpus=gpus, layout=layout, stream_weights=streams)
+            for gpus in ((), ("sm75",), ("sm89", "sm120"))
+            for layout in LAYOUTS
+            for streams in (False, True)
+        ),
+        TargetConfig(batch=4),
     ),
 }
 PAIRS = list(combinations(AXES, 2))

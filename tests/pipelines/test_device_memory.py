@@ -11,7 +11,7 @@ import pytest
 
 from fresco_trt.backends.choosing import Gpu
 from fresco_trt.backends.eager import EagerBackend
-from fresco_trt.bundle import open_bundle
+from fresco_trt.bundle import Bundle, open_bundle
 from fresco_trt.errors import OutOfDeviceMemory
 from fresco_trt.lower import build as lower
 from fresco_trt.lower.request import BuildRequest
@@ -43,6 +43,30 @@ def test_what_fits_or_is_not_known_is_let_through(eager_bundle: Path) -> None:
     bundle = open_bundle(eager_bundle)
     check_device_memory(bundle, 10**9)
     check_device_memory(bundle, None)
+
+
+def test_a_batch_has_live_tensors_of_every_picture(
+    eager_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(eager_bundle)
+    one = needed(bundle)
+    monkeypatch.setattr(Bundle, "batch", 8)
+    files = {name for engine in bundle.manifest.engines for name in engine.files}
+    weights = sum(file.bytes for file in bundle.manifest.files if file.path in files)
+    assert needed(bundle) - weights == 8 * (one - weights)
+
+
+def needed(bundle: Bundle) -> int:
+    """The fewest free bytes that are enough, found by halving."""
+    low, high = 0, 2**40
+    while high - low > 1:
+        free = (low + high) // 2
+        try:
+            check_device_memory(bundle, free)
+            high = free
+        except OutOfDeviceMemory:
+            low = free
+    return high
 
 
 @pytest.mark.skipif(free_device_bytes() is not None, reason="about a machine without a GPU")

@@ -17,6 +17,7 @@ from fresco_trt.errors import BundleError, EnvironmentMismatch, ManifestInvalid
 from fresco_trt.models.registry import model_facts
 from fresco_trt.pipelines.environment import check_environment
 from fresco_trt.plan.caching import cache_traits
+from fresco_trt.plan.config import TargetConfig
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
 from tests.hostile import labels
@@ -138,6 +139,13 @@ def test_labels_that_do_not_agree_are_refused(
         open_bundle(bundle, environment=check_environment)
     assert type(caught.value) in (EnvironmentMismatch, ManifestInvalid)
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("batch", [0, 2, 65])
+def test_engines_of_another_batch_are_refused(manifest: Manifest, batch: int) -> None:
+    backend = manifest.backend.model_copy(update={"target": TargetConfig(batch=batch)})
+    error = refused(manifest, backend=backend)
+    assert ("[2," in error.expected) if batch == 2 else (f"batch={batch}" in error.given)
 
 
 @pytest.mark.parametrize("name", ["vae", "tokenizer_2", "model_index.json"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,47 @@ import numpy as np
 import pytest
 from PIL.Image import Image
 
-from fresco_trt.errors import Cancelled, InvalidArgument, PlanError
+from fresco_trt.backends.eager import EagerBackend
+from fresco_trt.errors import Cancelled, IncompatibleOptions, InvalidArgument, PlanError
+from fresco_trt.lower.build import BuildRequest, run
 from fresco_trt.models.family import PromptWarning
+from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.pipelines.checks import MAX_SEED
-from fresco_trt.pipelines.image import FrescoPipeline
+from fresco_trt.pipelines.diffusers.fit import check_engines
+from fresco_trt.pipelines.image import FrescoPipeline, load_runners
 from fresco_trt.pipelines.request import GenerateRequest, seeds_of
 from fresco_trt.run.sampler import Step
+from fresco_trt.verify import PIXEL_TOLERANCES, verify_bundle
+from tests.run.recording_device import RecordingDevice
+from tests.shallow import short_turbo
 
 APPLE, CAT = "a red apple on a plain blue background", "a cat on a striped pink background"
 
 
+def built(folder: Path, target: str) -> FrescoPipeline:
+    """Three stages at 64x64, eager, of random weights and a block of each kind."""
+    request = BuildRequest(
+        plan=short_turbo(),
+        backend="eager",
+        weights="random",
+        blocks=(1, 1),
+        target=target,
+        out=folder / "bundle",
+    )
+    return FrescoPipeline.from_bundle(run(request).bundle.folder)
+
+
 @pytest.fixture(scope="module")
-def pipe(eager_bundle: Path) -> Iterator[FrescoPipeline]:
-    """Three stages at 64x64, eager, one picture at a time."""
-    with FrescoPipeline.from_bundle(eager_bundle) as opened:
+def pipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrescoPipeline]:
+    """Engines of one picture at a time."""
+    with built(tmp_path_factory.mktemp("one"), "") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrescoPipeline]:
+    """The same engines, two pictures at a time."""
+    with built(tmp_path_factory.mktemp("pairs"), "batch=2") as opened:
         yield opened
 
 
@@ -47,12 +76,86 @@ def test_each_picture_is_that_of_a_call_of_its_own(pipe: FrescoPipeline) -> None
     assert result.nfe == pipe.plan.nfe
 
 
-def test_pictures_of_a_mixed_plan_choose_their_own_tokens(mixed_bundle: Path) -> None:
-    with FrescoPipeline.from_bundle(mixed_bundle) as pipe:
-        several = pipe(APPLE, seed=4, num_images_per_prompt=2).images
-        alone = pipe(APPLE, seed=5).images[0]
-    assert (pixels(several[1]) == pixels(alone)).all()
-    assert (pixels(several[0]) != pixels(alone)).any()
+def test_a_batch_draws_what_single_pictures_are(
+    pipe: FrescoPipeline, pairs: FrescoPipeline
+) -> None:
+    """To the rounding of larger products, which is what verify allows of another library."""
+    asked: dict[str, Any] = {"seed": [3, 9], "num_images_per_prompt": 2}
+    several, single = pairs([APPLE, CAT], **asked), pipe([APPLE, CAT], **asked)
+    assert (several.runs, several.seeds) == ((2, 2), single.seeds)
+    for ours, theirs in zip(several.images, single.images, strict=True):
+        assert np.abs(pixels(ours) - pixels(theirs)).max() <= PIXEL_TOLERANCES["fp32"]
+    assert (pixels(several.images[0]) != pixels(several.images[1])).any()
+
+
+def test_neighbours_in_a_batch_change_nothing(pairs: FrescoPipeline) -> None:
+    first = pairs([APPLE, CAT], seed=[3, 9]).images[0]
+    for other in (pairs([APPLE, "a bell"], seed=[3, 8]), pairs(APPLE, seed=3)):
+        assert (pixels(other.images[0]) == pixels(first)).all()
+
+
+def test_the_last_part_of_a_batch_is_filled_and_dropped(pairs: FrescoPipeline) -> None:
+    told: list[Step] = []
+    previews: list[tuple[int, int]] = []
+    result = pairs(
+        APPLE,
+        seed=3,
+        num_images_per_prompt=3,
+        on_step=told.append,
+        on_stage=lambda stage, image: previews.append((image.info["picture"], stage)),
+    )
+    assert (len(result.images), result.runs, result.seeds) == (3, (2, 1), (3, 4, 5))
+    assert {len(step.tokens) for step in told} == {2}
+    assert [step.step for step in told] == list(range(2 * pairs.plan.nfe))
+    assert previews == [(0, 1), (1, 1), (0, 2), (1, 2), (2, 1), (2, 2)]
+
+
+def test_who_leaves_a_batch_takes_nobody_along(pairs: FrescoPipeline) -> None:
+    """Pictures of one run may belong to different callers."""
+    given = pairs._pictures(GenerateRequest(prompts=(APPLE, CAT), seeds=(3, 9), guidance=3.5), None)
+    previews: list[int] = []
+    asked: list[int] = []
+
+    def leave() -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    gone = replace(given[0], cancel=leave, on_stage=lambda stage, image: previews.append(stage))
+    drawn = pairs._drawn([gone, given[1]], False, None, 0)
+    assert drawn.images[0] is None
+    assert (len(asked), previews) == (2, [])
+    wanted = pairs([APPLE, CAT], seed=[3, 9]).images[1]
+    assert drawn.images[1] is not None
+    assert (pixels(drawn.images[1]) == pixels(wanted)).all()
+    with pytest.raises(Cancelled):
+        pairs._drawn([replace(each, cancel=lambda: True) for each in given], False, None, 0)
+
+
+def test_verify_holds_every_picture_of_a_batch_against_its_own(pairs: FrescoPipeline) -> None:
+    found = verify_bundle(pairs.bundle.folder)
+    assert not found.failures
+    assert {error.output for error in found.engines} == {"velocity"}
+
+
+def test_a_pipeline_of_diffusers_takes_engines_of_one_picture(pairs: FrescoPipeline) -> None:
+    with pytest.raises(IncompatibleOptions, match=r"batch=2 .*one picture at a time"):
+        check_engines(FLUX_TINY, pairs.bundle)
+
+
+def test_stages_are_replayed_for_a_whole_batch(pairs: FrescoPipeline) -> None:
+    """On a scripted GPU, whose captures hold kernels."""
+    device, asked = RecordingDevice(), {"seed": 3, "num_images_per_prompt": 3}
+    wanted = pairs(APPLE, **asked).images  # type: ignore[arg-type]
+    with ExitStack() as scope:
+        runners = load_runners(pairs.bundle, EagerBackend(device=device), scope)
+        replaying = pairs.with_runners(runners)
+        replaying(CAT, num_images_per_prompt=3)  # two runs: one is plain, the next is captured
+        device.calls.clear()
+        result = replaying(APPLE, **asked)  # type: ignore[arg-type]
+        replaying.close()
+    assert device.calls == ["replay"] * 6
+    for ours, theirs in zip(result.images, wanted, strict=True):
+        assert (pixels(ours) == pixels(theirs)).all()
 
 
 @pytest.mark.parametrize(

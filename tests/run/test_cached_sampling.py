@@ -71,10 +71,12 @@ class Listening:
         return outputs
 
 
-def runners_of(plan: StagePlan, scope: ExitStack) -> dict[str, Listening]:
+def runners_of(plan: StagePlan, scope: ExitStack, batch: int = 1) -> dict[str, Listening]:
     found = {}
     for index, action in plan.graphs:
-        signature = stage_signature(FACTS, plan, index, action, text_tokens=FACTS.text_tokens)
+        signature = stage_signature(
+            FACTS, plan, index, action, text_tokens=FACTS.text_tokens, batch=batch
+        )
         graph = graph_from_signature(MODEL, signature)
         runner = scope.enter_context(module_runner(graph, signature))
         found[engine_name(index, action)] = Listening(runner)
@@ -211,6 +213,29 @@ def test_interleaved_requests_share_nothing(name: str) -> None:
         pairs = list(zip(*(steps_of(plan, runners, seed) for seed in (0, 1)), strict=True))
     for mine, step in zip(alone, pairs[-1], strict=True):
         assert torch.equal(mine, step.tokens)
+
+
+@pytest.mark.parametrize("name", [*cache_names("feature"), "coarse_velocity"])
+def test_pictures_of_one_run_are_predicted_apart(name: str) -> None:
+    """Each to the rounding of larger products: what is kept of one is never read for another."""
+    choice = {} if name == "coarse_velocity" else {"interval": 2, "warmup_steps": 1}
+    plan = plan_of(1 if name == "coarse_velocity" else 3, name=name, **choice)
+    seeds = (0, 1)
+    alone = [drawn(plan, seed)[0][-1].tokens for seed in seeds]
+    given = [inputs_of(seed) for seed in seeds]
+    inputs = {key: torch.cat([each[key] for each in given]) for key in given[0]}
+    basis = BASIS if plan.cache is not None and plan.cache.traits.needs_basis else None
+    pyramid = NoisePyramid.of_plan(plan, seeds, channels=FACTS.latent_channels)
+    with ExitStack() as scope:
+        *_, last = sample(
+            plan,
+            runners_of(plan, scope, batch=2),
+            Conditioning(inputs=inputs),
+            pyramid,
+            PATCHIFIER,
+            basis=basis,
+        )
+    torch.testing.assert_close(last.tokens, torch.cat(alone), rtol=1e-4, atol=1e-4)
 
 
 def test_svd_without_a_basis_is_refused_before_any_engine_runs() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -84,33 +84,50 @@ def judge(
     return Verdict(ssim=fmean(likeness), lowest=min(likeness), errors=errors)
 
 
+Signatures: TypeAlias = "Mapping[str, GraphSignature]"
+"""Of engines of one picture, by name: what is judged draws one prompt after another."""
+
+
 def engine_runners(
-    library: Backend, folder: Path, records: Sequence[EngineFile], scope: ExitStack
+    library: Backend,
+    folder: Path,
+    records: Sequence[EngineFile],
+    signatures: Signatures,
+    scope: ExitStack,
 ) -> dict[str, Runner]:
     """The built engines, their outputs brought to the CPU, where the reference is."""
     loaded = {each.name: scope.enter_context(library.load(folder, each)) for each in records}
-    return {name: _Brought(runner) for name, runner in loaded.items()}
+    return {name: _Alone(runner, signatures[name]) for name, runner in loaded.items()}
 
 
 def simulated_runners(
-    reference: Reference, simulation: Module, records: Sequence[EngineFile], scope: ExitStack
+    reference: Reference, simulation: Module, signatures: Signatures, scope: ExitStack
 ) -> dict[str, Runner]:
     """The simulated model in place of engines that this machine cannot run."""
-    signatures = {each.name: each.signature for each in records}
     return _eager(reference, simulation, signatures, scope)
 
 
-class _Brought(BorrowedRunner):
-    """Brings the outputs to the CPU."""
+class _Alone(BorrowedRunner):
+    """An engine as one of one picture, its outputs brought to the CPU: where it takes several, all
+    are the same picture.
+    """
+
+    def __init__(self, runner: Runner, signature: GraphSignature) -> None:
+        super().__init__(runner)
+        self._taken, self.signature = runner.signature, signature
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return {name: value.cpu() for name, value in self._runner(inputs).items()}
+        given = {
+            spec.name: inputs[spec.name].expand(spec.shape).contiguous()
+            for spec in self._taken.inputs
+        }
+        return {name: value[:1].cpu() for name, value in self._runner(given).items()}
 
 
 def _eager(
     reference: Reference,
     transformer: Module,
-    signatures: Mapping[str, GraphSignature],
+    signatures: Signatures,
     scope: ExitStack,
 ) -> dict[str, Runner]:
     graphs = reference.family.graphs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from fresco_trt.lower.layout import graph_of
 from fresco_trt.lower.quantize.gate import engine_runners, judge, simulated_runners
 from fresco_trt.lower.quantize.qdq import Quantizer
 from fresco_trt.lower.quantize.simulation import simulate
+from fresco_trt.run.sampler import engine_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,13 +92,19 @@ class Quantisation:
         progress: Progress,
     ) -> Verdict:
         with ExitStack() as scope:
+            resolved = self.made.resolved
+            plan, alone = resolved.plan, replace(resolved.target, batch=1)
+            signatures = {
+                engine_name(index, action): replace(resolved, target=alone).signature(index, action)
+                for index, action in plan.graphs
+            }
             if self._elsewhere:
                 amax, recipe = self.quantizer.amax, self.quantizer.recipe
                 simulation = simulate(self.reference.transformer, amax, recipe)
-                runners = simulated_runners(self.reference, simulation, engines, scope)
+                runners = simulated_runners(self.reference, simulation, signatures, scope)
             else:
-                runners = engine_runners(self.made.resolved.backend, folder, engines, scope)
-            plan = self.made.resolved.plan
+                library = resolved.backend
+                runners = engine_runners(library, folder, engines, signatures, scope)
             return judge(self.reference, plan, runners, basis=basis, progress=progress)
 
     def _refused(self, verdict: Verdict, progress: Progress) -> QualityTooLow:

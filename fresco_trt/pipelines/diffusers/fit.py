@@ -28,6 +28,7 @@ from fresco_trt.pipelines.diffusers.own_code import (
 )
 
 if TYPE_CHECKING:
+    from fresco_trt.bundle import Bundle
     from fresco_trt.models.family import DiffusersDriver
     from fresco_trt.plan.facts import ModelFacts
 
@@ -237,3 +238,23 @@ _PUT_BACK = "put the original part back, or call fresco_trt.disable(pipe)"
 def _refuse(problems: Iterator[str], expected: str, fix: str = _PUT_BACK) -> None:
     for problem in problems:
         raise IncompatibleOptions(problem, expected=expected, fix=fix)
+
+
+def check_engines(facts: ModelFacts, bundle: Bundle) -> None:
+    """Raise IncompatibleOptions for a scheduler whose sigmas are not those of the engines' plan,
+    and for engines of several pictures: the pictures of a call are drawn side by side here, and
+    there may be any number of them.
+    """
+    planned = model_facts(bundle.manifest.model.name)
+    if (facts.shift, facts.fixed_shift) != (planned.shift, planned.fixed_shift):
+        raise IncompatibleOptions(
+            f"a scheduler that shifts by {facts.shift or facts.fixed_shift}",
+            expected=f"{planned.shift or planned.fixed_shift}, by which the engines were planned",
+            fix="put the model's own scheduler back, or enable the pipeline without engines",
+        )
+    if bundle.batch != 1:
+        raise IncompatibleOptions(
+            f"engines of batch={bundle.batch} for a pipeline of diffusers",
+            expected="engines that draw one picture at a time",
+            fix="build them without batch in --target, or draw with FrescoPipeline",
+        )

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fresco_trt.errors import CalibrationError, DigestMismatch, IncompatibleOptions, UnsupportedSize
-from fresco_trt.models.registry import model_facts
 from fresco_trt.pipelines.diffusers.digested import DigestedWeights
-from fresco_trt.pipelines.diffusers.fit import CACHE_HOOKS, check_whole, facts_of
+from fresco_trt.pipelines.diffusers.fit import (
+    CACHE_HOOKS,
+    check_engines,
+    check_whole,
+    facts_of,
+)
 from fresco_trt.plan.cache_schedule import find_cache
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import NONE
@@ -284,7 +288,7 @@ class BundleEngines:
 
         bundle = opened(path, trust)
         facts = facts_of(pipe, bundle.manifest.model.name)
-        _check_shift(facts, bundle)
+        check_engines(facts, bundle)
         check_whole(pipe.transformer, facts)
         weights = DigestedWeights.of(pipe.transformer)
         _check_weights(weights.sha256, bundle)
@@ -374,17 +378,6 @@ def check_steps(call: Call, plan: StagePlan) -> None:
             f"{call.spelt('num_inference_steps', call.steps)} with a plan of {plan.nfe} steps",
             expected=f"num_inference_steps={plan.nfe}{'' if one else ', or none'}",
             fix=f"pass num_inference_steps={plan.nfe}, or enable the pipeline with another plan",
-        )
-
-
-def _check_shift(facts: ModelFacts, bundle: Bundle) -> None:
-    """Raise IncompatibleOptions for a scheduler whose sigmas are not those of the engines' plan."""
-    planned = model_facts(bundle.manifest.model.name)
-    if (facts.shift, facts.fixed_shift) != (planned.shift, planned.fixed_shift):
-        raise IncompatibleOptions(
-            f"a scheduler that shifts by {facts.shift or facts.fixed_shift}",
-            expected=f"{planned.shift or planned.fixed_shift}, by which the engines were planned",
-            fix="put the model's own scheduler back, or enable the pipeline without engines",
         )
 
 
