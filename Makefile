@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.fresco-trt
 DEMO := engines/flux-tiny-256x256-3stage
 
-.PHONY: help venv demo serve test check fuzz stress bench train-demo train-kontext clean
+.PHONY: help venv demo serve test check fuzz fuzz-http stress bench train-demo train-kontext clean
 
 help:
 	@echo "make demo    build the bundled demo model's engines and draw a picture into demo-out/"
@@ -16,6 +16,7 @@ help:
 	@echo "make check   lint and type-check only"
 	@echo "make fuzz    open 3,000 hostile bundles, for most of an hour, and store what became of them"
 	@echo "make stress  load a server beyond what it can carry, kill it, end it, and store what clients got"
+	@echo "make fuzz-http  send 10,000 malformed requests to the server, and store what became of them"
 	@echo "make bench   measure speed and quality side by side, in short, into bench-out/"
 	@echo "make train-demo  train the demo model from nothing, for hours, into training-out/"
 	@echo "make train-kontext  train the demo model to edit, for hours, into training-out/kontext/"
@@ -66,6 +67,9 @@ fuzz: venv
 # Fails if a law is broken: a wrong picture, a lost request, memory that grows, a file left behind.
 stress: venv
 	$(BIN)/python -m bench.stress
+
+fuzz-http: venv
+	$(BIN)/python -m tests.serve.fuzz --requests 10000 --out bench/results/fuzz-http.json
 
 $(STAMP)-bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"

@@ -6,11 +6,11 @@ Every error has OpenAI's form and goes through one place, which counts it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,9 +18,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from fresco_trt import __version__
-from fresco_trt.serve import replies
+from fresco_trt.serve import openapi, replies
 from fresco_trt.serve.body import (
-    ErrorReply,
     Generation,
     Wanted,
     check_kind,
@@ -32,6 +31,7 @@ from fresco_trt.serve.drawing import DrawingQueue, Drawn, Preview, QueueMaker
 from fresco_trt.serve.guard import Guard
 from fresco_trt.serve.metrics import ServerMeters
 from fresco_trt.serve.multipart import form_of
+from fresco_trt.serve.openapi import STATUS, Model, Models, Status
 from fresco_trt.serve.page import PAGE_HEADERS, page
 from fresco_trt.serve.pictures import Encoded, KeptPictures, encoded
 from fresco_trt.serve.refusal import Refusal, invalid, refusal_of
@@ -64,7 +64,7 @@ class Service:
     def __post_init__(self) -> None:
         self.queue = self.queue_of(self.pipelines, self.meters, waiting=self.limits.queue)
         self.meters.watch(self.queue)
-        self.sources = SourceReader()
+        self.sources = SourceReader(self.limits.queue)
         self.kept = KeptPictures(
             most_bytes=self.limits.kept_bytes, seconds=self.limits.kept_seconds
         )
@@ -86,8 +86,9 @@ def app_of(service: Service) -> ASGIApp:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses={"default": {"model": ErrorReply, "description": "An error."}},
+        redirect_slashes=False,  # to wherever the client says that it is
     )
+    openapi.describe(app)
     _errors(app, service)
     _probes(app, service)
     _models(app, service)
@@ -103,12 +104,12 @@ def _probes(app: FastAPI, service: Service) -> None:
     async def root() -> Response:
         return Response(page(), media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
+    @app.get("/health", response_model=Status)
+    async def health() -> Response:
         """Whether the process answers."""
-        return {"status": "ok"}
+        return JSONResponse({"status": "ok"})
 
-    @app.get("/ready")
+    @app.get("/ready", response_model=Status, responses=STATUS)
     async def ready() -> Response:
         """Whether it draws: 503 until every bundle is loaded and warm."""
         state = service.queue.state
@@ -120,22 +121,22 @@ def _probes(app: FastAPI, service: Service) -> None:
 
 
 def _models(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    @app.get("/v1/models", response_model=Models, responses=openapi.errors(401))
+    async def models() -> Response:
         """What is built."""
-        return replies.models_reply(service.pipelines, service.created)
+        return JSONResponse(replies.models_reply(service.pipelines, service.created))
 
-    @app.get("/v1/models/{name}")
-    async def model(name: str) -> dict[str, Any]:
+    @app.get("/v1/models/{name}", response_model=Model, responses=openapi.errors(401, 404))
+    async def model(name: str) -> Response:
         """One model."""
         buckets = service.pipelines.buckets
         if name not in {bucket.model for bucket in buckets}:
             raise Refusal(404, "model_not_found", "no such model here", param="model")
-        return replies.model_reply(name, buckets, service.created)
+        return JSONResponse(replies.model_reply(name, buckets, service.created))
 
 
 def _images(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/images/generations")
+    @app.post("/v1/images/generations", responses=openapi.images("generation"))
     async def generations(asked: Generation, request: Request) -> Response:
         """Draw a picture, or several, from a prompt."""
         began = monotonic()
@@ -144,7 +145,7 @@ def _images(app: FastAPI, service: Service) -> None:
             return await _streamed(service, request, wanted, began)
         return await _answered(service, request, wanted, began)
 
-    @app.post("/v1/images/edits")
+    @app.post("/v1/images/edits", responses=openapi.images("edit"))
     async def edits(request: Request) -> Response:
         """Draw a picture, or several, from another one and a prompt that says what to change."""
         began = monotonic()
@@ -225,9 +226,10 @@ async def _encoded(wanted: Wanted, event: Preview | Drawn) -> Encoded:
 
 
 def _errors(app: FastAPI, service: Service) -> None:
-    def answer(refusal: Refusal) -> Response:
+    def answer(refusal: Refusal, more: Mapping[str, str] | None = None) -> Response:
         service.meters.refused(refusal.code)
-        return JSONResponse(refusal.body, status_code=refusal.status, headers=refusal.headers)
+        headers = {**refusal.headers, **(more or {})}
+        return JSONResponse(refusal.body, status_code=refusal.status, headers=headers)
 
     async def foreseen(request: Request, error: Exception) -> Response:
         return answer(refusal_of(error))
@@ -236,9 +238,11 @@ def _errors(app: FastAPI, service: Service) -> None:
         return answer(_malformed(error))
 
     async def by_status(request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
+        status, headers = 500, None
+        if isinstance(error, HTTPException):
+            status, headers = error.status_code, error.headers
         codes = {404: "not_found", 405: "method_not_allowed"}
-        return answer(Refusal(status, codes.get(status, "invalid_request"), str(error)))
+        return answer(Refusal(status, codes.get(status, "invalid_request"), str(error)), headers)
 
     app.add_exception_handler(Refusal, foreseen)
     app.add_exception_handler(RequestValidationError, malformed)

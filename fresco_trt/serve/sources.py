@@ -39,15 +39,27 @@ def _no_masks() -> Refusal:
 class SourceReader:
     """Reads one source at a time: the largest that is allowed takes a GB while it is read."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: int) -> None:
+        """As many wait for their turn at most."""
+        self._most = waiting
+        self._here = 0
         self._turn = asyncio.Lock()
 
     async def read(self, wanted: Wanted, data: bytes) -> Wanted:
-        """The request with its source. Raises Refusal for bytes that are no picture."""
-        async with self._turn:
-            try:
-                size = wanted.bucket.size
-                source, notes = await asyncio.to_thread(read_source, io.BytesIO(data), size)
-            except PictureInvalid as error:
-                raise invalid(str(error), "image", code="picture_invalid") from None
+        """The request with its source. Raises Refusal: 400 for bytes that are no picture, 429 if
+        too many wait.
+        """
+        if self._here > self._most:
+            message = f"{self._most} pictures wait to be read, and no more can"
+            raise Refusal(429, "queue_full", message, retry_after=1)
+        self._here += 1
+        try:
+            async with self._turn:
+                source, notes = await asyncio.to_thread(
+                    read_source, io.BytesIO(data), wanted.bucket.size
+                )
+        except PictureInvalid as error:
+            raise invalid(str(error), "image", code="picture_invalid") from None
+        finally:
+            self._here -= 1
         return replace(wanted, source=source, notes=notes)

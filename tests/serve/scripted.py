@@ -45,6 +45,8 @@ class ScriptedPipeline:
     """
 
     device = "cpu"
+    obeys = True
+    """Whether it does what a prompt says."""
 
     def __init__(self, size: tuple[int, int], model: str = MODEL) -> None:
         self.size = size
@@ -72,7 +74,7 @@ class ScriptedPipeline:
         on_stage: Callable[[int, Image.Image], None] | None = None,
         cancel: Callable[[], bool] | None = None,
     ) -> Result:
-        word = prompt.split()[0] if prompt.split() else ""
+        word = prompt.split()[0] if self.obeys and prompt.split() else ""
         act = getattr(self, f"_{word}", None)
         if act is not None:
             act(cancel)

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from openai import BadRequestError, NotFoundError
 from PIL import Image
 
@@ -229,13 +227,6 @@ def test_what_is_no_source_is_refused(both: Running, kind: str) -> None:
     assert "object at" not in answer.error["message"]
 
 
-@settings(max_examples=30)
-@given(at=st.integers(0, len(NOISE) - 1), byte=st.integers(0, 255), cut=st.booleans())
-def test_no_source_fails_the_server(both: Running, at: int, byte: int, cut: bool) -> None:
-    changed = NOISE[:at] + bytes([byte]) + (b"" if cut else NOISE[at + 1 :])
-    assert both.edit(Form(changed, prompt=PROMPT)).status in (200, 400)
-
-
 # --- forms ------------------------------------------------------------------------------------
 
 
@@ -310,16 +301,6 @@ def test_what_is_no_form_is_refused_by_what_it_is(both: Running, kind: str) -> N
     answer = both.ask(EDITS, body, content_type=content_type)
     assert answer.status == 400
     assert said in answer.error["message"]
-
-
-_PIECES = st.sampled_from([TEXT, IMAGE, END, b"--edge", b"\r\n", b"\r\n\r\n", b"--", b'name="'])
-
-
-@settings(max_examples=60)
-@given(body=st.lists(_PIECES | st.binary(max_size=30), max_size=8).map(b"".join))
-def test_no_form_fails_the_server(both: Running, body: bytes) -> None:
-    answer = both.ask(EDITS, body, content_type=PLAIN)
-    assert answer.status in (200, 400)
 
 
 def test_a_picture_may_be_larger_than_a_body_of_text(both: Running) -> None:
