@@ -17,11 +17,11 @@ import threading
 import time
 from base64 import b64decode
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -205,11 +205,12 @@ class Peer(FrescoPipelines):
 
 class _PlainDrawer:
     device = "cpu"
+    load_costs: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, bundle: Bundle) -> None:
         from fresco_trt.bench.plain import load_pipeline
 
-        self.bundle = bundle
+        self.bundle, self.plan = bundle, bundle.plan
         self._pipe, self._size = _kept(load_pipeline), bundle.plan.size
 
     def prompt_tokens(self, prompt: str) -> int:

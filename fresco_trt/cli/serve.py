@@ -128,19 +128,33 @@ def _ready(url: str, costs: Sequence[WarmUp]) -> dict[str, Any]:
     return {
         "url": url,
         "seconds": sum(cost.total for cost in costs),
-        "bundles": [
-            {**asdict(cost.bucket), "load": cost.load, "first": cost.first, "second": cost.second}
-            for cost in costs
-        ],
+        "bundles": [_cost(cost) for cost in costs],
     }
+
+
+def _cost(cost: WarmUp) -> dict[str, Any]:
+    """As JSON: a bundle, what it took, and what of it each stage did."""
+    bundle = asdict(cost)
+    stages = [{**stage.pop("load"), **stage} for stage in bundle.pop("stages")]
+    return {**bundle.pop("bucket"), **bundle, "stages": stages}
 
 
 def _in_words(ready: dict[str, Any]) -> None:
     for each in ready["bundles"]:
         size, preset = format_size(each["size"]), each["preset"] or "a plan of its own"
         took = f"loaded in {each['load']:.2f} s, first picture in {each['first']:.2f} s"
-        display.say(f"{each['model']} {size}, {preset}: {took}")
+        display.say(f"{each['model']} {size}, {preset}: {took}{_memory(each)}")
+        for stage in each["stages"]:
+            drawn = "" if stage["first"] is None else f", drawn in {stage['first']:.2f} s"
+            took = f"loaded in {stage['seconds']:.2f} s{_memory(stage)}"
+            display.say(f"  stage {stage['stage']}: {took}{drawn}")
     display.say(f"ready: {ready['url']}")
+
+
+def _memory(cost: dict[str, Any]) -> str:
+    """What is held since, of what somebody counts."""
+    counted = ((cost["host_bytes"], "in memory"), (cost["device_bytes"], "on the GPU"))
+    return "".join(f", {count / 1e6:.0f} MB {where}" for count, where in counted if count)
 
 
 def _reloaded(outcome: Sequence[WarmUp] | Exception) -> None:

@@ -1,10 +1,12 @@
-"""The most memory that this process and the programs it started have held, as the system counts it.
+"""Memory that this process and the programs it started hold and have held, as the system counts it.
 
-Beside the data path: a build says what it took of the machine, for the next one to be planned by.
+Beside the data path: a build says what it took of the machine, for the next one to be planned by,
+and a server what its bundles take.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,17 @@ def peak_memory(status: Path = Path("/proc/self/status")) -> PeakMemory | None:
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
     return PeakMemory(own=_high_water(status) or own, children=children)
+
+
+def resident_bytes(counts: Path = Path("/proc/self/statm")) -> int | None:
+    """Bytes of this process that are in memory now, those of mapped files among them; None on a
+    system without Linux's account of it, ``counts``.
+    """
+    try:
+        pages = int(counts.read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _high_water(status: Path) -> int | None:

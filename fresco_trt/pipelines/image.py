@@ -17,7 +17,7 @@ from fresco_trt.errors import IncompatibleOptions, error_context
 from fresco_trt.pipelines.checks import check_cancel
 from fresco_trt.pipelines.drawing import Drawn, Picture, Run
 from fresco_trt.pipelines.edit import source_latents
-from fresco_trt.pipelines.loading import basis_of, load_runners, opened, trust_of
+from fresco_trt.pipelines.loading import Engines, basis_of, load_runners, opened, trust_of
 from fresco_trt.pipelines.request import Asked, GenerateRequest
 from fresco_trt.pipelines.result import Clock, Result, Seconds
 from fresco_trt.plan.arguments import (
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fresco_trt.bundle import Bundle
     from fresco_trt.bundle.trust import Trust
     from fresco_trt.models.family import Encoder
+    from fresco_trt.pipelines.cost import Cost
     from fresco_trt.pipelines.edit import Source
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.captured import CapturedStages
@@ -98,8 +99,12 @@ class FrescoPipeline:
         *,
         trust_native_code: bool = False,
         verify_key: str | Path | None = None,
+        lazy: bool = False,
     ) -> FrescoPipeline:
         """Open, validate and load a bundle; needs neither the exporter nor a model hub.
+
+        With `lazy` the engines of a stage are loaded when a request first comes to it, which then
+        raises what loading raises; everything is validated here all the same.
 
         Engines that are native code (inductor, TensorRT) are loaded if this user built them here.
         Those of others need `trust_native_code`, or a signature by the key in the PEM file
@@ -111,17 +116,18 @@ class FrescoPipeline:
         prompt encoders or a decoder that cannot be loaded.
         """
         trust = trust_of(trust_native_code, verify_key)
-        return cls.over(opened(place("path", path), trust), trust)
+        late = flag("lazy", lazy)
+        return cls.over(opened(place("path", path), trust), trust, lazy=late)
 
     @classmethod
-    def over(cls, bundle: Bundle, trust: Trust = NO_TRUST) -> FrescoPipeline:
+    def over(cls, bundle: Bundle, trust: Trust = NO_TRUST, *, lazy: bool = False) -> FrescoPipeline:
         """Load the engines of a bundle that was opened and found fit; raises as `from_bundle`."""
         from fresco_trt.backends import backend
 
         library = backend(bundle.manifest.backend.name)
         with ExitStack() as scope:
             with bundle.unchanged():
-                runners = load_runners(bundle, library, scope, trust)
+                runners = load_runners(bundle, library, scope, trust, lazy=lazy)
                 pipeline = cls(bundle, runners, library.describe().device)
             pipeline._scope = scope.pop_all()
         return pipeline
@@ -135,6 +141,11 @@ class FrescoPipeline:
     def runners(self) -> Mapping[str, Runner]:
         """The loaded engines by name."""
         return self._denoiser.runners
+
+    @property
+    def load_costs(self) -> Mapping[str, Cost]:
+        """What loading each engine took, by name; of those that are loaded by now."""
+        return self.runners.costs if isinstance(self.runners, Engines) else {}
 
     @property
     def batch(self) -> int:

@@ -6,16 +6,20 @@ What every door that draws with a bundle goes through. Native code is loaded in 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from fresco_trt.bundle.trust import NO_TRUST, Trust, require_trust
 from fresco_trt.errors import error_context
+from fresco_trt.pipelines.cost import Cost, Meter
 from fresco_trt.pipelines.device_memory import check_device_memory, free_device_bytes
+from fresco_trt.pipelines.lazy import LazyRunner
 from fresco_trt.plan.arguments import flag, optional, place
 
 if TYPE_CHECKING:
     import os
-    from contextlib import ExitStack
     from pathlib import Path
 
     from torch import Tensor
@@ -50,26 +54,64 @@ def opened(path: str | os.PathLike[str], trust: Trust = NO_TRUST) -> Bundle:
     return bundle
 
 
+class Engines(dict[str, "Runner"]):
+    """The entered runners of a bundle by the engine's name, and what loading each of them took.
+
+    `costs` has those that are loaded: of lazy ones, those that some request has needed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.costs: dict[str, Cost] = {}
+        self._loading = Lock()
+
+    def enter(self, name: str, runner: Runner, scope: ExitStack) -> None:
+        """Load the engine and note what it took."""
+        with error_context(f"engine {name}"):
+            meter = Meter()
+            scope.enter_context(runner)
+            self.costs[name] = meter.cost()
+
+    def enter_late(self, bundle: Bundle, name: str, runner: Runner, scope: ExitStack) -> None:
+        """As `enter`, where a request has come to it: of the files that were checked, or none.
+
+        Raises BundleChanged, before native code runs that is not what was checked.
+        """
+        late = error_context("loaded when a request came to it")
+        with self._loading, late, bundle.unchanged():
+            bundle.check_unchanged()
+            self.enter(name, runner, scope)
+
+
 def load_runners(
-    bundle: Bundle, library: Backend, scope: ExitStack, trust: Trust = NO_TRUST
-) -> dict[str, Runner]:
+    bundle: Bundle,
+    library: Backend,
+    scope: ExitStack,
+    trust: Trust = NO_TRUST,
+    *,
+    lazy: bool = False,
+) -> Engines:
     """One entered runner for each engine of a bundle, by engine name; `scope` frees them.
 
-    Raises as :func:`~fresco_trt.bundle.trust.require_trust`, before anything of it is loaded, and
+    With `lazy` an engine is loaded by its first call, which may raise what loading raises. Raises
+    as :func:`~fresco_trt.bundle.trust.require_trust`, before anything of it is loaded, and
     BundleChanged before any native code runs that is not what was checked.
     """
     require_trust(bundle, library.native_code, trust)
     if library.describe().device == "cuda":
         check_device_memory(bundle, free_device_bytes())
-    runners: dict[str, Runner] = {}
+    engines = Engines()
     for record in bundle.manifest.engines:
         with error_context(f"engine {record.name}"):
-            runners[record.name] = library.load(bundle.folder, record)
+            engines[record.name] = library.load(bundle.folder, record)
     bundle.check_unchanged()
-    for name, runner in runners.items():
-        with error_context(f"engine {name}"):
-            scope.enter_context(runner)
-    return runners
+    for name, runner in engines.items():
+        if lazy:
+            late = LazyRunner(runner, partial(engines.enter_late, bundle, name))
+            engines[name] = scope.enter_context(late)
+        else:
+            engines.enter(name, runner, scope)
+    return engines
 
 
 def basis_of(bundle: Bundle, device: str) -> Tensor | None:

@@ -6,9 +6,10 @@ for is found exactly, or refused with the list of what is built; nothing is padd
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from threading import Lock
-from time import perf_counter
 from typing import TYPE_CHECKING, Self
 
 from fresco_trt.bundle.trust import NO_TRUST
@@ -21,12 +22,14 @@ from fresco_trt.errors import (
     one_line,
 )
 from fresco_trt.models.registry import model_facts
+from fresco_trt.pipelines.cost import Meter, StageCost
 from fresco_trt.pipelines.edit import example_source
 from fresco_trt.pipelines.held import Hold, Served
 from fresco_trt.pipelines.image import FrescoPipeline
 from fresco_trt.pipelines.loading import opened, trust_of
-from fresco_trt.plan.arguments import optional, place, python_door, size_of, word
+from fresco_trt.plan.arguments import flag, optional, place, python_door, size_of, word
 from fresco_trt.plan.sizes import format_size
+from fresco_trt.run.request import engine_name
 
 if TYPE_CHECKING:
     import os
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.bundle import Bundle
     from fresco_trt.bundle.trust import Trust
+    from fresco_trt.pipelines.result import Result
     from fresco_trt.plan.sizes import Size
 
     Loaded = Callable[["WarmUp"], None]
@@ -76,12 +80,17 @@ class WarmUp:
 
     Seconds to `load` its engines, encoders and decoder, of the `first` request, and of the `second`
     one, where that is another: on a GPU it is the one that captures CUDA graphs. None elsewhere.
+    `host_bytes` and `device_bytes` are held since, by the process and of the GPU, see
+    `fresco_trt.pipelines.cost.Cost`; `stages` says what of it each stage took.
     """
 
     bucket: Bucket
     load: float
     first: float
     second: float | None
+    host_bytes: int | None = None
+    device_bytes: int | None = None
+    stages: tuple[StageCost, ...] = ()
 
     @property
     def total(self) -> float:
@@ -96,12 +105,14 @@ class FrescoPipelines:
     may be put in their place while requests run: `replace`, and `hold` for each request.
     """
 
-    def __init__(self, bundles: Sequence[Bundle], trust: Trust = NO_TRUST) -> None:
-        """Over bundles that were opened and found fit.
+    def __init__(
+        self, bundles: Sequence[Bundle], trust: Trust = NO_TRUST, *, lazy: bool = False
+    ) -> None:
+        """Over bundles that were opened and found fit; `lazy` as that of `FrescoPipeline`.
 
         Raises IncompatibleOptions for none, and for two that draw the same.
         """
-        self._trust = trust
+        self._trust, self._lazy = trust, lazy
         self._served = _in_service(bundles, self.pipeline_of)
         self._looking, self._replacing = Lock(), Lock()
         self._closed = False
@@ -113,10 +124,11 @@ class FrescoPipelines:
         *paths: str | os.PathLike[str],
         trust_native_code: bool = False,
         verify_key: str | Path | None = None,
+        lazy: bool = False,
     ) -> FrescoPipelines:
         """Open and validate bundles; arguments and errors are those of `FrescoPipeline`."""
-        trust = trust_of(trust_native_code, verify_key)
-        return cls([opened(place("path", path), trust) for path in paths], trust)
+        trust, late = trust_of(trust_native_code, verify_key), flag("lazy", lazy)
+        return cls([opened(place("path", path), trust) for path in paths], trust, lazy=late)
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -145,7 +157,7 @@ class FrescoPipelines:
 
     def pipeline_of(self, bundle: Bundle) -> FrescoPipeline:
         """Load a bundle. A subclass may draw with something else."""
-        return FrescoPipeline.over(bundle, self._trust)
+        return FrescoPipeline.over(bundle, self._trust, lazy=self._lazy)
 
     @python_door
     def find(
@@ -280,16 +292,33 @@ def _are_same(before: Bundle, after: Bundle) -> bool:
 
 
 def _warm_up(served: Served) -> WarmUp:
-    began = perf_counter()
+    meter = Meter()
     pipeline = served.pipeline
-    load = perf_counter() - began
-    bucket = Bucket.of(served.bundle)
+    load = meter.cost().seconds
     source = example_source(pipeline.bundle)
-    first = pipeline(WARMING_PROMPT, image=source).seconds.total
-    cost = WarmUp(bucket=bucket, load=load, first=first, second=None)
-    if pipeline.device == "cpu":
-        return cost
-    return replace(cost, second=pipeline(WARMING_PROMPT, image=source).seconds.total)
+    first = pipeline(WARMING_PROMPT, image=source)
+    second = None if pipeline.device == "cpu" else pipeline(WARMING_PROMPT, image=source)
+    cost = meter.cost()
+    return WarmUp(
+        bucket=Bucket.of(served.bundle),
+        load=load,
+        first=first.seconds.total,
+        second=None if second is None else second.seconds.total,
+        host_bytes=cost.host_bytes,
+        device_bytes=cost.device_bytes,
+        stages=tuple(_by_stage(pipeline, first)),
+    )
+
+
+def _by_stage(pipeline: FrescoPipeline, first: Result) -> Iterator[StageCost]:
+    plan, loads = pipeline.plan, pipeline.load_costs
+    for index in range(len(plan.stages)):
+        names = [engine_name(each, action) for each, action in plan.graphs if each == index]
+        costs = [loads[name] for name in names if name in loads]
+        steps = [step.seconds for step in first.steps if step.stage == index + 1]
+        if costs:
+            load = reduce(add, costs)
+            yield StageCost(stage=index + 1, load=load, first=sum(steps) if steps else None)
 
 
 def _require(

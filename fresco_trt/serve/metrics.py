@@ -72,6 +72,13 @@ class ServerMeters:
             registry=registry,
         )
 
+        self._memory = Gauge(
+            "fresco_trt:warm_up_memory_bytes",
+            "Held since a bundle is loaded and warm, by the process and of the GPU.",
+            ["model_name", "size", "memory"],
+            registry=registry,
+        )
+
     def watch(self, queue: Queue) -> None:
         """Report what a queue holds, whenever somebody asks."""
         for name, (about, value) in _GAUGES.items():
@@ -82,6 +89,9 @@ class ServerMeters:
         """A bundle is loaded and warm; its labels are there from now on, with nothing counted."""
         model, size = cost.bucket.model, format_size(cost.bucket.size)
         self._warm.labels(model, size).set(cost.total)
+        for memory, held in (("host", cost.host_bytes), ("device", cost.device_bytes)):
+            if held is not None:
+                self._memory.labels(model, size, memory).set(held)
         self._counters["images_generated"].labels(model, size)
         for name in ("requests_success", "engine_fallbacks"):
             self._counters[name].labels(model)

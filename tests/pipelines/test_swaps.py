@@ -26,8 +26,8 @@ def swapped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[Any]]:
     def arrange(folder: Path) -> list[Any]:
         real, loaded = loading.load_runners, list[Any]()
 
-        def load(bundle: Any, *others: Any) -> Any:
-            loaded.append(real(bundle, *others))
+        def load(bundle: Any, *others: Any, **more: Any) -> Any:
+            loaded.append(real(bundle, *others, **more))
             rebuilt(folder)
             return loaded[-1]
 

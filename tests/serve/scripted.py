@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -16,6 +16,7 @@ import fresco_trt
 from fresco_trt.errors import EngineFailed, PromptTooLong
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.pipelines.checks import check_cancel
+from fresco_trt.pipelines.cost import Cost
 from fresco_trt.pipelines.result import Result, Seconds, StepTime
 from fresco_trt.pipelines.several import WARMING_PROMPT, FrescoPipelines
 
@@ -47,10 +48,12 @@ class ScriptedPipeline:
     device = "cpu"
     obeys = True
     """Whether it does what a prompt says."""
+    load_costs: ClassVar[dict[str, Cost]] = {}
 
     def __init__(self, size: tuple[int, int], model: str = MODEL) -> None:
         self.size = size
         self.bundle = _bundle(size[0], model, self)
+        self.plan = self.bundle.plan
         self.drawn: list[tuple[str, int]] = []
         self.sources: list[Image.Image] = []
         self.began = threading.Semaphore(0)

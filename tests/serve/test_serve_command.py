@@ -18,7 +18,10 @@ import pytest
 from fresco_trt.cli import main as cli
 from fresco_trt.cli import serve as command
 from fresco_trt.errors import PlanError
+from fresco_trt.pipelines.cost import Cost, StageCost
+from fresco_trt.pipelines.several import Bucket, WarmUp
 from fresco_trt.serve.limits import Limits
+from fresco_trt.serve.metrics import ServerMeters
 from tests.serve.scripted import PROGRAM
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +111,44 @@ def test_limits_are_checked_from_python_too() -> None:
     assert Limits(queue=0, images=1).images == 1
     with pytest.raises(PlanError, match="from 1 to 10"):
         Limits(images=0)
+
+
+def test_what_warming_up_cost_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    bucket = Bucket(model="flux-tiny", size=(64, 64), preset="turbo")
+    loads = Cost(seconds=0.5, host_bytes=40_000_000, device_bytes=None)
+    cost = WarmUp(
+        bucket=bucket,
+        load=1.0,
+        first=2.0,
+        second=None,
+        host_bytes=90_000_000,
+        device_bytes=2_000_000_000,
+        stages=(
+            StageCost(stage=1, load=loads, first=0.25),
+            StageCost(stage=2, load=loads, first=None),
+        ),
+    )
+    ready = command._ready("http://here", [cost])
+    assert json.loads(json.dumps(ready))["bundles"][0]["stages"][0] == {
+        "stage": 1,
+        "first": 0.25,
+        "seconds": 0.5,
+        "host_bytes": 40_000_000,
+        "device_bytes": None,
+    }
+    command._in_words(ready)
+    assert capsys.readouterr().out.splitlines() == [
+        "flux-tiny 64x64, turbo: loaded in 1.00 s, first picture in 2.00 s, 90 MB in memory, 2000"
+        " MB on the GPU",
+        "  stage 1: loaded in 0.50 s, 40 MB in memory, drawn in 0.25 s",
+        "  stage 2: loaded in 0.50 s, 40 MB in memory",
+        "ready: http://here",
+    ]
+    meters = ServerMeters()
+    meters.warmed(cost)
+    labels = {"model_name": "flux-tiny", "size": "64x64"}
+    assert meters.value("warm_up_memory_bytes", **labels, memory="host") == 90_000_000
+    assert meters.value("warm_up_memory_bytes", **labels, memory="device") == 2_000_000_000
 
 
 def test_a_sighup_reads_again_and_a_sigterm_ends_it_when_all_is_answered() -> None:
