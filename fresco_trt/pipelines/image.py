@@ -12,6 +12,7 @@ from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from fresco_trt.bundle.in_use import FilesInUse
 from fresco_trt.bundle.trust import NO_TRUST
 from fresco_trt.errors import IncompatibleOptions, error_context
 from fresco_trt.pipelines.checks import check_cancel
@@ -87,6 +88,7 @@ class FrescoPipeline:
         )
         self._encoder: Encoder | None = None  # of the first edit
         self._scope = ExitStack()
+        self._files: FilesInUse | None = None
         self._stages: CapturedStages | None = None
         # Taken again by a callback that draws: the sampler lets others run between two steps.
         self._turn = RLock()
@@ -129,6 +131,7 @@ class FrescoPipeline:
             with bundle.unchanged():
                 runners = load_runners(bundle, library, scope, trust, lazy=lazy)
                 pipeline = cls(bundle, runners, library.describe().device)
+                pipeline._files = scope.enter_context(FilesInUse(bundle))
             pipeline._scope = scope.pop_all()
         return pipeline
 
@@ -203,7 +206,8 @@ class FrescoPipeline:
 
         Raises PlanError for a seed or guidance out of range and another number of seeds,
         PictureInvalid for a source that cannot be read, PromptTooLong for a prompt that some stage
-        takes less of, before anything is drawn,
+        takes less of, before anything is drawn, BundleChanged if a file of the bundle was written
+        to since it was loaded,
         IncompatibleOptions for a source or guidance that the model does not take, RunError leaves
         from an engine, Cancelled if `cancel` says so; warns of what the encoders cannot read
         (PromptWarning) and of what is changed of the source (SourceWarning).
@@ -222,6 +226,7 @@ class FrescoPipeline:
         by_steps = flag("record_steps", record_steps) or on_step is not None
         with self._turn, in_python(), span(REQUEST):
             check_cancel(cancel)  # it may have waited for its turn
+            self._check_files()
             clock = Clock()
             with span(TEXT):
                 pictures = self._pictures(request, on_stage)
@@ -232,6 +237,7 @@ class FrescoPipeline:
                 for number, part in enumerate(parts)
             ]
             clock.lap()
+            self._check_files()
             return self._result(request, drawn, text, clock.total())
 
     def with_runners(
@@ -279,6 +285,11 @@ class FrescoPipeline:
         )
 
     # --- parts of a request -------------------------------------------------------------------
+
+    def _check_files(self) -> None:
+        """Raise BundleChanged if a file was written to that the engines may still read."""
+        if self._files is not None:
+            self._files.check()
 
     def _captured(self) -> CapturedStages | None:
         """What draws with one launch a stage; None where nothing does, and within another request,
@@ -359,7 +370,8 @@ class FrescoPipeline:
         if source is not None:
             if self._encoder is None:
                 components = family_of(self._facts).components
-                self._encoder = components.encoder(self.bundle.pipeline_folder)
+                with self.bundle.unchanged():
+                    self._encoder = components.encoder(self.bundle.pipeline_folder)
             references = (source_latents(self._encoder, source),)
         return Conditioning(inputs=inputs, prompt_tokens=own, references=references)
 

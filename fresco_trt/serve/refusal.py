@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fresco_trt.errors import FrescoError, PlanError, one_line
+from fresco_trt.errors import BundleError, FrescoError, PlanError, one_line
 
 CLIENT_GONE = 499
 """Status of what nobody waits for any more, as nginx has it; nobody reads it either."""
@@ -62,12 +62,15 @@ def replaced() -> Refusal:
 
 def refusal_of(error: Exception) -> Refusal:
     """What went wrong with a request, as its client is told: a wrong request is the client's, all
-    else the server's. Nothing is told of an error that the package did not foresee.
+    else the server's, 503 where its bundle is at fault. Nothing is told of an error that the
+    package did not foresee.
     """
     if isinstance(error, Refusal):
         return error
     if isinstance(error, PlanError):
         return Refusal(400, _code_of(error), str(error))
+    if isinstance(error, BundleError):
+        return Refusal(503, _code_of(error), str(error))
     if isinstance(error, FrescoError):
         return Refusal(500, _code_of(error), str(error))
     return Refusal(500, "internal_error", "the server failed; its log says why")
