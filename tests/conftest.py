@@ -200,6 +200,13 @@ def _operators_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _operators_again(request: pytest.FixtureRequest) -> None:
+    """For any other file, once one has imported what traces: it may trace a graph too."""
+    if "torch.onnx._internal.exporter._registration" in sys.modules:
+        request.getfixturevalue("operators_once")
+
+
 def _built_once(
     temporary: pytest.TempPathFactory, name: str, build: Callable[[Path], Path]
 ) -> Path:

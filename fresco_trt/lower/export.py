@@ -100,10 +100,12 @@ def _traced(graph: StageGraph) -> ir.Model:
     """The exporter's graph for the signature's own shapes, constants folded."""
     import torch
 
+    from fresco_trt.lower.decomposing import decomposed_once
+
     try:
         with _quiet(), _rarely_collected(), torch.no_grad():
             exported = torch.onnx.export(
-                rewritten(program_of(graph)),
+                decomposed_once(rewritten(program_of(graph))),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[spec.name for spec in graph.signature.inputs],
