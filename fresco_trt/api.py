@@ -67,6 +67,7 @@ def plan(
         delta=named.delta,
         shift=named.shift,
         text_tokens=named.text_tokens,
+        threshold=named.threshold,
         cache=cache,
     )
 

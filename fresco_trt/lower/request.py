@@ -252,6 +252,7 @@ def _plan(
             delta=preset.delta,
             shift=preset.shift,
             text_tokens=preset.text_tokens,
+            threshold=preset.threshold,
             cache=cache,
         )
     check_plan(request.plan, facts)

@@ -128,11 +128,9 @@ class FamilyGraphs(Protocol):
         ...
 
     def cut(self, graph: Module, signature: GraphSignature, *, fuse: bool = False) -> Cut:
-        """A graph of :meth:`module` as parts, for engines compiled block by block.
-
-        With ``fuse`` layers of a part that share an input may be one product. Their weights then
-        are one tensor, and the graph's own are parts of it: moved there unless they are already,
-        without a copy that stays.
+        """A graph of :meth:`module` as parts, for engines compiled block by block. With ``fuse``
+        layers of a part that share an input may be one product. Their weights then are one tensor,
+        and the graph's own are parts of it: moved there unless they are, without a second copy.
         """
         ...
 
@@ -219,10 +217,14 @@ class PromptEncoder(Protocol):
 
 
 class Decoder(Protocol):
-    """Latents to pixels."""
+    """Latents to pixels, normalised [B,C,h,w]."""
 
     def __call__(self, latents: Tensor) -> npt.NDArray[np.uint8]:
         """Pictures uint8 [B,H,W,3] of normalised latents; clips are [B,F,H,W,3]."""
+        ...
+
+    def features(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """What the decoder makes of latents on the way: maps float32 [B,D,h',w'] of some depths."""
         ...
 
 
@@ -369,10 +371,9 @@ class FamilyVariants(Protocol):
 
     def facts(self, base: ModelFacts, config: Mapping[str, Any]) -> ModelFacts:
         """The facts of ``base`` with what ``config`` changes, by diffusers' names and ``vae_scale``
-        for the pixels along a latent pixel; ``base`` itself where it changes nothing.
-
-        The name is that of ``base``, a colon, and each difference as ``name=value``. Raises
-        IncompatibleOptions for a name or a value that no such transformer has.
+        for the pixels along a latent pixel; ``base`` itself where it changes nothing. The name is
+        that of ``base``, a colon, and each difference as ``name=value``. Raises IncompatibleOptions
+        for a name or a value that no such transformer has.
         """
         ...
 

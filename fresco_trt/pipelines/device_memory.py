@@ -41,7 +41,7 @@ def check_device_memory(bundle: Bundle, free: int | None) -> None:
         facts,
         tokens,
         manifest.precision,
-        references=facts.reference_tokens(bundle.plan.stages[-1].grid),
+        references=facts.references * bundle.plan.stages[-1].grid.tokens,
         text_tokens=min(facts.text_tokens, manifest.text_tokens),
     )
     if weights + alive > free:

@@ -25,8 +25,9 @@ _ACTIVATION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 2, "int8": 2}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlanCost:
-    """``flops`` of one picture under the plan and ``baseline_flops`` of the plain full-resolution
-    sampler; ``ratio`` of the latter to the former. ``weight_bytes`` and ``activation_bytes`` per
+    """``flops`` of one picture under the plan (of an edit: of the most that is not the whole
+    picture) and ``baseline_flops`` of the plain full-resolution sampler; ``ratio`` of the latter to
+    the former. ``weight_bytes`` and ``activation_bytes`` per
     precision: the transformer's weights, and an estimate of the largest stage's live tensors.
     """
 
@@ -109,10 +110,10 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
             fix="pass that model's facts",
         )
     steps = check_steps(facts.default_steps if baseline_steps is None else baseline_steps)
-    flops = sum(stage_flops(facts, plan))
-    full = plan.stages[-1].grid
-    behind = facts.reference_tokens(full)
-    baseline = steps * facts.passes * flops_of_step(facts, full.tokens, references=behind)
+    flops = path_flops(facts, plan)[-1 if plan.edit is None else -2]
+    full = plan.stages[-1].grid.tokens
+    behind = facts.references * full
+    baseline = steps * facts.passes * flops_of_step(facts, full, references=behind)
     return PlanCost(
         flops=flops,
         baseline_flops=baseline,
@@ -126,6 +127,14 @@ def plan_cost(facts: ModelFacts, plan: StagePlan, baseline_steps: int | None = N
             for name in _ACTIVATION_BYTES
         },
     )
+
+
+def path_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
+    """FLOPs of each path of ``plan``: one, or of an edit those of its alternatives, which differ in
+    how much of the picture the edit may touch. The last of those draws every token.
+    """
+    flops = stage_flops(facts, plan)
+    return tuple(sum(flops[index] for index in path) for path in plan.paths)
 
 
 def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
@@ -153,7 +162,7 @@ def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
 
 def _lengths(facts: ModelFacts, plan: StagePlan) -> list[tuple[int, int, int]]:
     """Image tokens, those of references, and text tokens of each stage."""
-    behind = [facts.reference_tokens(stage.grid) for stage in plan.stages]
+    behind = [facts.references * tokens for tokens in plan.reference_tokens]
     return list(zip(plan.tokens, behind, plan.text_tokens(facts.text_tokens), strict=True))
 
 
@@ -182,6 +191,7 @@ SUMMARY_KEYS = (
     "full_steps",
     "cache_bytes",
     "presets_of",
+    "path_flops_ratios",
 )
 """What a plan's summary has beside the plan: it follows from the plan and the model."""
 
@@ -192,8 +202,9 @@ def plan_summary(
     """The plan's JSON with its cost: what ``fresco-trt plan --json`` prints.
 
     The keys of :meth:`StagePlan.to_json`, and :data:`SUMMARY_KEYS`; ``baseline`` is {steps,
-    tflops}, ``presets_of`` the model whose presets a variant borrows. Same errors as
-    :func:`plan_cost`.
+    tflops}, ``presets_of`` the model whose presets a variant borrows, ``path_flops_ratios`` the
+    ratio of each path that a request may take: several where what an edit touches decides. Same
+    errors as :func:`plan_cost`.
     """
     cost = plan_cost(facts, plan, baseline_steps)
     steps = facts.default_steps if baseline_steps is None else baseline_steps
@@ -208,4 +219,5 @@ def plan_summary(
         "full_steps": plan.full_steps,
         "cache_bytes": cache_bytes(facts, plan),
         "presets_of": facts.presets_of,
+        "path_flops_ratios": [cost.baseline_flops / each for each in path_flops(facts, plan)],
     }

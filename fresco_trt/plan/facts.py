@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fresco_trt.plan.grid import Grid, Size
+from fresco_trt.plan.grid import Size
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.schedule import ShiftRule, dynamic_mu
 from fresco_trt.plan.spectrum import Spectrum
@@ -107,10 +107,6 @@ class ModelFacts:
         halved = (self.text_tokens / parts for parts in (4, 2, 1))
         return tuple(int(count) for count in halved if count.is_integer())
 
-    def reference_tokens(self, grid: Grid) -> int:
-        """Tokens of all reference pictures behind those of a stage on ``grid``."""
-        return self.references * grid.tokens
-
     @property
     def passes(self) -> int:
         """Passes of the network a step, as the model is drawn unless asked otherwise."""
@@ -118,8 +114,9 @@ class ModelFacts:
 
     @property
     def stage_counts(self) -> tuple[int, ...]:
-        """Numbers of stages that some preset has a schedule for, ascending."""
-        return tuple(sorted({count for schedules in self.presets.values() for count in schedules}))
+        """Numbers of stages, taken in turn, that some preset has a schedule for, ascending."""
+        schedules = [each for named in self.presets.values() for each in named.items()]
+        return tuple(sorted({count for count, preset in schedules if preset.edit is None}))
 
     def shift_factor(self, tokens: int) -> float:
         """Shift factor h of a picture of ``tokens`` full-resolution image tokens."""

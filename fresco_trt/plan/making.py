@@ -7,6 +7,7 @@ types.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,10 +15,11 @@ from fresco_trt.errors import IncompatibleOptions, PlanError, UnknownPreset, Uns
 from fresco_trt.plan.cache_schedule import cached, check_read, find_cache
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import NONE, CacheConfig
+from fresco_trt.plan.editing import SELECTIVE_PRESET, EditPlan
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.presets import Preset, is_falling
-from fresco_trt.plan.refinement import DEFAULT_WINDOW, Selection, TokenRefinement
+from fresco_trt.plan.refinement import DEFAULT_WINDOW, Rule, TokenRefinement
 from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas, stretched
 from fresco_trt.plan.sizes import Size, stage_grids
 from fresco_trt.plan.stages import MAX_STEPS, Action, Stage, StagePlan, Transition
@@ -38,6 +40,7 @@ def make_plan(
     shift: float | None = None,
     cache: CacheConfig | str = NO_CACHE,
     text_tokens: tuple[int, ...] = (),
+    threshold: float | None = None,
 ) -> StagePlan:
     """The plan of ``stages`` stages for a picture of ``size`` (default: the model's own).
 
@@ -49,11 +52,13 @@ def make_plan(
     :func:`spectral_switches`, and ``shift`` the shift factor of every stage; the plan then names no
     preset either. ``cache``, an object or its spelling, says which steps are skipped, and what
     predicts them. ``text_tokens``, one number a stage, cut the padding of the text; a plan that
-    cuts any names no preset.
+    cuts any names no preset. ``threshold``, of selective edits, is the discrepancy from which a
+    token is edited; nor does a plan with another than the preset's.
 
     Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps``,
-    ``delta``, ``shift`` or ``text_tokens``, IncompatibleOptions for a ``delta`` that cannot place
-    every switch, and what :func:`fresco_trt.plan.cache_schedule.cached` raises.
+    ``delta``, ``shift``, ``text_tokens`` or ``threshold``, IncompatibleOptions for a ``delta`` that
+    cannot place every switch and a ``threshold`` that nothing reads, and what
+    :func:`fresco_trt.plan.cache_schedule.cached` raises.
     """
     name = preset or DEFAULT_PRESET
     chosen = find_preset(facts, name, stages)
@@ -68,6 +73,8 @@ def make_plan(
         _check_text(facts, text_tokens, len(chosen.steps))
         chosen = replace(chosen, text_tokens=text_tokens)
         name = "" if min(text_tokens) < facts.text_tokens else name
+    if threshold is not None:
+        chosen, name = replace(chosen, edit=_with_threshold(chosen, threshold)), ""
     cache = CacheConfig.of(cache)
     check_read(cache)
     check_measured(facts, cache)
@@ -108,6 +115,7 @@ def plan_from_preset(
         ),
         solver=preset.solver,
         positions=preset.positions,
+        edit=preset.edit,
     )
     return cached(plan, preset.cache)
 
@@ -204,6 +212,22 @@ def _check_text(facts: ModelFacts, given: tuple[int, ...], stages: int) -> None:
         )
 
 
+def _with_threshold(preset: Preset, threshold: float) -> EditPlan:
+    if preset.edit is None:
+        raise IncompatibleOptions(
+            f"threshold={threshold:g} with a preset that draws every token anew",
+            expected="a preset of selective edits, of a model that edits",
+            fix=f"leave threshold out, or pass --preset {SELECTIVE_PRESET}",
+        )
+    if not 0.0 < threshold < math.inf:
+        raise PlanError(
+            f"threshold={threshold:g}",
+            expected="a number above 0: the discrepancy from which a token is edited",
+            fix=f"pass one like --preset {SELECTIVE_PRESET},threshold={preset.edit.threshold:g}",
+        )
+    return replace(preset.edit, threshold=threshold)
+
+
 def _placed(facts: ModelFacts, preset: Preset, size: Size, delta: float) -> Preset:
     """``preset`` with the criterion's switches; restarts given as numbers were for the old ones."""
     stages = len(preset.steps)
@@ -237,11 +261,12 @@ def _sigma_lists(
         fixed = facts.shift is None and preset.shift is None
         return (plain_sigmas(preset.steps[0], shifts[0], fixed=fixed, terminal=terminal),)
     starts, ends = (1.0, *preset.restarts), (*preset.switch, 0.0)
-    *before, last = (
+    lists = (
         stage_sigmas(start, end, steps, h)
         for start, end, steps, h in zip(starts, ends, preset.steps, shifts, strict=True)
     )
-    return (*before, stretched(last, terminal))
+    # The last stage, or of an edit the draft and each that may follow it.
+    return tuple(each if each[-1] else stretched(each, terminal) for each in lists)
 
 
 def _transition(preset: Preset, index: int, coarse_tokens: int) -> Transition:
@@ -252,11 +277,11 @@ def _transition(preset: Preset, index: int, coarse_tokens: int) -> Transition:
         lift=preset.lift,
         noise=preset.noise,
         refinements=tuple(_refinement(rule, share, coarse_tokens) for rule, share in shares),
-        window=preset.window if shares else DEFAULT_WINDOW,
+        window=preset.window if shares and preset.edit is None else DEFAULT_WINDOW,
     )
 
 
-def _refinement(rule: Selection, share: float, tokens: int) -> TokenRefinement:
+def _refinement(rule: Rule, share: float, tokens: int) -> TokenRefinement:
     return TokenRefinement(rule=rule, count=max(min(round(share * tokens), tokens - 1), 1))
 
 

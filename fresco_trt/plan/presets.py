@@ -15,12 +15,13 @@ from typing import Literal
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import CacheConfig
-from fresco_trt.plan.refinement import DEFAULT_WINDOW, SELECTIONS, Selection, check_window
+from fresco_trt.plan.editing import EditPlan
+from fresco_trt.plan.refinement import DEFAULT_WINDOW, RULES, Rule, check_window
 from fresco_trt.plan.refinement import grid_levels as levels_of
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stages import POSITIONS, SOLVERS, Lift, Noise, Positions, Solver
 
-Share = tuple[Selection, float]
+Share = tuple[Rule, float]
 """A rule, and the share of the coarse grid's tokens that it refines."""
 
 _FIX = "correct the preset"
@@ -38,7 +39,9 @@ class Preset:
     shift factor of each stage, None for the model's own at full resolution. ``lift``, ``noise`` and
     ``window`` as in :class:`~fresco_trt.plan.stages.Transition`, ``solver`` and ``positions`` as in
     :class:`~fresco_trt.plan.stages.StagePlan`; ``cache`` says which steps are skipped.
-    ``text_tokens`` of each stage, coarsest first, or () where each takes the whole text.
+    ``text_tokens`` of each stage, coarsest first, or () where each takes the whole text. With
+    ``edit`` the stages after the first are alternatives (see :mod:`fresco_trt.plan.editing`): they
+    are left at the switch 0, and the first one at any.
 
     Raises InvalidPlan when the lengths disagree, a stage has no step, the switches do not fall
     within (0, 1), a restart lies below its switch, a rewind comes with a lift that it would not
@@ -58,6 +61,7 @@ class Preset:
     positions: Positions = "fine"
     cache: CacheConfig = NO_CACHE
     text_tokens: tuple[int, ...] = ()
+    edit: EditPlan | None = None
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:
@@ -97,8 +101,10 @@ class Preset:
         count = len(self.steps) - 1
         if len(self.switch) != count:
             raise _invalid(f"{len(self.switch)} switches", f"{count}, one fewer than stages")
-        if not is_falling((1.0, *self.switch, 0.0)):
+        if self.edit is None and not is_falling((1.0, *self.switch, 0.0)):
             raise _invalid(f"switches at {self.switch}", "sigmas falling within (0, 1)")
+        if self.edit is not None and any((min(self.switch, default=1.0) < 0, *self.switch[1:])):
+            raise _invalid(f"switches of an edit at {self.switch}", "0 after each alternative")
         if len(self.restarts) != count:
             raise _invalid(f"{len(self.restarts)} restarts", f"{count}, one a switch")
         pairs = zip(self.switch, self.restarts, strict=True)
@@ -118,9 +124,9 @@ class Preset:
             expected = f"none, or {len(self.switch)}, one a switch"
             raise _invalid(f"refinements at {len(self.shares)} switches", expected)
         flat = [share for shares in self.shares for share in shares]
-        unknown = [rule for rule, _ in flat if rule not in SELECTIONS]
+        unknown = [rule for rule, _ in flat if rule not in RULES]
         if unknown:
-            raise _invalid(f"the rule {unknown[0]!r}", f"one of {', '.join(SELECTIONS)}")
+            raise _invalid(f"the rule {unknown[0]!r}", f"one of {', '.join(RULES)}")
         if self.shares and self.shares[-1]:
             raise _invalid("a last stage on a mixed grid", "() for the last switch: all the rest")
         self._check_shares()

@@ -62,6 +62,13 @@ def number(value: object, what: str) -> float:
     return result
 
 
+def flag(value: object, what: str) -> bool:
+    """``value`` as a bool; 0 and 1 are numbers."""
+    if not isinstance(value, bool):
+        raise _wrong(value, "true or false", what)
+    return value
+
+
 def text(value: object, what: str) -> str:
     """``value`` as a string."""
     if not isinstance(value, str):

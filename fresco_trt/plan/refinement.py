@@ -19,6 +19,13 @@ Selection = Literal[
 
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 
+Rule = Selection | Literal["edited"]
+"""What finds tokens: a rule that looks at a stage's last steps, or what an edit touches."""
+
+EDITED: Literal["edited"] = "edited"
+
+RULES: tuple[Rule, ...] = (*SELECTIONS, EDITED)
+
 VARIANCE_RULES: tuple[Selection, ...] = SELECTIONS[:4]
 """The rules that read a variance over steps, and so need two of them."""
 
@@ -35,16 +42,17 @@ class TokenRefinement:
     "converged" takes those whose clean estimate varied least over the window (Fresco, arXiv
     2601.07462), "changing" most (AViTS); with "-latent" the noisy latents are looked at, as
     published. "edge" takes the steepest clean estimate (RALU, arXiv 2507.08422), "even" spreads
-    over both axes, "random" draws from the seed. Raises InvalidPlan for an unknown rule and a count
-    below 1.
+    over both axes, "random" draws from the seed. "edited" takes what an edit touches, as the plan's
+    :class:`~fresco_trt.plan.editing.EditPlan` finds it. Raises InvalidPlan for an unknown rule and
+    a count below 1.
     """
 
-    rule: Selection
+    rule: Rule
     count: int
 
     def __post_init__(self) -> None:
-        if self.rule not in SELECTIONS:
-            raise _invalid(f"the rule {self.rule!r}", f"one of {', '.join(SELECTIONS)}")
+        if self.rule not in RULES:
+            raise _invalid(f"the rule {self.rule!r}", f"one of {', '.join(RULES)}")
         if self.count < 1:
             raise _invalid(f"a refinement of {self.count} tokens", "1 or more")
 
@@ -57,7 +65,7 @@ class TokenRefinement:
         """Inverse of :meth:`to_json`. Raises InvalidPlan."""
         found = record(value, _KEYS, "refinement")
         return cls(
-            rule=choice(found["rule"], SELECTIONS, "refinement rule"),
+            rule=choice(found["rule"], RULES, "refinement rule"),
             count=whole(found["count"], "refinement count"),
         )
 
@@ -73,13 +81,13 @@ def grid_levels(partial: Sequence[bool]) -> tuple[int, ...]:
     return tuple(levels)
 
 
-def check_window(window: int, rules: Sequence[Selection], *, fix: str = REMAKE) -> None:
+def check_window(window: int, rules: Sequence[Rule], *, fix: str = REMAKE) -> None:
     """Refuse a window too short for ``rules``, or one that nothing would read.
 
     Raises InvalidPlan, which says ``fix``.
     """
-    if not rules and window != DEFAULT_WINDOW:
-        given = f"a window of {window} where every token is expanded"
+    if not set(rules) - {EDITED} and window != DEFAULT_WINDOW:
+        given = f"a window of {window} where no rule looks back"
         raise _invalid(given, f"{DEFAULT_WINDOW}, which says nothing", fix)
     least = 2 if set(rules) & set(VARIANCE_RULES) else 1
     if window < least:

@@ -101,8 +101,8 @@ class Transition:
     window: int = DEFAULT_WINDOW
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.sigma <= self.restart <= 1.0:
-            expected = "0 < sigma <= restart <= 1"
+        if not (0.0 <= self.sigma <= self.restart <= 1.0 and self.restart > 0.0):
+            expected = "0 <= sigma <= restart <= 1, and a restart above 0"
             raise _invalid(f"a transition at {self.sigma} restarting at {self.restart}", expected)
         for value, options in ((self.lift, LIFTS), (self.noise, NOISES)):
             if value not in options:

@@ -15,8 +15,10 @@ from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.caching import ACTIONS as ACTIONS
 from fresco_trt.plan.caching import Action as Action
 from fresco_trt.plan.caching import CachePlan as CachePlan
+from fresco_trt.plan.editing import EditPlan as EditPlan
 from fresco_trt.plan.grid import Grid, Size, is_doubling, is_finer, velocity_grid_of
 from fresco_trt.plan.reading import REMAKE, agree, choice, items, record, text, whole
+from fresco_trt.plan.refinement import EDITED
 from fresco_trt.plan.refinement import SELECTIONS as SELECTIONS
 from fresco_trt.plan.refinement import Selection as Selection
 from fresco_trt.plan.refinement import TokenRefinement as TokenRefinement
@@ -49,6 +51,8 @@ _PLAN_KEYS = (
     "stages",
     "transitions",
 )
+_PLAN_EXTRAS = ("edit",)
+"""Keys that only a plan of selective edits has: others are written as they were before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +69,10 @@ class StagePlan:
     sigmas; a rewind from s to a grid r times finer restarts at r*s/(1+(r-1)*s); a mixed grid
     doubles the whole one before it, stays until every token is expanded, and is not the last; and
     the refinements leave a token coarse and look back over no more steps than there are.
+
+    With ``edit`` the first stage is a draft, and one of those after it draws what the edit touches.
+    They are alternatives: one mixed stage or more, each of more tokens, then the whole grid, all of
+    the same sigmas and entered alike. Only such a plan refines tokens that are "edited".
     """
 
     model: str
@@ -75,6 +83,7 @@ class StagePlan:
     solver: Solver = "euler"
     positions: Positions = "fine"
     cache: CachePlan | None = None
+    edit: EditPlan | None = None
 
     def __post_init__(self) -> None:
         _check_length(self)
@@ -86,16 +95,44 @@ class StagePlan:
             _check_grids(self, index)
             _check_rewind(self, index)
             _check_refinements(self, index)
+        _check_edit(self)
+
+    @property
+    def paths(self) -> tuple[tuple[int, ...], ...]:
+        """The stages, counted from 0, that a request may take, in order: all of them, or those of
+        an edit, the draft and one other.
+        """
+        every = range(len(self.stages))
+        return tuple((0, other) for other in every[1:]) if self.edit else (tuple(every),)
 
     @property
     def nfe(self) -> int:
-        """Sampling steps in all, bypass steps included, as the papers' tables count them."""
-        return sum(stage.steps for stage in self.stages)
+        """Sampling steps of a request, bypass steps included, as the papers' tables count them."""
+        return sum(self.stages[index].steps for index in self.paths[0])
 
     @property
     def full_steps(self) -> int:
-        """Steps that run the whole network."""
-        return sum(stage.actions.count("full") for stage in self.stages)
+        """Steps of a request that run the whole network; of an edit's paths, the most."""
+        counts = [stage.actions.count("full") for stage in self.stages]
+        return max(sum(counts[index] for index in path) for path in self.paths)
+
+    def steps_before(self, stage: int) -> int:
+        """Steps that a request takes before it enters a stage, counted from 0."""
+        path = next(path for path in self.paths if stage in path)
+        return sum(self.stages[index].steps for index in path[: path.index(stage)])
+
+    @property
+    def mirrors(self) -> tuple[bool, ...]:
+        """Whether the reference pictures of a stage have the tokens of its target, coarse ones
+        among them; else they are on the stage's grid.
+        """
+        return tuple(bool(self.edit and refined) for refined in self.refined)
+
+    @property
+    def reference_tokens(self) -> tuple[int, ...]:
+        """Tokens of one reference picture in each stage."""
+        rows = zip(self.stages, self.tokens, self.mirrors, strict=True)
+        return tuple(tokens if mirrors else stage.grid.tokens for stage, tokens, mirrors in rows)
 
     @property
     def graphs(self) -> tuple[tuple[int, Action], ...]:
@@ -163,6 +200,7 @@ class StagePlan:
             "nfe": self.nfe,
             "stages": [stage_to_json(*row) for row in rows],
             "transitions": [transition.to_json() for transition in self.transitions],
+            **({} if self.edit is None else {"edit": self.edit.to_json()}),
         }
 
     @classmethod
@@ -172,7 +210,7 @@ class StagePlan:
         Raises InvalidPlan for a missing or unknown key, a wrong type, a broken invariant, or a
         derived number that does not follow from the others.
         """
-        found = record(value, _PLAN_KEYS, "plan")
+        found = record(value, _PLAN_KEYS, "plan", _PLAN_EXTRAS)
         size = [whole(side, "plan size") for side in items(found["size"], "plan size")]
         if len(size) not in (2, 3):
             expected = "[width, height], or [width, height, frames] of a clip"
@@ -190,6 +228,7 @@ class StagePlan:
             solver=choice(found["solver"], SOLVERS, "plan solver"),
             positions=choice(found["positions"], POSITIONS, "plan positions"),
             cache=None if cache is None else CachePlan.from_json(cache),
+            edit=EditPlan.from_json(found["edit"]) if "edit" in found else None,
         )
         agree(whole(found["nfe"], "plan nfe"), plan.nfe, "plan nfe")
         for stage, tokens, refined in zip(stages, plan.tokens, plan.refined, strict=True):
@@ -304,7 +343,7 @@ def _check_refinements(plan: StagePlan, index: int) -> None:
     if not refined and not is_doubling(before.grid, after.grid):
         raise _invalid(f"a mixed stage on {after.grid} after {before.grid}", "twice the sides")
     _check_refined(plan, index)
-    if transition.window > before.steps:
+    if transition.window > before.steps and plan.edit is None:
         given = f"a window of {transition.window} steps after a stage of {before.steps}"
         raise _invalid(given, f"at most {before.steps}")
     if index == len(plan.transitions) - 1:
@@ -320,6 +359,26 @@ def _check_refined(plan: StagePlan, index: int) -> None:
     if count >= coarse:
         given = f"{count} tokens refined of {coarse} still coarse"
         raise _invalid(given, f"from 1 to {coarse - 1}, or no refinements for all")
+
+
+def _check_edit(plan: StagePlan) -> None:
+    rules = [each.rule for transition in plan.transitions for each in transition.refinements]
+    if plan.edit is None:
+        if EDITED in rules:
+            raise _invalid("tokens refined as edited in a plan without an edit", "another rule")
+        return
+    if len(plan.stages) < 3 or plan.refined[0] or 0 in plan.refined[1:-1]:
+        given = f"an edit with tokens refined {plan.refined}"
+        raise _invalid(given, "a whole draft, one mixed stage or more, and the whole grid")
+    if set(rules) != {EDITED}:
+        raise _invalid(f"an edit that refines by {', '.join(rules)}", f"only {EDITED!r}")
+    if len({stage.sigmas for stage in plan.stages[1:]}) > 1:
+        raise _invalid("stages of an edit with other sigmas", "the same: one of them is drawn")
+    if len({(each.restart, each.lift, each.noise) for each in plan.transitions}) > 1:
+        raise _invalid("stages of an edit entered in other ways", "one restart, lift and noise")
+    if plan.transitions[0].noise not in ("field", "parent"):
+        given = f"an edit re-noised by {plan.transitions[0].noise!r}"
+        raise _invalid(given, "'field' or 'parent': the draft is done, or nearly")
 
 
 def _invalid(given: str, expected: str) -> InvalidPlan:

@@ -84,8 +84,8 @@ def check_plan(plan: StagePlan, facts: ModelFacts) -> None:
 
 def plan_problems(plan: StagePlan, facts: ModelFacts) -> Iterator[tuple[str, str]]:
     """What a model cannot draw of a plan, as given and expected: another model's name, a size or
-    grids that are not its own, a start that is not noise alone, and a transition that cannot be
-    applied. How stages meet is checked by the plan itself.
+    grids that are not its own, a start that is not noise alone, an edit by a model that edits
+    nothing, and a transition that cannot be applied. How stages meet is checked by the plan itself.
     """
     if plan.model != facts.name:
         yield f"a plan of {plan.model}", f"a plan of {facts.name}"
@@ -110,6 +110,8 @@ def plan_problems(plan: StagePlan, facts: ModelFacts) -> Iterator[tuple[str, str
             yield f"a stage with {stage.text_tokens} text tokens", f"{expected}, or no such key"
     if abs(plan.stages[0].sigmas[0] - 1.0) > SIGMA_TOLERANCE:
         yield f"a plan that starts at sigma {plan.stages[0].sigmas[0]:g}", "1, from noise alone"
+    if plan.edit is not None and facts.references != 1:
+        yield "a plan that refines what an edit touches", "a plan without 'edit': it edits nothing"
     for each in plan.transitions:
         if each.noise == "rewind" and each.lift != "haar":
             given = f"a transition that rewinds with the lift {each.lift!r}"

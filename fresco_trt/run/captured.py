@@ -85,6 +85,8 @@ class CapturedStages:
         one device: on a CPU, with graphs turned off, or with something around a runner that works
         at every call.
         """
+        if denoiser.plan.edit is not None:
+            return None  # what follows the draft is the host's to say
         graphs = [graph_of(denoiser.runners[name]) for name in _engines(denoiser)]
         devices = {id(graph.device): graph.device for graph in graphs if graph is not None}
         if len(devices) != 1 or not all(graph is not None and graph.captures for graph in graphs):

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from fresco_trt.models.registry import family_of
+from fresco_trt.run.editing import judge_of
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
 from fresco_trt.run.request import Request
+from fresco_trt.run.resample import LIFTS
 from fresco_trt.run.sampler import Step, steps_of
 from fresco_trt.run.selection import Choice, select
 from fresco_trt.run.transition import draws
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.captured import StageEnd
+    from fresco_trt.run.editing import Features, Judge
     from fresco_trt.run.request import Conditioning
 
 
@@ -38,7 +41,7 @@ class Denoiser:
 
     ``runners`` are entered by the caller; ``device`` is where their outputs live. ``basis`` [H,k]
     is for a plan whose cache needs one; ``choice`` chooses the tokens that are refined, by the
-    plan's rules unless told otherwise.
+    plan's rules unless told otherwise; ``judge`` sees what an edit touches, for plans that ask.
     """
 
     facts: ModelFacts
@@ -48,6 +51,7 @@ class Denoiser:
     device: torch.device | str = "cpu"
     basis: Tensor | None = None
     choice: Choice = select
+    judge: Judge | None = None
 
     @classmethod
     def of(
@@ -60,9 +64,15 @@ class Denoiser:
         device: torch.device | str = "cpu",
         basis: Tensor | None = None,
         choice: Choice = select,
+        features: Features | None = None,
     ) -> Self:
-        """With the patchifier of the model's family, its tables held on the device."""
+        """With the patchifier of the model's family, its tables held on the device. ``features``,
+        the decoder's, are what a plan of selective edits compares.
+        """
         patchifier = HeldPatchifier(family_of(facts).patchifier(facts, text_tokens), device)
+        judge = None
+        if plan.edit is not None and features is not None:
+            judge = judge_of(plan.edit.discrepancy, plan.stages[0].grid, patchifier, features)
         return cls(
             facts=facts,
             plan=plan,
@@ -71,6 +81,7 @@ class Denoiser:
             device=device,
             basis=basis,
             choice=choice,
+            judge=judge,
         )
 
     def steps(
@@ -114,6 +125,7 @@ class Denoiser:
             generator=fresh_generator(seeds) if any(map(draws, plan.transitions)) else None,
             choice=self.choice,
             basis=self.basis,
+            judge=self.judge,
         )
 
     def whole(self, step: Step | StageEnd) -> Tensor:
@@ -133,8 +145,14 @@ class Denoiser:
         )
 
     def latents(self, step: Step | StageEnd) -> Tensor:
-        """The latents [B,C,(F),H,W] of full size from the last step or stage."""
-        return self.patchifier.unpack(step.tokens, self.plan.stages[-1].grid)
+        """The latents [B,C,(F),H,W] of full size from the last step or stage. What an edit left
+        coarse is lifted.
+        """
+        if step.mixed is None:
+            return self.patchifier.unpack(step.tokens, self.plan.stages[-1].grid)
+        coarse, fine = step.mixed.split(step.tokens, self.patchifier)
+        lifted = LIFTS[self.plan.transitions[0].lift](coarse, 2)
+        return step.mixed.overlay(lifted, fine, self.patchifier)
 
 
 class HeldPatchifier:

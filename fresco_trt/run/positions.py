@@ -20,14 +20,17 @@ if TYPE_CHECKING:
 Units = Literal["fine", "coarse"]
 
 
-def possible_positions(patchifier: Patchifier, coarse: Grid, fine: Grid, units: Units) -> Tensor:
-    """Positions of all coarse tokens, then of all fine ones: float32 [5N,A] on the CPU.
+def possible_positions(
+    patchifier: Patchifier, coarse: Grid, fine: Grid, units: Units, image: int = 0
+) -> Tensor:
+    """Positions of all coarse tokens, then of all fine ones: float32 [5N,A] on the CPU; of the
+    picture that is drawn, or of a reference ``image`` from 1 on.
 
     In "fine" units the fine tokens keep the places that they have on their own grid, and a coarse
     token is at the centre of its four. In "coarse" units the coarse tokens keep theirs, and the
     four are at their parent's place plus 0 and 1/2 along each axis (RALU, arXiv 2507.08422, code).
     """
-    own, finer = patchifier.positions(coarse), patchifier.positions(fine)
+    own, finer = patchifier.positions(coarse, image), patchifier.positions(fine, image)
     apart = _apart(patchifier, coarse, fine)
     if units == "fine":
         return torch.cat([_spaced(own, 2.0, apart + 0.5), finer])
@@ -55,35 +58,47 @@ def whole_tables(patchifier: Patchifier, grid: Grid, references: int) -> dict[st
 
 
 def mixed_tables(
-    patchifier: Patchifier, mixed: Mixed, scheme: Positions, references: int = 0
+    patchifier: Patchifier,
+    mixed: Mixed,
+    scheme: Positions,
+    references: int = 0,
+    *,
+    mirrored: bool = False,
 ) -> dict[str, Tensor]:
     """The tables for the tokens of a mixed stage, in their order, text rows in front and so many
-    ``references`` on the fine grid behind.
+    ``references`` behind: whole, on the fine grid, or ``mirrored``, of the same tokens.
 
     By the scheme "aligned" (PMA, arXiv 2511.19778) those in fine units, for the queries that are
     fine, and with ``_coarse`` behind their names those of the keys that coarse queries see: the
     kept tokens and, at its place on the coarse grid, one child of each refined one.
     """
     if scheme != "aligned":
-        return _mixed_tables(patchifier, mixed, scheme, references)
+        return _mixed_tables(patchifier, mixed, scheme, references, mirrored)
     # The first of four is at twice its parent's row and column: halved, at its parent's place.
     whole = patchifier.tables(patchifier.positions(mixed.coarse))
     rows = torch.cat([mixed.kept, mixed.refined])
     own = {f"{name}_coarse": _gathered(table, rows, len(rows)) for name, table in whole.items()}
-    return _mixed_tables(patchifier, mixed, "fine", references) | own
+    return _mixed_tables(patchifier, mixed, "fine", references, mirrored) | own
 
 
 def _mixed_tables(
-    patchifier: Patchifier, mixed: Mixed, units: Units, references: int
+    patchifier: Patchifier, mixed: Mixed, units: Units, references: int, mirrored: bool
 ) -> dict[str, Tensor]:
-    own = possible_positions(patchifier, mixed.coarse, mixed.fine, units)
-    images = [patchifier.positions(mixed.fine, image + 1) for image in range(references)]
-    if units == "coarse":
-        offset = -_apart(patchifier, mixed.coarse, mixed.fine) / 2
-        images = [_spaced(each, 0.5, offset) for each in images]
-    positions = torch.cat([own, *images])
-    behind = torch.arange(len(own), len(positions), device=mixed.kept.device)
-    rows = torch.cat([mixed.kept, mixed.coarse.tokens + mixed.children, behind])
+    coarse, fine = mixed.coarse, mixed.fine
+    own = possible_positions(patchifier, coarse, fine, units)
+    target = torch.cat([mixed.kept, coarse.tokens + mixed.children])
+    images = range(1, references + 1)
+    if mirrored:
+        behind = [possible_positions(patchifier, coarse, fine, units, image) for image in images]
+        rows = torch.cat([target + len(own) * image for image in range(references + 1)])
+    else:
+        behind = [patchifier.positions(fine, image) for image in images]
+        if units == "coarse":
+            offset = -_apart(patchifier, coarse, fine) / 2
+            behind = [_spaced(each, 0.5, offset) for each in behind]
+        whole = torch.arange(references * fine.tokens, device=mixed.kept.device)
+        rows = torch.cat([target, len(own) + whole])
+    positions = torch.cat([own, *behind])
     tables = patchifier.tables(positions)
     return {name: _gathered(table, rows, len(positions)) for name, table in tables.items()}
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from fresco_trt.plan.stages import SIGMA_TOLERANCE
 from fresco_trt.run.cache.stage_cache import StageCache
+from fresco_trt.run.editing import Decision, decide, decide_by_mask
+from fresco_trt.run.resample import block_mean
 from fresco_trt.run.text import TEXT, check_text
 from fresco_trt.run.transition import check_generator, check_transition, draws
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from fresco_trt.models.family import Patchifier
     from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.run.editing import Judge
     from fresco_trt.run.noise import NoisePyramid
     from fresco_trt.run.selection import Choice
 
@@ -38,6 +41,8 @@ class Conditioning:
     a reference picture: their tokens stand behind the target's, at each stage's own resolution.
     ``prompt_tokens`` is how many of the text's tokens are the longest prompt's own, in either
     branch: what is behind them is padding, which a plan may cut. None where that is not known.
+    ``mask`` says what an edit touches, latent pixels bool [1,1,H,W] of full resolution; None where
+    that is to be found.
 
     Raises ValueError for branches of other inputs, and for a scale without a branch.
     """
@@ -47,6 +52,7 @@ class Conditioning:
     true_cfg_scale: float = 1.0
     references: tuple[Tensor, ...] = ()
     prompt_tokens: int | None = None
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.negative is None and self.true_cfg_scale != 1.0:
@@ -70,6 +76,7 @@ class Conditioning:
             true_cfg_scale=self.true_cfg_scale,
             references=tuple(each.to(device) for each in self.references),
             prompt_tokens=self.prompt_tokens,
+            mask=None if self.mask is None else self.mask.to(device),
         )
 
     @property
@@ -94,6 +101,7 @@ class Request:
     generator: torch.Generator | None
     choice: Choice
     basis: Tensor | None = None
+    judge: Judge | None = None
 
     def __post_init__(self) -> None:
         _check_start(self.plan)
@@ -105,6 +113,17 @@ class Request:
         for index in range(len(self.plan.stages)):
             StageCache.of(self.plan, index, self.basis)
         check_generator(self.generator, wanted=any(map(draws, self.plan.transitions)))
+        _check_edit(self.plan, self.conditioning, self.judge)
+
+    def decide(self, draft: Tensor) -> Decision:
+        """What becomes of a draft of clean latents [1,C,h,w]; for plans of selective edits."""
+        if self.conditioning.mask is not None:
+            return decide_by_mask(self.plan, self.conditioning.mask)
+        (source,) = self.conditioning.references
+        ratio = source.shape[-1] // draft.shape[-1]
+        if self.judge is None:
+            raise ValueError("no judge; expected one, see _check_edit")
+        return decide(self.plan, self.judge(draft, block_mean(source, ratio)).to(draft.device))
 
 
 def engine_name(stage: int, action: str) -> str:
@@ -176,6 +195,20 @@ def _check_references(plan: StagePlan, given: Conditioning, pyramid: NoisePyrami
             "references with phase-aligned attention or coarse velocities; expected a plan without:"
             " both take the target's tokens alone"
         )
+
+
+def _check_edit(plan: StagePlan, given: Conditioning, judge: Judge | None) -> None:
+    if plan.edit is None:
+        if given.mask is not None:
+            raise ValueError("a mask for a plan that draws every token; expected one with an edit")
+        return
+    if len(given.references) != 1:
+        raise ValueError(f"an edit of {len(given.references)} sources; expected one")
+    if judge is None and given.mask is None:
+        raise ValueError("an edit without a mask or a judge; expected one, to say what it touches")
+    wanted = (1, 1, *given.references[0].shape[-2:])
+    if given.mask is not None and tuple(given.mask.shape) != wanted:
+        raise ValueError(f"a mask of {tuple(given.mask.shape)}; expected {wanted}")
 
 
 def _check_text(plan: StagePlan, given: Conditioning) -> None:

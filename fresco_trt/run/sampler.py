@@ -43,7 +43,9 @@ class Step:
     it by then is what the sampler goes on from. ``velocity``, of the same shape, at
     ``sigma``, belongs to the runner and is valid until that runner's next call. ``mixed`` says
     where the tokens of a mixed stage are; on a whole grid, where they are in raster order, it is
-    None. The last step's ``tokens`` are never overwritten.
+    None. ``edited`` says, behind the draft of an edit, which tokens of the draft's grid it touches,
+    bool [N]; ``steps_total`` then is of one of the plan's paths. The last step's ``tokens`` are
+    never overwritten.
 
     ``engine_seconds`` is the wall clock around the runner's call (for a runner that returns before
     its device is done: the launch); ``host_seconds`` is everything else the sampler did since the
@@ -59,6 +61,7 @@ class Step:
     tokens: Tensor
     velocity: Tensor
     mixed: Mixed | None
+    edited: Tensor | None
     engine_seconds: float
     host_seconds: float
 
@@ -115,13 +118,15 @@ def sample(
 def steps_of(request: Request) -> Generator[Step, None, None]:
     """One :class:`Step` per sigma pair of a request that is checked already, as :func:`sample`."""
     finite, began = FiniteCheck(), perf_counter()
-    state, last = StageState.first(request), len(request.plan.stages) - 1
-    for index in range(last + 1):
-        with span(STAGE, index + 1):
+    state: StageState | None = StageState.first(request)
+    while state is not None:
+        with span(STAGE, state.index + 1):
             velocity, began = yield from steps_of_stage(request, state, finite, began)
-            if index < last:
-                with span(TRANSITION, index + 1):
+            if state.index + 1 < len(request.plan.stages):
+                with span(TRANSITION, state.index + 1):
                     state = state.leave(request, velocity)
+            else:
+                state = None
     finite.require()
 
 
@@ -134,7 +139,7 @@ def steps_of_stage(
     when the caller was done with that step.
     """
     plan, index, window = request.plan, state.index, state.window.steps
-    stage, done = plan.stages[index], sum(each.steps for each in plan.stages[:index])
+    stage, done = plan.stages[index], plan.steps_before(index)
     for left, sigma, sigma_next, action in _sigma_pairs(stage):
         where = _where(plan, index, done)
         with span(STEP, done + 1):
@@ -158,6 +163,7 @@ def steps_of_stage(
             tokens=state.tokens,
             velocity=velocity,
             mixed=state.mixed,
+            edited=state.edited,
             engine_seconds=engine_seconds,
             host_seconds=perf_counter() - began - engine_seconds,
         )

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import torch
 from torch import Tensor
 
+from fresco_trt.plan.refinement import EDITED
+
 if TYPE_CHECKING:
     from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import Selection, TokenRefinement
@@ -173,6 +175,8 @@ def select(
     """Candidates that the refinements take, bool [N]; each chooses among what is left to it."""
     left = candidates
     for refinement in refinements:
+        if refinement.rule == EDITED:
+            raise ValueError("tokens that an edit touches, from a window; expected a draft's plan")
         scores = score(refinement.rule, window, generator)
         left = left.index_fill(0, choose(scores, left, refinement.count), False)
     return candidates.logical_and(left.logical_not())

@@ -90,7 +90,9 @@ class StageState:
 
     ``mixed`` is None on a whole grid. ``targets`` is where the tokens go in the engines' input if
     that is another tensor: with reference tokens behind them, or once for each of two stacked
-    branches. ``window`` records only where a partial transition follows, and has no room otherwise.
+    branches. ``window`` records only where rules look back over the stage, and has no room
+    otherwise. ``edited`` says of a stage behind a draft which of its tokens the edit touches, bool
+    [N].
     """
 
     index: int
@@ -101,6 +103,7 @@ class StageState:
     branches: tuple[Branch, ...]
     solver: StageSolver
     window: Window
+    edited: Tensor | None = None
 
     @classmethod
     def first(cls, request: Request) -> Self:
@@ -109,7 +112,14 @@ class StageState:
         return cls.enter(request, 0, request.patchifier.pack(request.pyramid.field(scale)), None)
 
     @classmethod
-    def enter(cls, request: Request, index: int, tokens: Tensor, mixed: Mixed | None) -> Self:
+    def enter(
+        cls,
+        request: Request,
+        index: int,
+        tokens: Tensor,
+        mixed: Mixed | None,
+        edited: Tensor | None = None,
+    ) -> Self:
         """The stage ``index`` from the tokens [B,N,C] that it starts with, which are copied.
 
         Raises ``ValueError`` for a constant input that has the name of one set here.
@@ -117,7 +127,7 @@ class StageState:
         # A copy, because packing may be a view and the pyramid must not be stepped in place.
         tokens = tokens.clone(memory_format=torch.contiguous_format)
         given, stacked = request.conditioning, _is_stacked(request, index, tokens)
-        latents, targets = _latents(request, index, tokens, stacked)
+        latents, targets = _latents(request, index, tokens, stacked, mixed)
         timestep = tokens.new_empty(len(latents))
         named = {"latents": latents, "timestep": timestep, **_tables(request, index, mixed)}
         twice = sorted(named.keys() & given.inputs.keys())
@@ -143,6 +153,7 @@ class StageState:
             ),
             solver=SOLVERS[request.plan.solver](tokens),
             window=_window(request, index, tokens, mixed),
+            edited=edited,
         )
 
     def call(self, request: Request, action: str, step: int, sigma: float) -> Called:
@@ -177,9 +188,37 @@ class StageState:
                 clean = self.mixed.dense(clean, request.patchifier)
             self.window.record_(left, latents, clean)
 
-    def leave(self, request: Request, velocity: Tensor) -> Self:
-        """The stage after this one, entered over the transition between both."""
+    def leave(self, request: Request, velocity: Tensor) -> Self | None:
+        """The stage after this one, entered over the transition between both; None after the last,
+        and after the draft of an edit that touches nothing.
+        """
+        if request.plan.edit is not None:
+            return self._leave_draft(request, velocity) if self.index == 0 else None
+        if self.index + 1 == len(request.plan.stages):
+            return None
         return self.enter(request, self.index + 1, *self.cross(request, velocity))
+
+    def _leave_draft(self, request: Request, velocity: Tensor) -> Self | None:
+        """The stage that has room for what the edit touches."""
+        plan, patchifier = request.plan, request.patchifier
+        grid, fine = plan.stages[0].grid, plan.stages[-1].grid
+        transition = plan.transitions[0]
+        with torch.no_grad():
+            clean = estimate_x0(self.tokens, velocity, transition.sigma)
+            decision = request.decide(patchifier.unpack(clean, grid))
+            if decision.stage is None:
+                return None
+            before = Mixed.whole(grid, fine, self.tokens.device)
+            below, above = cross_mixed(
+                transition, self.tokens, velocity, before, request.pyramid, patchifier
+            )
+            if decision.refined is None:
+                tokens, after = patchifier.pack(above), None
+            else:
+                count = plan.refined[decision.stage]
+                after = Mixed.from_mask(grid, fine, decision.refined, count)
+                tokens = after.join(below, above, patchifier)
+        return self.enter(request, decision.stage, tokens, after, decision.edited)
 
     def cross(self, request: Request, velocity: Tensor) -> tuple[Tensor, Mixed | None]:
         """What the stage after this one is entered with: its tokens, and where they are."""
@@ -258,19 +297,22 @@ def _is_stacked(request: Request, index: int, tokens: Tensor) -> bool:
 
 
 def _latents(
-    request: Request, index: int, tokens: Tensor, stacked: bool
+    request: Request, index: int, tokens: Tensor, stacked: bool, mixed: Mixed | None
 ) -> tuple[Tensor, Tensor | None]:
     """The engines' latents, and where the tokens go in them if they are not the tokens themselves.
 
-    References are pooled to the stage's grid: "coarse in coarse stages".
+    References are pooled to the stage's grid: "coarse in coarse stages"; in an edit's mixed stage
+    where the target's tokens are coarse.
     """
     references = request.conditioning.references
     if not (references or stacked):
         return tokens, None
     scale = request.plan.stages[index].grid.scale
-    behind = [
-        request.patchifier.pack(block_mean(each, ratio_of(scale, 1.0))) for each in references
-    ]
+    pooled = [block_mean(each, ratio_of(scale, 1.0)) for each in references]
+    if mixed is not None and request.plan.mirrors[index]:
+        behind = [mixed.join(block_mean(each, 2), each, request.patchifier) for each in pooled]
+    else:
+        behind = [request.patchifier.pack(each) for each in pooled]
     branches, (batch, count, _) = 2 if stacked else 1, tokens.shape
     latents = torch.cat([tokens, *behind], dim=1).repeat(branches, 1, 1)
     return latents, latents.view(branches, batch, *latents.shape[1:])[:, :, :count]
@@ -281,7 +323,10 @@ def _tables(request: Request, index: int, mixed: Mixed | None) -> Mapping[str, T
     if mixed is None:
         tables = whole_tables(patchifier, request.plan.stages[index].grid, references)
     else:
-        tables = mixed_tables(patchifier, mixed, request.plan.positions, references)
+        mirrored = request.plan.mirrors[index]
+        tables = mixed_tables(
+            patchifier, mixed, request.plan.positions, references, mirrored=mirrored
+        )
     return stage_tables(request, index, tables)
 
 
@@ -299,6 +344,7 @@ def _window(request: Request, index: int, tokens: Tensor, mixed: Mixed | None) -
     plan = request.plan
     grid = plan.stages[index].grid if mixed is None else mixed.coarse
     follows = index < len(plan.transitions) and plan.transitions[index].is_partial
+    follows = follows and plan.edit is None  # what an edit touches is seen in the draft alone
     return Window.empty(plan.transitions[index].window if follows else 0, grid, tokens)
 
 

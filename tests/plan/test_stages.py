@@ -145,7 +145,7 @@ BROKEN_STAGES: dict[str, Callable[[], object]] = {
 BROKEN_TRANSITIONS: dict[str, Callable[[], object]] = {
     "restarts below": lambda: replace(SWITCH, restart=0.79),
     "restarts above noise": lambda: replace(SWITCH, restart=1.01),
-    "at clean": lambda: replace(SWITCH, sigma=0.0),
+    "restarts clean": lambda: replace(SWITCH, sigma=0.0, restart=0.0),
     "at not a number": lambda: replace(SWITCH, sigma=float("nan")),
     "unknown lift": lambda: replace(SWITCH, lift="bicubic"),  # type: ignore[arg-type]
     "unknown noise": lambda: replace(SWITCH, noise="white"),  # type: ignore[arg-type]

@@ -273,14 +273,36 @@ class FluxDecoder:
         """
         import torch
 
-        config = self._vae.config
         with torch.no_grad(), _using("vae"):
-            scaled = latents.cpu() / config.scaling_factor + config.shift_factor
-            pictures = self._vae.decode(scaled).sample
+            pictures = self._vae.decode(self._scaled(latents)).sample
         _require_finite(pictures, "the vae of the pipeline folder")
         pixels = (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         array: npt.NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
         return array
+
+    def features(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """After the decoder's first convolution, its middle and its first upsampling block, on the
+        CPU: the depths that SpotEdit compares (arXiv 2512.22323, code). Raises as a call does.
+        """
+        import torch
+
+        decoder, vae = self._vae.decoder, self._vae
+        with torch.no_grad(), _using("vae"):
+            scaled = self._scaled(latents)
+            if vae.post_quant_conv is not None:
+                scaled = vae.post_quant_conv(scaled)
+            first = decoder.conv_in(scaled)
+            middle = decoder.mid_block(first)
+            maps = first, middle, decoder.up_blocks[0](middle)
+        for each in maps:
+            _require_finite(each, "the vae of the pipeline folder")
+        return maps
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """As the VAE knows them, of normalised ones."""
+        config = self._vae.config
+        scaled: Tensor = latents.cpu() / config.scaling_factor + config.shift_factor
+        return scaled
 
 
 class FluxEncoder:

@@ -7,9 +7,12 @@ same at any number of stages, so that a one-stage preset is the plain sampler at
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
+from fresco_trt.plan.editing import SELECTIVE_PRESET, EditPlan
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.presets import Preset
+from fresco_trt.plan.refinement import EDITED
 from fresco_trt.plan.schedule import ShiftRule
 from fresco_trt.plan.spectrum import FLUX_1, Spectrum
 
@@ -248,9 +251,24 @@ FLUX_SCHNELL = replace(
     presets=_SCHNELL_PRESETS,
 )
 
+
 # Edits a picture, whose tokens stand behind the target's: 3x, 5x, 7x and 10x against 50 steps that
 # have both. Attention makes full steps dearer there, so plans have more of them than FLUX.1-dev's;
 # the switches are the same.
+def _selective(shares: tuple[float, ...], edit: EditPlan) -> Preset:
+    """A draft, a mixed stage for each share of the tokens that an edit may touch, and all of them;
+    ``shares`` ascend.
+    """
+    parts = (now - before for before, now in pairwise((0.0, *shares)))
+    return Preset(
+        steps=(10, *(6,) * (len(shares) + 1)),
+        switch=(0.0,) * (len(shares) + 1),
+        restart=(0.75,) * (len(shares) + 1),
+        refine=(*(((EDITED, part),) for part in parts), ()),
+        edit=edit,
+    )
+
+
 _KONTEXT_PRESETS = {
     "quality": {
         1: Preset(steps=(17,)),
@@ -271,6 +289,12 @@ _KONTEXT_PRESETS = {
         1: Preset(steps=(5,)),
         2: Preset(steps=(9, 3), switch=(0.544,)),
         3: Preset(steps=(5, 7, 3), switch=(0.751, 0.544)),
+    },
+    # A whole edit drawn small, then only the tokens that it touches: at most an eighth, a quarter
+    # or half of the picture. The threshold is SpotEdit's for this VAE (arXiv 2512.22323, code).
+    SELECTIVE_PRESET: {
+        len(shares) + 2: _selective(shares, EditPlan(discrepancy="features", threshold=0.2))
+        for shares in ((0.25,), (0.125, 0.25), (0.125, 0.25, 0.5))
     },
 }
 

@@ -114,7 +114,7 @@ def stage_signature(
     may give the stage less.
     """
     tokens, text_tokens = plan.tokens[stage], plan.text_tokens(text_tokens)[stage]
-    references = facts.reference_tokens(plan.stages[stage].grid)
+    references = facts.references * plan.reference_tokens[stage]
     if references and plan.velocity_grid is not None:
         raise _no_references("coarse velocities")
     site: CacheSite = "final" if plan.cache is None else plan.cache.site

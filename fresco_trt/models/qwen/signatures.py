@@ -99,7 +99,7 @@ def stage_signature(
     if plan.velocity_grid is not None:
         raise _no_graph("coarse velocities")
     tokens = plan.tokens[stage]
-    references = facts.reference_tokens(plan.stages[stage].grid)
+    references = facts.references * plan.reference_tokens[stage]
     site: CacheSite = "final" if plan.cache is None else plan.cache.site
     if action == "bypass":
         return bypass_signature(

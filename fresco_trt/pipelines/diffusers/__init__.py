@@ -85,6 +85,7 @@ def enable(
             delta=named.delta,
             shift=named.shift,
             text_tokens=named.text_tokens or None,
+            threshold=named.threshold,
             cache=None if cache is None else CacheConfig.of(cache),
         )
         trust = trust_of(trust_native_code, verify_key)
@@ -108,11 +109,11 @@ def _enable(pipe: Any, choices: Choices, engines: Path | None, trust: Trust) -> 
 
 
 def _asked(choices: Choices) -> dict[str, Any]:
-    """The arguments that ask for the same: text tokens are spelt with the preset."""
+    """The arguments that ask for the same: what only a preset spells is spelt with it."""
     asked = {name: getattr(choices, name) for name in choices.given}
-    text = asked.pop("text_tokens", None)
-    if text is not None:
-        asked["preset"] = PresetConfig(name=choices.preset, text_tokens=text)
+    spelt = {name: asked.pop(name) for name in ("text_tokens", "threshold") if name in asked}
+    if spelt:
+        asked["preset"] = PresetConfig(name=choices.preset, **spelt)
     return asked
 
 

@@ -55,6 +55,7 @@ class Choices:
     delta: float | None = None
     shift: float | None = None
     text_tokens: tuple[int, ...] | None = None
+    threshold: float | None = None
     cache: CacheConfig | None = None
 
     @property
@@ -91,6 +92,7 @@ class Choices:
             delta=self.delta,
             shift=self.shift,
             text_tokens=self.text_tokens or (),
+            threshold=self.threshold,
             cache=self.cache or NO_CACHE,
         )
 
@@ -308,9 +310,8 @@ class BundleEngines:
             )
 
     def plan(self, pipe: Any, facts: ModelFacts, call: Call) -> StagePlan:
-        """As :class:`Source`: the one that the engines were built for, which the call, with the
-        pipeline's defaults, has to ask for. Several stages have steps of their own: there a call
-        may leave their number out.
+        """As :class:`Source`: the one that the engines were built for, which the call has to ask
+        for. Several stages have steps of their own: there a call may leave their number out.
         """
         plan = self.bundle.plan
         width, height = plan.size[:2]
