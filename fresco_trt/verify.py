@@ -9,6 +9,7 @@ choice: a rounding error may tip one at the margin, which then is no error of th
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -218,34 +219,45 @@ def _difference(
     progress: Callable[[str, float], None],
 ) -> int:
     """The largest pixel difference between the reference's pictures and the engines' own: as many
-    as the engines take at once, each from another seed.
+    as the engines take at once, each from another seed; of an edit in every stage that may follow
+    its draft.
     """
     import numpy as np
 
     from fresco_trt.pipelines.edit import example_source
+    from fresco_trt.pipelines.selective import EditWarning, example_masks
 
     source = example_source(pipe.bundle)
+    masks = example_masks(pipe.plan)
 
-    def draw(drawer: FrescoPipeline, phase: str) -> Any:
+    def draw(drawer: FrescoPipeline, number: int, phase: str) -> Any:
         def on_step(step: Any) -> None:
-            progress(phase, (step.step + 1) / step.steps_total)
+            progress(phase, (number + (step.step + 1) / step.steps_total) / len(masks))
 
-        drawn = drawer(
-            prompt, image=source, seed=seed, num_images_per_prompt=pipe.batch, on_step=on_step
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EditWarning)  # the masks ask for it
+            drawn = drawer(
+                prompt,
+                image=source,
+                mask=masks[number],
+                seed=seed,
+                num_images_per_prompt=pipe.batch,
+                on_step=on_step,
+            )
         return np.stack([np.asarray(image) for image in drawn.images]).astype(int)
 
-    choices = Choices()
-    reference = draw(pipe.with_runners(comparing, choice=choices.make), "against eager")
+    choices, drawn = Choices(), range(len(masks))
+    reference = pipe.with_runners(comparing, choice=choices.make)
+    wanted = [draw(reference, number, "against eager") for number in drawn]
     again = pipe.with_runners(pipe.runners, choice=choices.repeat)
     try:
-        picture = draw(again, "engines alone")
+        pictures = [draw(again, number, "engines alone") for number in drawn]
     except NonFiniteValues:
         errors = (error for runner in comparing.values() for error in runner.errors.values())
         if all(math.isfinite(error.relative) for error in errors):
             raise
         return WHITE  # said of the engine already; the pictures are as far apart as can be
-    return int(np.abs(reference - picture).max())
+    return max(int(np.abs(a - b).max()) for a, b in zip(wanted, pictures, strict=True))
 
 
 class Choices:

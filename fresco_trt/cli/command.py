@@ -46,6 +46,7 @@ PATHS = frozenset(
         "graphs",
         "image",
         "key",
+        "mask",
         "out",
         "picture",
         "pictures",
@@ -53,6 +54,7 @@ PATHS = frozenset(
         "plan_file",
         "profile",
         "prompts",
+        "save_mask",
         "verify_key",
         "weights",
     )

@@ -59,6 +59,7 @@ def draw(
     *,
     preview: bool,
     as_json: bool,
+    save_mask: Path | None = None,
 ) -> None:
     """Draw what the arguments of a pipeline's call ask for, save it, and say how long it took."""
     from fresco_trt.models.family import PromptWarning
@@ -66,10 +67,13 @@ def draw(
     from fresco_trt.pipelines.edit import SourceWarning
     from fresco_trt.pipelines.image import FrescoPipeline
     from fresco_trt.pipelines.loading import opened
+    from fresco_trt.pipelines.selective import EditWarning, check_saves_mask
 
-    _check_picture(out)
+    _check_picture("--out", out)
+    if save_mask is not None:
+        _check_picture("--save-mask", save_mask)
     check_seed(request["seed"])
-    for told in (PromptWarning, SourceWarning):
+    for told in (PromptWarning, SourceWarning, EditWarning):
         warnings.simplefilter("always", told)
     previews: list[str] = []
 
@@ -80,7 +84,9 @@ def draw(
 
     with display.progress() as report:
         report("loading engines", 0.0)
-        with FrescoPipeline.over(opened(engines, trusted), trusted) as pipe:
+        bundle = opened(engines, trusted)
+        check_saves_mask(bundle.plan, save_mask)
+        with FrescoPipeline.over(bundle, trusted) as pipe:
             report("loading engines", 1.0)
             result = pipe(
                 **request,
@@ -89,6 +95,9 @@ def draw(
             )
             summary = _generated(result, pipe, out, previews)
     save_picture(result.images[0], out)
+    if save_mask is not None:
+        save_picture(result.masks[0], save_mask)
+        summary["mask"] = str(save_mask)
     display.show(summary, as_json, tables.generated_table)
 
 
@@ -101,10 +110,12 @@ def save_picture(image: Image, path: Path) -> None:
         image.save(partial, format="PNG")
 
 
-def _check_picture(path: Path) -> None:
+def _check_picture(option: str, path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise OutputNotWritable(
-            f"--out {path}", expected="a file name ending in .png", fix="pass --out picture.png"
+            f"{option} {path}",
+            expected="a file name ending in .png",
+            fix=f"pass {option} picture.png",
         )
     check_writable(path)
 

@@ -28,7 +28,7 @@ def plan_table(summary: Mapping[str, Any]) -> None:
     ]
     title = f"{summary['model']} {'x'.join(map(str, summary['size']))}, {len(rows)} stages"
     table(title, ("stage", "latent", "tokens", "steps", "sigma", "TFLOP"), rows)
-    for line in (*_mixed_lines(summary), *_text_lines(summary)):
+    for line in (*_mixed_lines(summary), *_edit_lines(summary), *_text_lines(summary)):
         say(line)
     for line in _cached_lines(summary):
         say(line)
@@ -62,11 +62,28 @@ def _mixed_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         rules = [f"{each['count']} by {each['rule']}" for each in transition["refinements"]]
         if rules:
             fine = 4 * stage["refined"]
+            found = (
+                f"for edits of at most {stage['refined']} coarse tokens"
+                if "edit" in summary
+                else f"refined {', then '.join(rules)} over {transition['window']} steps"
+            )
             yield (
                 f"stage {number} is mixed: {stage['tokens'] - fine} coarse + {fine} fine tokens, "
-                f"positions {_numbered(summary['positions'])}; refined {', then '.join(rules)} "
-                f"over {transition['window']} steps"
+                f"positions {_numbered(summary['positions'])}; {found}"
             )
+
+
+def _edit_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Which stages are alternatives, what decides between them, and what each would save."""
+    edit = summary.get("edit")
+    if edit is None:
+        return
+    ratios = ", ".join(f"{ratio:.2f}x" for ratio in summary["path_flops_ratios"])
+    yield (
+        f"stage 1 is a draft, and one of stages 2 to {len(summary['stages'])} follows: the first "
+        f"with room for what differs from the source by {edit['threshold']:g} or more "
+        f"({edit['discrepancy']}); {ratios} fewer TFLOP in turn"
+    )
 
 
 def _text_lines(summary: Mapping[str, Any]) -> Iterator[str]:

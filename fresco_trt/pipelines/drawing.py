@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from fresco_trt.pipelines.checks import cancelled
 from fresco_trt.pipelines.result import Clock, StepTime, time_of_step
+from fresco_trt.pipelines.selective import edited
 from fresco_trt.run.trace import DECODE, span
 
 if TYPE_CHECKING:
@@ -39,18 +40,21 @@ if TYPE_CHECKING:
 class Picture:
     """One picture that is wanted: the inputs of its prompt, batch 1, and its seed.
 
-    ``on_stage`` gets its previews; once ``cancel()`` is true nobody wants it.
+    ``on_stage`` gets its previews; once ``cancel()`` is true nobody wants it. ``source``, RGB of
+    the built size, is what an edit that touches nothing gives back.
     """
 
     conditioning: Conditioning
     seed: int
     on_stage: OnStage | None = None
     cancel: Cancel | None = None
+    source: Image | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
     """The pictures of a run in order, None for one that was cancelled, and its wall seconds.
+    ``masks`` say what was edited, of engines that refine only that.
 
     ``denoise`` is without what callbacks took, ``engines`` its share inside them. ``steps`` is
     empty where each stage was one launch.
@@ -61,6 +65,7 @@ class Drawn:
     engines: float
     decode: float
     steps: tuple[StepTime, ...]
+    masks: tuple[Image, ...] = ()
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -87,14 +92,23 @@ class Run:
         """
         clock = Clock()
         last, engines, steps = self._by_steps() if stages is None else self._by_stages(stages)
+        selective = None
+        if self.denoiser.plan.edit is not None:
+            selective = edited(self.denoiser, last, self.pictures[0].conditioning.references[0])
+        whole = self.denoiser.latents(last) if selective is None else selective.latents
         # Where engines run asynchronously, this copy is what waits for them.
-        latents = self.denoiser.latents(last).cpu()
+        latents = None if whole is None else whole.cpu()
         denoise = clock.lap() - self._apart
         with span(DECODE):
             wanted = range(len(self.pictures))
-            images = [None if i in self._gone else self._decoded(latents, i) for i in wanted]
+            images = [None if i in self._gone else self._finished(latents, i) for i in wanted]
         return Drawn(
-            images=images, denoise=denoise, engines=engines, decode=clock.lap(), steps=steps
+            images=images,
+            denoise=denoise,
+            engines=engines,
+            decode=clock.lap(),
+            steps=steps,
+            masks=() if selective is None else (selective.mask,),
         )
 
     def _by_steps(self) -> tuple[Step, float, tuple[StepTime, ...]]:
@@ -157,7 +171,7 @@ class Run:
 
     def _ends_coarse_stage(self, step: Step) -> bool:
         plan = self.denoiser.plan
-        coarse = step.stage + 1 < len(plan.stages)
+        coarse = step.step + 1 < step.steps_total
         return coarse and step.sigma_next == plan.stages[step.stage].sigmas[-1]
 
     def _preview(self, end: Step | StageEnd) -> Tensor | None:
@@ -169,6 +183,12 @@ class Run:
         for index, picture in enumerate(self.pictures):
             if picture.on_stage is not None and index not in self._gone:
                 picture.on_stage(stage, self._decoded(latents, index))
+
+    def _finished(self, latents: Tensor | None, index: int) -> Image | None:
+        """The picture of its latents; of an edit that has none, because it touches nothing, the
+        source.
+        """
+        return self.pictures[index].source if latents is None else self._decoded(latents, index)
 
     def _decoded(self, latents: Tensor, index: int) -> Image:
         """One picture of a run, decoded by itself, as it is when it is drawn alone."""

@@ -82,7 +82,7 @@ def read_source(image: Source, size: Size) -> tuple[Image, tuple[str, ...]]:
     from PIL.ImageOps import exif_transpose
 
     notes = []
-    with _opened(image) as (source, name):
+    with opened_picture(image, "source picture") as (source, name):
         if getattr(source, "is_animated", False):  # counting its frames may take minutes
             notes.append(f"{name} has several frames: the first one is edited")
         rgb, is_clear = _rgb(exif_transpose(source), name)
@@ -124,15 +124,17 @@ def example_source(bundle: Bundle) -> Image | None:
 
 
 @contextmanager
-def _opened(image: Source) -> Iterator[tuple[Any, str]]:
-    """A source whose pixels were read, and what it is called in messages."""
+def opened_picture(image: Source, what: str) -> Iterator[tuple[Any, str]]:
+    """A picture whose pixels were read, and what it is called in messages: by its path, or ``what``
+    it is. Raises as :func:`read_source`.
+    """
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(image, Image.Image):
-        _check_pixels(image, "the source picture")
-        yield image, "the source picture"
+        _check_pixels(image, f"the {what}")
+        yield image, f"the {what}"
         return
-    name = _name(image)
+    name = _name(image, what)
     try:
         with Image.open(image, formats=FORMATS) as opened:
             _check_pixels(opened, name)
@@ -150,15 +152,15 @@ def _opened(image: Source) -> Iterator[tuple[Any, str]]:
         raise _invalid(f"{name}, which holds no picture that can be read ({error})") from error
 
 
-def _name(image: Source) -> str:
+def _name(image: Source, what: str) -> str:
     """What a file is called in messages. Raises InvalidArgument for what is none."""
     if isinstance(image, io.BufferedIOBase | io.RawIOBase):
-        return "the source picture"
+        return f"the {what}"
     if not isinstance(image, str | os.PathLike) or isinstance(os.fspath(image), bytes):
         raise InvalidArgument(
-            f"image={type(image).__name__}",
+            f"a {what} of type {type(image).__name__}",
             expected="a picture of PIL, the path of one, or its file in binary mode",
-            fix='pass one like image="picture.png"',
+            fix='pass one like "picture.png"',
         )
     return str(Path(image))
 

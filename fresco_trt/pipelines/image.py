@@ -21,6 +21,7 @@ from fresco_trt.pipelines.edit import source_latents
 from fresco_trt.pipelines.loading import Engines, basis_of, load_runners, opened, trust_of
 from fresco_trt.pipelines.request import Asked, GenerateRequest
 from fresco_trt.pipelines.result import Clock, Result, Seconds
+from fresco_trt.pipelines.selective import mask_latents
 from fresco_trt.plan.arguments import (
     flag,
     function,
@@ -85,6 +86,7 @@ class FrescoPipeline:
             text_tokens=text_tokens,
             device=device,
             basis=basis_of(bundle, device),
+            features=self._decoder.features,
         )
         self._encoder: Encoder | None = None  # of the first edit
         self._scope = ExitStack()
@@ -173,6 +175,7 @@ class FrescoPipeline:
         prompt: str | Sequence[str],
         *,
         image: Source | None = None,
+        mask: Source | None = None,
         seed: int | Sequence[int] = 0,
         num_images_per_prompt: int = 1,
         guidance: float | None = None,
@@ -184,10 +187,11 @@ class FrescoPipeline:
         """Draw a picture, or with a list of prompts or `num_images_per_prompt` several.
 
         `image` is the source of an edit, for models that edit and only for these: a picture of PIL,
-        the path of one, or its file in binary mode. It is brought to the built size. `seed` is from
-        0 to `MAX_SEED`: the first picture's, and each picture after it has the next; or a list of
-        one for each picture, or of one for each prompt. `guidance` (None: the model's default) only
-        for models that take it.
+        the path of one, or its file in binary mode. It is brought to the built size. `mask` is
+        white where the picture may change, for engines that refine only what an edit touches;
+        without one that is found. `seed` is from 0 to `MAX_SEED`: the first picture's, and each
+        picture after it has the next; or a list of one for each picture, or of one for each prompt.
+        `guidance` (None: the model's default) only for models that take it.
         `on_step` is called after each step; `on_stage(stage, picture)` after each stage (from 1)
         but the last, with the stage's clean estimate decoded at its own size; of a mixed stage, at
         its fine grid's, with what is still coarse repeated over its place. `cancel()` is asked
@@ -218,9 +222,10 @@ class FrescoPipeline:
             num_images_per_prompt=num_images_per_prompt,
             guidance=guidance,
             image=image,
+            mask=mask,
             cancel=cancel,
         )
-        request = GenerateRequest.of(self._facts, self.plan.size, asked)
+        request = GenerateRequest.of(self._facts, self.plan, asked)
         for name, told in (("on_step", on_step), ("on_stage", on_stage)):
             optional(function, name, told)
         by_steps = flag("record_steps", record_steps) or on_step is not None
@@ -304,8 +309,7 @@ class FrescoPipeline:
     def _pictures(self, request: GenerateRequest, on_stage: OnStage | None) -> list[Picture]:
         """What a request wants drawn; a prompt is encoded once, however many pictures it has."""
         encoded = {
-            prompt: self._conditioning(prompt, request.guidance, request.source)
-            for prompt in dict.fromkeys(request.prompts)
+            prompt: self._conditioning(prompt, request) for prompt in dict.fromkeys(request.prompts)
         }
         return [
             Picture(
@@ -313,6 +317,7 @@ class FrescoPipeline:
                 seed=seed,
                 on_stage=None if on_stage is None else partial(_tell, on_stage, number),
                 cancel=request.cancel,
+                source=request.source,
             )
             for number, (prompt, seed) in enumerate(
                 zip(request.prompts, request.seeds, strict=True)
@@ -352,9 +357,10 @@ class FrescoPipeline:
             seconds=seconds,
             steps=tuple(step for each in drawn for step in each.steps),
             runs=tuple(len(each.images) for each in drawn),
+            masks=[mask for each in drawn for mask in each.masks],
         )
 
-    def _conditioning(self, prompt: str, scale: float | None, source: Image | None) -> Conditioning:
+    def _conditioning(self, prompt: str, request: GenerateRequest) -> Conditioning:
         import torch
 
         from fresco_trt.models.registry import family_of
@@ -364,16 +370,17 @@ class FrescoPipeline:
         own = self._prompt.tokens(prompt) if self.plan.cuts_text else None
         check_text(self.plan, own, self.bundle.manifest.text_tokens)
         inputs = self._prompt(prompt)
-        if scale is not None:
-            inputs["guidance"] = torch.tensor([scale], dtype=torch.float32)
+        if request.guidance is not None:
+            inputs["guidance"] = torch.tensor([request.guidance], dtype=torch.float32)
         references: tuple[Tensor, ...] = ()
-        if source is not None:
+        if request.source is not None:
             if self._encoder is None:
                 components = family_of(self._facts).components
                 with self.bundle.unchanged():
                     self._encoder = components.encoder(self.bundle.pipeline_folder)
-            references = (source_latents(self._encoder, source),)
-        return Conditioning(inputs=inputs, prompt_tokens=own, references=references)
+            references = (source_latents(self._encoder, request.source),)
+        mask = None if request.mask is None else mask_latents(request.mask, self._facts.vae_scale)
+        return Conditioning(inputs=inputs, prompt_tokens=own, references=references, mask=mask)
 
 
 def _tell(on_stage: OnStage, number: int, stage: int, image: Image) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.pipelines.edit import Source
     from fresco_trt.plan.facts import ModelFacts
-    from fresco_trt.plan.sizes import Size
+    from fresco_trt.plan.stages import StagePlan
 
     Cancel = Callable[[], bool]
 
@@ -29,14 +29,15 @@ class GenerateRequest:
 
     All pictures of a prompt stand together, as diffusers orders them. ``guidance`` is the scale
     that the engines see, None for a model without one; ``source`` the picture to edit, RGB of the
-    built size, the same for all; ``cancel`` is asked while they are drawn. Raises ValueError for
-    another number of seeds than of prompts, and for none.
+    built size, the same for all, ``mask`` where it may change; ``cancel`` is asked while they are
+    drawn. Raises ValueError for another number of seeds than of prompts, and for none.
     """
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     guidance: float | None = None
     source: Image | None = None
+    mask: Image | None = None
     cancel: Cancel | None = None
 
     def __post_init__(self) -> None:
@@ -45,11 +46,12 @@ class GenerateRequest:
             raise ValueError(f"{given}; expected one of each for every picture")
 
     @classmethod
-    def of(cls, facts: ModelFacts, size: Size, given: Asked) -> Self:
-        """What a call's arguments ask of a model at a built size; raises as
+    def of(cls, facts: ModelFacts, plan: StagePlan, given: Asked) -> Self:
+        """What a call's arguments ask of a model by a built plan; raises as
         :meth:`fresco_trt.FrescoPipeline.__call__`.
         """
         from fresco_trt.pipelines.edit import check_source, source_picture
+        from fresco_trt.pipelines.selective import check_mask, mask_picture
 
         each = prompts_of(given.prompt)
         count = _count_of(given.num_images_per_prompt)
@@ -57,12 +59,15 @@ class GenerateRequest:
         scale = guidance_of(facts, given.guidance)
         with in_python():
             check_source(facts, given.image)
-            source = None if given.image is None else source_picture(given.image, size)
+            check_mask(plan, given.mask)
+            source = None if given.image is None else source_picture(given.image, plan.size)
+            mask = None if given.mask is None else mask_picture(given.mask, plan.size)
         return cls(
             prompts=tuple(prompt for prompt in each for _ in range(count)),
             seeds=seeds,
             guidance=scale,
             source=source,
+            mask=mask,
             cancel=optional(function, "cancel", given.cancel),
         )
 
@@ -76,6 +81,7 @@ class Asked:
     num_images_per_prompt: Any = 1
     guidance: float | None = None
     image: Source | None = None
+    mask: Source | None = None
     cancel: Cancel | None = None
 
 

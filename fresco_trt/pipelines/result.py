@@ -49,7 +49,8 @@ class Result:
     network was asked for each picture. `runs` says how they were drawn: the pictures of each run of
     the engines, `(4, 2)` for six by engines of a batch of four, `(1, 1)` for two one after another.
     `steps` are those of all runs in order, empty where each stage was replayed in one launch: no
-    step of it has a time.
+    step of it has a time. `masks`, of engines that refine only what an edit touches, say what that
+    was: one a picture, mode "L", white where it was edited.
     """
 
     images: list[Image]
@@ -58,6 +59,7 @@ class Result:
     seconds: Seconds
     steps: tuple[StepTime, ...] = field(repr=False)
     runs: tuple[int, ...] = (1,)
+    masks: list[Image] = field(default_factory=list)
 
     @property
     def seed(self) -> int:

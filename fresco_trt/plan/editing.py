@@ -57,6 +57,10 @@ class EditPlan:
         if self.coverage < 0 or self.coverage == 1:
             raise _invalid(f"a coverage of {self.coverage}", "0, or each how many tokens, from 2")
 
+    def even(self, side: int) -> tuple[int, ...]:
+        """Places along an axis of ``side`` tokens that the coverage takes."""
+        return tuple(range(self.coverage // 2, side, self.coverage)) if self.coverage else ()
+
     def to_json(self) -> dict[str, object]:
         """The fields by name."""
         return {key: getattr(self, key) for key in _KEYS}

@@ -370,6 +370,11 @@ def _check_edit(plan: StagePlan) -> None:
     if len(plan.stages) < 3 or plan.refined[0] or 0 in plan.refined[1:-1]:
         given = f"an edit with tokens refined {plan.refined}"
         raise _invalid(given, "a whole draft, one mixed stage or more, and the whole grid")
+    grid = plan.stages[0].grid
+    even = len(plan.edit.even(grid.rows)) * len(plan.edit.even(grid.columns))
+    if plan.refined[1] <= even:
+        given = f"{plan.refined[1]} tokens refined of an edit whose even set has {even}"
+        raise _invalid(given, "more: no edit would have room there")
     if set(rules) != {EDITED}:
         raise _invalid(f"an edit that refines by {', '.join(rules)}", f"only {EDITED!r}")
     if len({stage.sigmas for stage in plan.stages[1:]}) > 1:

@@ -144,11 +144,12 @@ def _decided(plan: StagePlan, edited: Tensor, scores: Tensor) -> Decision:
 
 def covered(plan: StagePlan, device: torch.device | str = "cpu") -> Tensor:
     """The sparse, even set of tokens that is refined whatever differs, bool [N]."""
-    grid, step = plan.stages[0].grid, _edit(plan).coverage
-    places = torch.zeros(grid.rows, grid.columns, dtype=torch.bool, device=device)
-    if step:
-        places[step // 2 :: step, step // 2 :: step] = True
-    return places.flatten()
+    grid, edit = plan.stages[0].grid, _edit(plan)
+    rows = torch.zeros(grid.rows, 1, dtype=torch.bool, device=device)
+    columns = torch.zeros(1, grid.columns, dtype=torch.bool, device=device)
+    rows[list(edit.even(grid.rows))] = True
+    columns[:, list(edit.even(grid.columns))] = True
+    return rows.logical_and(columns).flatten()
 
 
 # --- what is kept -----------------------------------------------------------------------------

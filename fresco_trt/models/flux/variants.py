@@ -18,10 +18,11 @@ from fresco_trt.models.flux.config import TRANSFORMER, transformer_config
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_FACTS
 from fresco_trt.models.flux.layers import graph_parameters
 from fresco_trt.models.weights import read_config
+from fresco_trt.plan.editing import SELECTIVE_PRESET
 from fresco_trt.plan.facts import ModelFacts
 
 VAE_SCALE = "vae_scale"
-_GENERAL = ("quality", "balanced", "fast", "turbo")
+_GENERAL = ("quality", "balanced", "fast", "turbo", SELECTIVE_PRESET)
 """Presets whose steps suit any size of model; others are points of one model's budget."""
 
 _GUIDANCE = FLUX_DEV.guidance_default
@@ -98,7 +99,7 @@ def _described(
         base,
         name=f"{base.name}:{','.join(f'{key}={_spelt(each)}' for key, each in differs.items())}",
         presets_of=base.name,
-        presets={name: base.presets[name] for name in _GENERAL},
+        presets={name: base.presets[name] for name in base.presets if name in _GENERAL},
         double_blocks=asked["num_layers"],
         single_blocks=asked["num_single_layers"],
         heads=asked["num_attention_heads"],
