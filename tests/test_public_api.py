@@ -53,6 +53,7 @@ SIGNATURES = {
     ),
     "FrescoPipeline.__call__": (
         "(self, prompt: 'str | Sequence[str]', *, image: 'Source | None' = None, "
+        "mask: 'Source | None' = None, "
         "seed: 'int | Sequence[int]' = 0, num_images_per_prompt: 'int' = 1, "
         "guidance: 'float | None' = None, "
         "on_step: 'OnStep | None' = None, on_stage: 'OnStage | None' = None, "

@@ -86,7 +86,7 @@ class FrescoPipeline:
             text_tokens=text_tokens,
             device=device,
             basis=basis_of(bundle, device),
-            features=self._decoder.features,
+            features=None if bundle.plan.edit is None else self._decoder.features,
         )
         self._encoder: Encoder | None = None  # of the first edit
         self._scope = ExitStack()

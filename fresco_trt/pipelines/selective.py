@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from fresco_trt.errors import IncompatibleOptions, PictureInvalid
 from fresco_trt.pipelines.edit import SourceWarning, opened_picture
 from fresco_trt.plan.editing import SELECTIVE_PRESET
-from fresco_trt.run.editing import covered, keep_source
 
 if TYPE_CHECKING:
     import numpy as np
@@ -116,6 +115,8 @@ def example_masks(plan: StagePlan) -> list[Image | None]:
     import numpy as np
     from PIL.Image import Resampling, fromarray
 
+    from fresco_trt.run.editing import covered
+
     if plan.edit is None:
         return [None]
     grid, even = plan.stages[0].grid, covered(plan)
@@ -150,6 +151,8 @@ def edited(denoiser: Denoiser, last: Step | StageEnd, source: Tensor) -> Edited:
     room for: then every token was drawn.
     """
     from PIL.Image import Resampling, fromarray
+
+    from fresco_trt.run.editing import keep_source
 
     plan, touched = denoiser.plan, getattr(last, "edited", None)
     grid, edit = plan.stages[0].grid, plan.edit

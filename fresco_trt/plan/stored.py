@@ -103,15 +103,19 @@ def plan_problems(plan: StagePlan, facts: ModelFacts) -> Iterator[tuple[str, str
     if plan.cache is not None and plan.cache.traits.needs_basis and not facts.calibrated:
         given = f"a plan with the cache {plan.cache.name}"
         yield given, "a cache without a basis: none can be measured of this model yet"
+    if abs(plan.stages[0].sigmas[0] - 1.0) > SIGMA_TOLERANCE:
+        yield f"a plan that starts at sigma {plan.stages[0].sigmas[0]:g}", "1, from noise alone"
+    if plan.edit is not None and facts.references != 1:
+        yield "a plan that refines what an edit touches", "a plan without 'edit': it edits nothing"
+    yield from _part_problems(plan, facts)
+
+
+def _part_problems(plan: StagePlan, facts: ModelFacts) -> Iterator[tuple[str, str]]:
     cut = facts.text_choices[:-1]
     for stage in plan.stages:
         if stage.text_tokens is not None and stage.text_tokens not in cut:
             expected = " or ".join(map(str, cut)) or "no text_tokens"
             yield f"a stage with {stage.text_tokens} text tokens", f"{expected}, or no such key"
-    if abs(plan.stages[0].sigmas[0] - 1.0) > SIGMA_TOLERANCE:
-        yield f"a plan that starts at sigma {plan.stages[0].sigmas[0]:g}", "1, from noise alone"
-    if plan.edit is not None and facts.references != 1:
-        yield "a plan that refines what an edit touches", "a plan without 'edit': it edits nothing"
     for each in plan.transitions:
         if each.noise == "rewind" and each.lift != "haar":
             given = f"a transition that rewinds with the lift {each.lift!r}"
