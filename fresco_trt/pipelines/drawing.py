@@ -8,7 +8,7 @@ wants any more changes nothing of the others.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -236,6 +236,18 @@ def estimate(denoiser: Denoiser, end: Step | StageEnd) -> Tensor:
     if end.mixed is not None:
         return end.mixed.picture(x0, denoiser.patchifier)
     return denoiser.patchifier.unpack(x0, denoiser.plan.stages[end.stage].grid)
+
+
+def counting(on_step: OnStep | None, run: int, runs: int) -> OnStep | None:
+    """What is told of each step of a run, counted from 0, as one of all runs' steps."""
+    if on_step is None or runs == 1:
+        return on_step
+
+    def tell(step: Step) -> None:
+        done = run * step.steps_total
+        on_step(replace(step, step=done + step.step, steps_total=runs * step.steps_total))
+
+    return tell
 
 
 def _image(pixels: npt.NDArray[np.uint8]) -> Image:

@@ -16,7 +16,7 @@ from fresco_trt.bundle.in_use import FilesInUse
 from fresco_trt.bundle.trust import NO_TRUST
 from fresco_trt.errors import IncompatibleOptions, error_context
 from fresco_trt.pipelines.checks import check_cancel
-from fresco_trt.pipelines.drawing import Drawn, Picture, Run
+from fresco_trt.pipelines.drawing import Drawn, Picture, Run, counting
 from fresco_trt.pipelines.edit import source_latents
 from fresco_trt.pipelines.loading import Engines, basis_of, load_runners, opened, trust_of
 from fresco_trt.pipelines.request import Asked, GenerateRequest
@@ -191,17 +191,16 @@ class FrescoPipeline:
         white where the picture may change, for engines that refine only what an edit touches;
         without one that is found. `seed` is from 0 to `MAX_SEED`: the first picture's, and each
         picture after it has the next; or a list of one for each picture, or of one for each prompt.
-        `guidance` (None: the model's default) only for models that take it.
-        `on_step` is called after each step; `on_stage(stage, picture)` after each stage (from 1)
-        but the last, with the stage's clean estimate decoded at its own size; of a mixed stage, at
-        its fine grid's, with what is still coarse repeated over its place. `cancel()` is asked
-        after each step; if it is true the request ends there, and its memory is free.
+        `guidance` (None: the model's default) only for models that take it. `on_step` is called
+        after each step; `on_stage(stage, picture)` after each stage (from 1) but the last, with the
+        stage's clean estimate decoded at its own size; of a mixed stage, at its fine grid's, with
+        what is still coarse repeated over its place. `cancel()` is asked after each step; if it is
+        true the request ends there, and its memory is free.
 
         Several pictures are drawn `batch` at a time, with engines that were built so, else one
         after another, as the result's `runs` say. Each is the picture of a call of its own with its
-        prompt and seed. Steps count on over all runs, so that
-        `(step.step + 1) / step.steps_total` is the progress of the call; a preview is of the
-        picture number `picture.info["picture"]`, from 0 in the result's order.
+        prompt and seed. Steps count on over all runs: `(step.step + 1) / step.steps_total` is the
+        progress of the call. A preview is of picture number `picture.info["picture"]`, from 0.
 
         On a GPU whose engines are replayed as CUDA graphs, each stage is one launch from the second
         request on, the result's `steps` are empty, and `cancel` is asked after each stage.
@@ -209,12 +208,12 @@ class FrescoPipeline:
         times.
 
         Raises PlanError for a seed or guidance out of range and another number of seeds,
-        PictureInvalid for a source that cannot be read, PromptTooLong for a prompt that some stage
-        takes less of, before anything is drawn, BundleChanged if a file of the bundle was written
-        to since it was loaded,
-        IncompatibleOptions for a source or guidance that the model does not take, RunError leaves
-        from an engine, Cancelled if `cancel` says so; warns of what the encoders cannot read
-        (PromptWarning) and of what is changed of the source (SourceWarning).
+        PictureInvalid for a source or mask that cannot be read, PromptTooLong for a prompt that
+        some stage takes less of, before anything is drawn, BundleChanged if a file of the bundle
+        was written to since it was loaded, IncompatibleOptions for a source, mask or guidance that
+        is not taken, RunError leaves from an engine, Cancelled if `cancel` says so; warns of what
+        the encoders cannot read (PromptWarning), of what is changed of the source (SourceWarning)
+        and of edits that touch nothing or nearly all (EditWarning).
         """
         asked = Asked(
             prompt=prompt,
@@ -238,7 +237,7 @@ class FrescoPipeline:
             text = clock.lap()
             parts = [pictures[i : i + self.batch] for i in range(0, len(pictures), self.batch)]
             drawn = [
-                self._drawn(part, by_steps, _counting(on_step, number, len(parts)), number)
+                self._drawn(part, by_steps, counting(on_step, number, len(parts)), number)
                 for number, part in enumerate(parts)
             ]
             clock.lap()
@@ -387,15 +386,3 @@ def _tell(on_stage: OnStage, number: int, stage: int, image: Image) -> None:
     """A preview that says which picture of the call it is of."""
     image.info["picture"] = number
     on_stage(stage, image)
-
-
-def _counting(on_step: OnStep | None, run: int, runs: int) -> OnStep | None:
-    """What is told of each step of a run, counted from 0, as one of all runs' steps."""
-    if on_step is None or runs == 1:
-        return on_step
-
-    def tell(step: Step) -> None:
-        done = run * step.steps_total
-        on_step(replace(step, step=done + step.step, steps_total=runs * step.steps_total))
-
-    return tell

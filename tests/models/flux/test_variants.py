@@ -11,6 +11,7 @@ import pytest
 import fresco_trt
 from fresco_trt.errors import IncompatibleOptions, UnknownModel
 from fresco_trt.models.flux.config import transformer_config
+from fresco_trt.models.flux.facts import FLUX_FACTS
 from fresco_trt.models.flux.variants import check_config
 from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.cost import plan_summary
