@@ -6,8 +6,9 @@ A student of a packaged model is stored as its transformer alone, with the name 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -70,6 +71,37 @@ def store_student(model: DemoModel, out: Path, teacher: str = "flux-tiny") -> No
     _finish(out)
 
 
+def store_editor(model: DemoModel, out: Path, of: str = "flux-tiny") -> None:
+    """Write the pipeline folder of a model that edits, trained from the packaged one ``of``: the
+    transformer as its difference to that one's, the encoders in float16, the rest a copy.
+
+    The encoders' configurations say float32, which loaders make of what is stored.
+    """
+    from diffusers import FluxKontextPipeline
+    from safetensors.torch import load_file, save_file
+
+    from fresco_trt.models.difference import DIFFERENCE_NAME, coded
+
+    start = bundled_folder(of)
+    parts: dict[str, Any] = {name: getattr(model, name) for name in (*_ENCODERS, *_TOKENIZERS)}
+    for name in _ENCODERS:
+        parts[name] = parts[name].half()
+    pipeline = FluxKontextPipeline.from_pretrained(
+        start, transformer=model.transformer, **parts, low_cpu_mem_usage=False
+    )
+    pipeline.save_pretrained(out)
+    for part in ("vae", "scheduler"):
+        shutil.copytree(start / part, out / part, dirs_exist_ok=True)
+    for part in _ENCODERS:
+        config = out / part / "config.json"
+        fields = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
+        config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    change = coded(model.transformer.state_dict(), load_file(start / _TRANSFORMER / WEIGHTS_NAME))
+    save_file(change, out / _TRANSFORMER / DIFFERENCE_NAME, {"of": of})
+    (out / _TRANSFORMER / WEIGHTS_NAME).unlink()
+    _finish(out)
+
+
 def _finish(out: Path) -> None:
     for config in out.glob("*/config.json"):
         _drop_origin(config)
@@ -96,6 +128,8 @@ def read_student(folder: Path, teacher: Path) -> DemoModel:
 
 
 _TRANSFORMER, _ENCODERS = "transformer", ("text_encoder", "text_encoder_2")
+
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
 
 _TIED = {"encoder.embed_tokens.weight"}
 """Weights that are another name for a stored one."""

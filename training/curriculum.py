@@ -147,11 +147,14 @@ class Curriculum:
         return new + old
 
 
-def noised(clean: torch.Tensor, captions: list[str], length: int) -> Batch:
-    """A batch on the straight paths from clean latents [B,4,H,W] to fresh noise."""
+def noised(clean: torch.Tensor, captions: list[str], length: int, shift: float = 1.0) -> Batch:
+    """A batch on the straight paths from clean latents [B,4,H,W] to fresh noise.
+
+    The noise is shifted by ``shift`` on top of what the resolution's rule says.
+    """
     noise = torch.randn_like(clean)
     tokens = clean.shape[-1] * clean.shape[-2] // 4
-    sigma = noise_levels(len(clean), tokens).to(clean.device)
+    sigma = noise_levels(len(clean), tokens, shift).to(clean.device)
     level = sigma.view(-1, 1, 1, 1)
     return Batch(
         noisy=(1 - level) * clean + level * noise,
@@ -162,10 +165,12 @@ def noised(clean: torch.Tensor, captions: list[str], length: int) -> Batch:
     )
 
 
-def noise_levels(count: int, tokens: int) -> torch.Tensor:
-    """Logit-normal levels under the resolution's time shift (Esser et al. 2024, section 3.1)."""
+def noise_levels(count: int, tokens: int, more: float = 1.0) -> torch.Tensor:
+    """Logit-normal levels under the resolution's time shift (Esser et al. 2024, section 3.1), and
+    ``more`` of it.
+    """
     rule = model_facts("flux-tiny").shift
-    shift = math.exp(dynamic_mu(tokens, rule)) if rule else 1.0
+    shift = more * (math.exp(dynamic_mu(tokens, rule)) if rule else 1.0)
     levels: torch.Tensor = torch.sigmoid(torch.randn(count))
     return shift * levels / (1 + (shift - 1) * levels)
 

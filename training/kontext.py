@@ -30,7 +30,7 @@ from torch.nn import functional
 from fresco_trt.bench.scenes.edits import WORDS, Edit, random_edit
 from fresco_trt.bench.scenes.pictures import pictures_of
 from fresco_trt.models.weights import bundled_folder
-from training.assemble import read_pipeline
+from training.assemble import read_pipeline, store_editor
 from training.curriculum import Batch, TrainingPhase, noised
 from training.model import DemoModel
 from training.objective import flow_loss
@@ -52,6 +52,20 @@ BATCHES = {32: 48, 64: 24, 128: 6}
 
 FRESH, POOL = 0.2, 8000
 """As in the curriculum of flux-tiny: share of a batch that is drawn anew, and how many are kept."""
+
+SHARES = {
+    "colour": 1,
+    "pattern": 1,
+    "background": 2,
+    "replace": 4,
+    "add": 3,
+    "remove": 3,
+    "paint": 2,
+}
+"""How often each kind is drawn: backgrounds are learnt first, objects take longer."""
+
+SHIFTS = (1.0, 4.0)
+"""Shifts of the noise, in turns by chance: what an edit is about is decided where noise is high."""
 
 HELD_OUT = 24
 """Edits of each side whose loss is stored."""
@@ -86,13 +100,15 @@ class Edits:
         side = self.rng.choices(SIDES, self.phase.shares(progress))[0]
         coarse = side == SIDES[0] or (side != SIDES[-1] and self.rng.random() < 0.5)
         drawn = self._latents(2 * side if coarse else side, BATCHES[side])
-        return batch_of(drawn, coarse=coarse, length=self.rng.choice((16, 20, 32, 32, 40)))
+        length, shift = self.rng.choice((16, 20, 32, 32, 40)), self.rng.choice(SHIFTS)
+        return batch_of(drawn, coarse=coarse, length=length, shift=shift)
 
     def _latents(self, side: int, count: int) -> list[tuple[str, torch.Tensor]]:
         pool = self.kept.setdefault(side, deque(maxlen=POOL))
         fresh = count if len(pool) < 8 * count else math.ceil(FRESH * count)
         old = self.rng.sample(pool, count - fresh)
-        new = encoded([random_edit(self.rng) for _ in range(fresh)], self.vae, side)
+        kinds = self.rng.choices(list(SHARES), list(SHARES.values()), k=fresh)
+        new = encoded([random_edit(self.rng, kind) for kind in kinds], self.vae, side)
         pool.extend(new)
         return new + old
 
@@ -106,13 +122,16 @@ def encoded(edits: Sequence[Edit], vae: AutoencoderKL, side: int) -> list[tuple[
     return [(edit.instruction, pair) for edit, pair in zip(edits, pairs, strict=True)]
 
 
-def batch_of(drawn: Sequence[tuple[str, torch.Tensor]], *, coarse: bool, length: int) -> Batch:
+def batch_of(
+    drawn: Sequence[tuple[str, torch.Tensor]], *, coarse: bool, length: int, shift: float = 1.0
+) -> Batch:
     """A batch of encoded edits, of half their size if ``coarse``."""
     pairs = torch.stack([latents for _, latents in drawn])
     if coarse:
         pairs = functional.avg_pool3d(pairs, (1, 2, 2))
     source, target = pairs.unbind(1)
-    return replace(noised(target, [said for said, _ in drawn], length), reference=source)
+    captions = [said for said, _ in drawn]
+    return replace(noised(target, captions, length, shift), reference=source)
 
 
 class EditRun(Run):
@@ -120,10 +139,16 @@ class EditRun(Run):
 
     def __init__(self, model: DemoModel, vae: AutoencoderKL, work: Path, minutes: float) -> None:
         super().__init__("kontext", model, EDITING, work, minutes)
-        self._averaged = copy.deepcopy(model).requires_grad_(False)
+        self._copy = copy.deepcopy(model).requires_grad_(False)
         rng = random.Random("held out")
         edits = [random_edit(rng) for _ in range(HELD_OUT)]
         self._held_out = [encoded(edits, vae, side) for side in SIDES[1:]]
+
+    @property
+    def averaged(self) -> DemoModel:
+        """The model with the averaged weights."""
+        self._copy.load_state_dict(self.average.weights)
+        return self._copy
 
     def save(self) -> None:
         """As of every run, and a line of ``held-out.jsonl``."""
@@ -136,10 +161,10 @@ class EditRun(Run):
     @torch.no_grad()
     def _loss_of(self, drawn: Sequence[tuple[str, torch.Tensor]]) -> float:
         """Of the averaged weights, under the same noise every time."""
-        self._averaged.load_state_dict(self.average.weights)
+        model = self.averaged
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return flow_loss(self._averaged, batch_of(drawn, coarse=False, length=32)).item()
+            return flow_loss(model, batch_of(drawn, coarse=False, length=32)).item()
 
 
 def train(work: Path, minutes: float, device: str = "cpu", seed: int = 3) -> EditRun:
@@ -166,9 +191,14 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     minutes: Annotated[float, typer.Option(help="Time budget, all resumed parts together.")] = 70,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    store: Annotated[
+        Path | None, typer.Option(help="Folder for the averaged weights, as the package has them.")
+    ] = None,
 ) -> None:
-    """Train the editing demo."""
-    train(out, minutes, device)
+    """Train the editing demo; with time used up, only store what a checkpoint holds."""
+    run = train(out, minutes, device)
+    if store is not None:
+        store_editor(run.averaged, store)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.files.canonical_json import excerpt
 from fresco_trt.models.checkpoint import read_weights
+from fresco_trt.models.difference import read_whole
 from fresco_trt.models.extent import check_extent
 from fresco_trt.models.plain import check_finite, plain_weights, without_prefix
 from fresco_trt.models.weights import check_names, read_config
@@ -43,7 +44,9 @@ def assembled(
     errors call them); None: as a build has stored them, which may be as codes. Raises as
     :func:`~fresco_trt.models.weights.check_names`, and what reading does.
     """
-    tensors, what = read_weights(source), f"the weights at {source}"
+    # A bundle has its weights in full.
+    tensors = read_weights(source) if dtype is None else read_whole(source)
+    what = f"the weights at {source}"
     check_extent(config, tensors, source.name)
     model = _empty(kind, config)
     if dtype is None:

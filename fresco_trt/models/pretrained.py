@@ -11,11 +11,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from fresco_trt.errors import FileMissing
 from fresco_trt.files.atomic_folder import create_partial, put_in_place, remove, sweep, written_to
 from fresco_trt.files.cache_folder import cache_folder
 from fresco_trt.files.digests import folder_digest, walk
+from fresco_trt.models.checkpoint import WEIGHTS_NAME
+from fresco_trt.models.difference import holds_difference, read_whole
 from fresco_trt.models.registry import family_of, model_facts, model_names
 from fresco_trt.models.weights import bundled_folder, components_folder
 
@@ -33,7 +36,8 @@ def siblings(model: str) -> tuple[str, ...]:
 
 
 def whole_folder(folder: Path) -> Path:
-    """``folder``, or for one that shares another's parts, a folder that holds both.
+    """``folder``, or for one that shares another's parts, a folder that holds both; with the
+    transformer's weights in full, where they are stored as a difference.
 
     The latter lies in :func:`fresco_trt.files.cache_folder.cache_folder`, under the folder's name
     and the digest of its contents; one that was damaged there is replaced. Raises WeightsNotFound
@@ -41,8 +45,16 @@ def whole_folder(folder: Path) -> Path:
     DiskFull.
     """
     parts = components_folder(folder)
-    if parts == folder:
-        return folder
+    if holds_difference(folder / TRANSFORMER):
+        with TemporaryDirectory() as passing:
+            own = Path(passing) / folder.name
+            _write_plain(folder / TRANSFORMER, own / TRANSFORMER)
+            return _put_together(own, parts)
+    return folder if parts == folder else _put_together(folder, parts)
+
+
+def _put_together(folder: Path, parts: Path) -> Path:
+    """The kept folder with the transformer of ``folder`` and the components of ``parts``."""
     names = family_of(model_facts(parts.name)).components.names
     digest = _digest(folder, parts, names)
     target = cache_folder() / "pretrained" / f"{folder.name}-{digest[:16]}"
@@ -68,6 +80,16 @@ def whole_folder(folder: Path) -> Path:
             remove(held.folder)
             held.release()
     return target
+
+
+def _write_plain(stored: Path, out: Path) -> None:
+    """A transformer's folder with its weights in full, in place of a difference."""
+    from safetensors.torch import save_file
+
+    with written_to(out):
+        out.mkdir(parents=True)
+        shutil.copyfile(stored / "config.json", out / "config.json")
+        save_file(read_whole(stored), out / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def _digest(folder: Path, parts: Path, names: tuple[str, ...]) -> str:

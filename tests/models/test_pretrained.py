@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import fresco_trt
 from fresco_trt.errors import OutputNotWritable, WeightsNotFound
 from fresco_trt.models import pretrained as shipped
 from fresco_trt.models.checkpoint import WEIGHTS_NAME
+from fresco_trt.models.difference import DIFFERENCE_NAME, coded, read_whole
 from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.pretrained import siblings, whole_folder
@@ -97,6 +99,20 @@ def test_other_weights_have_another_folder(tmp_path: Path, kept: Path) -> None:
     folders = {whole_folder(STUDENT), whole_folder(changed(tmp_path))}
     assert folders == set(kept.iterdir())
     assert len(folders) == 2
+
+
+def test_a_difference_is_put_together_as_weights_in_full(tmp_path: Path) -> None:
+    own, old = (load_file(each / "transformer" / WEIGHTS_NAME) for each in (STUDENT, WHOLE))
+    folder = tmp_path / "other" / STUDENT.name
+    shutil.copytree(STUDENT, folder)
+    (folder / "transformer" / WEIGHTS_NAME).unlink()
+    file = folder / "transformer" / DIFFERENCE_NAME
+    save_file(coded(own, old), file, {"of": WHOLE.name})
+    made = whole_folder(folder)
+    assert {path.name for path in (made / "transformer").iterdir()} == {"config.json", WEIGHTS_NAME}
+    found, wanted = load_file(made / "transformer" / WEIGHTS_NAME), read_whole(file.parent)
+    assert all(found[name].equal(value) for name, value in wanted.items())
+    assert whole_folder(folder) == made != whole_folder(STUDENT)
 
 
 def test_a_copy_that_breaks_off_leaves_nothing(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from fresco_trt.bench.scenes.edits import KINDS, random_edit
+from fresco_trt.models.flux.loading import load_transformer
+from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import bundled_folder
 from training import kontext
-from training.assemble import read_pipeline
+from training.assemble import read_pipeline, store_editor
 from training.curriculum import TrainingPhase
 from training.train import load_vae
 
@@ -85,6 +87,35 @@ def test_a_batch_has_the_source_beside_a_noisy_target(coarse: bool) -> None:
     clean = batch.noisy - batch.sigma.view(-1, 1, 1, 1) * batch.velocity
     torch.testing.assert_close(clean[0], target)
     assert batch.captions == [edit.instruction]
+
+
+def test_what_is_stored_is_small_and_loads_as_the_model_that_was_trained(
+    tmp_path: Path, model: DemoModel
+) -> None:
+    from diffusers import FluxKontextPipeline
+
+    trained, folder = copy.deepcopy(model), tmp_path / "flux-tiny-kontext"
+    for weight in trained.parameters():
+        weight.add_(0.1 * weight.std(correction=0) * torch.randn_like(weight))
+    wanted = draw(trained)
+    store_editor(trained, folder)
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 8_000_000
+    transformer = load_transformer(str(folder), model_facts("flux-tiny"))
+    pipe = FluxKontextPipeline.from_pretrained(
+        folder, transformer=transformer, low_cpu_mem_usage=False
+    )
+    assert pipe.text_encoder.dtype == pipe.text_encoder_2.dtype == torch.float32
+    for part in ("transformer", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        setattr(trained, part, getattr(pipe, part))
+    torch.testing.assert_close(draw(trained), wanted, atol=0.02, rtol=0.02)
+
+
+def draw(model: DemoModel) -> torch.Tensor:
+    """A velocity that every part has a share in."""
+    latents = torch.linspace(-1, 1, 256).view(1, 4, 8, 8)
+    text, sigma = model.encode(["replace the bell with a cat"], 16), torch.tensor([0.7])
+    with torch.no_grad():
+        return model(latents, sigma, text, sigma, latents.flip(1))
 
 
 def test_a_run_that_was_killed_goes_on(

@@ -1,0 +1,110 @@
+"""A transformer that ships as its difference to another packaged model's: half of its size.
+
+Beside ``checkpoint.py`` in the data path. A transformer's folder has ``difference.safetensors``,
+whose metadata names the packaged model: ``{"of": "flux-tiny"}``. Every tensor has the name and the
+shape of that model's. A matrix is whole numbers of 8 bits, with a step for each row beside it
+(``.step``); anything else is the float16 difference itself. What is read is plain weights, in the
+other model's own dtype, and the same to the bit everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fresco_trt.errors import WeightsNotFound
+from fresco_trt.models.checkpoint import WEIGHTS_NAME, check_plain, read_weights
+from fresco_trt.models.weights import bundled_folder, name_differences
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DIFFERENCE_NAME = "difference.safetensors"
+_STEP = ".step"
+_CODES = 127
+
+
+def holds_difference(source: Path) -> bool:
+    """Whether a transformer's folder has its difference to another model's, and no weights."""
+    return (source / DIFFERENCE_NAME).exists() and not (source / WEIGHTS_NAME).exists()
+
+
+def read_whole(source: Path) -> dict[str, Tensor]:
+    """The weights of a transformer's folder or file, a stored difference added to what it is of.
+
+    Raises as :func:`~fresco_trt.models.checkpoint.read_weights`, and WeightsNotFound for a
+    difference of what does not ship, or with other tensors.
+    """
+    if not holds_difference(source):
+        return read_weights(source)
+    file = source / DIFFERENCE_NAME
+    of = _model_of(file)
+    base = bundled_folder(of) / "transformer"
+    if not base.is_dir() or holds_difference(base):
+        raise _wrong(f"{file} is of {of!r}, no model that ships with its weights in full")
+    return added(read_weights(base), read_weights(file), f"{file}, of {of},")
+
+
+def coded(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The difference of ``weights`` to ``base``, as it is stored."""
+    import torch
+
+    stored: dict[str, Tensor] = {}
+    for name, old in base.items():
+        change = weights[name].float() - old.float()
+        if change.ndim != 2:
+            stored[name] = change.half()
+            continue
+        step = change.abs().amax(1, keepdim=True) / _CODES
+        safe = step.clamp(min=torch.finfo(torch.float32).tiny)
+        stored[name] = (change / safe).round().to(torch.int8)
+        stored[name + _STEP] = step
+    return stored
+
+
+def added(
+    base: Mapping[str, Tensor], stored: Mapping[str, Tensor], what: str = "a difference"
+) -> dict[str, Tensor]:
+    """``base`` with a difference as :func:`coded` gives it. Raises WeightsNotFound for tensors of
+    other names or shapes, which ``what`` are.
+    """
+    matrices = {name for name, value in base.items() if value.ndim == 2}
+    wanted = base.keys() | {name + _STEP for name in matrices}
+    problems = name_differences(stored.keys(), wanted) or [
+        f"{name} has shape {tuple(stored[name].shape)} where {tuple(value.shape)} is wanted"
+        for name, value in base.items()
+        if stored[name].shape != value.shape
+    ]
+    if problems:
+        raise _wrong(f"{what} {'; '.join(problems[:2])}")
+    found = {}
+    for name, old in base.items():
+        change = stored[name].float()
+        if name in matrices:
+            change = change * stored[name + _STEP].float()
+        found[name] = (old.float() + change).to(old.dtype)
+    return found
+
+
+def _model_of(file: Path) -> str:
+    from safetensors import SafetensorError, safe_open
+
+    untyped: Any = safe_open
+    check_plain(file)
+    try:
+        with untyped(file, framework="pt") as opened:
+            told = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise _wrong(f"{file} cannot be read ({error})") from error
+    if "of" not in told:
+        raise _wrong(f"{file} does not say of which model it is")
+    return str(told["of"])
+
+
+def _wrong(given: str) -> WeightsNotFound:
+    return WeightsNotFound(
+        given,
+        expected="the difference to the transformer of a packaged model, which its metadata names",
+        fix="install the package again, or pass --weights of a transformer that is stored in full",
+    )

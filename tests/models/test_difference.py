@@ -1,0 +1,114 @@
+"""Weights stored as a difference: what is read is plain, and near to what was coded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from fresco_trt.errors import WeightsNotFound
+from fresco_trt.lower.weights import write_source
+from fresco_trt.models import difference
+from fresco_trt.models.checkpoint import WEIGHTS_NAME
+from fresco_trt.models.difference import DIFFERENCE_NAME, added, coded, read_whole
+from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.flux.loading import load_transformer, random_transformer
+
+SMALL = replace(
+    FLUX_TINY, name="small", hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=5
+)
+BASE, OWN = (random_transformer(SMALL, seed=seed, dtype=torch.float16) for seed in (3, 4))
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The transformer folder of ``OWN``, as its difference to ``BASE``, which ships."""
+    monkeypatch.setattr(difference, "bundled_folder", lambda model: tmp_path / model)
+    write_source(BASE, tmp_path / "base" / "transformer")
+    folder = write_source(OWN, tmp_path / "own" / "transformer")
+    (folder / WEIGHTS_NAME).unlink()
+    save_file(coded(OWN.state_dict(), BASE.state_dict()), *_file(folder))
+    return folder
+
+
+def _file(folder: Path, of: str = "base") -> tuple[Path, dict[str, str]]:
+    return folder / DIFFERENCE_NAME, {"of": of}
+
+
+def test_a_difference_is_read_as_plain_weights_within_half_a_step(stored: Path) -> None:
+    found, codes = read_whole(stored), load_file(stored / DIFFERENCE_NAME)
+    assert found.keys() == BASE.state_dict().keys()
+    for name, wanted in OWN.state_dict().items():
+        assert found[name].dtype == torch.float16
+        step = codes.get(name + ".step", torch.zeros(()))
+        error = (found[name].float() - wanted.float()).abs()
+        assert (error <= step / 2 + 2e-3 * wanted.float().abs() + 2e-5).all(), name
+
+
+def test_a_difference_takes_half_of_the_weights_bytes(stored: Path) -> None:
+    whole = sum(value.nbytes for value in OWN.state_dict().values())
+    assert (stored / DIFFERENCE_NAME).stat().st_size < 0.6 * whole
+
+
+def test_no_difference_at_all_gives_the_base() -> None:
+    base = BASE.state_dict()
+    again = added(base, coded(base, base))
+    assert all(torch.equal(again[name], value) for name, value in base.items())
+
+
+def test_the_transformer_loads_from_it(stored: Path) -> None:
+    loaded = load_transformer(str(stored), SMALL, dtype=torch.float16).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in read_whole(stored).items())
+
+
+def test_weights_in_full_win_over_a_difference(stored: Path) -> None:
+    save_file(OWN.state_dict(), stored / WEIGHTS_NAME)
+    assert all(torch.equal(v, OWN.state_dict()[k]) for k, v in read_whole(stored).items())
+
+
+def of_another(folder: Path) -> None:
+    save_file(load_file(folder / DIFFERENCE_NAME), *_file(folder, "nobody"))
+
+
+def of_none(folder: Path) -> None:
+    save_file(load_file(folder / DIFFERENCE_NAME), folder / DIFFERENCE_NAME)
+
+
+def without_a_step(folder: Path) -> None:
+    tensors = load_file(folder / DIFFERENCE_NAME)
+    del tensors["proj_out.weight.step"]
+    save_file(tensors, *_file(folder))
+
+
+def of_another_shape(folder: Path) -> None:
+    tensors = load_file(folder / DIFFERENCE_NAME)
+    tensors["proj_out.weight"] = tensors["proj_out.weight"][:, 1:].contiguous()
+    save_file(tensors, *_file(folder))
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / DIFFERENCE_NAME
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (of_another, "'nobody'"),
+        (of_none, "does not say"),
+        (without_a_step, r"proj_out.weight.step"),
+        (of_another_shape, "proj_out.weight has shape"),
+        (cut_short, "cannot be read"),
+    ],
+)
+def test_a_wrong_difference_names_its_file(
+    stored: Path, damage: Callable[[Path], None], told: str
+) -> None:
+    damage(stored)
+    with pytest.raises(WeightsNotFound, match=told) as caught:
+        load_transformer(str(stored), SMALL)
+    assert str(stored / DIFFERENCE_NAME) in caught.value.given
