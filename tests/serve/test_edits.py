@@ -8,6 +8,7 @@ import runpy
 from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 
 from fresco_trt.bundle import open_bundle
 from fresco_trt.pipelines.several import FrescoPipelines
+from fresco_trt.serve.drawing import Order
 from fresco_trt.serve.guard import Guard
 from fresco_trt.serve.limits import Limits
 from tests.pipelines.test_edit import built
@@ -154,6 +156,48 @@ def test_a_server_of_one_kind_names_the_other_path(scripted: Running) -> None:
         assert (answer.status, answer.error["code"]) == (400, "no_generations")
         assert EDITS in answer.error["message"]
         assert running.edit(Form(SOURCE, prompt=PROMPT)).status == 200
+
+
+def test_a_replica_on_ray_is_given_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fresco_trt.serve import ray_app
+
+    pipelines = ScriptedPipelines(editing=(64,))
+    monkeypatch.setattr(ray_app, "_bundles", lambda settings: pipelines)
+    engines = ray_app.Engines(ray_app.RayArguments(engines=["somewhere"]))
+    source = Image.new("RGB", (64, 64), (1, 2, 3))
+
+    class Stream:
+        """As Ray's handle answers: what a replica yields, and a way to end it."""
+
+        def __init__(self, *sent: Any) -> None:
+            self._events = engines.draw(*sent)
+
+        def __aiter__(self) -> Any:
+            return self._events
+
+        def cancel(self) -> None:
+            pass
+
+    workers = object.__new__(ray_app.RayWorkers)
+    remote = SimpleNamespace(draw=SimpleNamespace(remote=Stream))
+    workers._handle = SimpleNamespace(options=lambda stream: remote)
+    order = Order(
+        bucket=pipelines.buckets[0],
+        prompt=PROMPT,
+        seeds=(5,),
+        guidance=None,
+        previews=0,
+        tell=lambda event: None,
+        source=source,
+    )
+
+    async def draw() -> list[Any]:
+        return [event async for event in workers.draw(order)]
+
+    *_, drawn = asyncio.run(draw())
+    engines._queue.close(60)
+    assert drawn.seed == 5
+    assert pipelines.only.sources == [source]
 
 
 # --- the source -------------------------------------------------------------------------------
