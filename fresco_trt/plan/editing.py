@@ -24,7 +24,7 @@ SELECTIVE_PRESET = "specedit"
 MAX_REACH = 16
 """Most tokens of dilation, and most latent pixels of a blend."""
 
-_KEYS = ("discrepancy", "threshold", "dilation", "coverage", "keep_source", "blend")
+_KEYS = ("discrepancy", "threshold", "dilation", "coverage", "keep_source", "blend", "recheck")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +36,9 @@ class EditPlan:
     edited from ``threshold`` on, and so are those within ``dilation`` tokens of it. Of the others
     every ``coverage``-th along each axis is refined with them, to hold the picture together; 0 for
     none. With ``keep_source`` what no edited token covers ends as the source's own latents, and
-    ``blend`` latent pixels on either side of the seam go from one to the other. Raises InvalidPlan.
+    ``blend`` latent pixels on either side of the seam go from one to the other. After ``recheck``
+    steps of a mixed stage, 0 for never, picture and source are compared again: what differs now is
+    edited too, in a larger stage where this one has no room. Raises InvalidPlan.
     """
 
     discrepancy: Discrepancy
@@ -45,6 +47,7 @@ class EditPlan:
     coverage: int = 8
     keep_source: bool = True
     blend: int = 2
+    recheck: int = 0
 
     def __post_init__(self) -> None:
         if self.discrepancy not in DISCREPANCIES:
@@ -54,6 +57,8 @@ class EditPlan:
         for name in ("dilation", "blend"):
             if not 0 <= getattr(self, name) <= MAX_REACH:
                 raise _invalid(f"a {name} of {getattr(self, name)}", f"from 0 to {MAX_REACH}")
+        if self.recheck < 0:
+            raise _invalid(f"a recheck after {self.recheck} steps", "0 for none, or 1 and more")
         if self.coverage < 0 or self.coverage == 1:
             raise _invalid(f"a coverage of {self.coverage}", "0, or each how many tokens, from 2")
 
@@ -76,6 +81,7 @@ class EditPlan:
             coverage=whole(found["coverage"], "edit coverage"),
             keep_source=flag(found["keep_source"], "edit keep_source"),
             blend=whole(found["blend"], "edit blend"),
+            recheck=whole(found["recheck"], "edit recheck"),
         )
 
 

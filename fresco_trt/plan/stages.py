@@ -375,6 +375,9 @@ def _check_edit(plan: StagePlan) -> None:
     if plan.refined[1] <= even:
         given = f"{plan.refined[1]} tokens refined of an edit whose even set has {even}"
         raise _invalid(given, "more: no edit would have room there")
+    if plan.edit.recheck >= plan.stages[1].steps:
+        given = f"a recheck after {plan.edit.recheck} steps of {plan.stages[1].steps}"
+        raise _invalid(given, "fewer, so that a step is left for what it finds")
     if set(rules) != {EDITED}:
         raise _invalid(f"an edit that refines by {', '.join(rules)}", f"only {EDITED!r}")
     if len({stage.sigmas for stage in plan.stages[1:]}) > 1:

@@ -128,8 +128,21 @@ def decide_by_mask(plan: StagePlan, mask: Tensor) -> Decision:
     return _decided(plan, edited, near.flatten())
 
 
-def _decided(plan: StagePlan, edited: Tensor, scores: Tensor) -> Decision:
+def decide_again(plan: StagePlan, scores: Tensor, before: Tensor, refined: Tensor) -> Decision:
+    """As :func:`decide`, in a mixed stage: what was ``edited`` ``before`` and all that is
+    ``refined``, bool [N], stays so. The stage is one that has room for both.
+    """
+    found = decide(plan, scores)
+    edited = found.edited.logical_or(before)
+    return _decided(plan, edited, scores, refined)
+
+
+def _decided(
+    plan: StagePlan, edited: Tensor, scores: Tensor, refined: Tensor | None = None
+) -> Decision:
     wanted = edited.logical_or(covered(plan, edited.device))
+    if refined is not None:
+        wanted = wanted.logical_or(refined)
     touched, count = torch.stack([edited.sum(), wanted.sum()]).tolist()
     if not touched:
         return Decision(stage=None, edited=edited, refined=None)

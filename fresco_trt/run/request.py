@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fresco_trt.errors import SignatureMismatch
 from fresco_trt.plan.stages import SIGMA_TOLERANCE
 from fresco_trt.run.cache.stage_cache import StageCache
-from fresco_trt.run.editing import Decision, decide, decide_by_mask
+from fresco_trt.run.editing import Decision, decide, decide_again, decide_by_mask
 from fresco_trt.run.resample import block_mean
 from fresco_trt.run.text import TEXT, check_text
 from fresco_trt.run.transition import check_generator, check_transition, draws
@@ -119,16 +120,40 @@ class Request:
         """What becomes of a draft of clean latents [1,C,h,w]; for plans of selective edits."""
         if self.conditioning.mask is not None:
             return decide_by_mask(self.plan, self.conditioning.mask)
+        return decide(self.plan, self._scores(draft))
+
+    def decide_again(self, clean: Tensor, edited: Tensor, refined: Tensor) -> Decision:
+        """The same in a mixed stage, of a clean estimate [1,C,h,w] on the draft's grid and what is
+        ``edited`` and ``refined`` already, bool [N].
+        """
+        return decide_again(self.plan, self._scores(clean), edited, refined)
+
+    def _scores(self, clean: Tensor) -> Tensor:
         (source,) = self.conditioning.references
-        ratio = source.shape[-1] // draft.shape[-1]
         if self.judge is None:
             raise ValueError("no judge; expected one, see _check_edit")
-        return decide(self.plan, self.judge(draft, block_mean(source, ratio)).to(draft.device))
+        ratio = source.shape[-1] // clean.shape[-1]
+        return self.judge(clean, block_mean(source, ratio)).to(clean.device)
 
 
 def engine_name(stage: int, action: str) -> str:
     """Name of the engine that carries out ``action`` in the stage counted from 0."""
     return f"stage{stage + 1}.{action}"
+
+
+def velocity_of(outputs: Mapping[str, Tensor], tokens: Tensor, batch: int) -> Tensor:
+    """The velocity [B,N,C] of an engine whose latents are as ``tokens``, for ``batch`` pictures.
+    Raises SignatureMismatch for none, or another.
+    """
+    velocity = outputs.get("velocity")
+    wanted = tokens[:1].expand(batch, -1, -1)
+    if velocity is None or _kind(velocity) != _kind(wanted):
+        raise SignatureMismatch(
+            f"the engine gave {'nothing' if velocity is None else _kind(velocity)} for velocity",
+            expected=f"{_kind(wanted)}, as its latents are",
+            fix="put the noise pyramid on the engine's device, or build engines from this plan",
+        )
+    return velocity
 
 
 def coarse_grid(plan: StagePlan, stage: int) -> Grid:
@@ -219,3 +244,8 @@ def _check_text(plan: StagePlan, given: Conditioning) -> None:
             f"a plan that cuts the text with the inputs {sorted(given.inputs)}; expected {TEXT!r}"
         )
     check_text(plan, given.prompt_tokens, given.inputs[TEXT].shape[1])
+
+
+def _kind(tensor: Tensor) -> str:
+    shape = ",".join(map(str, tensor.shape))
+    return f"{str(tensor.dtype).removeprefix('torch.')}[{shape}] on {tensor.device.type}"

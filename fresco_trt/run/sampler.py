@@ -122,35 +122,38 @@ def steps_of(request: Request) -> Generator[Step, None, None]:
     while state is not None:
         with span(STAGE, state.index + 1):
             velocity, began = yield from steps_of_stage(request, state, finite, began)
-            if state.index + 1 < len(request.plan.stages):
-                with span(TRANSITION, state.index + 1):
-                    state = state.leave(request, velocity)
-            else:
-                state = None
+            if state.is_last(request):
+                break
+            with span(TRANSITION, state.index + 1):
+                state = state.leave(request, velocity)
     finite.require()
 
 
 def steps_of_stage(
     request: Request, state: StageState, finite: FiniteCheck, began: float
 ) -> Generator[Step, None, tuple[Tensor, float]]:
-    """The steps of the stage that was entered since ``began``.
+    """The steps of the stage that was entered since ``began``, or as many as come before an edit is
+    looked at again.
 
     Returns the last one's velocity, which is the caller's unless the stage is the plan's last, and
     when the caller was done with that step.
     """
     plan, index, window = request.plan, state.index, state.window.steps
-    stage, done = plan.stages[index], plan.steps_before(index)
-    for left, sigma, sigma_next, action in _sigma_pairs(stage):
-        where = _where(plan, index, done)
+    stage, done = plan.stages[index], plan.steps_before(index) + state.start
+    pairs = list(_sigma_pairs(stage))
+    for left, sigma, sigma_next, listed in pairs[state.start : state.until(request)]:
+        where, step = _where(plan, index, done), stage.steps - 1 - left
+        action = "full" if step == state.empty_at else listed
         with span(STEP, done + 1):
             with error_context(where):
-                called = state.call(request, action, stage.steps - 1 - left, sigma)
+                called = state.call(request, action, step, sigma)
             finite.watch(called.velocity, engine=engine_name(index, action), where=where)
             velocity, engine_seconds = called.velocity, called.engine_seconds
             predicted = action == "bypass"
             state.solver.step_(state.tokens, velocity, sigma, sigma_next, predicted=predicted)
             done += 1
-            if (left == 0 and done < plan.nfe) or left < window:
+            ends = step + 1 == state.until(request) and not state.is_last(request)
+            if ends or left < window:
                 # A caller may run other work on the runner that owns it.
                 velocity = velocity.clone()
         yield Step(

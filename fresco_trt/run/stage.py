@@ -8,19 +8,18 @@ read on another.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
-from fresco_trt.errors import SignatureMismatch
 from fresco_trt.run.cache.coarse_velocity import CoarseVelocity
 from fresco_trt.run.cache.stage_cache import StageCache
 from fresco_trt.run.mixed import Mixed, cross_mixed
 from fresco_trt.run.positions import mixed_tables, whole_tables
-from fresco_trt.run.request import engine_name
+from fresco_trt.run.request import engine_name, velocity_of
 from fresco_trt.run.resample import block_mean
 from fresco_trt.run.selection import Window
 from fresco_trt.run.solver import SOLVERS, StageSolver
@@ -30,6 +29,7 @@ from fresco_trt.run.transition import apply_transition, estimate_x0, ratio_of
 
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import Transition
+    from fresco_trt.run.editing import Decision
     from fresco_trt.run.request import Request
 
 
@@ -75,7 +75,7 @@ class Branch:
         with span(action):
             outputs = runner(inputs)
         seconds = perf_counter() - began
-        velocity = _velocity(outputs, state.tokens, len(state.timestep))
+        velocity = velocity_of(outputs, state.tokens, len(state.timestep))
         if self.cache is not None and action == "full":
             self.cache.observe(outputs[self.cache.feature], step)
         actions = request.plan.stages[state.index].actions
@@ -92,7 +92,8 @@ class StageState:
     that is another tensor: with reference tokens behind them, or once for each of two stacked
     branches. ``window`` records only where rules look back over the stage, and has no room
     otherwise. ``edited`` says of a stage behind a draft which of its tokens the edit touches, bool
-    [N].
+    [N]. ``start`` is the stage's step, from 0, that comes next, and ``empty_at`` the one at which
+    its cache was empty and which so is a full one.
     """
 
     index: int
@@ -104,6 +105,8 @@ class StageState:
     solver: StageSolver
     window: Window
     edited: Tensor | None = None
+    start: int = 0
+    empty_at: int = 0
 
     @classmethod
     def first(cls, request: Request) -> Self:
@@ -188,15 +191,31 @@ class StageState:
                 clean = self.mixed.dense(clean, request.patchifier)
             self.window.record_(left, latents, clean)
 
-    def leave(self, request: Request, velocity: Tensor) -> Self | None:
-        """The stage after this one, entered over the transition between both; None after the last,
-        and after the draft of an edit that touches nothing.
+    def until(self, request: Request) -> int:
+        """Steps of the stage, from its first, after which something else than a step follows: all
+        of them, or those before an edit is looked at again.
         """
-        if request.plan.edit is not None:
-            return self._leave_draft(request, velocity) if self.index == 0 else None
-        if self.index + 1 == len(request.plan.stages):
-            return None
-        return self.enter(request, self.index + 1, *self.cross(request, velocity))
+        edit, steps = request.plan.edit, request.plan.stages[self.index].steps
+        if edit is None or self.mixed is None or request.conditioning.mask is not None:
+            return steps
+        return edit.recheck if self.start < edit.recheck else steps
+
+    def is_last(self, request: Request) -> bool:
+        """Whether the request ends where :meth:`until` says."""
+        if self.until(request) < request.plan.stages[self.index].steps:
+            return False
+        is_path = request.plan.edit is not None and self.index > 0
+        return is_path or self.index + 1 == len(request.plan.stages)
+
+    def leave(self, request: Request, velocity: Tensor) -> Self | None:
+        """The stage after this one, entered over the transition between both, or this one further
+        on; None after the draft of an edit that touches nothing.
+        """
+        if request.plan.edit is None:
+            return self.enter(request, self.index + 1, *self.cross(request, velocity))
+        if self.index == 0:
+            return self._leave_draft(request, velocity)
+        return self._look_again(request, velocity)
 
     def _leave_draft(self, request: Request, velocity: Tensor) -> Self | None:
         """The stage that has room for what the edit touches."""
@@ -209,16 +228,48 @@ class StageState:
             if decision.stage is None:
                 return None
             before = Mixed.whole(grid, fine, self.tokens.device)
-            below, above = cross_mixed(
-                transition, self.tokens, velocity, before, request.pyramid, patchifier
+            places = self._expand(request, transition, velocity, before, decision)
+        return self.enter(request, decision.stage, *places, decision.edited)
+
+    def _look_again(self, request: Request, velocity: Tensor) -> Self:
+        """This stage with what it is now seen to edit, or a larger one at the same step."""
+        plan, patchifier, mixed = request.plan, request.patchifier, self.mixed
+        if mixed is None or self.edited is None:
+            raise ValueError("a whole grid looked at again; expected a mixed one")
+        at = self.until(request)
+        sigma = plan.stages[self.index].sigmas[at]
+        with torch.no_grad():
+            clean = mixed.dense(estimate_x0(self.tokens, velocity, sigma), patchifier)
+            refined = mixed.candidates().logical_not()
+            decision = request.decide_again(
+                patchifier.unpack(clean, mixed.coarse), self.edited, refined
             )
-            if decision.refined is None:
-                tokens, after = patchifier.pack(above), None
-            else:
-                count = plan.refined[decision.stage]
-                after = Mixed.from_mask(grid, fine, decision.refined, count)
-                tokens = after.join(below, above, patchifier)
-        return self.enter(request, decision.stage, tokens, after, decision.edited)
+            if decision.stage is None or decision.stage == self.index:
+                return replace(self, edited=decision.edited, start=at)
+            # The parents' own noise: what is expanded already goes on from exactly where it is.
+            onward = replace(plan.transitions[0], sigma=sigma, restart=sigma, noise="parent")
+            places = self._expand(request, onward, velocity, mixed, decision)
+        entered = self.enter(request, decision.stage, *places, decision.edited)
+        return replace(entered, start=at, empty_at=at)
+
+    def _expand(
+        self,
+        request: Request,
+        transition: Transition,
+        velocity: Tensor,
+        before: Mixed,
+        decision: Decision,
+    ) -> tuple[Tensor, Mixed | None]:
+        """The tokens of the stage that was decided on, and where they are."""
+        patchifier = request.patchifier
+        coarse, fine = cross_mixed(
+            transition, self.tokens, velocity, before, request.pyramid, patchifier
+        )
+        if decision.refined is None or decision.stage is None:
+            return patchifier.pack(fine), None
+        count = request.plan.refined[decision.stage]
+        after = Mixed.from_mask(before.coarse, before.fine, decision.refined, count)
+        return after.join(coarse, fine, patchifier), after
 
     def cross(self, request: Request, velocity: Tensor) -> tuple[Tensor, Mixed | None]:
         """What the stage after this one is entered with: its tokens, and where they are."""
@@ -271,18 +322,6 @@ class StageState:
         expanded = chosen.logical_or(candidates.logical_not())
         count = request.plan.refined[self.index + 1]
         return Mixed.from_mask(before.coarse, before.fine, expanded, count)
-
-
-def _velocity(outputs: Mapping[str, Tensor], tokens: Tensor, batch: int) -> Tensor:
-    velocity = outputs.get("velocity")
-    wanted = tokens[:1].expand(batch, -1, -1)
-    if velocity is None or _kind(velocity) != _kind(wanted):
-        raise SignatureMismatch(
-            f"the engine gave {'nothing' if velocity is None else _kind(velocity)} for velocity",
-            expected=f"{_kind(wanted)}, as its latents are",
-            fix="put the noise pyramid on the engine's device, or build engines from this plan",
-        )
-    return velocity
 
 
 def _is_stacked(request: Request, index: int, tokens: Tensor) -> bool:
@@ -351,8 +390,3 @@ def _window(request: Request, index: int, tokens: Tensor, mixed: Mixed | None) -
 def _noise_generator(request: Request, transition: Transition) -> torch.Generator | None:
     """The request's generator, for a transition whose noise is drawn from it."""
     return request.generator if transition.noise == "fresh" else None
-
-
-def _kind(tensor: Tensor) -> str:
-    shape = ",".join(map(str, tensor.shape))
-    return f"{str(tensor.dtype).removeprefix('torch.')}[{shape}] on {tensor.device.type}"

@@ -89,6 +89,7 @@ def test_json_gives_exactly_the_plan_back(tmp_path: Any) -> None:
         {"dilation": 17},
         {"coverage": 1},
         {"blend": -1},
+        {"recheck": -1},
         {"keep_source": 1},
         {"more": 1},
     ],

@@ -343,3 +343,68 @@ def test_an_edit_without_what_it_needs_is_refused_before_any_engine_runs() -> No
         drawn(source, plain, mask=mask)
     with pytest.raises(ValueError, match="draws every token"):
         decide(plain, torch.zeros(DRAFT.tokens))
+
+
+# --- looked at again --------------------------------------------------------------------------
+
+AGAIN = plan_of(replace(EDIT, recheck=1))
+
+
+def spreading(named: Mapping[str, Tensor]) -> Tensor:
+    """An engine that sees only the strong marks in the draft, and all of them after it."""
+    latents, sigma = named["latents"], named["timestep"]
+    tokens, source = latents.chunk(2, dim=1)
+    clean = source.clone()
+    weakest = 1.5 * MARK if tokens.shape[1] == DRAFT.tokens else MARK / 2
+    clean[..., :4] = torch.where(source[..., :4] > weakest, -MARK, source[..., :4])
+    return (tokens - clean) / sigma
+
+
+def marked(rows: int, strong: int) -> Tensor:
+    """A source with marks over ``rows`` rows of tokens, the first ``strong`` of them twice so."""
+    source = source_of(rows, 8)
+    side = FINE.height // DRAFT.rows
+    source[:, 0, : strong * side] *= 2
+    return source
+
+
+@pytest.mark.parametrize(("rows", "stages"), [(1, [1, 1]), (3, [1, 2]), (8, [1, 3])])
+def test_what_differs_only_later_is_edited_too(rows: int, stages: list[int]) -> None:
+    source = marked(rows, 1)
+    steps, denoiser = drawn(source, AGAIN, spreading)
+    assert [step.stage for step in steps] == [0, 0, *stages]
+    assert [step.step for step in steps] == [0, 1, 2, 3]
+    edited = steps[-1].edited
+    assert edited is not None
+    assert edited.reshape(8, 8).any(dim=1).tolist() == [row < rows for row in range(8)]
+    assert torch.allclose(denoiser.latents(steps[-1]), changed(source), atol=1e-4) or rows < 8
+    once, _ = drawn(source, PLAN, spreading)
+    assert [step.stage for step in once] == [0, 0, 1, 1]
+
+
+def test_what_is_expanded_already_goes_on_from_where_it_is() -> None:
+    """A larger stage at the same step: the tokens that were fine are not noised anew."""
+    source = marked(3, 1)
+    steps, _ = drawn(source, AGAIN, spreading)
+    before, after = steps[2], steps[3]
+    assert before.mixed is not None
+    assert after.mixed is not None
+    entered = after.tokens - (after.sigma_next - after.sigma) * after.velocity
+    was = dict(
+        zip(
+            before.mixed.children.tolist(),
+            before.tokens[0, len(before.mixed.kept) :],
+            strict=True,
+        )
+    )
+    now = dict(zip(after.mixed.children.tolist(), entered[0, len(after.mixed.kept) :], strict=True))
+    assert was.keys() < now.keys()
+    for place, token in was.items():
+        assert torch.allclose(now[place], token, atol=1e-5)
+
+
+def test_a_mask_is_not_looked_at_again() -> None:
+    mask = torch.zeros(1, 1, FINE.height, FINE.width, dtype=torch.bool)
+    mask[..., 0, 0] = True
+    steps, _ = drawn(source_of(8, 8), AGAIN, mask=mask)
+    assert [step.stage for step in steps] == [0, 0, 1, 1]
