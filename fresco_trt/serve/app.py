@@ -183,7 +183,8 @@ async def _answered(service: Service, request: Request, wanted: Wanted, began: f
             else:
                 data.append({"b64_json": picture.b64})
     service.meters.answered(wanted.bucket.model, monotonic() - began)
-    return JSONResponse(replies.images_reply(wanted, drawn, data, wanted.tokens))
+    reply = replies.images_reply(wanted, drawn, data, wanted.tokens)
+    return JSONResponse(reply, headers=_place(waiting))
 
 
 async def _streamed(service: Service, request: Request, wanted: Wanted, began: float) -> Response:
@@ -196,7 +197,13 @@ async def _streamed(service: Service, request: Request, wanted: Wanted, began: f
         waiting.close()
         raise
     events = _events(service, waiting, wanted, first, began)
-    return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
+    headers = _STREAM_HEADERS | _place(waiting)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+
+
+def _place(waiting: Waiting) -> dict[str, str]:
+    """The place in the queue that a request came to: 1 where it was drawn at once."""
+    return {"x-queue-position": str(waiting.place)}
 
 
 async def _events(

@@ -105,8 +105,8 @@ class Queue(Protocol):
     def start(self, ended: Callable[[Exception | None], None]) -> None:
         """As :meth:`DrawingQueue.start`, and so are the others."""
 
-    def put(self, order: Order) -> None:
-        """Take an order, or raise Refusal."""
+    def put(self, order: Order) -> int:
+        """Take an order, or raise Refusal. Its place among those that are here, 1 for the first."""
 
     def drop(self, order: Order) -> None:
         """Nobody wants the order any more."""
@@ -162,8 +162,10 @@ class DrawingQueue:
         )
         self._thread.start()
 
-    def put(self, order: Order) -> None:
-        """Take an order. Raises Refusal: 503 before the engines are warm and for a bundle that was
+    def put(self, order: Order) -> int:
+        """Take an order; its place in the queue, behind what is being drawn, from 1.
+
+        Raises Refusal: 503 before the engines are warm and for a bundle that was
         replaced since it was looked up, 429 if too many wait.
         """
         with self._changed:
@@ -183,6 +185,7 @@ class DrawingQueue:
                 raise replaced() from None
             self._waiting.append(order)
             self._changed.notify()
+            return len(self._waiting) + self.running
 
     def drop(self, order: Order) -> None:
         """Nobody wants this order any more: it does not wait, and is not drawn further."""

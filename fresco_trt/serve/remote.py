@@ -78,8 +78,10 @@ class RemoteQueue:
         self._loop = asyncio.get_running_loop()
         self._getting_ready = self._loop.create_task(self._get_ready(ended))
 
-    def put(self, order: Order) -> None:
-        """Take an order. Raises Refusal: 503 before a worker is warm, 429 if too many wait."""
+    def put(self, order: Order) -> int:
+        """Take an order; its place in the queue, behind what is being drawn, from 1.
+
+        Raises Refusal: 503 before a worker is warm, 429 if too many wait."""
         if self.state != "ready":
             message = f"the server is {self.state}"
             raise Refusal(503, f"server_{self.state}", message, retry_after=5)
@@ -89,6 +91,7 @@ class RemoteQueue:
         task = asyncio.get_running_loop().create_task(self._drawn(order))
         self._orders[id(order)] = (order, task)
         task.add_done_callback(lambda ended: self._forget(id(order)))
+        return len(self._orders)
 
     def drop(self, order: Order) -> None:
         """Nobody wants this order any more."""

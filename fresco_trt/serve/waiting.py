@@ -40,8 +40,8 @@ class Waiting:
         )
 
     def begin(self) -> None:
-        """Put the order into the queue. Raises Refusal."""
-        self._queue.put(self._order)
+        """Put the order into the queue, where it has a `place`. Raises Refusal."""
+        self.place = self._queue.put(self._order)
         self._timer = self._loop.call_later(self._seconds, self._too_late)
         self._watch = self._loop.create_task(self._until_gone())
 

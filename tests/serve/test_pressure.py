@@ -32,8 +32,12 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(scripted: Running) -> 
         assert refused.error["type"] == "rate_limit_error"
         assert int(refused.headers["retry-after"]) == 3  # 5 pictures of half a second
         script.released.set()
-        assert [each.result().status for each in accepted] == [200] * 3
+        answers = [each.result() for each in accepted]
+    assert [each.status for each in answers] == [200] * 3
+    assert [each.headers["x-queue-position"] for each in answers] == ["1", "2", "3"]
     assert [seed for _, seed in scripted.pipelines.asked] == [0, 1, 2, 2, 3]
+    streamed = scripted.draw(stream=True)
+    assert streamed.headers["x-queue-position"] == "1"
     assert scripted.count("requests_refused_total", reason="queue_full") == 1
 
 

@@ -174,7 +174,7 @@ async def test_more_than_may_wait_are_refused_with_a_time() -> None:
         queue.put(each.order)
         await until(lambda: not queue.waiting)
     waits = Asked()
-    queue.put(waits.order)
+    assert queue.put(waits.order) == 3
     assert (queue.running, queue.waiting) == (2, 1)
     with pytest.raises(Refusal) as caught:
         queue.put(Asked().order)
