@@ -20,6 +20,24 @@ GENERATIONS = "/v1/images/generations"
 PATIENCE = 600.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """Status and body, the seconds to the first byte of the body and to its end, and the place in
+    the queue that the server gave the request, 0 where it has none.
+    """
+
+    status: int
+    early: float
+    seconds: float
+    place: int
+    body: bytes
+
+    @property
+    def drawing(self) -> float:
+        """Seconds that the server says it drew; of an answer that is no stream."""
+        return float(json.loads(self.body)["inference_seconds"])
+
+
 @dataclass(kw_only=True, eq=False)
 class Served:
     """A server, where it is, and the process it is in if that is another one."""
@@ -34,8 +52,8 @@ class Served:
         """HOST:PORT."""
         return self.url.removeprefix("http://")
 
-    def ask(self, **fields: Any) -> tuple[int, float, float, bytes]:
-        """Status, seconds to the first byte of the body and to its end, and the body."""
+    def ask(self, **fields: Any) -> Answer:
+        """POST a generation."""
         began = time.perf_counter()
         connection = HTTPConnection(self.address, timeout=PATIENCE)
         body = json.dumps({"prompt": PROMPT, **fields})
@@ -45,7 +63,9 @@ class Served:
         early = time.perf_counter() - began
         data = first + answer.read()
         connection.close()
-        return answer.status, early, time.perf_counter() - began, data
+        seconds = time.perf_counter() - began
+        place = int(answer.getheader("x-queue-position", "0"))
+        return Answer(status=answer.status, early=early, seconds=seconds, place=place, body=data)
 
     def count(self, name: str) -> float:
         """The sum of a metric over its labels; 0 for one that is not there."""
@@ -92,9 +112,9 @@ def started(command: Sequence[str], **environment: str) -> Served:
 
 
 @contextmanager
-def served(command: Sequence[str]) -> Iterator[Served]:
+def served(command: Sequence[str], **environment: str) -> Iterator[Served]:
     """A server in the scope, which ends by itself when it is told to."""
-    server = started(command)
+    server = started(command, **environment)
     if server.process is None:
         raise RuntimeError("a server without a process")
     with server.process as process:
