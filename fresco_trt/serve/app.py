@@ -35,7 +35,7 @@ from fresco_trt.serve.openapi import STATUS, Model, Models, Status
 from fresco_trt.serve.page import PAGE_HEADERS, page
 from fresco_trt.serve.pictures import Encoded, KeptPictures, encoded
 from fresco_trt.serve.refusal import Refusal, invalid, refusal_of
-from fresco_trt.serve.sources import SourceReader, source_of
+from fresco_trt.serve.sources import SourceReader, sent_of
 from fresco_trt.serve.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -151,9 +151,9 @@ def _images(app: FastAPI, service: Service) -> None:
         began = monotonic()
         check_kind(True, service.pipelines)
         form = form_of(request.headers.get("content-type", ""), await request.body())
-        asked, source = edit_of(form.fields), source_of(form.pictures)
+        asked, sent = edit_of(form.fields), sent_of(form.pictures)
         wanted = wanted_of(asked, service.pipelines, service.limits)
-        wanted = await service.sources.read(wanted, source)
+        wanted = await service.sources.read(wanted, sent)
         if asked.stream:
             return await _streamed(service, request, wanted, began)
         return await _answered(service, request, wanted, began)

@@ -125,8 +125,10 @@ class Wanted:
     user: str | None
     source: Image | None = None
     """What is edited, RGB of the built size."""
+    mask: Image | None = None
+    """White where it may change, mode "L" of the built size."""
     notes: tuple[str, ...] = ()
-    """What was changed of it."""
+    """What was changed of either."""
 
     @property
     def stages(self) -> int:
@@ -152,7 +154,7 @@ def edit_of(fields: dict[str, str]) -> Edit:
     try:
         return Edit.model_validate_strings(given)
     except ValidationError as error:
-        raise malformed(error.errors(), (*Edit.model_fields, "image")) from None
+        raise malformed(error.errors(), (*Edit.model_fields, "image", "mask")) from None
 
 
 def malformed(found: Sequence[Any], known: Iterable[str]) -> Refusal:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from fresco_trt.errors import Cancelled
 from fresco_trt.models.family import PromptWarning
+from fresco_trt.pipelines.selective import EditWarning
 from fresco_trt.serve.refusal import Refusal, replaced
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fresco_trt.pipelines.several import Bucket, FrescoPipelines, WarmUp
 
 _LOG = logging.getLogger(__name__)
+_FOR_CLIENTS = (PromptWarning, EditWarning)
 _SMOOTHING = 0.2
 """Share of the newest picture in the mean of seconds that Retry-After is told from."""
 
@@ -76,6 +78,8 @@ class Order:
     tell: Callable[[Event], None]
     source: Image | None = None
     """What is edited, RGB of the built size."""
+    mask: Image | None = None
+    """White where it may change, mode "L" of the built size."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     hold: Hold | None = None
     """What it is drawn with, from its acceptance to its end, whatever is put in service then."""
@@ -253,7 +257,8 @@ class DrawingQueue:
         self._pipelines.close()
 
     def _warm_up(self) -> None:
-        self.costs = self._pipelines.warm_up(self._meters.warmed)
+        with _warnings():  # nobody asked for what it draws
+            self.costs = self._pipelines.warm_up(self._meters.warmed)
         self._mean = max(cost.second or cost.first for cost in self.costs)
         with self._changed:
             if self.state == "loading":
@@ -286,10 +291,11 @@ class DrawingQueue:
                 order.tell(Preview(stage=stage, image=image))
 
         for seed in order.seeds:
-            with _prompt_warnings() as said:
+            with _warnings() as said:
                 result = pipeline(
                     order.prompt,
                     image=order.source,
+                    mask=order.mask,
                     seed=seed,
                     guidance=order.guidance,
                     on_stage=preview if order.previews else None,
@@ -310,14 +316,15 @@ class DrawingQueue:
 
 
 @contextmanager
-def _prompt_warnings() -> Iterator[list[str]]:
-    """What is said of the prompt in the scope is for its client; other warnings are for the log."""
+def _warnings() -> Iterator[list[str]]:
+    """What is said of prompts and edits in the scope is for clients, and all else for the log."""
     said: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", PromptWarning)
+        for category in _FOR_CLIENTS:
+            warnings.simplefilter("always", category)
         yield said
     for each in caught:
-        if issubclass(each.category, PromptWarning):
+        if issubclass(each.category, _FOR_CLIENTS):
             said.append(str(each.message))
         else:
             _LOG.warning("%s", each.message)

@@ -134,10 +134,10 @@ def images(kind: str) -> _Responses:
     return {200: drawn, **errors(*_ERRORS)}
 
 
-_IMAGE = {
-    "type": "string",
-    "contentMediaType": "application/octet-stream",
-    "description": "The picture to edit, once; as image[] too.",
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+_PICTURES = {
+    "image": {**_FILE, "description": "The picture to edit, once; as image[] too."},
+    "mask": {**_FILE, "description": "Transparent, or white, where the picture may change."},
 }
 
 
@@ -172,8 +172,7 @@ def _edit_form() -> dict[str, Any]:
     schema = {
         "type": "object",
         "title": "Edit",
-        "properties": {name: _text_field(each) for name, each in fields.items()}
-        | {"image": _IMAGE},
+        "properties": {name: _text_field(each) for name, each in fields.items()} | _PICTURES,
         "required": ["prompt", "image"],
         "additionalProperties": False,
     }

@@ -179,7 +179,13 @@ class RayWorkers:
     async def draw(self, order: Order) -> AsyncIterator[Begun | Event]:
         """As :class:`~fresco_trt.serve.remote.Workers`."""
         asked = self._handle.options(stream=True).draw.remote(
-            order.bucket, order.prompt, order.seeds, order.guidance, order.previews, order.source
+            order.bucket,
+            order.prompt,
+            order.seeds,
+            order.guidance,
+            order.previews,
+            order.source,
+            order.mask,
         )
         try:
             async for event in asked:
@@ -241,6 +247,7 @@ class Engines:
         guidance: float | None,
         previews: int,
         source: Image | None,
+        mask: Image | None,
     ) -> AsyncIterator[Begun | Event]:
         """What is drawn of an order, as it comes. Cancelled, the drawing ends between two steps."""
         loop = asyncio.get_running_loop()
@@ -257,6 +264,7 @@ class Engines:
             previews=previews,
             tell=tell,
             source=source,
+            mask=mask,
         )
         self._queue.put(order)
         yield Begun()

@@ -37,6 +37,7 @@ class Waiting:
             previews=wanted.previews,
             tell=self._tell,
             source=wanted.source,
+            mask=wanted.mask,
         )
 
     def begin(self) -> None:

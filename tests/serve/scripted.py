@@ -56,6 +56,7 @@ class ScriptedPipeline:
         self.plan = self.bundle.plan
         self.drawn: list[tuple[str, int]] = []
         self.sources: list[Image.Image] = []
+        self.masks: list[Image.Image | None] = []
         self.began = threading.Semaphore(0)
         """Released at the beginning of each request that waits."""
         self.released = threading.Event()
@@ -72,6 +73,7 @@ class ScriptedPipeline:
         prompt: str,
         *,
         image: Image.Image | None = None,
+        mask: Image.Image | None = None,
         seed: int = 0,
         guidance: float | None = None,
         on_stage: Callable[[int, Image.Image], None] | None = None,
@@ -91,6 +93,7 @@ class ScriptedPipeline:
         self.drawn.append((prompt, seed))
         if image is not None and prompt != WARMING_PROMPT:
             self.sources.append(image)
+            self.masks.append(mask)
         return _result(square(self.size[0], seed), seed)
 
     def _wait(self, cancel: Callable[[], bool]) -> None:

@@ -46,42 +46,50 @@ def pixels(given: Any) -> Any:
     return np.asarray(given).astype(int)
 
 
+def saved(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format=form, **options)
+    return file.getvalue()
+
+
+NOISY = Image.effect_noise((64, 64), 60).convert("RGB")
+
+
 # --- OpenAI's client --------------------------------------------------------------------------
 
 
-def test_the_client_edits_with_real_engines(
-    eager_bundle: Any, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    editor = built(tmp_path_factory.mktemp("kontext") / "bundle", stages=2, preset="fast")
-    picture = Image.effect_noise((64, 64), 60).convert("RGB")
-    file = io.BytesIO()
-    picture.save(file, format="PNG")
-    with serving(FrescoPipelines([open_bundle(eager_bundle), open_bundle(editor)])) as running:
-        images = running.client().images
-        drawer, bucket = running.pipelines.buckets
-        seed = {"seed": 7}
-        expected = running.pipelines[bucket](PROMPT, image=picture, seed=7).images[0]
-        reply = images.edit(
-            image=("a.png", file.getvalue()), prompt=PROMPT, user="me", extra_body=seed
-        )
-        assert (pixels(reply.data[0].b64_json) == pixels(expected)).all()  # type: ignore[index]
-        assert (reply.size, reply.output_format, reply.background) == ("64x64", "png", "opaque")
-        assert reply.usage is not None
-        tokens = running.pipelines.bundle(bucket).plan.stages[-1].grid.tokens
-        assert reply.usage.input_tokens_details.image_tokens == tokens
-        assert reply.usage.output_tokens == tokens
-        first, last = images.edit(
-            image=[file.getvalue()], prompt=PROMPT, stream=True, partial_images=3, extra_body=seed
-        )
-        assert first.type == "image_edit.partial_image"
-        assert first.partial_image_index == 0
-        assert pixels(first.b64_json).shape == (32, 32, 3)
-        assert last.type == "image_edit.completed"
-        assert (pixels(last.b64_json) == pixels(expected)).all()
-        assert last.usage.total_tokens == reply.usage.total_tokens
-        drawn = images.generate(prompt=APPLE, extra_body=seed)
-        again = running.pipelines[drawer](APPLE, seed=7).images[0]
-        assert (pixels(drawn.data[0].b64_json) == pixels(again)).all()  # type: ignore[index]
+@pytest.fixture(scope="module")
+def engines(eager_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server of flux-tiny, and of a small Kontext that refines only what an edit touches."""
+    folder = built(tmp_path_factory.mktemp("kontext") / "bundle", stages=3, preset="specedit")
+    with serving(FrescoPipelines([open_bundle(eager_bundle), open_bundle(folder)])) as running:
+        yield running
+
+
+@pytest.mark.filterwarnings("ignore::fresco_trt.pipelines.selective.EditWarning")
+def test_the_client_edits_with_real_engines(engines: Running) -> None:
+    images, seed = engines.client().images, {"seed": 7}
+    drawer, bucket = engines.pipelines.buckets
+    expected = engines.pipelines[bucket](PROMPT, image=NOISY, seed=7).images[0]
+    reply = images.edit(image=("a.png", saved(NOISY)), prompt=PROMPT, user="me", extra_body=seed)
+    assert (pixels(reply.data[0].b64_json) == pixels(expected)).all()  # type: ignore[index]
+    assert (reply.size, reply.output_format, reply.background) == ("64x64", "png", "opaque")
+    assert reply.usage is not None
+    tokens = engines.pipelines.bundle(bucket).plan.stages[-1].grid.tokens
+    assert reply.usage.input_tokens_details.image_tokens == tokens
+    assert reply.usage.output_tokens == tokens
+    first, *_, last = images.edit(
+        image=[saved(NOISY)], prompt=PROMPT, stream=True, partial_images=3, extra_body=seed
+    )
+    assert first.type == "image_edit.partial_image"
+    assert first.partial_image_index == 0
+    assert pixels(first.b64_json).shape == (32, 32, 3)
+    assert last.type == "image_edit.completed"
+    assert (pixels(last.b64_json) == pixels(expected)).all()
+    assert last.usage.total_tokens == reply.usage.total_tokens
+    drawn = images.generate(prompt=APPLE, extra_body=seed)
+    again = engines.pipelines[drawer](APPLE, seed=7).images[0]
+    assert (pixels(drawn.data[0].b64_json) == pixels(again)).all()  # type: ignore[index]
 
 
 def test_what_the_client_leaves_empty_is_left_out(both: Running) -> None:
@@ -101,7 +109,7 @@ def test_pictures_of_an_edit_can_come_by_url(both: Running) -> None:
 
 def test_the_client_reads_what_is_refused(both: Running) -> None:
     images = both.client().images
-    with pytest.raises(BadRequestError, match="masks are not taken") as caught:
+    with pytest.raises(BadRequestError, match="leave the mask out") as caught:
         images.edit(image=SOURCE, mask=SOURCE, prompt=PROMPT)
     assert (caught.value.code, caught.value.param) == ("no_masks", "mask")
     with pytest.raises(BadRequestError, match="expected the one to edit"):
@@ -124,6 +132,28 @@ def test_the_example_saves_each_stage_and_says_what_was_changed(
         "edited.png": 128,
     }
     assert "64x64: resized to 128x128" in capsys.readouterr().err
+
+
+def test_a_mask_of_the_client_says_what_may_change(engines: Running) -> None:
+    """As OpenAI has it: transparent where the picture may change."""
+    clear = Image.new("RGBA", (64, 64), (0, 0, 0, 255))
+    clear.paste((0, 0, 0, 0), (0, 0, 16, 16))
+    shape = Image.new("L", (64, 64), 0)
+    shape.paste(255, (0, 0, 16, 16))
+    images, seed = engines.client().images, {"seed": 7}
+    pipeline = engines.pipelines[engines.pipelines.buckets[1]]
+    expected = pipeline(PROMPT, image=NOISY, mask=shape, seed=7).images[0]
+    for mask in (saved(clear), saved(shape)):
+        reply = images.edit(image=saved(NOISY), mask=mask, prompt=PROMPT, extra_body=seed)
+        assert (pixels(reply.data[0].b64_json) == pixels(expected)).all()  # type: ignore[index]
+    small = images.edit(image=saved(NOISY), mask=saved(shape.resize((8, 8))), prompt=PROMPT)
+    assert "the mask is 8x8: resized to 64x64" in small.warnings  # type: ignore[attr-defined]
+    whole = saved(Image.new("L", (64, 64), 255))
+    all_of_it = images.edit(image=saved(NOISY), mask=whole, prompt=PROMPT)
+    assert "all of it was drawn anew" in "".join(all_of_it.warnings)  # type: ignore[attr-defined]
+    with pytest.raises(BadRequestError, match="black everywhere") as caught:
+        images.edit(image=saved(NOISY), mask=saved(Image.new("L", (64, 64))), prompt=PROMPT)
+    assert (caught.value.code, caught.value.param) == ("picture_invalid", "mask")
 
 
 # --- who edits --------------------------------------------------------------------------------
@@ -164,7 +194,7 @@ def test_a_replica_on_ray_is_given_the_source(monkeypatch: pytest.MonkeyPatch) -
     pipelines = ScriptedPipelines(editing=(64,))
     monkeypatch.setattr(ray_app, "_bundles", lambda settings: pipelines)
     engines = ray_app.Engines(ray_app.RayArguments(engines=["somewhere"]))
-    source = Image.new("RGB", (64, 64), (1, 2, 3))
+    source, mask = Image.new("RGB", (64, 64), (1, 2, 3)), Image.new("L", (64, 64), 255)
 
     class Stream:
         """As Ray's handle answers: what a replica yields, and a way to end it."""
@@ -189,6 +219,7 @@ def test_a_replica_on_ray_is_given_the_source(monkeypatch: pytest.MonkeyPatch) -
         previews=0,
         tell=lambda event: None,
         source=source,
+        mask=mask,
     )
 
     async def draw() -> list[Any]:
@@ -197,16 +228,10 @@ def test_a_replica_on_ray_is_given_the_source(monkeypatch: pytest.MonkeyPatch) -
     *_, drawn = asyncio.run(draw())
     engines._queue.close(60)
     assert drawn.seed == 5
-    assert pipelines.only.sources == [source]
+    assert (pipelines.only.sources, pipelines.only.masks) == ([source], [mask])
 
 
 # --- the source -------------------------------------------------------------------------------
-
-
-def saved(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=form, **options)
-    return file.getvalue()
 
 
 def turned() -> bytes:
@@ -318,6 +343,7 @@ FORMS: dict[str, tuple[str, bytes, str]] = {
     "no prompt": (PLAIN, IMAGE + END, "prompt: Field required"),
     "no picture": (PLAIN, TEXT + END, "no picture"),
     "prompt twice": (PLAIN, TEXT + TEXT + IMAGE + END, "'prompt' comes twice"),
+    "mask twice": (PLAIN, TEXT + IMAGE + part("mask", b"a") * 2 + END, "2 masks; expected one"),
     "picture twice": (PLAIN, TEXT + IMAGE + IMAGE + END, "2 pictures"),
     "a file as text": (PLAIN, part("n", b"1", b'; filename="n"') + IMAGE + END, "'n' is a file"),
     "no UTF-8": (PLAIN, part("prompt", b"\xff") + IMAGE + END, "no UTF-8"),
