@@ -12,6 +12,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -99,14 +100,12 @@ class _Part:
 
 
 def _decomposed(program: ExportedProgram, table: Mapping[Any, Any]) -> Graph:
-    kept = {each for each in default_decompositions() if each not in table}
-
     def changes(node: Node) -> bool:
         """Whether torch has something to put in the place of a node, by the table or of its own."""
         target: Any = node.target
         if not isinstance(target, torch._ops.OpOverload) or _is_check(node):
             return False
-        return target in table or (target not in kept and target._can_decompose())
+        return target in table or (target not in _by_table() and target._can_decompose())
 
     keys = {node: _key(node) for node in program.graph.nodes if changes(node)}
     different = {key: node for node, key in keys.items()}
@@ -121,6 +120,12 @@ def _decomposed(program: ExportedProgram, table: Mapping[Any, Any]) -> Graph:
             known[node] = _copied(node, known.__getitem__, graph)
     graph.eliminate_dead_code()
     return graph
+
+
+@cache
+def _by_table() -> frozenset[Any]:
+    """Operators that torch decomposes where a table says so, and only there."""
+    return frozenset(default_decompositions())
 
 
 def _copied(node: Node, known: Callable[[Node], Any], graph: Graph) -> Node:
