@@ -58,7 +58,7 @@ SHARES = {
     "pattern": 1,
     "background": 2,
     "replace": 4,
-    "add": 3,
+    "add": 4,
     "remove": 3,
     "paint": 2,
 }
