@@ -36,6 +36,7 @@ from fresco_trt.files.process_folder import process_folder
 from fresco_trt.models.pretrained import whole_folder
 from fresco_trt.models.registry import family_of, model_facts
 from fresco_trt.models.weights import bundled_folder
+from fresco_trt.plan.facts import check_calibrated
 from fresco_trt.plan.sizes import check_size, parse_size
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def files_of(options: Options, study: Study = METHODS) -> Files:
 def setup_of(options: Options, scope: ExitStack, progress: Progress) -> Setup:
     """What the options ask to measure, with a folder for engines as long as ``scope`` is open."""
     facts, library = model_facts(options.model), backend(options.backend or BACKEND)
+    check_calibrated(facts, "a benchmark")
     size = facts.default_size if options.size is None else parse_size(options.size)
     check_size(facts, size, 1)
     for missing in library.check():

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from fresco_trt.lower.request import Resolved
 
 
-_RANDOM_BYTES = 16 * 1024 * 1024
-"""More than made-up encoders and decoder take at FLUX's widths."""
+_RANDOM_BYTES = 96 * 1024 * 1024
+"""More than made-up encoders and decoder take at the widths of any model."""
 
 
 def gather(resolved: Resolved, scope: ExitStack, progress: Progress) -> Ingredients:

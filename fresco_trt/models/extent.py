@@ -105,6 +105,8 @@ _CLASSES = (
     "CLIPTokenizer",
     "CLIPTokenizerFast",
     "PreTrainedTokenizerFast",
+    "Qwen2Tokenizer",
+    "Qwen2TokenizerFast",
     "T5Tokenizer",
     "T5TokenizerFast",
     "TokenizersBackend",
@@ -120,9 +122,12 @@ _STEPS: Mapping[str, Collection[str]] = {
 _PATTERNS = (
     r"\s+",
     " {2,}",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
 )
-"""Regular expressions of CLIP's and T5's tokenizers: others may take for ever over a word."""
+"""Regular expressions of CLIP's, T5's and Qwen2's tokenizers: others may take for ever over a word.
+"""
 
 _MOST_STEPS = 8
 _MOST_LETTERS = 1  # that a letter is replaced by
@@ -136,7 +141,7 @@ def check_size(path: Path, most_bytes: int) -> None:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise WeightsNotFound for a tokenizer of another kind than CLIP's and T5's, or one whose
+    """Raise WeightsNotFound for a tokenizer of another kind than these models have, or one whose
     steps could make much of little. What it has no file for is not looked at.
     """
     settings = _optional(folder / "tokenizer_config.json")

@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from fresco_trt.models.around import Decoder as Decoder
+from fresco_trt.models.around import Encoder as Encoder
+from fresco_trt.models.around import FamilyComponents as FamilyComponents
+from fresco_trt.models.around import PromptEncoder as PromptEncoder
+from fresco_trt.models.around import PromptWarning as PromptWarning
 from fresco_trt.plan.facts import ModelFacts
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import torch
     from torch import Tensor
     from torch.nn import Module
@@ -196,98 +199,6 @@ class FamilyWeights(Protocol):
 # --- what is around the transformer -----------------------------------------------------------
 
 
-class PromptWarning(UserWarning):
-    """Part of a prompt could not be used; the message says which and what the limit is."""
-
-
-class PromptEncoder(Protocol):
-    """Prompt text to constant engine inputs."""
-
-    def __call__(self, prompt: str) -> dict[str, Tensor]:
-        """Engine inputs by name, batch 1, float32. Warns (PromptWarning) of what is not read;
-        raises PlanError for a string that is not text, TypeError for another type.
-        """
-        ...
-
-    def tokens(self, prompt: str) -> int:
-        """How many tokens of the text are the prompt's own: all others are padding behind them.
-        Raises as a call does.
-        """
-        ...
-
-
-class Decoder(Protocol):
-    """Latents to pixels, normalised [B,C,h,w]."""
-
-    def __call__(self, latents: Tensor) -> npt.NDArray[np.uint8]:
-        """Pictures uint8 [B,H,W,3] of normalised latents; clips are [B,F,H,W,3]."""
-        ...
-
-    def features(self, latents: Tensor) -> tuple[Tensor, ...]:
-        """What the decoder makes of latents on the way: maps float32 [B,D,h',w'] of some depths."""
-        ...
-
-
-class Encoder(Protocol):
-    """Pixels to latents; ``channels`` and ``scale`` (pixels along a latent pixel) are the VAE's,
-    ``digest`` the SHA-256 of its weights, ``scaling`` and ``shift`` how latents are normalised.
-    """
-
-    scaling: float
-    shift: float
-    channels: int
-    scale: int
-
-    @property
-    def digest(self) -> str: ...
-
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
-        """Normalised latents float32 [B,C,h,w] of sRGB pictures uint8 [B,H,W,3]."""
-        ...
-
-
-class FamilyComponents(Protocol):
-    """Prompt encoders, VAE and scheduler: what a pipeline folder holds beside the transformer.
-
-    ``names`` are the entries of such a folder that a bundle needs.
-    """
-
-    @property
-    def names(self) -> tuple[str, ...]: ...
-
-    def find(self, weights: str | None, model: str) -> Path:
-        """The pipeline folder of a model: around ``weights``, packaged, or from the hub. Raises
-        WeightsNotFound, which lists the places looked at.
-        """
-        ...
-
-    def check(self, folder: Path, facts: ModelFacts) -> None:
-        """Raise PlanError or LowerError leaves for a folder whose parts are not what plans and
-        engines of the model take for granted, its scheduler among them.
-        """
-        ...
-
-    def find_vae(self, weights: str | None, model: str) -> Path:
-        """The folder whose VAE is the model's; nothing is fetched. Raises WeightsNotFound."""
-        ...
-
-    def write_random(self, facts: ModelFacts, folder: Path) -> Path:
-        """Write a folder of random components at the real widths; the folder."""
-        ...
-
-    def prompt_encoder(self, folder: Path, text_tokens: int) -> PromptEncoder:
-        """The prompt encoders of a folder, for engines of so many text tokens."""
-        ...
-
-    def decoder(self, folder: Path) -> Decoder:
-        """The VAE's decoder."""
-        ...
-
-    def encoder(self, folder: Path) -> Encoder:
-        """The VAE's encoder."""
-        ...
-
-
 class DiffusersDriver(Protocol):
     """How a diffusers pipeline of this family is recognised and driven.
 
@@ -378,6 +289,16 @@ class FamilyVariants(Protocol):
         ...
 
 
+# --- true guidance ----------------------------------------------------------------------------
+
+
+def guided(given: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """The velocity [B,N,C] that classifier-free guidance makes of those with and without the
+    prompt: ``v- + scale * (v - v-)`` (arXiv 2207.12598, eq. 6).
+    """
+    return negative + scale * (given - negative)
+
+
 # --- a family ---------------------------------------------------------------------------------
 
 
@@ -387,6 +308,7 @@ class ModelFamily:
 
     ``patchifier`` is called with facts and the number of text tokens. ``diffusers`` is None for a
     family whose pipelines cannot be enabled, ``variants`` for one whose models are all listed.
+    ``guide`` is called as :func:`guided`.
     """
 
     name: str
@@ -397,3 +319,4 @@ class ModelFamily:
     components: FamilyComponents
     diffusers: DiffusersDriver | None = None
     variants: FamilyVariants | None = None
+    guide: Callable[[Tensor, Tensor, float], Tensor] = guided

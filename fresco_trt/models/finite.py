@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from fresco_trt.errors import NonFiniteValues
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -24,3 +26,13 @@ def extremes(value: Tensor) -> tuple[Tensor, Tensor]:
 def all_finite(value: Tensor) -> bool:
     """Whether every number of ``value`` is finite; waits for its device."""
     return not value.numel() or all(math.isfinite(float(each)) for each in extremes(value))
+
+
+def require_finite(value: Tensor, part: str) -> None:
+    """Raise NonFiniteValues unless every number that ``part`` of a pipeline folder gave is one."""
+    if not all_finite(value):
+        raise NonFiniteValues(
+            f"{part} gave values that are not finite",
+            expected="finite numbers: the picture would be black",
+            fix="build the bundle again from a pipeline folder whose weights are finite",
+        )

@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**64 - 1
 """The largest seed: torch takes 64 bits, and would read a negative one as another, large one."""
+NO_PROMPT = " "
+"""What a pass without the prompt is given in its place: what the authors of Qwen-Image pass."""
 MAX_GUIDANCE = 1000  # models know scales of one or two digits; engines overflow far above
 
 
 def guidance_of(facts: ModelFacts, asked: float | None) -> float | None:
-    """The guidance scale that was asked for, or the model's default; None for a model without.
+    """The guidance scale that was asked for, or the model's default; None for a model without. Of
+    the engines' input, or of guidance by a second pass (``true_cfg_scale``).
 
     Raises PlanError for one out of range, IncompatibleOptions for one that the model does not take.
     """
+    own = facts.guidance_default if facts.guidance else facts.true_cfg_default
     if asked is None:
-        return facts.guidance_default
+        return own
     asked = number("guidance", asked)
-    if not facts.guidance:
+    if own is None:
         raise IncompatibleOptions(
             f"guidance {asked:g} for {facts.name}",
             expected="no guidance: this model takes none",
@@ -38,7 +42,7 @@ def guidance_of(facts: ModelFacts, asked: float | None) -> float | None:
         raise PlanError(
             f"guidance {asked:g}",
             expected=f"a number from 0 to {MAX_GUIDANCE}",
-            fix=f"pass a scale near the model's own, {facts.guidance_default:g}",
+            fix=f"pass a scale near the model's own, {own:g}",
         )
     return asked
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from fresco_trt.bundle.in_use import FilesInUse
 from fresco_trt.bundle.trust import NO_TRUST
 from fresco_trt.errors import IncompatibleOptions, error_context
-from fresco_trt.pipelines.checks import check_cancel
+from fresco_trt.pipelines.checks import NO_PROMPT, check_cancel
 from fresco_trt.pipelines.drawing import Drawn, Picture, Run, counting
 from fresco_trt.pipelines.edit import source_latents
 from fresco_trt.pipelines.loading import Engines, basis_of, load_runners, opened, trust_of
@@ -368,9 +368,12 @@ class FrescoPipeline:
 
         own = self._prompt.tokens(prompt) if self.plan.cuts_text else None
         check_text(self.plan, own, self.bundle.manifest.text_tokens)
-        inputs = self._prompt(prompt)
-        if request.guidance is not None:
-            inputs["guidance"] = torch.tensor([request.guidance], dtype=torch.float32)
+        inputs, negative = self._prompt(prompt, request.source), None
+        scale = request.guidance
+        if scale is not None and self._facts.guidance:
+            inputs["guidance"] = torch.tensor([scale], dtype=torch.float32)
+        elif scale is not None and scale > 1.0:  # as diffusers: at 1 and below there is none
+            negative = self._prompt(NO_PROMPT, request.source)
         references: tuple[Tensor, ...] = ()
         if request.source is not None:
             if self._encoder is None:
@@ -379,7 +382,14 @@ class FrescoPipeline:
                     self._encoder = components.encoder(self.bundle.pipeline_folder)
             references = (source_latents(self._encoder, request.source),)
         mask = None if request.mask is None else mask_latents(request.mask, self._facts.vae_scale)
-        return Conditioning(inputs=inputs, prompt_tokens=own, references=references, mask=mask)
+        return Conditioning(
+            inputs=inputs,
+            negative=negative,
+            true_cfg_scale=1.0 if negative is None or scale is None else scale,
+            prompt_tokens=own,
+            references=references,
+            mask=mask,
+        )
 
 
 def _tell(on_stage: OnStage, number: int, stage: int, image: Image) -> None:

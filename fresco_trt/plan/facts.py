@@ -9,10 +9,21 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.grid import Size
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.schedule import ShiftRule, dynamic_mu
 from fresco_trt.plan.spectrum import Spectrum
+
+
+def check_calibrated(facts: ModelFacts, given: str) -> None:
+    """Raise IncompatibleOptions for what is ``given`` of a model that nothing is measured of."""
+    if not facts.calibrated:
+        raise IncompatibleOptions(
+            f"{given} of {facts.name}",
+            expected="a model of the FLUX family: nothing is measured of this one yet",
+            fix="pass --model flux, or plan, build and draw with this one without",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -126,6 +126,7 @@ class Denoiser:
             choice=self.choice,
             basis=self.basis,
             judge=self.judge,
+            guide=family_of(self.facts).guide,
         )
 
     def whole(self, step: Step | StageEnd) -> Tensor:

@@ -6,11 +6,12 @@ hand, so that a wrong request never gets half way.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import SignatureMismatch
+from fresco_trt.models.family import guided
 from fresco_trt.plan.stages import SIGMA_TOLERANCE
 from fresco_trt.run.cache.stage_cache import StageCache
 from fresco_trt.run.editing import Decision, decide, decide_again, decide_by_mask
@@ -37,9 +38,10 @@ class Conditioning:
 
     ``inputs`` are engine inputs by name, batch B: those that no step and no stage changes.
     ``negative`` are the same of the unconditional branch, None without one; with it the velocity is
-    ``v- + true_cfg_scale * (v - v-)`` (classifier-free guidance, arXiv 2207.12598, eq. 6, in
-    diffusers' ``true_cfg_scale``). ``references`` are latents [B,C,(F),H,W] of full resolution, one
-    a reference picture: their tokens stand behind the target's, at each stage's own resolution.
+    what the family makes of both at ``true_cfg_scale``, in diffusers' words (classifier-free
+    guidance: :func:`~fresco_trt.models.family.guided`). ``references`` are latents [B,C,(F),H,W]
+    of full resolution, one a reference picture: their tokens stand behind the target's, at each
+    stage's own resolution.
     ``prompt_tokens`` is how many of the text's tokens are the longest prompt's own, in either
     branch: what is behind them is padding, which a plan may cut. None where that is not known.
     ``mask`` says what an edit touches, latent pixels bool [1,1,H,W] of full resolution; None where
@@ -103,6 +105,7 @@ class Request:
     choice: Choice
     basis: Tensor | None = None
     judge: Judge | None = None
+    guide: Callable[[Tensor, Tensor, float], Tensor] = guided
 
     def __post_init__(self) -> None:
         _check_start(self.plan)

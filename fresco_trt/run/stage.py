@@ -177,7 +177,7 @@ class StageState:
                 velocities.append(called.velocity.clone())  # the next call may overwrite it
                 seconds += called.engine_seconds
             given, negative = torch.cat(velocities).chunk(2)
-            guided = negative + request.conditioning.true_cfg_scale * (given - negative)
+            guided = request.guide(given, negative, request.conditioning.true_cfg_scale)
         return Called(velocity=guided, engine_seconds=seconds)
 
     def record(self, request: Request, left: int, velocity: Tensor, sigma: float) -> None:

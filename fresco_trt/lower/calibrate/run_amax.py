@@ -13,6 +13,7 @@ from fresco_trt import __version__
 from fresco_trt.files.atomic_file import store_json
 from fresco_trt.lower.calibrate.options import STAGES
 from fresco_trt.lower.calibrate.run_features import measured_on, reference_of
+from fresco_trt.plan.facts import check_calibrated
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress
@@ -63,6 +64,7 @@ def _measured(options: Options, progress: Progress) -> tuple[Reference, StagePla
     from fresco_trt.models.registry import model_facts
 
     facts = model_facts(options.model)
+    check_calibrated(facts, "a calibration")
     plan = _plan(options, facts)
     recipe, reference = options.quantised, reference_of(options, facts, progress)
 

@@ -13,6 +13,7 @@ from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.files.atomic_file import check_writable, store_json
 from fresco_trt.lower.calibrate.options import CACHE, STAGES
 from fresco_trt.plan.caching import cache_names
+from fresco_trt.plan.facts import check_calibrated
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress
@@ -35,6 +36,7 @@ def run_basis(options: Options, progress: Progress) -> dict[str, Any]:
     from fresco_trt.plan.making import make_plan
 
     facts = model_facts(options.model)
+    check_calibrated(facts, "a calibration")
     energy = svd.check_energy(svd.ENERGY if options.energy is None else options.energy)
     reference = reference_of(options, facts, progress)
     plan = make_plan(facts, stages=max(facts.stage_counts))
@@ -55,6 +57,7 @@ def run_cache_schedule(options: Options, progress: Progress) -> dict[str, Any]:
     from fresco_trt.plan.making import make_plan
 
     facts = model_facts(options.model)
+    check_calibrated(facts, "a calibration")
     cache = cache_settings(options.predictor)
     if cache.traits.predicts != "feature":
         raise IncompatibleOptions(

@@ -17,6 +17,7 @@ from fresco_trt.errors import CalibrationError, IncompatibleOptions, PlanError
 from fresco_trt.files.atomic_file import check_writable, store_json
 from fresco_trt.lower.calibrate.options import DEMO, SCENES
 from fresco_trt.models.weights import bundled_components
+from fresco_trt.plan.facts import check_calibrated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +64,7 @@ def run_spectrum(options: Options, progress: Progress, scenes: Scenes) -> dict[s
     from fresco_trt.models.registry import family_of, model_facts
 
     facts = model_facts(options.model)
+    check_calibrated(facts, "a calibration")
     source = _source(options, facts, scenes)
     check_writable(options.path)
     components = family_of(facts).components

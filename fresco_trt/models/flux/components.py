@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.errors import (
     ComponentFailed,
     FrescoError,
-    NonFiniteValues,
     OutOfDeviceMemory,
     PlanError,
     WeightsNotFound,
 )
 from fresco_trt.files.canonical_json import excerpt
 from fresco_trt.models.family import PromptWarning
-from fresco_trt.models.finite import all_finite
+from fresco_trt.models.finite import require_finite
 from fresco_trt.models.flux.config import COMPONENTS, REPOSITORIES
 from fresco_trt.models.flux.parts import (
     PASS_FOLDER,
@@ -45,6 +44,7 @@ from fresco_trt.models.weights import (
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from PIL.Image import Image
     from torch import Tensor
 
 _NO_MEMORY = re.compile("allocate memory|out of memory", re.IGNORECASE)
@@ -62,7 +62,7 @@ def find_pipeline(weights: str | None, model: str) -> Path:
     those. Raises WeightsNotFound, which lists the places looked at, and for a pipeline folder that
     lacks a part: another model's would not fit its transformer.
     """
-    given = [] if weights in (None, "random") else _around(Path(str(weights)).expanduser())
+    given = [] if weights in (None, "random") else around(Path(str(weights)).expanduser())
     looked = [components_folder(folder) for folder in (*given, bundled_folder(model))]
     for folder in looked:
         absent = [part for part in COMPONENTS if not (folder / part).exists()]
@@ -86,7 +86,7 @@ def find_vae(weights: str | None, model: str) -> Path:
     """
     given = bundled_components(model) if weights is None else Path(weights).expanduser()
     # Around a path that is not there would be where the command was started.
-    looked = _around(given) if weights is not None and given.exists() else [given]
+    looked = around(given) if weights is not None and given.exists() else [given]
     looked = [components_folder(folder) for folder in looked]
     for folder in looked:
         if (folder / "vae" / "config.json").is_file():
@@ -98,7 +98,7 @@ def find_vae(weights: str | None, model: str) -> Path:
     )
 
 
-def _around(weights: Path) -> list[Path]:
+def around(weights: Path) -> list[Path]:
     """The folders that a path to weights may belong to: itself, and one or two levels up."""
     inside = weights.parent if weights.is_file() else weights
     return list(dict.fromkeys((weights, inside, inside.parent)))
@@ -141,8 +141,9 @@ class FluxPrompt:
             tokens.require_known_to(encoder)
         self._lengths = self._encoder.config.max_position_embeddings, text_tokens
 
-    def __call__(self, prompt: str) -> dict[str, Tensor]:
-        """`pooled` [1,P] and `text` [1,T,D], float32.
+    def __call__(self, prompt: str, picture: Image | None = None) -> dict[str, Tensor]:
+        """`pooled` [1,P] and `text` [1,T,D], float32. The source of an edit is none of these
+        encoders' business.
 
         Warns (PromptWarning) where the prompt is cut and of words that have no token. Raises
         PlanError for a string that is not text, TypeError for another type, NonFiniteValues if an
@@ -150,37 +151,37 @@ class FluxPrompt:
         """
         import torch
 
-        _require_text(prompt)
+        require_text(prompt)
         positions, text_length = self._lengths
-        with _using("tokenizer"):
+        with using("tokenizer"):
             clip = self._pooled.ids(prompt, min(positions, self._pooled.limit))
-        with _using("tokenizer_2"):
+        with using("tokenizer_2"):
             words = self._sequence.ids(prompt, text_length)
         self._warn_unknown(prompt)
-        with torch.no_grad(), _using("text_encoder"):
+        with torch.no_grad(), using("text_encoder"):
             pooled = self._encoder(clip).pooler_output
-        with torch.no_grad(), _using("text_encoder_2"):
+        with torch.no_grad(), using("text_encoder_2"):
             text = self._encoder_2(words)[0]
         for name, value in (("text_encoder", pooled), ("text_encoder_2", text)):
-            _require_finite(value, f"the {name} of the pipeline folder")
+            require_finite(value, f"the {name} of the pipeline folder")
         return {"pooled": pooled.float().contiguous(), "text": text.float().contiguous()}
 
     def tokens(self, prompt: str) -> int:
         """As in the protocol, of the sequence encoder: the mark at the end is the prompt's. Raises
         as a call does.
         """
-        _require_text(prompt)
-        with _using("tokenizer_2"):
+        require_text(prompt)
+        with using("tokenizer_2"):
             return self._sequence.own(prompt, self._lengths[1])
 
     def _warn_unknown(self, prompt: str) -> None:
         """One warning for both encoders: in the demo they know the same words."""
         unknown = []
         for part, tokens in (("tokenizer", self._pooled), ("tokenizer_2", self._sequence)):
-            with _using(part):
+            with using(part):
                 unknown += tokens.unknown(prompt)
         if unknown:
-            _warn(f"the model knows no such words: {_short(' '.join(dict.fromkeys(unknown)))}")
+            warn(f"the model knows no such words: {short(' '.join(dict.fromkeys(unknown)))}")
 
 
 class _Tokens:
@@ -206,9 +207,9 @@ class _Tokens:
         if len(whole) > length:
             # The marks at both ends stay: what is lost begins one place before the limit.
             lost = self._tokenizer.decode(whole[length - 1 :], skip_special_tokens=True)
-            _warn(
+            warn(
                 f"the prompt has {len(whole)} tokens, the {self._encoder} encoder takes {length}; "
-                f"it does not see: {_short(lost)}"
+                f"it does not see: {short(lost)}"
             )
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         found: Tensor = self._tokenizer(prompt, max_length=length, **options).input_ids
@@ -232,24 +233,26 @@ class _Tokens:
         return found
 
 
-def _require_text(prompt: str) -> None:
+def require_text(prompt: str) -> None:
+    """Raise TypeError or PlanError for what is no text."""
     if not isinstance(prompt, str):
         raise TypeError(f"a prompt is one str, not {type(prompt).__name__}")
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise PlanError(
-            f"the prompt {_short(ascii(prompt))}",
+            f"the prompt {short(ascii(prompt))}",
             expected="text; this has bytes that are not UTF-8",
             fix="pass the prompt in UTF-8",
         )
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """One line of bounded length, so that a long prompt does not flood its own warning."""
     line = " ".join(text.split())
     return repr(line if len(line) <= _SHOWN else f"{line[:_SHOWN]}...")
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """A PromptWarning, told of whoever asked for the prompt to be encoded."""
     warnings.warn(message, PromptWarning, stacklevel=4)
 
 
@@ -273,9 +276,9 @@ class FluxDecoder:
         """
         import torch
 
-        with torch.no_grad(), _using("vae"):
+        with torch.no_grad(), using("vae"):
             pictures = self._vae.decode(self._scaled(latents)).sample
-        _require_finite(pictures, "the vae of the pipeline folder")
+        require_finite(pictures, "the vae of the pipeline folder")
         pixels = (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         array: npt.NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
         return array
@@ -287,7 +290,7 @@ class FluxDecoder:
         import torch
 
         decoder, vae = self._vae.decoder, self._vae
-        with torch.no_grad(), _using("vae"):
+        with torch.no_grad(), using("vae"):
             scaled = self._scaled(latents)
             if vae.post_quant_conv is not None:
                 scaled = vae.post_quant_conv(scaled)
@@ -295,7 +298,7 @@ class FluxDecoder:
             middle = decoder.mid_block(first)
             maps = first, middle, decoder.up_blocks[0](middle)
         for each in maps:
-            _require_finite(each, "the vae of the pipeline folder")
+            require_finite(each, "the vae of the pipeline folder")
         return maps
 
     def _scaled(self, latents: Tensor) -> Tensor:
@@ -334,14 +337,14 @@ class FluxEncoder:
         import torch
 
         pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.no_grad(), _using("vae"):
+        with torch.no_grad(), using("vae"):
             means = self._vae.encode(pictures).latent_dist.mean
         normalised: Tensor = (means - self.shift) * self.scaling
         return normalised
 
 
 @contextmanager
-def _using(part: str) -> Iterator[None]:
+def using(part: str) -> Iterator[None]:
     """What a library raises while a part runs, as ComponentFailed or OutOfDeviceMemory. A warning
     that the caller has made an error stays what it is.
     """
@@ -362,12 +365,3 @@ def _using(part: str) -> Iterator[None]:
             expected="a part that runs",
             fix=f"{REBUILD}; if it is one, report this with its config.json",
         ) from error
-
-
-def _require_finite(value: Tensor, part: str) -> None:
-    if not all_finite(value):
-        raise NonFiniteValues(
-            f"{part} gave values that are not finite",
-            expected="finite numbers: the picture would be black",
-            fix="build the bundle again from a pipeline folder whose weights are finite",
-        )

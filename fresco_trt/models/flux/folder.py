@@ -56,7 +56,7 @@ def check_folder(folder: Path, facts: ModelFacts) -> None:
             )
         _check_scheduler(folder / "scheduler" / "scheduler_config.json", facts)
         for part in ("text_encoder", "text_encoder_2", "vae"):
-            _check_files(folder / part)
+            check_files(folder / part)
         for part in ("scheduler", "tokenizer", "tokenizer_2"):
             _refuse_unread(folder / part, read=frozenset())
 
@@ -135,7 +135,7 @@ def stored(path: Path) -> Mapping[str, Any]:
 # --- files ------------------------------------------------------------------------------------
 
 
-def _check_files(part: Path) -> None:
+def check_files(part: Path) -> None:
     """A part has the weights that its library reads, and none that it does not."""
     read = frozenset(weight_files(part, WEIGHTS_NAME if part.name == "vae" else ENCODER_NAME))
     _refuse_unread(part, read)

@@ -90,7 +90,7 @@ def load_codec(folder: Path, *, fix: str = REBUILD) -> Any:
         settings = checked(CodecSettings, told, str(folder), fix=fix)
         # diffusers believes an index: it would make up what the index says and a file lacks.
         tensors = read_stand_ins(folder, WEIGHTS_NAME)
-        _check_tensors(told, tensors, folder, fix)
+        check_tensors(told, tensors, folder, fix)
         vae, report = untyped.from_pretrained(
             folder,
             **settings.given(),  # in the place of whatever else is in the file
@@ -101,7 +101,7 @@ def load_codec(folder: Path, *, fix: str = REBUILD) -> Any:
             use_safetensors=True,
             output_loading_info=True,
         )
-    _require_exact(folder, report, fix)
+    require_exact(folder, report, fix)
     return vae.eval().requires_grad_(False)
 
 
@@ -130,7 +130,7 @@ def _check_tokenizer(folder: Path, fix: str) -> None:
             check_size(path, MAX_TOKENIZER_BYTES)
     for name in ("tokenizer_config.json", "config.json"):
         if (folder / name).is_file():
-            _refuse_elsewhere(folder / name, fix)
+            refuse_elsewhere(folder / name, fix)
     check_tokenizer(folder)
     files: dict[str, type[Settings]] = {
         "tokenizer_config.json": TokenizerSettings,
@@ -220,10 +220,10 @@ def _encoder(folder: Path, tensors: Mapping[str, Tensor], *, fix: str) -> Any:
     kind: Any = T5EncoderModel if folder.name.endswith("_2") else CLIPTextModel
     schema: type[Settings] = T5Settings if kind is T5EncoderModel else ClipSettings
     with loading(folder, fix=fix), no_bar(), no_report():
-        _refuse_elsewhere(folder / "config.json", fix)
+        refuse_elsewhere(folder / "config.json", fix)
         told = stored(folder / "config.json")
         settings = checked(schema, told, str(folder), fix=fix)
-        _check_tensors(told, tensors, folder, fix)
+        check_tensors(told, tensors, folder, fix)
         model, report = kind.from_pretrained(
             None,
             config=kind.config_class(**settings.given()),
@@ -233,11 +233,11 @@ def _encoder(folder: Path, tensors: Mapping[str, Tensor], *, fix: str) -> Any:
             ignore_mismatched_sizes=True,  # they are in the report
             output_loading_info=True,
         )
-    _require_exact(folder, report, fix)
+    require_exact(folder, report, fix)
     return model
 
 
-def _check_tensors(
+def check_tensors(
     told: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path, fix: str
 ) -> None:
     """Raise unless there are as many tensors as a configuration needs, of floating-point numbers: a
@@ -255,7 +255,7 @@ def _check_tensors(
         )
 
 
-def _require_exact(folder: Path, report: Mapping[str, Any], fix: str) -> None:
+def require_exact(folder: Path, report: Mapping[str, Any], fix: str) -> None:
     """Raise unless a library found a tensor for every place, and a place for every tensor."""
     missing, unexpected = report["missing_keys"], report["unexpected_keys"]
     shapes = {name: sizes for name, *sizes in report["mismatched_keys"]}
@@ -271,7 +271,7 @@ def _require_exact(folder: Path, report: Mapping[str, Any], fix: str) -> None:
         raise kind(given, expected="every tensor of the part, and no others", fix=fix)
 
 
-def _refuse_elsewhere(path: Path, fix: str) -> None:
+def refuse_elsewhere(path: Path, fix: str) -> None:
     """Raise UnsupportedWeights for a configuration that sends its library to other places.
 
     Hubs' own files name code to run, newer versions of themselves and their vocabularies.

@@ -72,9 +72,9 @@ class ClipSettings(_Encoder):
     def _check_heads(self) -> Self:
         heads, width = self.num_attention_heads, self.hidden_size
         if width % heads:
-            _refuse(f"num_attention_heads={heads}", f"a divisor of hidden_size={width}")
+            refuse(f"num_attention_heads={heads}", f"a divisor of hidden_size={width}")
         if self.eos_token_id >= self.vocab_size:
-            _refuse(f"eos_token_id={self.eos_token_id}", f"one of {self.vocab_size} tokens from 0")
+            refuse(f"eos_token_id={self.eos_token_id}", f"one of {self.vocab_size} tokens from 0")
         return self
 
 
@@ -101,7 +101,7 @@ class T5Settings(_Encoder):
         exact = self.relative_attention_num_buckets // 4
         if self.relative_attention_max_distance <= exact:
             given = f"relative_attention_max_distance={self.relative_attention_max_distance}"
-            _refuse(given, f"over {exact}, the distances that have a bucket each")
+            refuse(given, f"over {exact}, the distances that have a bucket each")
         return self
 
 
@@ -136,10 +136,10 @@ class CodecSettings(Settings):
         for name in ("down_block_types", "up_block_types"):
             count = len(getattr(self, name))
             if count != len(levels):
-                _refuse(f"{count} {name}", f"{len(levels)}, as block_out_channels has")
+                refuse(f"{count} {name}", f"{len(levels)}, as block_out_channels has")
         groups = self.norm_num_groups
         if any(width % groups for width in levels):
-            _refuse(f"norm_num_groups={groups}", f"a divisor of each of {levels}")
+            refuse(f"norm_num_groups={groups}", f"a divisor of each of {levels}")
         return self
 
 
@@ -236,7 +236,8 @@ def checked(kind: type[Kind], told: object, name: str, *, fix: str) -> Kind:
         raise UnsupportedWeights(f"{name} {given}", expected=expected, fix=fix) from error
 
 
-def _refuse(given: str, expected: str) -> NoReturn:
+def refuse(given: str, expected: str) -> NoReturn:
+    """Within a schema: raise what :func:`checked` turns into its error."""
     raise PydanticCustomError("settings", "{expected}", {"given": given, "expected": expected})
 
 
