@@ -21,6 +21,9 @@ REPOSITORIES: Mapping[str, str] = {
     "qwen-image-edit-2511": "Qwen/Qwen-Image-Edit-2511",
 }
 
+COMPONENTS = ("model_index.json", "scheduler", "text_encoder", "tokenizer", "vae")
+"""Entries of a diffusers Qwen-Image folder that a bundle needs beside its engines."""
+
 _NEWER: Mapping[str, object] = {
     "zero_cond_t": False,
     "use_additional_t_cond": False,

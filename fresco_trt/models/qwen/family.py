@@ -10,18 +10,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.models.family import ModelFamily
-from fresco_trt.models.qwen.config import transformer_config
+from fresco_trt.models.family import ModelFamily, guided
+from fresco_trt.models.qwen.config import COMPONENTS, transformer_config
 from fresco_trt.models.qwen.facts import QWEN_FACTS
 from fresco_trt.models.qwen.tokens import QwenPatchifier
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from torch.nn import Module
 
-    from fresco_trt.models.family import Decoder, Encoder, PromptEncoder
     from fresco_trt.models.qwen.blocks import QwenCut
+    from fresco_trt.models.qwen.components import QwenDecoder, QwenEncoder
+    from fresco_trt.models.qwen.prompts import QwenPrompt
     from fresco_trt.plan.caching import Action, CacheSite
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.memory import Parameters
@@ -116,47 +117,61 @@ class QwenWeights:
 
 
 class QwenComponents:
-    """A :class:`~fresco_trt.models.family.FamilyComponents` of a family whose graphs can be made
-    and whose bundles cannot yet: every part of it says so.
-    """
+    """A :class:`~fresco_trt.models.family.FamilyComponents`."""
 
-    names = ("model_index.json",)
+    names = COMPONENTS
 
     def find(self, weights: str | None, model: str) -> Path:
-        """Raises IncompatibleOptions."""
-        raise _no_bundle(model)
+        """As :func:`~fresco_trt.models.qwen.components.find_pipeline`."""
+        from fresco_trt.models.qwen.components import find_pipeline
+
+        return find_pipeline(weights, model)
 
     def check(self, folder: Path, facts: ModelFacts) -> None:
-        """Raises IncompatibleOptions."""
-        raise _no_bundle(facts.name)
+        """As :func:`~fresco_trt.models.qwen.components.check_folder`."""
+        from fresco_trt.models.qwen.components import check_folder
+
+        check_folder(folder, facts)
 
     def find_vae(self, weights: str | None, model: str) -> Path:
-        """Raises IncompatibleOptions."""
-        raise _no_bundle(model)
+        """As :func:`~fresco_trt.models.qwen.components.find_vae`."""
+        from fresco_trt.models.qwen.components import find_vae
+
+        return find_vae(weights, model)
 
     def write_random(self, facts: ModelFacts, folder: Path) -> Path:
-        """Raises IncompatibleOptions."""
-        raise _no_bundle(facts.name)
+        """As :func:`~fresco_trt.models.qwen.random.write_random_pipeline`."""
+        from fresco_trt.models.qwen.random import write_random_pipeline
 
-    def prompt_encoder(self, folder: Path, text_tokens: int) -> PromptEncoder:
-        """Raises IncompatibleOptions."""
-        raise _no_bundle("Qwen-Image")
+        return write_random_pipeline(facts, folder)
 
-    def decoder(self, folder: Path) -> Decoder:
-        """Raises IncompatibleOptions."""
-        raise _no_bundle("Qwen-Image")
+    def prompt_encoder(self, folder: Path, text_tokens: int) -> QwenPrompt:
+        """Qwen2.5-VL."""
+        from fresco_trt.models.qwen.prompts import QwenPrompt
 
-    def encoder(self, folder: Path) -> Encoder:
-        """Raises IncompatibleOptions."""
-        raise _no_bundle("Qwen-Image")
+        return QwenPrompt(folder, text_tokens)
+
+    def decoder(self, folder: Path) -> QwenDecoder:
+        """The decoder of an AutoencoderKLQwenImage."""
+        from fresco_trt.models.qwen.components import QwenDecoder
+
+        return QwenDecoder(folder)
+
+    def encoder(self, folder: Path) -> QwenEncoder:
+        """The encoder of an AutoencoderKLQwenImage."""
+        from fresco_trt.models.qwen.components import QwenEncoder
+
+        return QwenEncoder(folder)
 
 
-def _no_bundle(model: str) -> IncompatibleOptions:
-    return IncompatibleOptions(
-        f"prompt encoders and decoder of {model}",
-        expected="a model of the FLUX family: of this one plans and graphs are all there is yet",
-        fix="plan it with 'fresco-trt plan', or build flux or flux-kontext",
-    )
+def rescaled(given: Tensor, negative: Tensor, scale: float) -> Tensor:
+    """Guidance [B,N,C] of which every token is as long as that of the velocity with the prompt, as
+    in diffusers' ``QwenImagePipeline``.
+    """
+    found = guided(given, negative, scale)
+    wanted, length = (each.norm(dim=-1, keepdim=True) for each in (given, found))
+    made: Tensor = found * (wanted / length)
+    return made
 
 
 QWEN = ModelFamily(
@@ -166,4 +181,5 @@ QWEN = ModelFamily(
     graphs=QwenGraphs(),
     weights=QwenWeights(),
     components=QwenComponents(),
+    guide=rescaled,
 )

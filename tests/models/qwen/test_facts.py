@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from fresco_trt.bench.job import setup_of
 from fresco_trt.errors import FrescoError, IncompatibleOptions, PlanError, UnsupportedPrecision
+from fresco_trt.lower.calibrate.run_amax import run_amax
+from fresco_trt.lower.calibrate.run_features import run_basis, run_cache_schedule
+from fresco_trt.lower.calibrate.run_spectrum import run_spectrum
 from fresco_trt.lower.request import BuildRequest, resolve
 from fresco_trt.models.qwen.config import transformer_config
 from fresco_trt.models.qwen.facts import QWEN_FACTS, QWEN_IMAGE, QWEN_IMAGE_EDIT
@@ -19,6 +24,8 @@ from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stored import check_plan
+
+ASKED: Any = SimpleNamespace(model="qwen-image", backend="eager", predictor=None, size=None)
 
 
 @pytest.mark.parametrize("facts", QWEN_FACTS, ids=lambda facts: facts.name)
@@ -65,6 +72,20 @@ def test_a_plan_counts_both_passes_and_both_pictures() -> None:
             UnsupportedPrecision,
             "--precision fp8 of qwen-image-edit",
         ),
+        *(
+            (
+                lambda run=run: run(ASKED, None),
+                IncompatibleOptions,
+                "a calibration of qwen-image; expected a model of the FLUX family",
+            )
+            for run in (run_amax, run_basis, run_cache_schedule)
+        ),
+        (
+            lambda: run_spectrum(ASKED, None, None),
+            IncompatibleOptions,
+            "a calibration of qwen-image",
+        ),
+        (lambda: setup_of(ASKED, None, None), IncompatibleOptions, "a benchmark of qwen-image"),
         (lambda: with_blocks(QWEN_IMAGE, (1, 1)), PlanError, "one number from 1 to 60"),
         (lambda: with_blocks(QWEN_IMAGE, (61,)), PlanError, "--blocks 61 of qwen-image"),
     ],
