@@ -84,7 +84,7 @@ BlockCounts = Annotated[
     str | None,
     typer.Option(
         "--blocks",
-        help="With --weights random, so many double-stream and single-stream blocks, e.g. 1,1.",
+        help="With --weights random, so many blocks of each kind: 1,1 of FLUX, 1 of Qwen-Image.",
         show_default="all of the model's",
     ),
 ]

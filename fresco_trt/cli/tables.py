@@ -154,9 +154,10 @@ def _depth_lines(blocks: str | None, model: str) -> Iterator[str]:
     """That engines of fewer blocks are not the model, wherever they are shown."""
     if blocks is not None:
         double, _, single = str(blocks).partition(",")
+        kinds = f"{double} double-stream and {single} single-stream" if single else double
         yield (
-            f"depth-reduced: {double} double-stream and {single} single-stream blocks as wide as "
-            f"those of {model}; for latency and memory only, its pictures are noise"
+            f"depth-reduced: {kinds} blocks as wide as those of {model}; for latency and memory "
+            "only, its pictures are noise"
         )
 
 

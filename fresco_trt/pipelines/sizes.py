@@ -30,8 +30,8 @@ _FLOAT32 = 4
 _SLACK = 64 * 1024 * 1024  # of a file of weights: its header, an engine's own code and constants
 
 # Encoders of a width, the largest there are: Llama-3-8B, 4096 wide, has 479 times the square of its
-# width and 257,000 times its width; T5-XXL 278 and 32,000.
-_ENCODER_BLOCKS, _VOCABULARY = 512, 262_144
+# width and 257,000 times its width; T5-XXL 278 and 32,000; Qwen2.5-VL-7B, 3584 wide, 646 in all.
+_ENCODER_BLOCKS, _VOCABULARY = 640, 262_144
 _DECODER = 256 * 1024 * 1024  # parameters: FLUX.1's has 84 million, HunyuanVideo's 246
 
 

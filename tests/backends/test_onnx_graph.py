@@ -59,7 +59,7 @@ def test_operators_are_those_that_the_exporter_and_the_quantiser_write(
     paths = [*aligned_onnx_bundle.glob("*.onnx"), *tmp_path.glob("*.onnx")]
     models = [onnx.load(str(path), load_external_data=False) for path in paths]
     written = {node.op_type for each in models for node in each.graph.node}
-    # Qwen-Image's mask: tests/models/qwen/test_graph.py.
+    # Qwen-Image's mask: tests/models/qwen/test_builds.py.
     assert written | {QUANTIZE, DEQUANTIZE, "Clip"} == OPERATORS
 
 

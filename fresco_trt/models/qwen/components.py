@@ -178,12 +178,31 @@ class QwenDecoder(_Codec):
         import torch
 
         with torch.no_grad(), using("vae"):
-            scaled = latents.cpu()[:, :, None] * self._std + self._mean
-            pictures = self._vae.decode(scaled).sample[:, :, 0]
+            pictures = self._vae.decode(self._scaled(latents)).sample[:, :, 0]
         require_finite(pictures, "the vae of the pipeline folder")
         pixels = (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         array: npt.NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
         return array
+
+    def features(self, latents: Tensor) -> tuple[Tensor, ...]:
+        """After the decoder's first convolution, its middle and its first upsampling block, as of
+        :class:`~fresco_trt.models.flux.components.FluxDecoder`. Raises as a call does.
+        """
+        import torch
+
+        decoder = self._vae.decoder
+        with torch.no_grad(), using("vae"):
+            first = decoder.conv_in(self._vae.post_quant_conv(self._scaled(latents)))
+            middle = decoder.mid_block(first)
+            maps = [each[:, :, 0] for each in (first, middle, decoder.up_blocks[0](middle))]
+        for each in maps:
+            require_finite(each, "the vae of the pipeline folder")
+        return tuple(maps)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """As the VAE knows them, with one frame, of normalised ones."""
+        scaled: Tensor = latents.cpu()[:, :, None] * self._std + self._mean
+        return scaled
 
 
 class QwenEncoder(_Codec):

@@ -14,7 +14,7 @@ from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.schedule import ShiftRule
 
 _GENERAL = ("quality", "balanced", "fast", "turbo")
-"""Presets whose steps suit any model; FLUX.1-dev's others are points of its own budget."""
+"""Presets whose steps suit any model; others are points of one model's budget, or go by its VAE."""
 
 # What quantisers leave alone in this architecture: all but the blocks' attention and MLPs.
 _HIGH_PRECISION = (
@@ -66,7 +66,7 @@ QWEN_IMAGE_EDIT = replace(
     name="qwen-image-edit",
     references=1,
     text_tokens=1664,
-    presets=FLUX_KONTEXT.presets,
+    presets={name: FLUX_KONTEXT.presets[name] for name in _GENERAL},
     presets_of=FLUX_KONTEXT.name,
 )
 

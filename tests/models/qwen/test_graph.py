@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor
 
-from fresco_trt.backends.base import StageGraph
-from fresco_trt.backends.onnx_graph import check_graph
-from fresco_trt.lower.export import export_stages
 from fresco_trt.models.qwen.blocks import cut
 from fresco_trt.models.qwen.graph import graph_from_signature
 from fresco_trt.models.qwen.loading import load_transformer
@@ -25,8 +20,6 @@ from tests.models.qwen.small import EDIT, EDIT_2511, IMAGE, SMALL, inputs_of
 from tests.run.grids import child_indices
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fresco_trt.plan.caching import CacheSite
     from fresco_trt.plan.facts import ModelFacts
 
@@ -104,35 +97,6 @@ def test_a_bypass_ends_where_the_full_graph_does_and_parts_make_up_both(
                 example = [torch.zeros(spec.shape) for spec in part.signature.inputs]
                 shapes = [tuple(each.shape) for each in part.layers[0](*example)]
                 assert shapes == [spec.shape for spec in part.signature.outputs]
-
-
-def test_the_exported_graph_is_the_module_and_one_that_a_bundle_may_have(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    facts = replace(EDIT_2511, double_blocks=1)
-    model = load_transformer("random", facts)
-    signature = full_signature(facts, N, 7, references=N)
-    graph = StageGraph(
-        name="stage1.full",
-        signature=signature,
-        module=graph_from_signature(model, signature),
-        family="qwen",
-        onnx=None,
-        weights=None,
-        source=tmp_path,
-    )
-    (done,) = export_stages([graph], tmp_path)
-    assert done.onnx is not None
-    check_graph(done.onnx, signature, (done.onnx.name, "weights.bin"))
-    nodes = onnx.load(str(done.onnx), load_external_data=False).graph.node
-    kinds = [node.op_type for node in nodes]
-    assert kinds.count("Clip") == kinds.count("Softmax") == 1
-    given = inputs_of(facts, signature, GRID)
-    with torch.no_grad():
-        (velocity,) = graph.module(*given.values())
-    session = onnxruntime.InferenceSession(str(done.onnx))
-    (found,) = session.run(None, {name: each.numpy() for name, each in given.items()})
-    torch.testing.assert_close(torch.from_numpy(found), velocity, atol=1e-5, rtol=1e-5)
 
 
 # --- places -----------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from fresco_trt.models.qwen.parts import load_codec, load_encoder
 from fresco_trt.models.qwen.random import write_random_pipeline
 from fresco_trt.models.registry import register, unregister
 from fresco_trt.pipelines.checks import NO_PROMPT, guidance_of
+from fresco_trt.pipelines.request import GenerateRequest
 from fresco_trt.plan.making import make_plan
 from tests.models.qwen.small import EDIT, EDIT_2511, IMAGE
 
@@ -138,7 +139,8 @@ def test_one_stage_is_diffusers_pipeline(
 
 
 def latents(pipe: Any, scale: float, image: Image.Image | None) -> torch.Tensor:
-    *_, last = pipe._denoiser.steps(pipe._conditioning(PROMPT, scale, image), 7)
+    asked = GenerateRequest(prompts=(PROMPT,), seeds=(7,), guidance=scale, source=image)
+    *_, last = pipe._denoiser.steps(pipe._conditioning(PROMPT, asked), 7)
     found: torch.Tensor = last.tokens
     return found
 
@@ -234,6 +236,11 @@ def test_codec_undoes_codec_up_to_its_own_loss(folders: dict[str, Path]) -> None
     latents = encoder(np.array(source())[None])
     assert latents.shape == (1, encoder.channels, SIDE // encoder.scale, SIDE // encoder.scale)
     assert decoder(latents).shape == (1, SIDE, SIDE, 3)
+    assert [tuple(each.shape[-2:]) for each in decoder.features(latents)] == [
+        (8, 8),
+        (8, 8),
+        (16, 16),
+    ]
     vae = load_codec(folder / "vae")
     pictures = torch.from_numpy(np.array(source())).permute(2, 0, 1)[None, :, None] / 127.5 - 1
     with torch.no_grad():
