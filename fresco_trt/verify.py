@@ -9,7 +9,6 @@ choice: a rounding error may tip one at the margin, which then is no error of th
 from __future__ import annotations
 
 import math
-import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -225,7 +224,7 @@ def _difference(
     import numpy as np
 
     from fresco_trt.pipelines.edit import example_source
-    from fresco_trt.pipelines.selective import EditWarning, example_masks
+    from fresco_trt.pipelines.selective import example_masks, whole_edits_asked
 
     source = example_source(pipe.bundle)
     masks = example_masks(pipe.plan)
@@ -234,8 +233,7 @@ def _difference(
         def on_step(step: Any) -> None:
             progress(phase, (number + (step.step + 1) / step.steps_total) / len(masks))
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", EditWarning)  # the masks ask for it
+        with whole_edits_asked():
             drawn = drawer(
                 prompt,
                 image=source,

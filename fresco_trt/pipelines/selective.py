@@ -7,6 +7,7 @@ picture may change, as diffusers' are; one with transparent places says it with 
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from fresco_trt.pipelines.edit import SourceWarning, opened_picture
 from fresco_trt.plan.editing import SELECTIVE_PRESET
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
@@ -129,6 +132,14 @@ def example_masks(plan: StagePlan) -> list[Image | None]:
         share = fromarray(pixels.reshape(grid.rows, grid.columns))
         masks.append(share.resize(plan.size[:2], Resampling.NEAREST))
     return masks
+
+
+@contextmanager
+def whole_edits_asked() -> Iterator[None]:
+    """Within it nothing is said of edits that touch all of the picture: a mask asks for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", EditWarning)
+        yield
 
 
 # --- out --------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ class Wanted:
     @property
     def stages(self) -> int:
         """That a picture goes through."""
-        return len(self.plan.stages)
+        return len(self.plan.paths[0])
 
     @property
     def tokens(self) -> int:

@@ -26,6 +26,7 @@ from fresco_trt.pipelines.selective import (
     mask_latents,
     mask_picture,
 )
+from fresco_trt.pipelines.several import FrescoPipelines
 from fresco_trt.verify import verify_bundle
 
 MODEL = (
@@ -165,6 +166,12 @@ def test_verification_runs_every_stage_that_may_follow(folder: Path) -> None:
     assert {error.engine for error in found.engines} == {
         f"stage{stage}.{action}" for stage in (1, 2, 3, 4) for action in ("full", "bypass")
     }
+
+
+def test_warming_up_draws_with_every_stage_that_may_follow(folder: Path) -> None:
+    with FrescoPipelines.from_bundles(folder, lazy=True) as pipes:
+        (cost,) = pipes.warm_up()
+    assert {stage.stage for stage in cost.stages if stage.first} == {1, 2, 3, 4}
 
 
 def test_the_command_takes_a_mask_and_saves_the_one_it_found(
