@@ -15,6 +15,69 @@ PARTS = {
 """Keys of rows of stress.json whose values are ends of requests, and what they are called."""
 
 
+def serving_table(document: dict[str, Any]) -> str:
+    """One row a figure of `serving.json`, with its goal where it has one, and a line on how."""
+    by_name = {row["row"]: row for row in document["rows"]}
+    cold, developing = by_name["cold start"], by_name["cold start, developing"]
+    beside, partial = by_name["overhead"], by_name["first partial"]
+    crowd = next(row for name, row in by_name.items() if name.endswith(" clients"))
+    over, peer = by_name["overload"], by_name["diffusers behind the same server"]
+    lost = sum(over["other"].values())
+    clients, machine = crowd["row"], document["machine"]
+    figures = (
+        ("cold start to ready", _of(cold["seconds"], "{:.1f} s"), f"{cold['limit']:g} s"),
+        ("the same beside developers' packages", _of(developing["seconds"], "{:.1f} s"), ""),
+        (
+            "a request beside its drawing, over a plain loop's",
+            _of(beside["overhead"], "{:.1%}"),
+            f"{beside['limit']:.0%}",
+        ),
+        ("its drawing, over the loop's", _of(beside["drawing_ratio"], "{:.2f}"), ""),
+        (
+            "first partial picture, of the whole request",
+            _of(partial["share"], "{:.1%}"),
+            f"{partial['limit']:.0%}",
+        ),
+        (
+            f"{clients}: seconds by place in the queue, 99th centile over median",
+            f"{crowd['p99_ratio']:.2f}",
+            f"{crowd['limit']:g}",
+        ),
+        (
+            f"{clients}: pictures a second, over one client's",
+            f"{crowd['throughput_ratio']:.2f}",
+            "",
+        ),
+        (
+            f"twice the rate it can carry, {over['seconds']:.0f} s",
+            f"{over['answered']} answered, {over['refused']} refused, {lost} lost; "
+            f"memory {over['memory_growth']:+.1%}",
+            "none lost",
+        ),
+        (
+            "diffusers' pipeline behind the same server, over ours",
+            _of(peer["ours_faster"], "{:.1f}"),
+            "",
+        ),
+    )
+    return "\n".join(
+        [
+            "| what | median (range or 95%) | goal |",
+            "|---|---|---|",
+            *(f"| {what} | {measured} | {goal} |" for what, measured, goal in figures),
+            "",
+            f"`{document['model']}` at {document['size'][0]}x{document['size'][1]}, preset "
+            f"`{document['preset']}`, a queue of {document['queue']}, {machine['cores']} cores of "
+            f"{machine['processor']}.",
+        ]
+    )
+
+
+def _of(value: dict[str, float], form: str) -> str:
+    shown = [form.format(value[name]) for name in ("median", "low", "high")]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
 def stress_table(document: dict[str, Any]) -> str:
     """One row a part and kind of request of `stress.json`, and a line on everything else in it."""
     by_name = {row["row"]: row for row in document["rows"]}

@@ -2,7 +2,7 @@
 
 python -m bench.tables            prints them
 python -m bench.tables --write    puts those of bench.gpu into docs/results.md, and those of
-                                  bench.stress into docs/serve.md
+                                  bench.serving and bench.stress into docs/serve.md
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.serving_tables import stress_table
+from bench.serving_tables import serving_table, stress_table
 from fresco_trt.bench.figures import has_interval
 from fresco_trt.bench.table import bench_head, bench_row, bench_table, how, interval, named, number
 
@@ -27,6 +27,7 @@ SERVE_PAGE = PAGE.with_name("serve.md")
 
 GPU_RESULTS = ("gpu", "gpu-fp8", "gpu-fp8-rowwise")
 GPU_MARKS = "<!-- of bench.gpu -->", "<!-- end of bench.gpu -->"
+SERVING_MARKS = "<!-- of bench.serving -->", "<!-- end of bench.serving -->"
 STRESS_MARKS = "<!-- of bench.stress -->", "<!-- end of bench.stress -->"
 """Around the tables of a page that --write replaces."""
 
@@ -303,6 +304,11 @@ def gpu_tables() -> Iterator[str]:
             yield from tables_of(stored(name))
 
 
+def serving_tables() -> Iterator[str]:
+    """That of bench.serving."""
+    yield serving_table(stored("serving"))
+
+
 def stress_tables() -> Iterator[str]:
     """That of bench.stress, if it is stored."""
     if (RESULTS / "stress.json").is_file():
@@ -314,9 +320,10 @@ def with_gpu_tables(page: str) -> str:
     return _with_tables(page, GPU_MARKS, gpu_tables())
 
 
-def with_stress_tables(page: str) -> str:
-    """A page with the table of bench.stress between its two marks, in place of what was there."""
-    return _with_tables(page, STRESS_MARKS, stress_tables())
+def with_server_tables(page: str) -> str:
+    """As :func:`with_gpu_tables`, those of bench.serving and bench.stress."""
+    with_serving = _with_tables(page, SERVING_MARKS, serving_tables())
+    return _with_tables(with_serving, STRESS_MARKS, stress_tables())
 
 
 def _with_tables(page: str, marks: tuple[str, str], tables: Iterator[str]) -> str:
@@ -326,14 +333,14 @@ def _with_tables(page: str, marks: tuple[str, str], tables: Iterator[str]) -> st
 
 def main(
     write: Annotated[
-        bool, typer.Option("--write", help="Put those of bench.gpu and bench.stress into docs/.")
+        bool, typer.Option("--write", help="Put those of bench.gpu and of servers into docs/.")
     ] = False,
 ) -> None:
     """Print every table, or put those between marks in their place."""
     if not write:
-        print(*result_tables(), *stress_tables(), sep="\n\n")
+        print(*result_tables(), *serving_tables(), *stress_tables(), sep="\n\n")
         return
-    for page, renewed in ((PAGE, with_gpu_tables), (SERVE_PAGE, with_stress_tables)):
+    for page, renewed in ((PAGE, with_gpu_tables), (SERVE_PAGE, with_server_tables)):
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from bench.tables import (
     GPU_MARKS,
+    SERVING_MARKS,
     STRESS_MARKS,
     result_tables,
     with_gpu_tables,
-    with_stress_tables,
+    with_server_tables,
 )
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -27,7 +28,11 @@ def test_the_page_shows_what_is_stored(table: str) -> None:
 
 @pytest.mark.parametrize(
     ("page", "marks", "renewed"),
-    [(PAGE, GPU_MARKS, with_gpu_tables), (SERVE, STRESS_MARKS, with_stress_tables)],
+    [
+        (PAGE, GPU_MARKS, with_gpu_tables),
+        (SERVE, SERVING_MARKS, with_server_tables),
+        (SERVE, STRESS_MARKS, with_server_tables),
+    ],
 )
 def test_writing_the_tables_changes_nothing_that_is_up_to_date(
     page: str, marks: tuple[str, str], renewed: Callable[[str], str]
