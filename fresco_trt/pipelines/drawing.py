@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from fresco_trt.pipelines.checks import cancelled
-from fresco_trt.pipelines.result import Clock, StepTime, time_of_step
+from fresco_trt.pipelines.result import Clock, Result, Seconds, StepTime, time_of_step
 from fresco_trt.pipelines.selective import edited
 from fresco_trt.run.trace import DECODE, span
 
@@ -238,6 +238,15 @@ def estimate(denoiser: Denoiser, end: Step | StageEnd) -> Tensor:
     return denoiser.patchifier.unpack(x0, denoiser.plan.stages[end.stage].grid)
 
 
+# --- several runs of one call -----------------------------------------------------------------
+
+
+def tell_numbered(on_stage: OnStage, number: int, stage: int, image: Image) -> None:
+    """A preview that says which picture of the call it is of."""
+    image.info["picture"] = number
+    on_stage(stage, image)
+
+
 def counting(on_step: OnStep | None, run: int, runs: int) -> OnStep | None:
     """What is told of each step of a run, counted from 0, as one of all runs' steps."""
     if on_step is None or runs == 1:
@@ -248,6 +257,30 @@ def counting(on_step: OnStep | None, run: int, runs: int) -> OnStep | None:
         on_step(replace(step, step=done + step.step, steps_total=runs * step.steps_total))
 
     return tell
+
+
+def result_of(
+    seeds: tuple[int, ...], nfe: int, drawn: Sequence[Drawn], text: float, total: float
+) -> Result:
+    """All runs of a call, none of whose pictures was cancelled: had their one ``cancel`` spoken, no
+    run would have ended.
+    """
+    seconds = Seconds(
+        total=total,
+        text=text,
+        denoise=sum(each.denoise for each in drawn),
+        engines=sum(each.engines for each in drawn),
+        decode=sum(each.decode for each in drawn),
+    )
+    return Result(
+        images=[image for each in drawn for image in each.images if image is not None],
+        seeds=seeds,
+        nfe=nfe,
+        seconds=seconds,
+        steps=tuple(step for each in drawn for step in each.steps),
+        runs=tuple(len(each.images) for each in drawn),
+        masks=[mask for each in drawn for mask in each.masks],
+    )
 
 
 def _image(pixels: npt.NDArray[np.uint8]) -> Image:

@@ -16,11 +16,11 @@ from fresco_trt.bundle.in_use import FilesInUse
 from fresco_trt.bundle.trust import NO_TRUST
 from fresco_trt.errors import IncompatibleOptions, error_context
 from fresco_trt.pipelines.checks import NO_PROMPT, check_cancel
-from fresco_trt.pipelines.drawing import Drawn, Picture, Run, counting
+from fresco_trt.pipelines.drawing import Drawn, Picture, Run, counting, result_of, tell_numbered
 from fresco_trt.pipelines.edit import source_latents
 from fresco_trt.pipelines.loading import Engines, basis_of, load_runners, opened, trust_of
 from fresco_trt.pipelines.request import Asked, GenerateRequest
-from fresco_trt.pipelines.result import Clock, Result, Seconds
+from fresco_trt.pipelines.result import Clock, Result
 from fresco_trt.pipelines.selective import mask_latents
 from fresco_trt.plan.arguments import (
     flag,
@@ -242,7 +242,31 @@ class FrescoPipeline:
             ]
             clock.lap()
             self._check_files()
-            return self._result(request, drawn, text, clock.total())
+            return result_of(request.seeds, self.plan.nfe, drawn, text, clock.total())
+
+    def prepare(self, asked: Asked, *, on_stage: OnStage | None = None) -> list[Picture]:
+        """What the arguments of a call ask for, read and encoded, for `draw`; raises and warns as
+        the call does before it draws.
+        """
+        request = GenerateRequest.of(self._facts, self.plan, asked)
+        with self._turn, in_python(), span(TEXT):
+            check_cancel(request.cancel)
+            return self._pictures(request, on_stage)
+
+    def draw(self, pictures: Sequence[Picture]) -> Drawn:
+        """Draw up to `batch` pictures in one run, of one caller or of several.
+
+        One whose `cancel` says so is dropped, and changes nothing of the others. Raises Cancelled
+        once none is wanted, BundleChanged as a call does, RunError leaves from an engine, and
+        ValueError for more than `batch`.
+        """
+        if not 1 <= len(pictures) <= self.batch:
+            raise ValueError(f"{len(pictures)} pictures; expected from 1 to {self.batch}")
+        with self._turn, in_python(), span(REQUEST):
+            self._check_files()
+            drawn = self._drawn(pictures, False, None, 0)
+            self._check_files()
+            return drawn
 
     def with_runners(
         self, runners: Mapping[str, Runner], *, choice: Choice | None = None
@@ -314,7 +338,7 @@ class FrescoPipeline:
             Picture(
                 conditioning=encoded[prompt],
                 seed=seed,
-                on_stage=None if on_stage is None else partial(_tell, on_stage, number),
+                on_stage=None if on_stage is None else partial(tell_numbered, on_stage, number),
                 cancel=request.cancel,
                 source=request.source,
             )
@@ -336,28 +360,6 @@ class FrescoPipeline:
             on_step=on_step,
         )
         return run.drawn(None if by_steps else self._captured())
-
-    def _result(
-        self, request: GenerateRequest, drawn: Sequence[Drawn], text: float, total: float
-    ) -> Result:
-        seconds = Seconds(
-            total=total,
-            text=text,
-            denoise=sum(each.denoise for each in drawn),
-            engines=sum(each.engines for each in drawn),
-            decode=sum(each.decode for each in drawn),
-        )
-        # All have one cancel: had it spoken, no run would have ended.
-        images = [image for each in drawn for image in each.images if image is not None]
-        return Result(
-            images=images,
-            seeds=request.seeds,
-            nfe=self.plan.nfe,
-            seconds=seconds,
-            steps=tuple(step for each in drawn for step in each.steps),
-            runs=tuple(len(each.images) for each in drawn),
-            masks=[mask for each in drawn for mask in each.masks],
-        )
 
     def _conditioning(self, prompt: str, request: GenerateRequest) -> Conditioning:
         import torch
@@ -390,9 +392,3 @@ class FrescoPipeline:
             references=references,
             mask=mask,
         )
-
-
-def _tell(on_stage: OnStage, number: int, stage: int, image: Image) -> None:
-    """A preview that says which picture of the call it is of."""
-    image.info["picture"] = number
-    on_stage(stage, image)

@@ -1,100 +1,39 @@
 """The queue between requests and engines: one thread draws, in the order of arrival.
 
-Engines draw one picture at a time, so that a second thread would only wait for the first. How many
-requests may wait is bounded; whoever comes when the queue is full is told when to come again. An
-order that is cancelled leaves the queue at once, or stops between two steps.
+Engines run once at a time, so that a second thread would only wait for the first. Where they take
+several pictures, those of the order that came first are drawn, and with them, in the room that is
+left, those of orders of the same bundle that wait behind it. Nothing is waited for to fill a run.
+How many requests may wait is bounded; whoever comes when the queue is full is told when to come
+again. An order that is cancelled leaves the queue at once, or stops between two steps.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from fresco_trt.errors import Cancelled
-from fresco_trt.models.family import PromptWarning
-from fresco_trt.pipelines.selective import EditWarning
+from fresco_trt.serve import runs
+from fresco_trt.serve.orders import Drawn, Event, Failed, Order, Preview
 from fresco_trt.serve.refusal import Refusal, replaced
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from fresco_trt.pipelines.held import Hold
     from fresco_trt.pipelines.result import Result
     from fresco_trt.pipelines.several import Bucket, FrescoPipelines, WarmUp
 
-_LOG = logging.getLogger(__name__)
-_FOR_CLIENTS = (PromptWarning, EditWarning)
+__all__ = ["DrawingQueue", "Drawn", "Event", "Failed", "Meters", "Order", "Preview", "Queue"]
+
 _SMOOTHING = 0.2
 """Share of the newest picture in the mean of seconds that Retry-After is told from."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Preview:
-    """A stage of a picture ended, counted from 1: what it looks like by then."""
-
-    stage: int
-    image: Image
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Drawn:
-    """A picture is there. `tokens` are the prompt's own, `warnings` what of it was not read."""
-
-    image: Image
-    seed: int
-    seconds: float
-    tokens: int
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failed:
-    """Nothing more comes."""
-
-    error: Exception
-
-
-Event = Preview | Drawn | Failed
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class Order:
-    """What one request wants drawn: a picture for each seed. `tell` is called by the drawing thread
-    and must not wait.
-    """
-
-    bucket: Bucket
-    prompt: str
-    seeds: tuple[int, ...]
-    guidance: float | None
-    previews: int
-    tell: Callable[[Event], None]
-    source: Image | None = None
-    """What is edited, RGB of the built size."""
-    mask: Image | None = None
-    """White where it may change, mode "L" of the built size."""
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    hold: Hold | None = None
-    """What it is drawn with, from its acceptance to its end, whatever is put in service then."""
-
-    def end(self) -> None:
-        """It is drawn, or never will be: let go of what it was to be drawn with."""
-        if self.hold is not None:
-            self.hold.release()
 
 
 class Meters(Protocol):
     """What the queue reports; see `fresco_trt.serve.metrics`."""
 
     def drawn(self, bucket: Bucket, result: Result, device: str) -> None:
-        """A picture is there."""
+        """A run of the engines is over, and its pictures are there."""
 
     def warmed(self, cost: WarmUp) -> None:
         """A bundle is loaded and warm."""
@@ -145,7 +84,7 @@ class DrawingQueue:
         self._meters = meters
         self._most = waiting
         self._waiting: deque[Order] = deque()
-        self._drawing: Order | None = None
+        self._begun: list[Order] = []
         self._changed = threading.Condition()
         self._mean: float | None = None
         self._thread: threading.Thread | None = None
@@ -176,7 +115,7 @@ class DrawingQueue:
             if self.state != "ready":
                 message = f"the server is {self.state}"
                 raise Refusal(503, f"server_{self.state}", message, retry_after=5)
-            if len(self._waiting) >= self._most and (self._drawing or self._waiting):
+            if len(self._waiting) >= self._most and (self._begun or self._waiting):
                 raise Refusal(
                     429,
                     "queue_full",
@@ -215,13 +154,13 @@ class DrawingQueue:
     @property
     def running(self) -> int:
         """Requests that are being drawn."""
-        return int(self._drawing is not None)
+        return len(self._begun)
 
     def close(self, seconds: float) -> None:
         """Drop all orders and free the engines; wait so long for the thread at most."""
         with self._changed:
             self.state = "closed"
-            for order in (*self._waiting, *filter(None, [self._drawing])):
+            for order in (*self._waiting, *self._begun):
                 order.cancelled.set()
             dropped = tuple(self._waiting)
             self._waiting.clear()
@@ -233,8 +172,7 @@ class DrawingQueue:
 
     def _seconds_left(self) -> int:
         """Until all that wait are drawn, as far as the last pictures tell."""
-        orders = (*self._waiting, *filter(None, [self._drawing]))
-        pictures = sum(len(order.seeds) for order in orders)
+        pictures = sum(order.left for order in (*self._waiting, *self._begun))
         return min(max(math.ceil(pictures * (self._mean or 1.0)), 1), 3600)
 
     # --- the drawing thread -------------------------------------------------------------------
@@ -248,83 +186,48 @@ class DrawingQueue:
             ended(error)
             return
         ended(None)
-        while (order := self._next()) is not None:
-            self._draw(order)
-            order.end()
-            with self._changed:
-                self._drawing = None
-            del order  # its pictures are not kept until the next one comes
+        while shares := self._next():
+            for seconds in runs.draw(shares, self._meters):
+                mean = seconds if self._mean is None else self._mean
+                self._mean = seconds + (1 - _SMOOTHING) * (mean - seconds)
+            del shares  # their pictures are not kept until the next ones come
+            self._let_go()
+        self._let_go()
         self._pipelines.close()
 
     def _warm_up(self) -> None:
-        with _warnings():  # nobody asked for what it draws
+        with runs.client_warnings():  # nobody asked for what it draws
             self.costs = self._pipelines.warm_up(self._meters.warmed)
         self._mean = max(cost.second or cost.first for cost in self.costs)
         with self._changed:
             if self.state == "loading":
                 self.state = "ready"
 
-    def _next(self) -> Order | None:
-        """The next order, waited for; None when there will be no other."""
+    def _next(self) -> Sequence[runs.Share]:
+        """What the next run draws, waited for; nothing when there will be no other."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self.state == "closed")
-            self._drawing = self._waiting.popleft() if self._waiting else None
-            return self._drawing
+            while self.state != "closed":
+                # One that was dropped this moment may still stand here.
+                orders = [order for order in (*self._begun, *self._waiting) if order.left]
+                if orders:
+                    return self._chosen(orders)
+                self._changed.wait()
+            return ()
 
-    def _draw(self, order: Order) -> None:
-        try:
-            self._pictures(order)
-        except Cancelled:
-            pass  # whoever cancelled it knows
-        except Exception as error:
-            _LOG.exception("a request failed")
-            order.tell(Failed(error=error))
+    def _chosen(self, orders: Sequence[Order]) -> Sequence[runs.Share]:
+        """What one run draws of orders that want pictures, which begin with it."""
+        hold = orders[0].hold
+        shares = runs.shares_of(orders, 1 if hold is None else hold.bundle.batch)
+        for share in shares:
+            if share.order in self._waiting:
+                self._waiting.remove(share.order)
+                self._begun.append(share.order)
+        return shares
 
-    def _pictures(self, order: Order) -> None:
-        if order.hold is None:
-            raise RuntimeError("an order that was not put")
-        pipeline = order.hold.pipeline
-        tokens = pipeline.prompt_tokens(order.prompt)
-
-        def preview(stage: int, image: Image) -> None:
-            if stage <= order.previews:
-                order.tell(Preview(stage=stage, image=image))
-
-        for seed in order.seeds:
-            with _warnings() as said:
-                result = pipeline(
-                    order.prompt,
-                    image=order.source,
-                    mask=order.mask,
-                    seed=seed,
-                    guidance=order.guidance,
-                    on_stage=preview if order.previews else None,
-                    cancel=order.cancelled.is_set,
-                )
-            seconds = result.seconds.total
-            self._mean = seconds + (1 - _SMOOTHING) * ((self._mean or seconds) - seconds)
-            self._meters.drawn(order.bucket, result, pipeline.device)
-            order.tell(
-                Drawn(
-                    image=result.images[0],
-                    seed=seed,
-                    seconds=seconds,
-                    tokens=tokens,
-                    warnings=tuple(said),
-                )
-            )
-
-
-@contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What is said of prompts and edits in the scope is for clients, and all else for the log."""
-    said: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        for category in _FOR_CLIENTS:
-            warnings.simplefilter("always", category)
-        yield said
-    for each in caught:
-        if issubclass(each.category, _FOR_CLIENTS):
-            said.append(str(each.message))
-        else:
-            _LOG.warning("%s", each.message)
+    def _let_go(self) -> None:
+        """End the orders that have all their pictures, or that nobody wants."""
+        over = [order for order in self._begun if not order.left]
+        for order in over:
+            order.end()
+        with self._changed:
+            self._begun = [order for order in self._begun if order not in over]

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from fresco_trt.serve.drawing import Queue
 
 SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
-"""Upper ends of the histograms' buckets."""
+"""Upper ends of the buckets of times."""
+
+PICTURES = (1, 2, 4, 8, 16, 32, 64)
+"""Upper ends of those of batch sizes."""
 
 _GAUGES: dict[str, tuple[str, Callable[[Queue], Any]]] = {
     "num_requests_running": ("Requests that are being drawn.", attrgetter("running")),
@@ -49,6 +52,7 @@ _HISTOGRAMS = {
         "Of one picture: text, stage1, stage2 and so on, decode.",
         ["model_name", "stage"],
     ),
+    "batch_size": ("Pictures of one run of the engines.", ["model_name"]),
 }
 
 
@@ -62,7 +66,13 @@ class ServerMeters:
             for name, (about, labels) in _COUNTERS.items()
         }
         self._histograms = {
-            name: Histogram(f"fresco_trt:{name}", about, labels, registry=registry, buckets=SECONDS)
+            name: Histogram(
+                f"fresco_trt:{name}",
+                about,
+                labels,
+                registry=registry,
+                buckets=PICTURES if name == "batch_size" else SECONDS,
+            )
             for name, (about, labels) in _HISTOGRAMS.items()
         }
         self._warm = Gauge(
@@ -105,13 +115,17 @@ class ServerMeters:
                 self.warmed(cost)
 
     def drawn(self, bucket: Bucket, result: Result, device: str) -> None:
-        """A picture is there."""
-        self._counters["images_generated"].labels(bucket.model, format_size(bucket.size)).inc()
+        """A run of the engines is over. What a stage took, it took for each of its pictures."""
+        count, size = len(result.images), format_size(bucket.size)
+        self._counters["images_generated"].labels(bucket.model, size).inc(count)
+        for pictures in result.runs:
+            self._histograms["batch_size"].labels(bucket.model).observe(pictures)
         stages = self._histograms["per_stage_req_latency_seconds"]
         for stage, seconds in _parts(result):
-            stages.labels(bucket.model, stage).observe(seconds)
+            for _ in range(count):
+                stages.labels(bucket.model, stage).observe(seconds)
         if device != "cpu" and result.steps:
-            self._counters["engine_fallbacks"].labels(bucket.model).inc()
+            self._counters["engine_fallbacks"].labels(bucket.model).inc(count)
 
     def answered(self, model: str, seconds: float) -> None:
         """A request got all its pictures, so long after it came."""

@@ -157,7 +157,7 @@ def _bundle(size: int, model: str, script: ScriptedPipeline) -> Any:
     plan = fresco_trt.plan(model, stages=STAGES, preset=preset, size=(size, size))
     manifest = SimpleNamespace(model=SimpleNamespace(name=model))
     return SimpleNamespace(
-        plan=plan, manifest=manifest, folder=Path("nowhere"), script=script, seen=script
+        plan=plan, manifest=manifest, folder=Path("nowhere"), script=script, seen=script, batch=1
     )
 
 
