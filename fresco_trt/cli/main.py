@@ -17,7 +17,6 @@ from fresco_trt.cli import display, streams
 from fresco_trt.cli.bench import bench
 from fresco_trt.cli.build import build
 from fresco_trt.cli.calibrate import calibrate
-from fresco_trt.cli.collector import collecting_rarely
 from fresco_trt.cli.command import Command
 from fresco_trt.cli.doctor import doctor
 from fresco_trt.cli.edit import edit
@@ -51,7 +50,7 @@ for command in COMMANDS:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    with warnings.catch_warnings(), collecting_rarely(), termination() as terminated:
+    with warnings.catch_warnings(), termination() as terminated:
         warnings.showwarning = display.show_warning
         streams.prepare()
         return _code_of(lambda: app(args=arguments), terminated) or _code_of(

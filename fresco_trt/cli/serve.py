@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fresco_trt.cli import display
-from fresco_trt.cli.collector import collect_as_usual
 from fresco_trt.cli.options import Json, Trusted, VerifyKey
 from fresco_trt.errors import BackendUnavailable
 from fresco_trt.plan.sizes import format_size
@@ -97,7 +96,6 @@ def serve(
             with suppress(OSError):  # nobody reads; the server is there all the same
                 display.show(_ready(url, costs), as_json, _in_words)
                 sys.stdout.flush()  # what waits for this line reads a pipe
-            collect_as_usual()
 
         server = Server(
             pipelines,
