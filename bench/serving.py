@@ -244,7 +244,7 @@ class Peer(FrescoPipelines):
 
 class _PlainDrawer:
     device = "cpu"
-    load_costs: ClassVar[Mapping[str, Any]] = {}
+    runners: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, bundle: Bundle) -> None:
         from fresco_trt.bench.plain import load_pipeline

@@ -49,7 +49,8 @@ SIGNATURES = {
     "pretrained": "(name: 'str') -> 'Path'",
     "FrescoPipeline.from_bundle": (
         "(path: 'str | os.PathLike[str]', *, trust_native_code: 'bool' = False, "
-        "verify_key: 'str | Path | None' = None, lazy: 'bool' = False) -> 'FrescoPipeline'"
+        "verify_key: 'str | Path | None' = None, lazy: 'bool' = False, contexts: 'int' = 1) "
+        "-> 'FrescoPipeline'"
     ),
     "FrescoPipeline.__call__": (
         "(self, prompt: 'str | Sequence[str]', *, image: 'Source | None' = None, "

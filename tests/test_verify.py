@@ -20,7 +20,9 @@ from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.bundle import Bundle
 from fresco_trt.errors import BundleNotFound, IncompatibleOptions, PlanError, VerificationFailed
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.pipelines import image as pipeline
+from fresco_trt.pipelines import drawing, loading
+from fresco_trt.pipelines.image import FrescoPipeline
+from fresco_trt.pipelines.result import time_of_step
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.stages import TokenRefinement
 from fresco_trt.run.selection import Window
@@ -61,13 +63,15 @@ class Disturbed:
 
 def disturb(monkeypatch: pytest.MonkeyPatch, name: str, error: float | Tensor) -> None:
     """Let the engine of that name be wrong whenever a bundle is loaded."""
-    load = pipeline.load_runners
+    load = loading.load_runners
 
-    def wrong(bundle: Bundle, library: Backend, scope: ExitStack, trust: Any) -> dict[str, Runner]:
-        runners = load(bundle, library, scope, trust)
+    def wrong(
+        bundle: Bundle, library: Backend, scope: ExitStack, *others: Any, **more: Any
+    ) -> dict[str, Runner]:
+        runners = load(bundle, library, scope, *others, **more)
         return {**runners, name: Disturbed(runners[name], error)}
 
-    monkeypatch.setattr(pipeline, "load_runners", wrong)
+    monkeypatch.setattr(loading, "load_runners", wrong)
 
 
 # --- engines ----------------------------------------------------------------------------------
@@ -112,7 +116,7 @@ def test_the_reference_of_an_aligned_plan_is_aligned(
     assert found.pixels == 0
     pictures = []
     for path in (aligned_bundle, mixed_bundle):
-        with pipeline.FrescoPipeline.from_bundle(path) as pipe:
+        with FrescoPipeline.from_bundle(path) as pipe:
             pictures.append(pipe(PROMPT).images[0].tobytes())
     assert pictures[0] != pictures[1]
 
@@ -139,15 +143,16 @@ def test_engines_alone_refine_what_the_reference_refined(
     """Though their own steps would have told them otherwise, or a rounding error tips a token."""
     runs: list[list[list[int]]] = []
 
-    def look(self: Any, step: Any, *told: Any) -> None:
+    def look(step: Any, *run: Any) -> Any:
         if step.step == 0:
             runs.append([])
         runs[-1].append([] if step.mixed is None else step.mixed.refined.tolist())
+        return time_of_step(step, *run)
 
-    monkeypatch.setattr(pipeline.FrescoPipeline, "_tell", look)
+    monkeypatch.setattr(drawing, "time_of_step", look)
     disturb(monkeypatch, "stage1.full", torch.randn(1, 64, FLUX_TINY.in_channels))
     verify_bundle(mixed_bundle)
-    with pipeline.FrescoPipeline.from_bundle(mixed_bundle) as pipe:
+    with FrescoPipeline.from_bundle(mixed_bundle) as pipe:
         pipe(PROMPT)
     reference, alone, unaided = runs
     assert alone == reference
@@ -214,7 +219,7 @@ def test_a_bundle_of_other_weights_is_not_compared(tmp_path: Path) -> None:
 def test_weights_are_compared_before_engines_are_loaded(
     eager_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(pipeline, "load_runners")
+    monkeypatch.delattr(loading, "load_runners")
     with pytest.raises(IncompatibleOptions):
         verify_bundle(eager_bundle, weights="random")
 
@@ -308,7 +313,7 @@ def test_a_picture_may_fail_alone() -> None:
 def test_a_comparison_keeps_the_worst_step_and_answers_as_the_reference(
     eager_bundle: Path,
 ) -> None:
-    with pipeline.FrescoPipeline.from_bundle(eager_bundle) as pipe:
+    with FrescoPipeline.from_bundle(eager_bundle) as pipe:
         signature = pipe.runners["stage1.full"].signature
     shape = next(spec.shape for spec in signature.outputs)
     errors = iter((0.5, 2.0, 1.0))

@@ -98,8 +98,8 @@ class BackendFacts:
     multiplied in ``rest``: right in their errors, no faster. ``machine`` identifies the kind of
     machine that engines built here are for, where they run on no other. ``layouts`` has "profiles"
     where one engine takes several shapes; ``streams`` says whether engines run with part of their
-    weights on the host. ``memory`` is what the library adds to the bytes of a graph, None where
-    that was not measured.
+    weights on the host, ``contexts`` whether runners that one backend loads of one engine share its
+    weights and may be called at once. ``memory`` is what it adds to a graph's bytes, if measured.
     """
 
     name: str
@@ -114,6 +114,7 @@ class BackendFacts:
     machine: str | None = None
     layouts: tuple[str, ...] = ("static",)
     streams: bool = False
+    contexts: bool = False
     memory: Library | None = None
 
 
@@ -149,9 +150,9 @@ class Runner(Protocol):
     """One loaded engine. Resources are held only between ``__enter__`` and ``__exit__``.
 
     Called with every input of ``signature`` by name (any device; the runner moves them). The
-    outputs belong to the runner and are valid until its next call: clone what is to be kept. Not
-    to be called from two threads at once. Raises SignatureMismatch for other tensors, EngineFailed
-    or OutOfDeviceMemory from the library, RuntimeError outside the scope.
+    outputs are valid until the runner's next call. Called by one thread at once, and beside others
+    of its backend only where that has ``contexts``. Raises SignatureMismatch for other tensors,
+    EngineFailed or OutOfDeviceMemory from the library, RuntimeError outside the scope.
     """
 
     @property

@@ -88,6 +88,8 @@ class EagerBackend(TorchBackend):
             targets=(),
             precisions=tuple(STORED),
             device=torch_device(),
+            # On a GPU they share a stream and the memory of their graphs.
+            contexts=torch_device() == "cpu",
             memory=MEMORY,
         )
 

@@ -14,7 +14,9 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakValueDictionary
 
 from fresco_trt.backends.base import (
     BackendFacts,
@@ -70,8 +72,9 @@ def create(name: str) -> OnnxRuntimeBackend:
 class OnnxRuntimeBackend:
     """Runs stage graphs with ONNX Runtime, on CUDA where its CUDA provider is installed.
 
-    ``threads`` bounds the CPU threads of one engine call; None takes torch's number (the physical
-    cores, unless the caller or OMP_NUM_THREADS says otherwise).
+    ``threads`` bounds the CPU threads of an engine's calls; None takes torch's number (the physical
+    cores, unless the caller or OMP_NUM_THREADS says otherwise). Runners of one engine share its
+    session, which takes calls of several threads at once.
     """
 
     name = "onnxruntime"
@@ -79,6 +82,8 @@ class OnnxRuntimeBackend:
 
     def __init__(self, threads: int | None = None) -> None:
         self._threads = threads
+        self._sessions: WeakValueDictionary[object, Any] = WeakValueDictionary()
+        self._opening = Lock()
 
     def build(self, graph: StageGraph, options: BuildOptions) -> EngineFiles:
         """Copy the graph and, once, the shared weights; then load it once, as a proof."""
@@ -128,7 +133,8 @@ class OnnxRuntimeBackend:
             targets=(),
             precisions=("fp32", "int8", "fp8"),
             simulated=("fp8",),
-            device=_device() if installed else "cpu",
+            device=(device := _device() if installed else "cpu"),
+            contexts=device == "cpu",  # on a GPU that was not tried
             memory=MEMORY,
         )
 
@@ -146,7 +152,7 @@ class OnnxRuntimeBackend:
     def _open(self, path: Path, record: EngineFile) -> Iterator[Call]:
         """A session with its outputs bound to buffers that every call reuses."""
         signature, device = record.signature, _device()
-        session = self._session(path, self._threads, strict=bool(record.family))
+        session = self._shared_session(path, record)
         with _errors(f"loading {path.name}"):
             binding = session.io_binding()
             outputs = {spec.name: _buffer(spec, device) for spec in signature.outputs}
@@ -163,6 +169,17 @@ class OnnxRuntimeBackend:
             return outputs
 
         yield call
+
+    def _shared_session(self, path: Path, record: EngineFile) -> Any:
+        """The engine's session, which the runners in scope share."""
+        state = path.stat()
+        key = (path.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
+        with self._opening:
+            session = self._sessions.get(key)
+            if session is None:
+                session = self._session(path, self._threads, strict=bool(record.family))
+                self._sessions[key] = session
+        return session
 
     def _session(self, path: Path, threads: int | None, *, strict: bool = False) -> Any:
         library = _library()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
@@ -104,15 +105,17 @@ class SharedTransformers:
 
     def __init__(self) -> None:
         self._transformers: WeakValueDictionary[object, Module] = WeakValueDictionary()
+        self._reading = Lock()
 
     def of(self, family: ModelFamily, source: Path) -> Module:
         """The transformer of that folder, on torch's device. Raises as the family's loader."""
         state = (source / WEIGHTS).stat()
         key = (source.resolve(), state.st_ino, state.st_size, state.st_mtime_ns)
-        module = self._transformers.get(key)
-        if module is None:
-            module = family.weights.stored(source, torch_device())
-            self._transformers[key] = module
+        with self._reading:
+            module = self._transformers.get(key)
+            if module is None:
+                module = family.weights.stored(source, torch_device())
+                self._transformers[key] = module
         return module
 
 

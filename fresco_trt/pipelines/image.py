@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from threading import RLock
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fresco_trt.bundle.in_use import FilesInUse
@@ -18,10 +18,11 @@ from fresco_trt.errors import IncompatibleOptions, error_context
 from fresco_trt.pipelines.checks import NO_PROMPT, check_cancel
 from fresco_trt.pipelines.drawing import Drawn, Picture, Run, counting, result_of, tell_numbered
 from fresco_trt.pipelines.edit import source_latents
-from fresco_trt.pipelines.loading import Engines, basis_of, load_runners, opened, trust_of
+from fresco_trt.pipelines.loading import basis_of, load_contexts, opened, trust_of
 from fresco_trt.pipelines.request import Asked, GenerateRequest
 from fresco_trt.pipelines.result import Clock, Result
 from fresco_trt.pipelines.selective import mask_latents
+from fresco_trt.pipelines.turns import Turns
 from fresco_trt.plan.arguments import (
     flag,
     function,
@@ -29,6 +30,7 @@ from fresco_trt.plan.arguments import (
     optional,
     place,
     python_door,
+    whole,
     word,
 )
 from fresco_trt.run.trace import REQUEST, TEXT, span
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from fresco_trt.bundle import Bundle
     from fresco_trt.bundle.trust import Trust
     from fresco_trt.models.family import Encoder
-    from fresco_trt.pipelines.cost import Cost
     from fresco_trt.pipelines.edit import Source
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.captured import CapturedStages
@@ -62,9 +63,8 @@ if TYPE_CHECKING:
 class FrescoPipeline:
     """A loaded bundle. Use it as a context manager, or call `close` to free its engines.
 
-    One request at a time: runners own their output buffers, so that other threads wait for their
-    turn. Nothing else is shared between requests. `copy.copy` gives a pipeline over the same
-    engines, which the first one keeps; engines cannot be pickled.
+    Any thread may call it: as many requests run at once as it has `contexts`. `copy.copy`
+    is a pipeline over the engines of the first context, which stay this one's. None is pickled.
     """
 
     def __init__(self, bundle: Bundle, runners: Mapping[str, Runner], device: str) -> None:
@@ -92,8 +92,8 @@ class FrescoPipeline:
         self._scope = ExitStack()
         self._files: FilesInUse | None = None
         self._stages: CapturedStages | None = None
-        # Taken again by a callback that draws: the sampler lets others run between two steps.
-        self._turn = RLock()
+        self._turn, self._others = Turns(), tuple[FrescoPipeline, ...]()
+        self._reading = Lock()  # of prompts: tokenizers take one at a time
 
     @classmethod
     @python_door
@@ -104,11 +104,13 @@ class FrescoPipeline:
         trust_native_code: bool = False,
         verify_key: str | Path | None = None,
         lazy: bool = False,
+        contexts: int = 1,
     ) -> FrescoPipeline:
         """Open, validate and load a bundle; needs neither the exporter nor a model hub.
 
-        With `lazy` the engines of a stage are loaded when a request first comes to it, which then
-        raises what loading raises; everything is validated here all the same.
+        `contexts` requests run at once over one copy of the weights, where the library can:
+        onnxruntime and eager, on a CPU. With `lazy` a stage is loaded when a request first comes to
+        it, which then raises what loading raises; all is validated here.
 
         Engines that are native code (inductor, TensorRT) are loaded if this user built them here.
         Those of others need `trust_native_code`, or a signature by the key in the PEM file
@@ -116,24 +118,29 @@ class FrescoPipeline:
 
         Raises a BundleError for a bundle that cannot be used here (see `fresco_trt.bundle`),
         NativeCodeNotTrusted and BundleNotSigned among them,
-        BackendUnavailable where its engine library is not installed, and WeightsNotFound for
-        prompt encoders or a decoder that cannot be loaded.
+        BackendUnavailable where its engine library is not installed, IncompatibleOptions for more
+        contexts than it has, and WeightsNotFound for prompt encoders or a decoder that cannot be
+        loaded.
         """
+        late, count = flag("lazy", lazy), whole("contexts", contexts)
         trust = trust_of(trust_native_code, verify_key)
-        late = flag("lazy", lazy)
-        return cls.over(opened(place("path", path), trust), trust, lazy=late)
+        return cls.over(opened(place("path", path), trust), trust, lazy=late, contexts=count)
 
     @classmethod
-    def over(cls, bundle: Bundle, trust: Trust = NO_TRUST, *, lazy: bool = False) -> FrescoPipeline:
+    def over(
+        cls, bundle: Bundle, trust: Trust = NO_TRUST, *, lazy: bool = False, contexts: int = 1
+    ) -> FrescoPipeline:
         """Load the engines of a bundle that was opened and found fit; raises as `from_bundle`."""
         from fresco_trt.backends import backend
 
         library = backend(bundle.manifest.backend.name)
         with ExitStack() as scope:
             with bundle.unchanged():
-                runners = load_runners(bundle, library, scope, trust, lazy=lazy)
-                pipeline = cls(bundle, runners, library.describe().device)
+                loaded = load_contexts(bundle, library, scope, trust, lazy=lazy, contexts=contexts)
+                pipeline = cls(bundle, loaded[0], library.describe().device)
                 pipeline._files = scope.enter_context(FilesInUse(bundle))
+            pipeline._others = tuple(map(pipeline.with_runners, loaded[1:]))
+            pipeline._turn = Turns(len(loaded))
             pipeline._scope = scope.pop_all()
         return pipeline
 
@@ -146,11 +153,6 @@ class FrescoPipeline:
     def runners(self) -> Mapping[str, Runner]:
         """The loaded engines by name."""
         return self._denoiser.runners
-
-    @property
-    def load_costs(self) -> Mapping[str, Cost]:
-        """What loading each engine took, by name; of those that are loaded by now."""
-        return self.runners.costs if isinstance(self.runners, Engines) else {}
 
     @property
     def batch(self) -> int:
@@ -167,7 +169,7 @@ class FrescoPipeline:
 
         Raises PlanError for a string that is not text.
         """
-        with self._turn, in_python():
+        with self._reading, in_python():
             return self._prompt.tokens(word("prompt", prompt))
 
     def __call__(
@@ -281,14 +283,16 @@ class FrescoPipeline:
         chosen = self._denoiser.choice if choice is None else choice
         other._denoiser = replace(self._denoiser, runners=runners, choice=chosen)
         other._scope, other._stages = ExitStack(), None
+        other._turn, other._others = self._turn.first(), ()
         return other
 
     def close(self) -> None:
-        """Free the engines, after the request that is being drawn; no other can be afterwards."""
-        with self._turn:
-            if self._stages is not None:
-                self._stages.forget()  # before the engines that its graphs run
-            self._stages = None
+        """Free the engines, after the requests that are being drawn; no other can be afterwards."""
+        with self._turn.all():
+            for each in (self, *self._others):
+                if each._stages is not None:
+                    each._stages.forget()  # before the engines that its graphs run
+                each._stages = None
             self._scope.close()
 
     def __enter__(self) -> Self:
@@ -331,9 +335,9 @@ class FrescoPipeline:
 
     def _pictures(self, request: GenerateRequest, on_stage: OnStage | None) -> list[Picture]:
         """What a request wants drawn; a prompt is encoded once, however many pictures it has."""
-        encoded = {
-            prompt: self._conditioning(prompt, request) for prompt in dict.fromkeys(request.prompts)
-        }
+        with self._reading:
+            each = dict.fromkeys(request.prompts)
+            encoded = {prompt: self._conditioning(prompt, request) for prompt in each}
         return [
             Picture(
                 conditioning=encoded[prompt],
@@ -350,16 +354,17 @@ class FrescoPipeline:
     def _drawn(
         self, pictures: Sequence[Picture], by_steps: bool, on_step: OnStep | None, number: int
     ) -> Drawn:
-        """Pictures of one run, at most as many as the engines take; runs count from 0."""
+        """Pictures of one run, in the context that is this thread's; runs count from 0."""
+        context = (self, *self._others)[self._turn.index]
         run = Run(
-            denoiser=self._denoiser,
+            denoiser=context._denoiser,
             decoder=self._decoder,
             pictures=pictures,
             batch=self.batch,
             number=number + 1,
             on_step=on_step,
         )
-        return run.drawn(None if by_steps else self._captured())
+        return run.drawn(None if by_steps else context._captured())
 
     def _conditioning(self, prompt: str, request: GenerateRequest) -> Conditioning:
         import torch

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from fresco_trt.bundle.trust import NO_TRUST, Trust, require_trust
-from fresco_trt.errors import error_context
+from fresco_trt.errors import IncompatibleOptions, PlanError, error_context
 from fresco_trt.pipelines.cost import Cost, Meter
 from fresco_trt.pipelines.device_memory import check_device_memory, free_device_bytes
 from fresco_trt.pipelines.lazy import LazyRunner
@@ -112,6 +112,35 @@ def load_runners(
         else:
             engines.enter(name, runner, scope)
     return engines
+
+
+def load_contexts(
+    bundle: Bundle,
+    library: Backend,
+    scope: ExitStack,
+    trust: Trust = NO_TRUST,
+    *,
+    lazy: bool = False,
+    contexts: int = 1,
+) -> tuple[Engines, ...]:
+    """As :func:`load_runners`, so many times over the same engines: runners with their own inputs
+    and outputs, and one copy of the weights.
+
+    Raises PlanError for less than one, IncompatibleOptions for more of a library that has one only.
+    """
+    if contexts < 1:
+        raise PlanError(
+            f"--contexts {contexts}", expected="1 or more", fix="pass how many requests run at once"
+        )
+    facts = library.describe()
+    if contexts > 1 and not facts.contexts:
+        raise IncompatibleOptions(
+            f"--contexts {contexts} with the backend {facts.name} on {facts.device}",
+            expected="1: its engines run one request at a time",
+            fix="leave --contexts out, and requests wait for their turn; or open the bundle again",
+        )
+    loaded = (load_runners(bundle, library, scope, trust, lazy=lazy) for _ in range(contexts))
+    return tuple(loaded)
 
 
 def basis_of(bundle: Bundle, device: str) -> Tensor | None:

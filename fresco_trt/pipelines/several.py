@@ -26,9 +26,9 @@ from fresco_trt.pipelines.cost import Meter, StageCost
 from fresco_trt.pipelines.edit import example_source
 from fresco_trt.pipelines.held import Hold, Served
 from fresco_trt.pipelines.image import FrescoPipeline
-from fresco_trt.pipelines.loading import opened, trust_of
+from fresco_trt.pipelines.loading import Engines, opened, trust_of
 from fresco_trt.pipelines.selective import example_masks, whole_edits_asked
-from fresco_trt.plan.arguments import flag, optional, place, python_door, size_of, word
+from fresco_trt.plan.arguments import flag, optional, place, python_door, size_of, whole, word
 from fresco_trt.plan.sizes import format_size
 from fresco_trt.run.request import engine_name
 
@@ -107,13 +107,19 @@ class FrescoPipelines:
     """
 
     def __init__(
-        self, bundles: Sequence[Bundle], trust: Trust = NO_TRUST, *, lazy: bool = False
+        self,
+        bundles: Sequence[Bundle],
+        trust: Trust = NO_TRUST,
+        *,
+        lazy: bool = False,
+        contexts: int = 1,
     ) -> None:
-        """Over bundles that were opened and found fit; `lazy` as that of `FrescoPipeline`.
+        """Over bundles that were opened and found fit; `lazy` and `contexts` as those of
+        `FrescoPipeline`.
 
         Raises IncompatibleOptions for none, and for two that draw the same.
         """
-        self._trust, self._lazy = trust, lazy
+        self._trust, self._lazy, self._contexts = trust, lazy, contexts
         self._served = _in_service(bundles, self.pipeline_of)
         self._looking, self._replacing = Lock(), Lock()
         self._closed = False
@@ -126,10 +132,13 @@ class FrescoPipelines:
         trust_native_code: bool = False,
         verify_key: str | Path | None = None,
         lazy: bool = False,
+        contexts: int = 1,
     ) -> FrescoPipelines:
         """Open and validate bundles; arguments and errors are those of `FrescoPipeline`."""
-        trust, late = trust_of(trust_native_code, verify_key), flag("lazy", lazy)
-        return cls([opened(place("path", path), trust) for path in paths], trust, lazy=late)
+        trust = trust_of(trust_native_code, verify_key)
+        late, count = flag("lazy", lazy), whole("contexts", contexts)
+        bundles = [opened(place("path", path), trust) for path in paths]
+        return cls(bundles, trust, lazy=late, contexts=count)
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -158,7 +167,7 @@ class FrescoPipelines:
 
     def pipeline_of(self, bundle: Bundle) -> FrescoPipeline:
         """Load a bundle. A subclass may draw with something else."""
-        return FrescoPipeline.over(bundle, self._trust, lazy=self._lazy)
+        return FrescoPipeline.over(bundle, self._trust, lazy=self._lazy, contexts=self._contexts)
 
     @python_door
     def find(
@@ -322,7 +331,8 @@ def _mean(drawn: Sequence[Result]) -> float:
 
 
 def _by_stage(pipeline: FrescoPipeline, first: Sequence[Result]) -> Iterator[StageCost]:
-    plan, loads = pipeline.plan, pipeline.load_costs
+    plan, runners = pipeline.plan, pipeline.runners
+    loads = runners.costs if isinstance(runners, Engines) else {}
     for index in range(len(plan.stages)):
         names = [engine_name(each, action) for each, action in plan.graphs if each == index]
         costs = [loads[name] for name in names if name in loads]

@@ -363,11 +363,11 @@ def test_verify_json(shell: Shell, eager_bundle: Path) -> None:
 def test_verify_of_a_wrong_engine_reports_and_fails(
     shell: Shell, eager_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def zero(bundle: Any, library: Any, scope: Any, trust: Any) -> Mapping[str, Any]:
+    def zero(bundle: Any, library: Any, scope: Any, *others: Any, **more: Any) -> Mapping[str, Any]:
         records = bundle.manifest.engines
         return {r.name: scope.enter_context(FakeRunner(r.signature)) for r in records}
 
-    monkeypatch.setattr("fresco_trt.pipelines.image.load_runners", zero)
+    monkeypatch.setattr("fresco_trt.pipelines.loading.load_runners", zero)
     ran = shell("verify", "--engines", eager_bundle, "--json")
     assert ran.code == 1
     assert json.loads(ran.out)["passed"] is False

@@ -36,7 +36,8 @@ from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.pipelines.checks import MAX_SEED, guidance_of
 from fresco_trt.pipelines.drawing import estimate
-from fresco_trt.pipelines.image import FrescoPipeline, load_runners
+from fresco_trt.pipelines.image import FrescoPipeline
+from fresco_trt.pipelines.loading import load_runners
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.run.denoise import HeldPatchifier
 from fresco_trt.run.sampler import Step
@@ -465,7 +466,7 @@ def test_a_damaged_bundle_is_never_loaded(
     tmp_path: Path, eager_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = damaged(eager_bundle, tmp_path / "bundle")
-    monkeypatch.delattr("fresco_trt.pipelines.image.load_runners")
+    monkeypatch.delattr("fresco_trt.pipelines.loading.load_runners")
     with pytest.raises(DigestMismatch, match=r"diffusion_pytorch_model\.safetensors"):
         FrescoPipeline.from_bundle(folder)
 

@@ -20,7 +20,8 @@ from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.pipelines.checks import MAX_SEED
 from fresco_trt.pipelines.diffusers.fit import check_engines
-from fresco_trt.pipelines.image import FrescoPipeline, load_runners
+from fresco_trt.pipelines.image import FrescoPipeline
+from fresco_trt.pipelines.loading import load_runners
 from fresco_trt.pipelines.request import GenerateRequest, seeds_of
 from fresco_trt.run.sampler import Step
 from fresco_trt.verify import PIXEL_TOLERANCES, verify_bundle
@@ -121,14 +122,14 @@ def test_who_leaves_a_batch_takes_nobody_along(pairs: FrescoPipeline) -> None:
         return len(asked) == 2
 
     gone = replace(given[0], cancel=leave, on_stage=lambda stage, image: previews.append(stage))
-    drawn = pairs._drawn([gone, given[1]], False, None, 0)
+    drawn = pairs.draw([gone, given[1]])
     assert drawn.images[0] is None
     assert (len(asked), previews) == (2, [])
     wanted = pairs([APPLE, CAT], seed=[3, 9]).images[1]
     assert drawn.images[1] is not None
     assert (pixels(drawn.images[1]) == pixels(wanted)).all()
     with pytest.raises(Cancelled):
-        pairs._drawn([replace(each, cancel=lambda: True) for each in given], False, None, 0)
+        pairs.draw([replace(each, cancel=lambda: True) for each in given])
 
 
 def test_verify_holds_every_picture_of_a_batch_against_its_own(pairs: FrescoPipeline) -> None:

@@ -15,7 +15,7 @@ import pytest
 import fresco_trt
 from fresco_trt.backends.eager import EagerBackend
 from fresco_trt.errors import BundleChanged
-from fresco_trt.pipelines import image, loading
+from fresco_trt.pipelines import loading
 from tests.hostile.swaps import SWAPS, rebuilt
 
 
@@ -31,8 +31,7 @@ def swapped(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], list[Any]]:
             rebuilt(folder)
             return loaded[-1]
 
-        for door in (image, loading):
-            monkeypatch.setattr(door, "load_runners", load)
+        monkeypatch.setattr(loading, "load_runners", load)
         return loaded
 
     return arrange

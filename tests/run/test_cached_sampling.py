@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,6 +31,7 @@ from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.stages import StagePlan
 from fresco_trt.profile.spans import Recorder
 from fresco_trt.run.cache import predictor
+from fresco_trt.run.cache.stage_cache import StageCache
 from fresco_trt.run.noise import NoisePyramid
 from fresco_trt.run.sampler import Conditioning, Step, engine_name, sample
 from fresco_trt.run.trace import recording
@@ -104,6 +106,28 @@ def drawn(plan: StagePlan, seed: int = 0) -> tuple[list[Step], dict[str, Listeni
     with ExitStack() as scope:
         runners = runners_of(plan, scope)
         return list(steps_of(plan, runners, seed)), runners
+
+
+def test_a_caller_who_stops_leaves_nothing_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: list[weakref.ref[StageCache]] = []
+    features: list[weakref.ref[Tensor]] = []
+    observe = StageCache.observe
+
+    def observed(self: StageCache, feature: Tensor, step: int) -> None:
+        observe(self, feature, step)
+        caches.append(weakref.ref(self))
+        features.append(weakref.ref(self._state))
+
+    monkeypatch.setattr(StageCache, "observe", observed)
+    plan = plan_of(1, name="reuse", interval=3, warmup_steps=1)
+    with ExitStack() as scope:
+        steps = steps_of(plan, runners_of(plan, scope))
+        latents = [weakref.ref(next(steps).tokens) for _ in range(2)]
+        held = (*latents, *caches, *features)
+        assert len(held) == 4
+        assert all(each() is not None for each in held)
+        steps.close()
+        assert [each() for each in held] == [None] * 4
 
 
 @pytest.mark.parametrize("site", ["final", "trunk"])

@@ -16,7 +16,6 @@ import fresco_trt
 from fresco_trt.errors import EngineFailed, PromptTooLong
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.pipelines.checks import check_cancel
-from fresco_trt.pipelines.cost import Cost
 from fresco_trt.pipelines.result import Result, Seconds, StepTime
 from fresco_trt.pipelines.several import WARMING_PROMPT, FrescoPipelines
 
@@ -48,7 +47,7 @@ class ScriptedPipeline:
     device = "cpu"
     obeys = True
     """Whether it does what a prompt says."""
-    load_costs: ClassVar[dict[str, Cost]] = {}
+    runners: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, size: tuple[int, int], model: str = MODEL) -> None:
         self.size = size
