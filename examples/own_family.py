@@ -214,9 +214,9 @@ class FadingComponents:
         return folder
 
     def prompt_encoder(self, folder: Path, text_tokens: int) -> Any:
-        """A prompt to constant engine inputs, batch 1."""
+        """A prompt to constant engine inputs, batch 1; no picture is edited."""
         colours = json.loads((folder / "colours" / "colours.json").read_text(encoding="utf-8"))
-        return lambda prompt: {"text": torch.tensor([[colours[prompt]]])}
+        return lambda prompt, picture: {"text": torch.tensor([[colours[prompt]]])}
 
     def decoder(self, folder: Path) -> Any:
         """Latents [B,3,H,W] to pixels uint8 [B,4H,4W,3]."""

@@ -333,6 +333,8 @@ def _fresco(facts: ModelFacts) -> Iterator[Point]:
     """Our presets at every number of stages, and faster ones than any of them."""
     for name, schedules in facts.presets.items():
         for count in sorted(schedules.keys() - {1}, reverse=True):
+            if schedules[count].edit is not None:
+                continue  # what it draws depends on a source
             most = count == max(schedules)
             variant = None if most else f"{count} stages"
             settings = schedules[count]

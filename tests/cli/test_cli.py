@@ -30,8 +30,8 @@ from fresco_trt.cli import main as cli
 from fresco_trt.cli.command import RENAMED
 from fresco_trt.cli.generate import save_picture
 from fresco_trt.errors import DiskFull, OutputNotWritable
+from fresco_trt.models import assembly
 from fresco_trt.models.checkpoint import WEIGHTS_NAME
-from fresco_trt.models.flux import loading
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.config import CacheConfig, PresetConfig, QuantConfig, TargetConfig
@@ -330,7 +330,7 @@ def test_weights_that_are_no_numbers_stop_the_build_and_an_engine_of_them_the_pi
     ran = shell(*build)
     assert (ran.code, shell.left()) == (2, before)
     assert "not finite in float32: 1 tensor, the first proj_out.bias" in ran.err
-    monkeypatch.setattr(loading, "check_finite", lambda *_, **__: None)
+    monkeypatch.setattr(assembly, "check_finite", lambda *_, **__: None)
     assert shell(*build).code == 0
     before = shell.left()
     ran = shell("generate", "--engines", "bundle", "--prompt", PROMPT, "--out", "apple.png")

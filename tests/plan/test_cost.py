@@ -57,11 +57,12 @@ def test_the_ratio_is_baseline_over_plan(name: str, preset: str, stages: int) ->
     cost = plan_cost(facts, plan, 40)
     pictures = 1 + facts.references
     by_hand = [
-        stage.steps * flops_of_step(facts, pictures * stage.grid.tokens) for stage in plan.stages
+        facts.passes * stage.steps * flops_of_step(facts, pictures * stage.grid.tokens)
+        for stage in plan.stages
     ]
     full = plan.stages[-1].grid.tokens
     assert cost.flops == pytest.approx(sum(by_hand))
-    assert cost.baseline_flops == 40 * flops_of_step(facts, pictures * full)
+    assert cost.baseline_flops == 40 * facts.passes * flops_of_step(facts, pictures * full)
     assert cost.ratio == cost.baseline_flops / cost.flops
     assert plan_cost(facts, plan, 80).ratio == pytest.approx(2 * cost.ratio)
 
