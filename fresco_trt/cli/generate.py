@@ -67,7 +67,7 @@ def draw(
     from fresco_trt.pipelines.edit import SourceWarning
     from fresco_trt.pipelines.image import FrescoPipeline
     from fresco_trt.pipelines.loading import opened
-    from fresco_trt.pipelines.selective import EditWarning, check_saves_mask
+    from fresco_trt.pipelines.selective import EditWarning, check_mask
 
     _check_picture("--out", out)
     if save_mask is not None:
@@ -85,7 +85,7 @@ def draw(
     with display.progress() as report:
         report("loading engines", 0.0)
         bundle = opened(engines, trusted)
-        check_saves_mask(bundle.plan, save_mask)
+        check_mask(bundle.plan, save_mask, "--save-mask")
         with FrescoPipeline.over(bundle, trusted) as pipe:
             report("loading engines", 1.0)
             result = pipe(

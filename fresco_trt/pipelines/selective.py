@@ -41,23 +41,13 @@ class EditWarning(UserWarning):
 # --- in ---------------------------------------------------------------------------------------
 
 
-def check_mask(plan: StagePlan, mask: Source | None) -> None:
-    """Raise IncompatibleOptions for a mask that the plan's engines have no use for."""
-    if mask is not None and plan.edit is None:
+def check_mask(plan: StagePlan, given: object, option: str = "--mask") -> None:
+    """Raise IncompatibleOptions for a mask, to read or to save, of engines that have none."""
+    if given is not None and plan.edit is None:
         raise IncompatibleOptions(
-            "--mask with engines that draw every token anew",
+            f"{option} with engines that draw every token anew",
             expected="engines that refine only what an edit touches",
-            fix=f"leave --mask out, or build with --preset {SELECTIVE_PRESET}",
-        )
-
-
-def check_saves_mask(plan: StagePlan, path: object) -> None:
-    """Raise IncompatibleOptions for a mask to save of engines that find none."""
-    if path is not None and plan.edit is None:
-        raise IncompatibleOptions(
-            "--save-mask with engines that draw every token anew",
-            expected="engines that refine only what an edit touches",
-            fix=f"leave --save-mask out, or build with --preset {SELECTIVE_PRESET}",
+            fix=f"leave {option} out, or build with --preset {SELECTIVE_PRESET}",
         )
 
 
@@ -171,8 +161,8 @@ def edited(denoiser: Denoiser, last: Step | StageEnd, source: Tensor) -> Edited:
         raise ValueError("a plan that draws every token; expected one with an edit")
     if touched is None:
         warnings.warn(
-            "the edit touches nothing: this is the source; if it should, lower the threshold "
-            f"(--preset {SELECTIVE_PRESET},threshold={edit.threshold / 2:g}) or pass a mask",
+            "the edit touches nothing: this is the source. If it should, pass a mask or build with "
+            f"a lower threshold, like {SELECTIVE_PRESET},threshold={edit.threshold / 2:g}",
             EditWarning,
             stacklevel=2,
         )

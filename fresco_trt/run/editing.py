@@ -103,15 +103,7 @@ def decide(plan: StagePlan, scores: Tensor) -> Decision:
     the highest scores among the others. The host waits for the count. Raises NonFiniteValues for
     scores that are not finite: they would reach no threshold.
     """
-    grid, edit = plan.stages[0].grid, _edit(plan)
-    edited = _grown(scores >= edit.threshold, grid, edit.dilation)
-    if not bool(torch.isfinite(scores).all()):
-        raise NonFiniteValues(
-            "a discrepancy between draft and source that is not finite",
-            expected="finite features of the decoder",
-            fix="build the bundle again from a pipeline folder whose weights are finite",
-        )
-    return _decided(plan, edited, scores)
+    return _decided(plan, _differing(plan, scores), scores)
 
 
 def decide_by_mask(plan: StagePlan, mask: Tensor) -> Decision:
@@ -132,9 +124,20 @@ def decide_again(plan: StagePlan, scores: Tensor, before: Tensor, refined: Tenso
     """As :func:`decide`, in a mixed stage: what was ``edited`` ``before`` and all that is
     ``refined``, bool [N], stays so. The stage is one that has room for both.
     """
-    found = decide(plan, scores)
-    edited = found.edited.logical_or(before)
+    edited = _differing(plan, scores).logical_or(before)
     return _decided(plan, edited, scores, refined)
+
+
+def _differing(plan: StagePlan, scores: Tensor) -> Tensor:
+    """Tokens whose scores reach the threshold, and those around them, bool [N]."""
+    if not bool(torch.isfinite(scores).all()):
+        raise NonFiniteValues(
+            "a discrepancy between draft and source that is not finite",
+            expected="finite features of the decoder",
+            fix="build the bundle again from a pipeline folder whose weights are finite",
+        )
+    edit = _edit(plan)
+    return _grown(scores >= edit.threshold, plan.stages[0].grid, edit.dilation)
 
 
 def _decided(

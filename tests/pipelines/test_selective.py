@@ -221,10 +221,17 @@ def test_a_latent_pixel_is_touched_by_any_white_in_it() -> None:
 
 
 def test_masks_are_for_engines_that_refine_what_they_show(
-    source: Image.Image, tmp_path: Path
+    source: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = built(tmp_path / "plain", stages=1, steps=1)
     with FrescoPipeline.from_bundle(plain) as pipe:
-        with pytest.raises(IncompatibleOptions, match="draw every token"):
+        with pytest.raises(IncompatibleOptions, match="draw every token") as caught:
             pipe(PROMPT, image=source, mask=corner())
+        assert "--mask" not in str(caught.value), "in Python's words"
         assert pipe(PROMPT, image=source).masks == []
+    given, saved = tmp_path / "in.png", tmp_path / "mask.png"
+    source.save(given)
+    arguments = ["edit", "--engines", str(plain), "--image", str(given), "--prompt", PROMPT]
+    assert cli.main([*arguments, "--save-mask", str(saved)]) == 2
+    assert "--save-mask with engines" in capsys.readouterr().err
+    assert not saved.exists()
