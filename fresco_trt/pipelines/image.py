@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Runner
     from fresco_trt.bundle import Bundle
     from fresco_trt.bundle.trust import Trust
+    from fresco_trt.files.picture_file import Source
     from fresco_trt.models.family import Encoder
-    from fresco_trt.pipelines.edit import Source
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.captured import CapturedStages
     from fresco_trt.run.request import Conditioning

@@ -16,7 +16,7 @@ from fresco_trt.plan.arguments import function, in_python, optional, whole, word
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fresco_trt.pipelines.edit import Source
+    from fresco_trt.files.picture_file import Source
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
 

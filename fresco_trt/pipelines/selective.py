@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import IncompatibleOptions, PictureInvalid
-from fresco_trt.pipelines.edit import SourceWarning, opened_picture
+from fresco_trt.files.picture_file import SourceWarning, opened_picture
 from fresco_trt.plan.editing import SELECTIVE_PRESET
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from fresco_trt.pipelines.edit import Source
+    from fresco_trt.files.picture_file import Source
     from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan

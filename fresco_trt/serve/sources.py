@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import PictureInvalid
-from fresco_trt.pipelines.edit import read_source
+from fresco_trt.files.picture_file import read_source
 from fresco_trt.pipelines.selective import read_mask
 from fresco_trt.serve.refusal import Refusal, invalid
 

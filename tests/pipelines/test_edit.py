@@ -16,9 +16,9 @@ from PIL import Image
 from fresco_trt.bundle import open_bundle
 from fresco_trt.cli import main as cli
 from fresco_trt.errors import IncompatibleOptions, InvalidArgument, PictureInvalid
+from fresco_trt.files import picture_file
 from fresco_trt.lower.build import BuildRequest, run
 from fresco_trt.models.registry import family_of, model_facts
-from fresco_trt.pipelines import edit
 from fresco_trt.pipelines.edit import SourceWarning, example_source, source_picture
 from fresco_trt.pipelines.image import FrescoPipeline
 from fresco_trt.pipelines.several import FrescoPipelines
@@ -304,7 +304,7 @@ def test_a_huge_picture_is_refused_before_it_is_read(
 ) -> None:
     path = saved(tmp_path, Image.new("1", (20_000, 20_000)))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was read"))
-    with pytest.raises(PictureInvalid, match=f"at most {edit.MAX_SOURCE_PIXELS} pixels"):
+    with pytest.raises(PictureInvalid, match=f"at most {picture_file.MAX_SOURCE_PIXELS} pixels"):
         source_picture(path, SIZE)
     middling = tmp_path / "middling.png"
     monkeypatch.undo()
