@@ -2,7 +2,8 @@
 
 Dimensions are those of the published transformer configs, schedules those of the published
 schedulers. Presets are those of the FLUX model that does the same, as ``presets_of`` says: nobody
-has searched for others. The spectrum of these latents was not measured.
+has searched for others, and none was tried with these models' weights. The spectrum of these
+latents was not measured.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_KONTEXT
+from fresco_trt.plan.editing import SELECTIVE_PRESET, EditPlan
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.schedule import ShiftRule
 
@@ -59,6 +61,14 @@ QWEN_IMAGE = ModelFacts(
     calibrated=False,
 )
 
+# Steps, restart and shares are FLUX.1-Kontext's, not measured on these weights either. What is
+# compared, from where on it differs and how far around it is edited are SpotEdit's for this VAE
+# (arXiv 2512.22323, code).
+_SELECTIVE = {
+    stages: replace(preset, edit=EditPlan(discrepancy="features", threshold=0.15, dilation=1))
+    for stages, preset in FLUX_KONTEXT.presets[SELECTIVE_PRESET].items()
+}
+
 # The text has the tokens of the picture that the prompt encoder sees: a megapixel in squares of 28
 # pixels are up to 1,400, and the others are for the prompt.
 QWEN_IMAGE_EDIT = replace(
@@ -66,7 +76,8 @@ QWEN_IMAGE_EDIT = replace(
     name="qwen-image-edit",
     references=1,
     text_tokens=1664,
-    presets={name: FLUX_KONTEXT.presets[name] for name in _GENERAL},
+    presets={name: FLUX_KONTEXT.presets[name] for name in _GENERAL}
+    | {SELECTIVE_PRESET: _SELECTIVE},
     presets_of=FLUX_KONTEXT.name,
 )
 

@@ -92,11 +92,8 @@ def stage_signature(
 
     The full graph gives its feature if ``feature`` says so; None: where a later step of the stage
     is a bypass. Raises InvalidPlan for a plan with phase-aligned attention or coarse velocities,
-    which this family has no graph for, and for one of selective edits, whose measure of what an
-    edit touches is not set for this VAE.
+    which this family has no graph for.
     """
-    if plan.edit is not None:
-        raise _no_graph("selective edits")
     if any(plan.aligned):
         raise _no_graph("phase-aligned attention")
     if plan.velocity_grid is not None:
