@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from fresco_trt.bench.scenes.scene import COLOURS, OBJECTS, Background, Placement, Scene
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
@@ -30,15 +32,22 @@ def render(scene: Scene, width: int, height: int | None = None) -> npt.NDArray[n
     In a frame that is not square, fractions refer to the shorter side for an object's size and to
     each side for its place.
     """
+    (picture,) = renders([scene], width, height or width)
+    return picture
+
+
+def renders(scenes: Sequence[Scene], width: int, height: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """Draw scenes that share a background, as :func:`render` does; the background is drawn once."""
     import numpy as np
     from PIL import Image
 
-    height = height or width
-    pixels = background_pixels(scene.background, width, height)
-    canvas = Image.fromarray((pixels * 255 + 0.5).astype(np.uint8), "RGB")
-    for placement in scene.placements:
-        _paste(canvas, placement)
-    return np.asarray(canvas)
+    pixels = background_pixels(scenes[0].background, width, height)
+    empty = Image.fromarray((pixels * 255 + 0.5).astype(np.uint8), "RGB")
+    for scene in scenes:
+        canvas = empty.copy()
+        for placement in scene.placements:
+            _paste(canvas, placement)
+        yield np.asarray(canvas)
 
 
 def background_pixels(background: Background, width: int, height: int) -> Floats:
