@@ -15,7 +15,7 @@ from fresco_trt.plan.arguments import optional, preset_of, python_door, size_of,
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from fresco_trt.plan.config import CacheConfig
+    from fresco_trt.plan.config import CacheConfig, PresetConfig
     from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan
 
@@ -25,7 +25,7 @@ def plan(
     model: str,
     *,
     stages: int,
-    preset: str = "balanced",
+    preset: PresetConfig | str = "balanced",
     size: Size | str | None = None,
     steps: int | None = None,
     delta: float | None = None,
@@ -57,17 +57,12 @@ def plan(
     from fresco_trt.models.registry import model_facts
     from fresco_trt.plan.making import make_plan
 
-    named = preset_of(preset, delta, shift)
     return make_plan(
         model_facts(word("model", model)),
         stages=whole("stages", stages),
-        preset=named.name,
+        preset=preset_of(preset, delta, shift),
         size=optional(size_of, "size", size),
         steps=optional(whole, "steps", steps),
-        delta=named.delta,
-        shift=named.shift,
-        text_tokens=named.text_tokens,
-        threshold=named.threshold,
         cache=cache,
     )
 

@@ -25,13 +25,14 @@ ROOT = Path(__file__).parents[1]
 # A change here is a change of the interface: it belongs into the release notes.
 SIGNATURES = {
     "plan": (
-        "(model: 'str', *, stages: 'int', preset: 'str' = 'balanced', "
+        "(model: 'str', *, stages: 'int', preset: 'PresetConfig | str' = 'balanced', "
         "size: 'Size | str | None' = None, steps: 'int | None' = None, "
         "delta: 'float | None' = None, shift: 'float | None' = None, "
         "cache: 'CacheConfig | str' = 'none') -> 'StagePlan'"
     ),
     "build": (
-        "(model: 'str | StagePlan', *, stages: 'int | None' = None, preset: 'str | None' = None, "
+        "(model: 'str | StagePlan', *, stages: 'int | None' = None, "
+        "preset: 'PresetConfig | str | None' = None, "
         "size: 'Size | str | None' = None, cache: 'CacheConfig | str' = 'none', "
         "weights: 'str | None' = None, backend: 'str | None' = None, "
         "precision: 'QuantConfig | str | None' = None, target: 'TargetConfig | str' = '', "
@@ -39,7 +40,7 @@ SIGNATURES = {
     ),
     "enable": (
         "(pipe: 'Any', *, model: 'str | None' = None, "
-        "stages: 'int | None' = None, preset: 'str | None' = None, "
+        "stages: 'int | None' = None, preset: 'PresetConfig | str | None' = None, "
         "delta: 'float | None' = None, shift: 'float | None' = None, "
         "cache: 'CacheConfig | str | None' = None, "
         "engines: 'str | Path | None' = None, trust_native_code: 'bool' = False, "

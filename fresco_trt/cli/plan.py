@@ -46,12 +46,9 @@ def plan(
         chosen = make_plan(
             facts,
             stages=DEFAULT_STAGES if stages is None else stages,
-            preset=asked.name,
+            preset=asked,
             size=_only_size(size),
             steps=steps,
-            delta=asked.delta,
-            shift=asked.shift,
-            text_tokens=asked.text_tokens,
             cache=asked_cache,
         )
     else:

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import EngineFiles
     from fresco_trt.bundle import Bundle
     from fresco_trt.lower.quantize.qdq import Quantizer
-    from fresco_trt.plan.config import CacheConfig, QuantConfig, TargetConfig
+    from fresco_trt.plan.config import CacheConfig, PresetConfig, QuantConfig, TargetConfig
     from fresco_trt.plan.sizes import Size
 
 _LOG = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def build(
     model: str | StagePlan,
     *,
     stages: int | None = None,
-    preset: str | None = None,
+    preset: PresetConfig | str | None = None,
     size: Size | str | None = None,
     cache: CacheConfig | str = "none",
     weights: str | None = None,

@@ -246,13 +246,9 @@ def _plan(
         return make_plan(
             facts,
             stages=DEFAULT_STAGES if request.stages is None else request.stages,
-            preset=preset.name,
+            preset=preset,
             size=request.size,
             steps=request.steps,
-            delta=preset.delta,
-            shift=preset.shift,
-            text_tokens=preset.text_tokens,
-            threshold=preset.threshold,
             cache=cache,
         )
     check_plan(request.plan, facts)

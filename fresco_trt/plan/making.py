@@ -7,14 +7,13 @@ types.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, UnknownPreset, UnsupportedStages
 from fresco_trt.plan.cache_schedule import cached, check_read, find_cache
 from fresco_trt.plan.caching import NO_CACHE
-from fresco_trt.plan.config import NONE, CacheConfig
+from fresco_trt.plan.config import NONE, CacheConfig, PresetConfig
 from fresco_trt.plan.editing import SELECTIVE_PRESET, EditPlan
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
@@ -33,48 +32,45 @@ def make_plan(
     facts: ModelFacts,
     *,
     stages: int,
-    preset: str | None = None,
+    preset: PresetConfig | str | None = None,
     size: Size | None = None,
     steps: int | None = None,
-    delta: float | None = None,
-    shift: float | None = None,
     cache: CacheConfig | str = NO_CACHE,
-    text_tokens: tuple[int, ...] = (),
-    threshold: float | None = None,
 ) -> StagePlan:
     """The plan of ``stages`` stages for a picture of ``size`` (default: the model's own).
 
+    ``preset`` and ``cache``, objects or their spellings, say where the numbers come from, and which
+    steps are skipped and what predicts them.
+
     One stage is the plain sampler: ``steps`` of it, or as many as the preset says, or the model's
     default. An explicit ``steps`` overrides the preset, which the plan then does not name. With
-    more stages the preset (default "balanced") decides every step, and ``steps`` is only the
-    length of the baseline that the cost is compared with; it is checked here all the same.
-    ``delta`` replaces the preset's switches, and restarts that it gives as numbers, by those of
-    :func:`spectral_switches`, and ``shift`` the shift factor of every stage; the plan then names no
-    preset either. ``cache``, an object or its spelling, says which steps are skipped, and what
-    predicts them. ``text_tokens``, one number a stage, cut the padding of the text; a plan that
-    cuts any names no preset. ``threshold``, of selective edits, is the discrepancy from which a
-    token is edited; nor does a plan with another than the preset's.
+    more stages the preset decides every step, and ``steps`` is only the
+    length of the baseline that the cost is compared with; it is checked here all the same. A plan
+    whose preset is changed names none either: ``delta`` replaces the preset's switches, and
+    restarts that it gives as numbers, by those of :func:`spectral_switches`, ``shift`` the shift
+    factor of every stage, and ``text_tokens``, where it cuts any, what a stage takes of the text.
 
-    Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps``,
-    ``delta``, ``shift``, ``text_tokens`` or ``threshold``, IncompatibleOptions for a ``delta`` that
-    cannot place every switch and a ``threshold`` that nothing reads, and what
+    Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps`` or a
+    wrong value in ``preset``, IncompatibleOptions for a ``delta`` that cannot place every switch
+    and a ``threshold`` that nothing reads, and what
     :func:`fresco_trt.plan.cache_schedule.cached` raises.
     """
-    name = preset or DEFAULT_PRESET
+    asked = PresetConfig() if preset is None else PresetConfig.of(preset)
+    name = asked.name or DEFAULT_PRESET
     chosen = find_preset(facts, name, stages)
     baseline = check_steps(facts.default_steps if steps is None else steps)
-    if stages == 1 and (preset is None or steps is not None):
+    if stages == 1 and (asked.name is None or steps is not None):
         chosen, name = Preset(steps=(baseline,)), ""
-    if delta is not None:
-        chosen, name = _placed(facts, chosen, size or facts.default_size, delta), ""
-    if shift is not None:
-        chosen, name = replace(chosen, shift=(_check_shift(shift),) * len(chosen.steps)), ""
-    if text_tokens:
-        _check_text(facts, text_tokens, len(chosen.steps))
-        chosen = replace(chosen, text_tokens=text_tokens)
-        name = "" if min(text_tokens) < facts.text_tokens else name
-    if threshold is not None:
-        chosen, name = replace(chosen, edit=_with_threshold(chosen, threshold)), ""
+    if asked.delta is not None:
+        chosen, name = _placed(facts, chosen, size or facts.default_size, asked.delta), ""
+    if asked.shift is not None:
+        chosen, name = replace(chosen, shift=(_check_shift(asked.shift),) * len(chosen.steps)), ""
+    if asked.text_tokens:
+        _check_text(facts, asked.text_tokens, len(chosen.steps))
+        chosen = replace(chosen, text_tokens=asked.text_tokens)
+        name = "" if min(asked.text_tokens) < facts.text_tokens else name
+    if asked.threshold is not None:
+        chosen, name = replace(chosen, edit=_with_threshold(chosen, asked.threshold)), ""
     cache = CacheConfig.of(cache)
     check_read(cache)
     check_measured(facts, cache)
@@ -219,7 +215,7 @@ def _with_threshold(preset: Preset, threshold: float) -> EditPlan:
             expected="a preset of selective edits, of a model that edits",
             fix=f"leave threshold out, or pass --preset {SELECTIVE_PRESET}",
         )
-    if not 0.0 < threshold < math.inf:
+    if threshold <= 0.0:
         raise PlanError(
             f"threshold={threshold:g}",
             expected="a number above 0: the discrepancy from which a token is edited",

@@ -65,6 +65,12 @@ class Config:
                 parts.append(f"{field.name}={field.spelt(value, ',')}")
         return ",".join(part for part in parts if part)
 
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The fields that are not their default, by name."""
+        known = _fields(type(self)).items()
+        return tuple(name for name, field in known if getattr(self, name) != field.default)
+
     @classmethod
     def of(cls, given: Self | str) -> Self:
         """The object itself, or the one that a text spells. Raises PlanError as :meth:`parse`."""

@@ -13,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,29 @@ def test_plan_places_its_switches_by_delta(shell: Shell) -> None:
     assert found["preset"] is None
     switches = [each["sigma"] for each in found["transitions"]]
     assert switches == pytest.approx([0.934, 0.853], abs=6e-4)
+
+
+PRESETS = {
+    "delta": ("flux", "fast,delta=0.1"),
+    "shift": ("flux", "fast,shift=4"),
+    "text_tokens": ("flux", "turbo,text_tokens=128+256+512"),
+    "threshold": ("flux-kontext", "specedit,threshold=0.4"),
+}
+"""A preset that each field of the config object but its name changes."""
+
+
+@pytest.mark.parametrize("field", [each.name for each in fields(PresetConfig)[1:]])
+def test_plan_and_build_take_every_field_of_a_preset(shell: Shell, field: str) -> None:
+    model, preset = PRESETS[field]
+    facts, asked = model_facts(model), PresetConfig.parse(preset)
+    changed, plain = (make_plan(facts, stages=3, preset=each) for each in (asked, asked.name))
+    assert asked.changed == ("name", field)
+    assert replace(changed, preset=plain.preset) != plain
+    wanted = json.loads(json.dumps(plan_summary(facts, changed)))
+    arguments = ("--model", model, "--preset", preset, "--json")
+    assert shell("plan", *arguments).json == wanted
+    drawn_up = shell("build", *arguments, "--weights", "random", "--backend", "eager", "--dry-run")
+    assert drawn_up.json["builds"][0]["plan"] == wanted
 
 
 def test_build_says_built_then_reused_then_what_differs(shell: Shell) -> None:

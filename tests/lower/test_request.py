@@ -111,7 +111,7 @@ def test_a_tolerance_places_the_switches_as_in_a_plan(stages: int) -> None:
     for delta in (0.01, 0.1):
         preset = PresetConfig(name="fast", delta=delta)
         resolved = resolve(replace(TINY, stages=stages, preset=preset))
-        assert resolved.plan == make_plan(FLUX_TINY, stages=stages, preset="fast", delta=delta)
+        assert resolved.plan == make_plan(FLUX_TINY, stages=stages, preset=preset)
         assert resolved.preset == preset
 
 

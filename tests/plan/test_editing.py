@@ -154,14 +154,14 @@ def test_only_a_model_that_edits_has_such_a_plan() -> None:
 
 
 def test_the_threshold_is_a_users_own() -> None:
-    plan = make_plan(FLUX_KONTEXT, stages=3, preset=SELECTIVE_PRESET, threshold=0.4)
+    plan = make_plan(FLUX_KONTEXT, stages=3, preset="specedit,threshold=0.4")
     assert plan.edit is not None
     assert (plan.edit.threshold, plan.preset) == (0.4, None)
     assert PresetConfig.parse("specedit,threshold=0.4").threshold == 0.4
     with pytest.raises(IncompatibleOptions, match="draws every token"):
-        make_plan(FLUX_KONTEXT, stages=3, threshold=0.4)
+        make_plan(FLUX_KONTEXT, stages=3, preset="threshold=0.4")
     with pytest.raises(PlanError, match="above 0"):
-        make_plan(FLUX_KONTEXT, stages=3, preset=SELECTIVE_PRESET, threshold=-1.0)
+        make_plan(FLUX_KONTEXT, stages=3, preset="specedit,threshold=-1")
 
 
 def test_a_cache_lays_its_schedule_over_every_alternative() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from fresco_trt.errors import FrescoError, IncompatibleOptions, PlanError, UnsupportedSize
 from fresco_trt.models.registry import model_facts, model_names
+from fresco_trt.plan.config import PresetConfig
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import make_plan, spectral_switches
 from fresco_trt.plan.schedule import plain_sigmas, rewind_sigma
@@ -78,7 +79,7 @@ def test_a_looser_tolerance_stays_coarse_for_longer(stages: int) -> None:
 def test_delta_moves_switches_and_rewinds_and_no_step(name: str, stages: int, preset: str) -> None:
     facts = model_facts(name)
     plain = make_plan(facts, stages=stages, preset=preset)
-    moved = make_plan(facts, stages=stages, preset=preset, delta=0.03)
+    moved = make_plan(facts, stages=stages, preset=PresetConfig(name=preset, delta=0.03))
     switches = spectral_switches(facts, facts.default_size, stages, 0.03)
     assert tuple(each.sigma for each in moved.transitions) == switches
     keeps = facts.presets[preset][stages].restart == "same"
@@ -92,7 +93,7 @@ def test_delta_moves_switches_and_rewinds_and_no_step(name: str, stages: int, pr
 def test_restarts_written_for_the_old_switches_are_rewound(given: Any, moved: str) -> None:
     recipe = replace(FLUX.presets["fast"][3], restart=given)
     facts = replace(FLUX, presets={"own": {3: recipe}})
-    found = make_plan(facts, stages=3, preset="own", delta=0.05)
+    found = make_plan(facts, stages=3, preset="own,delta=0.05")
     for each in found.transitions:
         assert each.restart == (each.sigma if moved == "same" else rewind_sigma(each.sigma))
 
@@ -105,8 +106,11 @@ def test_delta_gives_the_switches_of_the_presets_of_flux() -> None:
             assert spectral_switches(FLUX, SIZE, stages, delta) == pytest.approx(written, abs=6e-4)
 
 
-def ask(facts: ModelFacts, delta: float, **more: Any) -> Callable[[], object]:
-    return lambda: make_plan(facts, **({"stages": 3, "delta": delta} | more))
+def ask(
+    facts: ModelFacts, delta: float, *, preset: str | None = None, stages: int = 3, **more: Any
+) -> Callable[[], object]:
+    asked = PresetConfig(name=preset, delta=delta)
+    return lambda: make_plan(facts, stages=stages, preset=asked, **more)
 
 
 @pytest.mark.parametrize(
@@ -117,8 +121,8 @@ def ask(facts: ModelFacts, delta: float, **more: Any) -> Callable[[], object]:
         (ask(FLUX, 0.05, preset="fresco-18"), IncompatibleOptions, "mixed; .*--preset balanced"),
         (ask(FLUX, 0.0), PlanError, r"above 0 and below 1\.267.*between 0\.01 and 0\.2"),
         (ask(FLUX, -0.1), PlanError, "above 0"),
-        (ask(FLUX, float("nan")), PlanError, "above 0"),
-        (ask(FLUX, float("inf")), PlanError, "above 0"),
+        (lambda: spectral_switches(FLUX, SIZE, 3, float("nan")), PlanError, "above 0"),
+        (lambda: spectral_switches(FLUX, SIZE, 3, float("inf")), PlanError, "above 0"),
         (ask(FLUX, 1.27), PlanError, r"below 1\.267"),
         (ask(FLUX, 1.27, stages=2, size=(2048, 2048)), PlanError, r"below 1\.07"),
         (ask(FLUX, 1e-40), PlanError, "sigma rounds"),
@@ -135,7 +139,7 @@ def test_a_delta_that_places_no_switch_is_refused(
 
 @pytest.mark.parametrize("delta", [1e-12, 0.01, 0.2, 1.0, 1.26])
 def test_a_delta_within_the_bounds_that_are_told_places_them(delta: float) -> None:
-    assert len(make_plan(FLUX, stages=3, delta=delta).transitions) == 2
+    assert len(make_plan(FLUX, stages=3, preset=PresetConfig(delta=delta)).transitions) == 2
 
 
 @pytest.mark.parametrize("name", ["flux", "flux-schnell", "flux-kontext"])

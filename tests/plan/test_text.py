@@ -27,7 +27,8 @@ STAGE_KEYS = ["grid", "tokens", "refined", "steps", "sigma_start", "sigma_end", 
 
 
 def plan_of(*text: int, **options: Any) -> StagePlan:
-    return make_plan(FLUX, **{"stages": 3, "preset": "turbo", **options}, text_tokens=text)
+    preset = PresetConfig(name="turbo", text_tokens=text)
+    return make_plan(FLUX, **{"stages": 3, "preset": preset, **options})
 
 
 # --- plans that cut nothing -------------------------------------------------------------------
@@ -41,9 +42,8 @@ def test_a_plan_that_cuts_nothing_is_written_as_it_always_was(name: str) -> None
             plan = make_plan(facts, stages=stages, preset=preset)
             written: Any = plan.to_json()
             assert [list(stage) for stage in written["stages"]] == [STAGE_KEYS] * stages
-            spelt = make_plan(
-                facts, stages=stages, preset=preset, text_tokens=(facts.text_tokens,) * stages
-            )
+            whole = PresetConfig(name=preset, text_tokens=(facts.text_tokens,) * stages)
+            spelt = make_plan(facts, stages=stages, preset=whole)
             assert (spelt, spelt.digest()) == (plan, plan.digest())
 
 

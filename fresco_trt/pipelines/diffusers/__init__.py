@@ -9,7 +9,7 @@ asked, and one of diffusers' class would change every pipeline of the process.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -28,7 +28,7 @@ from fresco_trt.plan.arguments import (
     whole,
     word,
 )
-from fresco_trt.plan.config import CacheConfig, PresetConfig
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.paths import paths_refused
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.bundle.trust import Trust
     from fresco_trt.pipelines.diffusers.sources import Source
+    from fresco_trt.plan.config import PresetConfig
 
 __all__ = ["disable", "enable"]
 
@@ -46,7 +47,7 @@ def enable(
     *,
     model: str | None = None,
     stages: int | None = None,
-    preset: str | None = None,
+    preset: PresetConfig | str | None = None,
     delta: float | None = None,
     shift: float | None = None,
     cache: CacheConfig | str | None = None,
@@ -77,15 +78,10 @@ def enable(
     it is made, and raises what ``enable`` does.
     """
     with in_python(OF_A_CALL), paths_refused():
-        named = preset_of(preset, delta, shift)
         choices = Choices(
             model=optional(word, "model", model),
             stages=optional(whole, "stages", stages),
-            preset=named.name,
-            delta=named.delta,
-            shift=named.shift,
-            text_tokens=named.text_tokens or None,
-            threshold=named.threshold,
+            preset=preset_of(preset, delta, shift),
             cache=None if cache is None else CacheConfig.of(cache),
         )
         trust = trust_of(trust_native_code, verify_key)
@@ -97,7 +93,7 @@ def _enable(pipe: Any, choices: Choices, engines: Path | None, trust: Trust) -> 
     check_kind(kind)
     source = _source(pipe, choices, engines, trust)
     disable(pipe)
-    asked = _asked(choices)
+    asked = {each.name: getattr(choices, each.name) for each in fields(choices)}
     if engines is not None:
         key = trust.verify_key
         asked["engines"] = engines.absolute()
@@ -106,15 +102,6 @@ def _enable(pipe: Any, choices: Choices, engines: Path | None, trust: Trust) -> 
     held = Held(source=source, asked=asked)
     pipe.__class__ = _enabled_class(kind, held)
     held.by.add(pipe)
-
-
-def _asked(choices: Choices) -> dict[str, Any]:
-    """The arguments that ask for the same: what only a preset spells is spelt with it."""
-    asked = {name: getattr(choices, name) for name in choices.given}
-    spelt = {name: asked.pop(name) for name in ("text_tokens", "threshold") if name in asked}
-    if spelt:
-        asked["preset"] = PresetConfig(name=choices.preset, **spelt)
-    return asked
 
 
 def disable(pipe: Any) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fresco_trt.bundle import Bundle
     from fresco_trt.bundle.trust import Trust
     from fresco_trt.pipelines.diffusers.call import Call
-    from fresco_trt.plan.config import CacheConfig
+    from fresco_trt.plan.config import CacheConfig, PresetConfig
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
 
@@ -49,14 +49,10 @@ Runners = Mapping[str, "Runner"]
 class Choices:
     """What was asked of ``enable``, as ``fresco_trt.plan`` means it; None for the default."""
 
-    model: str | None = None
-    stages: int | None = None
-    preset: str | None = None
-    delta: float | None = None
-    shift: float | None = None
-    text_tokens: tuple[int, ...] | None = None
-    threshold: float | None = None
-    cache: CacheConfig | None = None
+    model: str | None
+    stages: int | None
+    preset: PresetConfig
+    cache: CacheConfig | None
 
     @property
     def stage_count(self) -> int:
@@ -66,7 +62,7 @@ class Choices:
     @property
     def takes_steps(self) -> bool:
         """Whether a call says how many steps there are, or the plan does."""
-        return self.stage_count == 1 and self.preset is None
+        return self.stage_count == 1 and self.preset.name is None
 
     @property
     def hooks(self) -> frozenset[str]:
@@ -78,8 +74,10 @@ class Choices:
 
     @property
     def given(self) -> tuple[str, ...]:
-        """Names of what was asked for."""
-        return tuple(name for name in self.__slots__ if getattr(self, name) is not None)
+        """Names of what was asked for; the preset's are those of its fields."""
+        changed = ["preset" if name == "name" else name for name in self.preset.changed]
+        own = [name for name in ("model", "stages", "cache") if getattr(self, name) is not None]
+        return (*own, *changed)
 
     def plan(self, facts: ModelFacts, size: Size, steps: int | None) -> StagePlan:
         """The plan for one size; raises as ``fresco_trt.plan`` does."""
@@ -89,10 +87,6 @@ class Choices:
             preset=self.preset,
             size=size,
             steps=steps,
-            delta=self.delta,
-            shift=self.shift,
-            text_tokens=self.text_tokens or (),
-            threshold=self.threshold,
             cache=self.cache or NO_CACHE,
         )
 

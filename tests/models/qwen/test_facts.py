@@ -58,7 +58,7 @@ def test_a_plan_counts_both_passes_and_both_pictures() -> None:
             "the cache svd for qwen-image",
         ),
         (
-            lambda: make_plan(QWEN_IMAGE, stages=2, text_tokens=(256, 512)),
+            lambda: make_plan(QWEN_IMAGE, stages=2, preset="text_tokens=256+512"),
             PlanError,
             r"text_tokens=256\+512 for 2 stages of qwen-image",
         ),
