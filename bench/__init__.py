@@ -4,7 +4,7 @@ Code of the repository, not of the package. Run from its root:
 
     python -m bench.main_job       three static engines beside diffusers' own pipeline
     python -m bench.fitness        whether the demo model is a yardstick
-    python -m bench.edit_fitness   whether an editing model edits, and leaves the rest alone
+    python -m bench.editing        ways to edit: what is made, what is left alone, and how fast
     python -m bench.ablations      a preset with one part exchanged at a time
     python -m bench.combinations   stages, caches, precisions and distilling in every combination
     python -m bench.oracle         an exact flow in place of the model

@@ -2,7 +2,8 @@
 
 python -m bench.tables            prints them
 python -m bench.tables --write    puts those of bench.gpu into docs/results.md, and those of
-                                  bench.serving and bench.stress into docs/serve.md
+                                  bench.serving and bench.stress into docs/serve.md, those of
+                                  bench.editing into docs/edit.md
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.editing.tables import editing_tables
 from bench.serving_tables import serving_table, stress_table
 from fresco_trt.bench.figures import has_interval
 from fresco_trt.bench.table import bench_head, bench_row, bench_table, how, interval, named, number
@@ -24,11 +26,13 @@ if TYPE_CHECKING:
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 SERVE_PAGE = PAGE.with_name("serve.md")
+EDIT_PAGE = PAGE.with_name("edit.md")
 
 GPU_RESULTS = ("gpu", "gpu-fp8", "gpu-fp8-rowwise")
 GPU_MARKS = "<!-- of bench.gpu -->", "<!-- end of bench.gpu -->"
 SERVING_MARKS = "<!-- of bench.serving -->", "<!-- end of bench.serving -->"
 STRESS_MARKS = "<!-- of bench.stress -->", "<!-- end of bench.stress -->"
+EDITING_MARKS = "<!-- of bench.editing -->", "<!-- end of bench.editing -->"
 """Around the tables of a page that --write replaces."""
 
 
@@ -326,6 +330,13 @@ def with_server_tables(page: str) -> str:
     return _with_tables(with_serving, STRESS_MARKS, stress_tables())
 
 
+def with_editing_tables(page: str) -> str:
+    """As :func:`with_gpu_tables`, those of bench.editing, if it is stored."""
+    is_stored = (RESULTS / "editing.json").is_file()
+    tables = editing_tables(stored("editing")) if is_stored else iter(())
+    return _with_tables(page, EDITING_MARKS, tables)
+
+
 def _with_tables(page: str, marks: tuple[str, str], tables: Iterator[str]) -> str:
     before, after = page.split(marks[0])[0], page.split(marks[1])[1]
     return "\n\n".join([before + marks[0], *tables, marks[1] + after])
@@ -333,14 +344,18 @@ def _with_tables(page: str, marks: tuple[str, str], tables: Iterator[str]) -> st
 
 def main(
     write: Annotated[
-        bool, typer.Option("--write", help="Put those of bench.gpu and of servers into docs/.")
+        bool, typer.Option("--write", help="Put those between marks into docs/.")
     ] = False,
 ) -> None:
     """Print every table, or put those between marks in their place."""
     if not write:
         print(*result_tables(), *serving_tables(), *stress_tables(), sep="\n\n")
         return
-    for page, renewed in ((PAGE, with_gpu_tables), (SERVE_PAGE, with_server_tables)):
+    for page, renewed in (
+        (PAGE, with_gpu_tables),
+        (SERVE_PAGE, with_server_tables),
+        (EDIT_PAGE, with_editing_tables),
+    ):
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -67,7 +67,7 @@ class ResultsLog:
         differs = _differences(lines[0] if lines else {}, self.header)
         if differs:
             return f"measuring anew: {', '.join(differs)} differ from the run of {self.path}"
-        if any("complete" in line for line in lines):
+        if _is_complete(lines):
             return f"measuring anew: the run of {self.path} was completed"
         self._take(lines[1:])
         return f"going on from {self.path}, which has {len(self.scenes)} scenes"
@@ -84,6 +84,20 @@ class ResultsLog:
         kept += [{"scene": number, **line} for number, line in self.scenes.items()]
         with replacing(self.path) as partial:
             partial.write_text("".join(f"{json.dumps(line)}\n" for line in kept), encoding="utf-8")
+
+
+def differences(path: Path, header: Mapping[str, Any]) -> list[str]:
+    """The keys in which the unfinished request of a log file differs from another's header; none
+    for a file that is not there, was completed, or holds no scene yet.
+    """
+    lines = _lines(path) if path.is_file() else []
+    if _is_complete(lines) or not any("scene" in line for line in lines[1:]):
+        return []
+    return _differences(lines[0], header)
+
+
+def _is_complete(lines: Sequence[Line]) -> bool:
+    return any("complete" in line for line in lines)
 
 
 def _lines(path: Path) -> list[Line]:

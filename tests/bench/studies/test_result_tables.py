@@ -1,4 +1,6 @@
-"""The figures of docs/results.md and docs/serve.md are those of the stored files, to the digit."""
+"""The figures of docs/results.md, docs/serve.md and docs/edit.md are those of the stored files, to
+the digit.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from bench.tables import (
+    EDITING_MARKS,
     GPU_MARKS,
     SERVING_MARKS,
     STRESS_MARKS,
     result_tables,
+    with_editing_tables,
     with_gpu_tables,
     with_server_tables,
 )
@@ -19,6 +23,7 @@ from bench.tables import (
 DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
 SERVE = (DOCS / "serve.md").read_text(encoding="utf-8")
+EDIT = (DOCS / "edit.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("table", list(result_tables()))
@@ -32,6 +37,7 @@ def test_the_page_shows_what_is_stored(table: str) -> None:
         (PAGE, GPU_MARKS, with_gpu_tables),
         (SERVE, SERVING_MARKS, with_server_tables),
         (SERVE, STRESS_MARKS, with_server_tables),
+        (EDIT, EDITING_MARKS, with_editing_tables),
     ],
 )
 def test_writing_the_tables_changes_nothing_that_is_up_to_date(
