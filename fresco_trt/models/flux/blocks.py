@@ -8,24 +8,20 @@ and tensors out, of static shapes; between the blocks they are of the weights' o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from fresco_trt.models.family import Layer, Part
+from fresco_trt.models.cutting import FEATURE, RESIDUAL, Leave, StageCut, after, part, spec
+from fresco_trt.models.family import Part
 from fresco_trt.models.flux.fusing import fused
-from fresco_trt.models.flux.graph import Streams, condition_of, leave, own, through
+from fresco_trt.models.flux.graph import Streams, condition_of, through
 from fresco_trt.models.flux.signatures import COARSE_ROPE
-from fresco_trt.plan.caching import FEATURES
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
-
-Shape: TypeAlias = tuple[int, ...]
 
 _GIVEN = ("pooled", "timestep", "guidance")
 _ROPE = ("rope_cos", "rope_sin", *COARSE_ROPE)
-_FEATURE, _RESIDUAL = FEATURES["final"], FEATURES["trunk"]
 
 
 # --- pieces -----------------------------------------------------------------------------------
@@ -75,88 +71,30 @@ class Block(nn.Module):
         return streams.tokens.contiguous(), streams.context.contiguous()
 
 
-class Leave(nn.Module):
-    """The final norm, modulated, and the projection."""
-
-    def __init__(self, transformer: Any) -> None:
-        super().__init__()
-        self.norm_out = transformer.norm_out
-        self.proj_out = transformer.proj_out
-
-    def forward(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor]:
-        """``velocity`` [B,N,C], float32."""
-        return (leave(self, tokens, condition),)
-
-
 # --- the cut ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class FluxCut:
-    """A stage graph as parts, and how they make it up again."""
-
-    signature: GraphSignature
-    parts: tuple[Part, ...]
-
-    def run(
-        self, layers: Mapping[str, Sequence[Layer]], inputs: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """The graph's outputs from its inputs, by name; ``layers`` are those of every part, as they
-        are or compiled, by the part's kind.
-        """
-        given = [inputs[name] for name in _names(self.signature, *_GIVEN)]
-        (condition,) = layers["condition"][0](*given)
-        kept: dict[str, Tensor] = {}
-        if _FEATURE in inputs:
-            tokens = inputs[_FEATURE].to(condition.dtype)
-        else:
-            tokens, kept = self._through(layers, inputs, condition)
-        (velocity,) = layers["leave"][0](tokens, condition)
-        return {"velocity": velocity, **kept}
-
-    def _through(
-        self, layers: Mapping[str, Sequence[Layer]], inputs: Mapping[str, Tensor], condition: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The image tokens for the final norm, and the feature if the graph gives one."""
-        streams = layers["enter"][0](inputs["latents"], inputs["text"])
-        references = _references(self.signature)
-        rope = [inputs[name] for name in _names(self.signature, *_ROPE)]
-        blocks = (*layers.get("double", ()), *layers.get("single", ()))
-        first = streams = blocks[0](*streams, condition, *rope)
-        if _RESIDUAL in inputs:
-            tokens = own(first[0], references)
-            return tokens + inputs[_RESIDUAL].to(tokens.dtype), {}
-        for block in blocks[1:]:
-            streams = block(*streams, condition, *rope)
-        # What is compiled for them relies on their strides.
-        tokens = own(streams[0], references).contiguous()
-        outputs = {spec.name for spec in self.signature.outputs}
-        if _RESIDUAL in outputs:
-            return tokens, {_RESIDUAL: (tokens - own(first[0], references)).float()}
-        return tokens, {_FEATURE: tokens.float()} if _FEATURE in outputs else {}
-
-
-def cut(graph: Any, signature: GraphSignature, *, fuse: bool = False) -> FluxCut:
+def cut(graph: Any, signature: GraphSignature, *, fuse: bool = False) -> StageCut:
     """The parts of a stage graph of this family, as ``graph.graph_from_signature`` makes it for
     ``signature``; with ``fuse`` a block's projections of one input are one product
     (:mod:`fresco_trt.models.flux.fusing`).
     """
     parts = tuple(_parts(graph.transformer, signature, fuse))
-    return FluxCut(signature=signature, parts=parts)
+    return StageCut(signature=signature, parts=parts)
 
 
 def _parts(transformer: Any, signature: GraphSignature, fuse: bool) -> Iterator[Part]:
     dtype = str(transformer.proj_out.weight.dtype).removeprefix("torch.")
-    batch, count, _ = velocity = signature.outputs[0].shape
+    velocity = signature.output("velocity")
+    batch, count, _ = velocity.shape
     hidden = transformer.proj_out.in_features
-    vector = _spec("condition", (batch, hidden), dtype)
-    tokens = _spec("tokens", (batch, count, hidden), dtype)
+    vector = spec("condition", (batch, hidden), dtype)
+    tokens = spec("tokens", (batch, count, hidden), dtype)
     given = [signature.input(name) for name in _names(signature, *_GIVEN)]
-    yield _part("condition", "condition", given, [vector], [Condition(transformer)])
-    if not _names(signature, _FEATURE):
+    yield part("condition", "condition", given, [vector], [Condition(transformer)])
+    if not _names(signature, FEATURE):
         yield from _block_parts(transformer, signature, [tokens, vector], fuse)
-    ends = [_spec("velocity", velocity)]
-    yield _part("leave", f"leave-{count}", [tokens, vector], ends, [Leave(transformer)])
+    yield part("leave", f"leave-{count}", [tokens, vector], [velocity], [Leave(transformer)])
 
 
 def _block_parts(
@@ -166,15 +104,14 @@ def _block_parts(
     latents, text = signature.input("latents"), signature.input("text")
     batch, count, _ = latents.shape
     hidden = tokens.shape[-1]
-    context = _spec("context", (batch, text.shape[1], hidden), tokens.dtype)
-    streams = [_spec("tokens", (batch, count, hidden), tokens.dtype), context]
-    yield _part("enter", f"enter-{count}", [latents, text], streams, [Enter(transformer)])
-    after = [_spec(f"{spec.name}_after", spec.shape, spec.dtype) for spec in streams]
+    context = spec("context", (batch, text.shape[1], hidden), tokens.dtype)
+    streams = [spec("tokens", (batch, count, hidden), tokens.dtype), context]
+    yield part("enter", f"enter-{count}", [latents, text], streams, [Enter(transformer)])
     rope = [signature.input(name) for name in _names(signature, *_ROPE)]
     form = f"aligned-{count}" if len(rope) > 2 else f"{count}"
     for kind, blocks in _blocks(transformer, signature).items():
         layers = [Block(fused(block) if fuse else block) for block in blocks]
-        yield _part(kind, f"{kind}-{form}", [*streams, vector, *rope], after, layers)
+        yield part(kind, f"{kind}-{form}", [*streams, vector, *rope], after(streams), layers)
 
 
 def _blocks(transformer: Any, signature: GraphSignature) -> dict[str, Sequence[nn.Module]]:
@@ -184,32 +121,12 @@ def _blocks(transformer: Any, signature: GraphSignature) -> dict[str, Sequence[n
         "single": tuple(transformer.single_transformer_blocks),
     }
     present = {kind: each for kind, each in blocks.items() if each}
-    if not _names(signature, _RESIDUAL):
+    if not _names(signature, RESIDUAL):
         return present
     return {kind: each[:1] for kind, each in tuple(present.items())[:1]}
 
 
-def _part(
-    kind: str,
-    name: str,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    layers: Sequence[nn.Module],
-) -> Part:
-    signature = GraphSignature(inputs=tuple(inputs), outputs=tuple(outputs))
-    return Part(kind=kind, name=name, signature=signature, layers=tuple(layers))
-
-
-def _references(signature: GraphSignature) -> int:
-    """Tokens of references behind the picture's own."""
-    return signature.input("latents").shape[1] - signature.output("velocity").shape[1]
-
-
-def _spec(name: str, shape: Shape, dtype: str = "float32") -> TensorSpec:
-    return TensorSpec(name=name, dtype=dtype, shape=shape)
-
-
 def _names(signature: GraphSignature, *names: str) -> tuple[str, ...]:
     """Those of ``names`` that are inputs of a graph."""
-    found = {spec.name for spec in signature.inputs}
+    found = {each.name for each in signature.inputs}
     return tuple(name for name in names if name in found)

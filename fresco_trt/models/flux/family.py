@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch.nn import Module
 
-    from fresco_trt.models.flux.blocks import FluxCut
+    from fresco_trt.models.cutting import StageCut
     from fresco_trt.models.flux.components import FluxDecoder, FluxEncoder, FluxPrompt
     from fresco_trt.plan.caching import Action, CacheSite
     from fresco_trt.plan.facts import ModelFacts
@@ -59,7 +59,7 @@ class FluxGraphs:
 
         return graph_from_signature(transformer, signature)
 
-    def cut(self, graph: Module, signature: GraphSignature, *, fuse: bool = False) -> FluxCut:
+    def cut(self, graph: Module, signature: GraphSignature, *, fuse: bool = False) -> StageCut:
         """As :func:`~fresco_trt.models.flux.blocks.cut`."""
         from fresco_trt.models.flux.blocks import cut
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fresco_trt.models.cutting import leave, own, references_of
 from fresco_trt.models.flux.signatures import COARSE_ROPE
 from fresco_trt.plan.caching import FEATURES, CacheSite
 
@@ -105,17 +106,6 @@ def through(
     return Streams(tokens, context)
 
 
-def own(tokens: Tensor, references: int) -> Tensor:
-    """The picture's own tokens, without those of references behind them; a view."""
-    return tokens[:, :-references] if references else tokens
-
-
-def leave(transformer: Any, tokens: Tensor, condition: Tensor) -> Tensor:
-    """The velocity [B,N,C], float32, from the image tokens after the last block."""
-    velocity: Tensor = transformer.proj_out(transformer.norm_out(tokens, condition)).float()
-    return velocity
-
-
 class BypassGraph(nn.Module):
     """What follows a FLUX transformer's last block: final norm, modulated anew, and projection.
 
@@ -183,7 +173,7 @@ def graph_from_signature(transformer: nn.Module, signature: GraphSignature) -> n
     inputs = {spec.name for spec in signature.inputs}
     if FEATURES["final"] in inputs:
         return BypassGraph(transformer).eval()
-    references = signature.input("latents").shape[1] - signature.output("velocity").shape[1]
+    references = references_of(signature)
     if FEATURES["trunk"] in inputs:
         return TrunkBypassGraph(transformer, references=references).eval()
     outputs = {spec.name for spec in signature.outputs}

@@ -5,13 +5,13 @@ Numbers only; importing this file imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import InvalidPlan
-from fresco_trt.plan.caching import FEATURES, CacheSite
+from fresco_trt.models.stage_graphs import StageShape, bypass_graph, full_graph
+from fresco_trt.plan.caching import CacheSite
 from fresco_trt.plan.facts import ModelFacts
-from fresco_trt.plan.signature import GraphSignature, TensorSpec
+from fresco_trt.plan.signature import GraphSignature
 
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import Action, StagePlan
@@ -46,10 +46,7 @@ def full_signature(
         given = f"{tokens} tokens, {refined} of them expanded to four"
         raise InvalidPlan(given, expected=f"from 0 to {tokens // 4}", fix="correct the plan")
     inputs = _full_inputs(facts, tokens + references, text_tokens, refined, batch)
-    outputs = {"velocity": (batch, tokens, facts.in_channels)}
-    if feature:
-        outputs.setdefault(FEATURES[site], (batch, tokens, facts.hidden))
-    return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+    return full_graph(facts, tokens, inputs, batch=batch, kept=site if feature else None)
 
 
 def _full_inputs(
@@ -59,12 +56,18 @@ def _full_inputs(
     return {
         "latents": (batch, tokens, facts.in_channels),
         "text": (batch, text_tokens, facts.text_dim),
-        "pooled": (batch, facts.pooled_dim),
-        "timestep": (batch,),
-        **({"guidance": (batch,)} if facts.guidance else {}),
+        **_condition_inputs(facts, batch),
         "rope_cos": (text_tokens + tokens, facts.head_dim),
         "rope_sin": (text_tokens + tokens, facts.head_dim),
         **(dict.fromkeys(COARSE_ROPE, (coarse_rows, facts.head_dim)) if refined else {}),
+    }
+
+
+def _condition_inputs(facts: ModelFacts, batch: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "pooled": (batch, facts.pooled_dim),
+        "timestep": (batch,),
+        **({"guidance": (batch,)} if facts.guidance else {}),
     }
 
 
@@ -82,18 +85,10 @@ def bypass_signature(
     ``feature`` stands for the image tokens after the last block, ``residual`` at the trunk for what
     all blocks after the first add to them; the rest as in :func:`full_signature`.
     """
-    outputs = {"velocity": (batch, tokens, facts.in_channels)}
+    inputs = _condition_inputs(facts, batch)
     if site == "trunk":
-        whole = _full_inputs(facts, tokens + references, text_tokens, 0, batch)
-        inputs = {FEATURES[site]: (batch, tokens, facts.hidden), **whole}
-        return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
-    inputs = {
-        "feature": (batch, tokens, facts.hidden),
-        "pooled": (batch, facts.pooled_dim),
-        "timestep": (batch,),
-        **({"guidance": (batch,)} if facts.guidance else {}),
-    }
-    return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+        inputs = _full_inputs(facts, tokens + references, text_tokens, 0, batch)
+    return bypass_graph(facts, tokens, inputs, batch=batch, site=site)
 
 
 def stage_signature(
@@ -113,30 +108,28 @@ def stage_signature(
     and no graph has a feature. ``text_tokens`` is what a prompt is encoded to, of which the plan
     may give the stage less.
     """
-    tokens, text_tokens = plan.tokens[stage], plan.text_tokens(text_tokens)[stage]
-    references = facts.references * plan.reference_tokens[stage]
-    if references and plan.velocity_grid is not None:
+    shape = StageShape.of(facts, plan, stage, text_tokens=text_tokens, feature=feature)
+    if shape.references and plan.velocity_grid is not None:
         raise _no_references("coarse velocities")
-    site: CacheSite = "final" if plan.cache is None else plan.cache.site
     if action == "bypass" and plan.velocity_grid is not None:
-        return full_signature(facts, plan.velocity_grid.tokens, text_tokens, batch=batch)
+        return full_signature(facts, plan.velocity_grid.tokens, shape.text_tokens, batch=batch)
     if action == "bypass":
         return bypass_signature(
-            facts, tokens, text_tokens, references=references, site=site, batch=batch
+            facts,
+            shape.tokens,
+            shape.text_tokens,
+            references=shape.references,
+            site=shape.site,
+            batch=batch,
         )
-    if plan.velocity_grid is not None:
-        feature = False
-    elif feature is None:
-        feature = "bypass" in plan.stages[stage].actions
-    refined = plan.aligned[stage]
     return full_signature(
         facts,
-        tokens,
-        text_tokens,
-        references=references,
-        refined=refined,
-        feature=feature,
-        site=site,
+        shape.tokens,
+        shape.text_tokens,
+        references=shape.references,
+        refined=plan.aligned[stage],
+        feature=shape.feature,
+        site=shape.site,
         batch=batch,
     )
 
@@ -146,10 +139,4 @@ def _no_references(given: str) -> InvalidPlan:
         f"{given} of a model with reference pictures",
         expected="a plan without: it takes the picture's own tokens alone",
         fix="leave that option out",
-    )
-
-
-def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()
     )

@@ -8,13 +8,21 @@ they are of the weights' own type.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from fresco_trt.models.family import Layer, Part
+from fresco_trt.models.cutting import (
+    RESIDUAL,
+    Leave,
+    StageCut,
+    after,
+    part,
+    references_of,
+    spec,
+)
+from fresco_trt.models.family import Part
 from fresco_trt.models.qwen.graph import (
     Shared,
     Streams,
@@ -22,16 +30,11 @@ from fresco_trt.models.qwen.graph import (
     condition_of,
     entered,
     has_still,
-    leave,
-    own,
     passed,
-    references_of,
 )
 from fresco_trt.models.qwen.signatures import MASK
-from fresco_trt.plan.caching import FEATURES
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
-_FEATURE, _RESIDUAL = FEATURES["final"], FEATURES["trunk"]
 _ROPE = ("rope_cos", "rope_sin")
 
 
@@ -100,74 +103,14 @@ class Block(nn.Module):
         return streams.tokens.contiguous(), streams.context.contiguous()
 
 
-class Leave(nn.Module):
-    """The final norm, modulated, and the projection."""
-
-    def __init__(self, transformer: Any) -> None:
-        super().__init__()
-        self.norm_out, self.proj_out = transformer.norm_out, transformer.proj_out
-
-    def forward(self, tokens: Tensor, condition: Tensor) -> tuple[Tensor]:
-        """``velocity`` [B,N,C], float32."""
-        return (leave(self, tokens, condition),)
-
-
 # --- the cut ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class QwenCut:
-    """A stage graph as parts, and how they make it up again."""
-
-    signature: GraphSignature
-    parts: tuple[Part, ...]
-
-    def run(
-        self, layers: Mapping[str, Sequence[Layer]], inputs: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """The graph's outputs from its inputs, by name; ``layers`` are those of every part, as they
-        are or compiled, by the part's kind.
-        """
-        conditions = layers["condition"][0](inputs["timestep"])
-        kept: dict[str, Tensor] = {}
-        if _FEATURE in inputs:
-            tokens = inputs[_FEATURE].to(conditions[0].dtype)
-        else:
-            tokens, kept = self._through(layers, inputs, conditions)
-        (velocity,) = layers["leave"][0](tokens, conditions[0])
-        return {"velocity": velocity, **kept}
-
-    def _through(
-        self,
-        layers: Mapping[str, Sequence[Layer]],
-        inputs: Mapping[str, Tensor],
-        conditions: Sequence[Tensor],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The image tokens for the final norm, and the feature if the graph gives one."""
-        given = (inputs[name] for name in ("latents", "text", MASK))
-        tokens, context, bias = layers["enter"][0](*given)
-        constant = (bias, *(inputs[name] for name in _ROPE), *conditions)
-        references = references_of(self.signature)
-        blocks = layers["block"]
-        first = streams = blocks[0](tokens, context, *constant)
-        if _RESIDUAL in inputs:
-            found = own(first[0], references)
-            return found + inputs[_RESIDUAL].to(found.dtype), {}
-        for block in blocks[1:]:
-            streams = block(*streams, *constant)
-        # What is compiled for them relies on their strides.
-        found = own(streams[0], references).contiguous()
-        outputs = {spec.name for spec in self.signature.outputs}
-        if _RESIDUAL in outputs:
-            return found, {_RESIDUAL: (found - own(first[0], references)).float()}
-        return found, {_FEATURE: found.float()} if _FEATURE in outputs else {}
-
-
-def cut(graph: Any, signature: GraphSignature) -> QwenCut:
+def cut(graph: Any, signature: GraphSignature) -> StageCut:
     """The parts of a stage graph of this family, as ``graph.graph_from_signature`` makes it for
     ``signature``.
     """
-    return QwenCut(signature=signature, parts=tuple(_parts(graph.transformer, signature)))
+    return StageCut(signature=signature, parts=tuple(_parts(graph.transformer, signature)))
 
 
 def _parts(transformer: Any, signature: GraphSignature) -> Iterator[Part]:
@@ -175,17 +118,17 @@ def _parts(transformer: Any, signature: GraphSignature) -> Iterator[Part]:
     velocity = signature.output("velocity")
     batch, count, _ = velocity.shape
     hidden = transformer.proj_out.in_features
-    whole = any(spec.name == MASK for spec in signature.inputs)
+    whole = any(each.name == MASK for each in signature.inputs)
     references = references_of(signature) if whole else 0
-    vector = _spec("condition", (batch, hidden), dtype)
+    vector = spec("condition", (batch, hidden), dtype)
     still = has_still(transformer, references)
-    vectors = [vector, _spec("still", vector.shape, dtype)] if still else [vector]
+    vectors = [vector, spec("still", vector.shape, dtype)] if still else [vector]
     condition = [Condition(transformer, still=still)]
-    yield _part("condition", "condition", [signature.input("timestep")], vectors, condition)
+    yield part("condition", "condition", [signature.input("timestep")], vectors, condition)
     if whole:
         yield from _block_parts(transformer, signature, vectors)
-    tokens = _spec("tokens", (batch, count, hidden), dtype)
-    yield _part("leave", f"leave-{count}", [tokens, vector], [velocity], [Leave(transformer)])
+    tokens = spec("tokens", (batch, count, hidden), dtype)
+    yield part("leave", f"leave-{count}", [tokens, vector], [velocity], [Leave(transformer)])
 
 
 def _block_parts(
@@ -195,35 +138,19 @@ def _block_parts(
     (batch, count, _), (_, text, _) = given[0].shape, given[1].shape
     hidden, dtype = vectors[0].shape[-1], vectors[0].dtype
     streams = [
-        _spec("tokens", (batch, count, hidden), dtype),
-        _spec("context", (batch, text, hidden), dtype),
+        spec("tokens", (batch, count, hidden), dtype),
+        spec("context", (batch, text, hidden), dtype),
     ]
-    bias = _spec("bias", (batch, 1, 1, text + count), dtype)
-    yield _part("enter", f"enter-{count}", given, [*streams, bias], [Enter(transformer)])
-    after = [_spec(f"{spec.name}_after", spec.shape, dtype) for spec in streams]
+    bias = spec("bias", (batch, 1, 1, text + count), dtype)
+    yield part("enter", f"enter-{count}", given, [*streams, bias], [Enter(transformer)])
     rope = [signature.input(name) for name in _ROPE]
     references = references_of(signature)
-    alone = any(spec.name == _RESIDUAL for spec in signature.inputs)
+    alone = any(each.name == RESIDUAL for each in signature.inputs)
     blocks = transformer.transformer_blocks[: 1 if alone else None]
-    yield _part(
+    yield part(
         "block",
         f"block-{count - references}+{references}",
         [*streams, bias, *rope, *vectors],
-        after,
+        after(streams),
         [Block(block, references) for block in blocks],
     )
-
-
-def _part(
-    kind: str,
-    name: str,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    layers: Sequence[nn.Module],
-) -> Part:
-    signature = GraphSignature(inputs=tuple(inputs), outputs=tuple(outputs))
-    return Part(kind=kind, name=name, signature=signature, layers=tuple(layers))
-
-
-def _spec(name: str, shape: tuple[int, ...], dtype: str) -> TensorSpec:
-    return TensorSpec(name=name, dtype=dtype, shape=shape)

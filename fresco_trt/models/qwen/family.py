@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-    from fresco_trt.models.qwen.blocks import QwenCut
+    from fresco_trt.models.cutting import StageCut
     from fresco_trt.models.qwen.components import QwenDecoder, QwenEncoder
     from fresco_trt.models.qwen.prompts import QwenPrompt
     from fresco_trt.plan.caching import Action, CacheSite
@@ -58,7 +58,7 @@ class QwenGraphs:
 
         return graph_from_signature(transformer, signature)
 
-    def cut(self, graph: Module, signature: GraphSignature, *, fuse: bool = False) -> QwenCut:
+    def cut(self, graph: Module, signature: GraphSignature, *, fuse: bool = False) -> StageCut:
         """As :func:`~fresco_trt.models.qwen.blocks.cut`; nothing is fused."""
         from fresco_trt.models.qwen.blocks import cut
 

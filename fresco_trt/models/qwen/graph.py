@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fresco_trt.models.cutting import leave, own, references_of
 from fresco_trt.models.qwen.signatures import MASK
 from fresco_trt.plan.caching import FEATURES, CacheSite
 
@@ -299,17 +300,6 @@ def _turned(sequence: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (sequence.float() * cos + quarter.float() * sin).to(sequence.dtype)
 
 
-def own(tokens: Tensor, references: int) -> Tensor:
-    """The picture's own tokens, without those of references behind them; a view."""
-    return tokens[:, :-references] if references else tokens
-
-
-def leave(transformer: Any, tokens: Tensor, condition: Tensor) -> Tensor:
-    """The velocity [B,N,C], float32, from the image tokens after the last block."""
-    velocity: Tensor = transformer.proj_out(transformer.norm_out(tokens, condition)).float()
-    return velocity
-
-
 # --- by a signature ---------------------------------------------------------------------------
 
 
@@ -325,8 +315,3 @@ def graph_from_signature(transformer: nn.Module, signature: GraphSignature) -> n
     site: CacheSite = "trunk" if FEATURES["trunk"] in outputs else "final"
     feature = FEATURES[site] in outputs
     return FullGraph(transformer, feature=feature, site=site, references=references).eval()
-
-
-def references_of(signature: GraphSignature) -> int:
-    """Tokens of references behind the picture's own."""
-    return signature.input("latents").shape[1] - signature.output("velocity").shape[1]

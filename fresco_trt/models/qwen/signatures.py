@@ -5,13 +5,12 @@ Numbers only; importing this file imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fresco_trt.errors import InvalidPlan
-from fresco_trt.plan.caching import FEATURES, CacheSite
+from fresco_trt.models.stage_graphs import StageShape, bypass_graph, full_graph, no_graph
+from fresco_trt.plan.caching import CacheSite
 from fresco_trt.plan.facts import ModelFacts
-from fresco_trt.plan.signature import GraphSignature, TensorSpec
+from fresco_trt.plan.signature import GraphSignature
 
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import Action, StagePlan
@@ -36,10 +35,7 @@ def full_signature(
     the image's in ``latents``; velocity and feature are of the image's alone.
     """
     inputs = _full_inputs(facts, tokens + references, text_tokens, batch)
-    outputs = {"velocity": (batch, tokens, facts.in_channels)}
-    if feature:
-        outputs.setdefault(FEATURES[site], (batch, tokens, facts.hidden))
-    return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+    return full_graph(facts, tokens, inputs, batch=batch, kept=site if feature else None)
 
 
 def _full_inputs(
@@ -69,13 +65,10 @@ def bypass_signature(
     ``feature`` stands for the image tokens after the last block, ``residual`` at the trunk for what
     all blocks after the first add to them; the rest as in :func:`full_signature`.
     """
-    inputs: dict[str, tuple[int, ...]] = {FEATURES[site]: (batch, tokens, facts.hidden)}
+    inputs: dict[str, tuple[int, ...]] = {"timestep": (batch,)}
     if site == "trunk":
-        inputs |= _full_inputs(facts, tokens + references, text_tokens, batch)
-    else:
-        inputs["timestep"] = (batch,)
-    outputs = {"velocity": (batch, tokens, facts.in_channels)}
-    return GraphSignature(inputs=_specs(inputs), outputs=_specs(outputs))
+        inputs = _full_inputs(facts, tokens + references, text_tokens, batch)
+    return bypass_graph(facts, tokens, inputs, batch=batch, site=site)
 
 
 def stage_signature(
@@ -95,38 +88,25 @@ def stage_signature(
     which this family has no graph for.
     """
     if any(plan.aligned):
-        raise _no_graph("phase-aligned attention")
+        raise no_graph("phase-aligned attention", "a Qwen-Image model")
     if plan.velocity_grid is not None:
-        raise _no_graph("coarse velocities")
-    tokens = plan.tokens[stage]
-    references = facts.references * plan.reference_tokens[stage]
-    site: CacheSite = "final" if plan.cache is None else plan.cache.site
+        raise no_graph("coarse velocities", "a Qwen-Image model")
+    shape = StageShape.of(facts, plan, stage, text_tokens=text_tokens, feature=feature)
     if action == "bypass":
         return bypass_signature(
-            facts, tokens, text_tokens, references=references, site=site, batch=batch
+            facts,
+            shape.tokens,
+            shape.text_tokens,
+            references=shape.references,
+            site=shape.site,
+            batch=batch,
         )
-    if feature is None:
-        feature = "bypass" in plan.stages[stage].actions
     return full_signature(
         facts,
-        tokens,
-        text_tokens,
-        references=references,
-        feature=feature,
-        site=site,
+        shape.tokens,
+        shape.text_tokens,
+        references=shape.references,
+        feature=shape.feature,
+        site=shape.site,
         batch=batch,
-    )
-
-
-def _no_graph(given: str) -> InvalidPlan:
-    return InvalidPlan(
-        f"{given} of a Qwen-Image model",
-        expected="a plan without: there is no such graph of this family",
-        fix="leave that option out",
-    )
-
-
-def _specs(shapes: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
-    return tuple(
-        TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items()
     )

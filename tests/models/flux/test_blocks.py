@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fresco_trt.models.flux.blocks import FluxCut, cut
+from fresco_trt.models.cutting import StageCut
+from fresco_trt.models.flux.blocks import cut
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.graph import graph_from_signature
 from fresco_trt.models.flux.loading import random_transformer
@@ -41,12 +42,12 @@ def inputs_of(signature: GraphSignature) -> dict[str, Tensor]:
     return {spec.name: torch.randn(spec.shape, generator=generator) for spec in signature.inputs}
 
 
-def cut_of(model: Any, signature: GraphSignature) -> tuple[Any, FluxCut]:
+def cut_of(model: Any, signature: GraphSignature) -> tuple[Any, StageCut]:
     graph = graph_from_signature(model, signature)
     return graph, cut(graph, signature)
 
 
-def layers_of(parts: FluxCut) -> dict[str, Any]:
+def layers_of(parts: StageCut) -> dict[str, Any]:
     return {part.kind: part.layers for part in parts.parts}
 
 

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from fresco_trt.backends.inductor.build import shapes_of
 from fresco_trt.backends.transformer import WEIGHTS
 from fresco_trt.lower.weights import write_source
+from fresco_trt.models.cutting import StageCut
 from fresco_trt.models.flux.attention import attention_paths, put_products
-from fresco_trt.models.flux.blocks import FluxCut, cut
+from fresco_trt.models.flux.blocks import cut
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.fusing import NormedProjection, fused, join_weights
 from fresco_trt.models.flux.graph import graph_from_signature
@@ -70,7 +71,7 @@ def in_rows_of_codes(layer: nn.Linear) -> RowwiseFp8Linear:
     return RowwiseFp8Linear(codes, scale, layer.bias)
 
 
-def cut_of(model: nn.Module, signature: GraphSignature, *, fuse: bool = True) -> FluxCut:
+def cut_of(model: nn.Module, signature: GraphSignature, *, fuse: bool = True) -> StageCut:
     return cut(graph_from_signature(model, signature), signature, fuse=fuse)
 
 
@@ -79,7 +80,7 @@ def inputs_of(signature: GraphSignature) -> dict[str, Tensor]:
     return {spec.name: torch.randn(spec.shape, generator=generator) for spec in signature.inputs}
 
 
-def outputs_of(parts: FluxCut) -> dict[str, Tensor]:
+def outputs_of(parts: StageCut) -> dict[str, Tensor]:
     layers = {part.kind: part.layers for part in parts.parts}
     with torch.no_grad():
         return parts.run(layers, inputs_of(parts.signature))
