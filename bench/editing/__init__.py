@@ -2,6 +2,6 @@
 
     python -m bench.editing --scenes 100 --out bench/results/editing.json
 
-``points`` says what is measured, ``engines`` and :mod:`bench.editing_peers` draw it, ``rounds``
+``points`` says what is measured, ``engines`` and ``peers`` draw it, ``rounds``
 takes turns, ``rows`` counts, ``report`` compares, ``tables`` and ``figures`` show.
 """

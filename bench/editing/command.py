@@ -72,7 +72,7 @@ def run(options: Options) -> dict[str, Any]:
     log = _log(options, header | inputs_digest(engines.folder, sources=SOURCES))
     with ExitStack() as scope:
         built = Path(scope.enter_context(tempfile.TemporaryDirectory(dir=process_folder())))
-        draws, left_out = warmed_up(_draws(engines, built, scope), engines.prepared)
+        draws, left_out = warmed_up(_draws(engines, points, built, scope), engines.prepared)
         _check_plain(points[0], left_out)
         usable = [point for point in points if point.name in draws]
         scores = measure(edits, draws, engines.prepared, judge, log, _say)
@@ -94,6 +94,7 @@ def run(options: Options) -> dict[str, Any]:
 def _engines(options: Options) -> tuple[Engines, list[EditPoint]]:
     """The engines to be, and the points that are measured on them, the plain edit first."""
     from bench.editing.engines import Engines
+    from bench.editing.peers import check_backend
     from bench.editing.points import points_of
 
     facts = model_facts(options.model)
@@ -113,12 +114,19 @@ def _engines(options: Options) -> tuple[Engines, list[EditPoint]]:
     ]
     folder = pipeline_folder(options.weights, facts.name)
     points = [plain, *chosen]
+    check_backend(options.backend, points)
     return Engines(facts, folder, backend_named(options.backend), size, points), points
 
 
-def _draws(engines: Engines, built: Path, scope: ExitStack) -> dict[str, Draw]:
+def _draws(
+    engines: Engines, points: list[EditPoint], built: Path, scope: ExitStack
+) -> dict[str, Draw]:
+    """What draws, by the point's name, in the order of the points."""
+    from bench.editing.peers import peer_draws
+
     with display.progress() as report:
-        return engines.draws(built, scope, report)
+        found = engines.draws(built, scope, report) | peer_draws(engines, points)
+    return {point.name: found[point.name] for point in points}
 
 
 def _log(options: Options, header: dict[str, Any]) -> ResultsLog:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
+    from torch.nn import Module
+
     from bench.editing.points import EditPoint
     from fresco_trt.backends.base import Backend, Progress
     from fresco_trt.bench.scenes.edits import Edit
@@ -94,7 +96,7 @@ class Engines:
         }
         self._prompt = components.prompt_encoder(folder, facts.text_tokens)
         self._encode = components.encoder(folder)
-        self._decode = components.decoder(folder)
+        self.decode = components.decoder(folder)
         self._denoisers: dict[str, Denoiser] = {}
 
     def draws(self, built: Path, scope: ExitStack, progress: Progress) -> dict[str, Draw]:
@@ -102,8 +104,7 @@ class Engines:
         facts, pool = self.facts, EnginePool(self.facts, self.library, built, scope)
         signatures = signatures_of(facts, self.plans.values())
         if not pool.has(signatures):
-            transformer = family_of(facts).weights.load(self.folder, facts)
-            pool.build(signatures, transformer, progress)
+            pool.build(signatures, self.transformer(), progress)
         self._denoisers = {
             name: Denoiser.of(
                 facts,
@@ -111,11 +112,15 @@ class Engines:
                 pool.runners(plan),
                 text_tokens=facts.text_tokens,
                 device=pool.device,
-                features=None if plan.edit is None else self._decode.features,
+                features=None if plan.edit is None else self.decode.features,
             )
             for name, plan in self.plans.items()
         }
         return {name: self.previewed(name, None) for name in self.plans}
+
+    def transformer(self) -> Module:
+        """The model's, a new one each time."""
+        return family_of(self.facts).weights.load(self.folder, self.facts)
 
     def prepared(self, edit: Edit) -> Prepared:
         """The prompt and the source of an edit, encoded; the guidance is the model's own."""
@@ -130,7 +135,7 @@ class Engines:
     def coded(self, edit: Edit) -> Pixels:
         """The true target through the codec, which no edit of these engines can be better than."""
         pixels = render(edit.target, *self.size[:2])[None].copy()
-        decoded: Pixels = self._decode(self._encode(pixels))[0]
+        decoded: Pixels = self.decode(self._encode(pixels))[0]
         return decoded
 
     def previewed(self, name: str, on_stage: OnStage | None) -> Draw:
@@ -144,7 +149,7 @@ class Engines:
                 on_stage=on_stage,
                 source=prepared.source,
             )
-            run = Run(denoiser=denoiser, decoder=self._decode, pictures=[picture], batch=1)
+            run = Run(denoiser=denoiser, decoder=self.decode, pictures=[picture], batch=1)
             with warnings.catch_warnings():
                 # Of edits that touch nothing or everything: the rows count these.
                 warnings.simplefilter("ignore", EditWarning)

@@ -1,4 +1,6 @@
-"""What the bench of editing measures: our own points, and the plain sampler as their control."""
+"""What the bench of editing measures: our points, those of others, and the plain sampler as the
+control.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from fresco_trt.errors import FrescoError
-from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -39,37 +40,63 @@ COLOURS: Mapping[Group, str] = {
 """What a group is drawn in, wherever it is."""
 
 STAGES = 3
-"""Of the presets that draw every token anew."""
+"""Of the presets that draw every token anew; selective ones have as many as there are."""
 
 FEW_STEPS = (10, 7, 5, 4, 3, 2)
 
 TUNED: Mapping[int, float] = dict.fromkeys(FEW_STEPS, 1.15)
 """The log-shift of each few-step control that was best on other scenes than those measured."""
 
+PEER_STEPS = (28, 14, 10, 7)
+"""The first are those of the published constants."""
+
 _ALONE = ((3, 2), (5, 2))
 """Interval and warm-up of a cache on the plain steps."""
 
-_STAGED = ((2, 1), (3, 1))
+_STAGED = ((2, 1),)
 """The same on stages, which have few steps each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PeerSettings:
+    """How a peer draws: its rule's name, its steps, and of RegionE's whether gamma, which is
+    another model's, is fitted to this one, as its authors do for each model.
+    """
+
+    rule: Literal["spotedit", "regione"]
+    steps: int
+    is_fitted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EditPoint:
-    """One operating point: the ``preset`` by which engines draw it, None where a peer does."""
+    """One operating point, by the ``preset`` that engines draw or by a peer's settings."""
 
     group: Group
     label: str
     preset: Preset | None = None
+    peer: PeerSettings | None = None
 
     @property
     def name(self) -> str:
         """All that tells a point from the others, for people and for files."""
-        return self.group if self.group == "plain" else f"{self.group}, {self.label}"
+        if self.group == "plain":
+            return self.group
+        # A preset may be called after its group.
+        named = self.label.startswith(self.group)
+        return self.label if named else f"{self.group}, {self.label}"
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Of each stage; of selective edits one of those behind the first is drawn."""
+        if self.peer is not None:
+            return (self.peer.steps,)
+        return () if self.preset is None else self.preset.steps
 
 
 def points_of(facts: ModelFacts) -> tuple[EditPoint, ...]:
-    """The plain edit, then the controls, then ours: each preset bare, and with a cache on it."""
-    return (plain_point(facts), *_controls(), *_ours(facts))
+    """The plain edit, the controls, ours (each preset bare, and with a cache on it), and peers."""
+    return (plain_point(facts), *_controls(), *_ours(facts), *_peers())
 
 
 def plain_point(facts: ModelFacts) -> EditPoint:
@@ -90,22 +117,34 @@ def _controls() -> Iterator[EditPoint]:
         )
 
 
+def _peers() -> Iterator[EditPoint]:
+    """At the steps and constants that were published, and with fewer steps in proportion."""
+    for steps in PEER_STEPS:
+        settings = PeerSettings(rule="spotedit", steps=steps)
+        yield EditPoint(group="spotedit", label=f"{steps} steps", peer=settings)
+    published = PeerSettings(rule="regione", steps=PEER_STEPS[0])
+    yield EditPoint(
+        group="regione", label=f"{PEER_STEPS[0]} steps, gamma as published", peer=published
+    )
+    for steps in PEER_STEPS:
+        settings = PeerSettings(rule="regione", steps=steps, is_fitted=True)
+        yield EditPoint(group="regione", label=f"{steps} steps, gamma fitted", peer=settings)
+
+
 def _ours(facts: ModelFacts) -> Iterator[EditPoint]:
     plain = Preset(steps=(facts.default_steps,))
     base = EditPoint(group="cache", label=f"{facts.default_steps} steps", preset=plain)
     yield from _cached(facts, base, _ALONE)
     for name, schedules in facts.presets.items():
-        for stages, preset in schedules.items():
-            if preset.edit is not None:
-                label = f"{name}, {stages} stages"
-                base = EditPoint(group="specedit", label=label, preset=preset)
-            elif stages == STAGES:
-                base = EditPoint(group="fresco", label=name, preset=preset)
-            else:
-                continue
-            yield base
-            if preset.cache == NO_CACHE:
-                yield from _cached(facts, base, _STAGED[:1])
+        is_selective = next(iter(schedules.values())).edit is not None
+        stages = max(schedules) if is_selective else STAGES
+        if stages not in schedules:
+            continue
+        base = EditPoint(
+            group="specedit" if is_selective else "fresco", label=name, preset=schedules[stages]
+        )
+        yield base
+        yield from _cached(facts, base, _STAGED)
 
 
 def _cached(

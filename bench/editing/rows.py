@@ -35,19 +35,18 @@ def row_of(
     point: EditPoint, kinds: Sequence[str], scores: Sequence[Scores], plain: Sequence[Scores]
 ) -> Row:
     """One point's row: quality, and what it cost beside the plain edit of the same scenes."""
-    preset = point.preset
     row = {
         "name": point.name,
         "group": point.group,
         "label": point.label,
-        "steps": None if preset is None else list(preset.steps),
+        "steps": list(point.steps),
         **quality_of(kinds, scores),
         "gained": sum(a["made"] and not b["made"] for a, b in zip(scores, plain, strict=True)),
         "lost": sum(b["made"] and not a["made"] for a, b in zip(scores, plain, strict=True)),
         **_speed(kinds, scores, plain),
         "flops_ratio": _flops_ratio(scores, plain),
         "host_share": _host_share(scores),
-        **_found(preset is not None and preset.edit is not None, scores),
+        **_found(point, scores),
     }
     return {key: _rounded(value) for key, value in row.items()}
 
@@ -104,17 +103,18 @@ def _host_share(scores: Sequence[Scores]) -> float | None:
     return None if None in inside else 1 - sum(inside) / whole
 
 
-def _found(selective: bool, scores: Sequence[Scores]) -> Row:
+def _found(point: EditPoint, scores: Sequence[Scores]) -> Row:
     """What became of the search for the edited tokens; None for what has none.
 
     ``iou`` is the mean over edits, ``stages`` the share of edits that each stage ended.
     """
     ious = [each["iou"] for each in scores]
     stages = [each["stage"] for each in scores]
+    is_selective = point.preset is not None and point.preset.edit is not None
     return {
         "iou": None if None in ious else statistics.fmean(ious),
         "stages": {str(stage): stages.count(stage) / len(stages) for stage in sorted(set(stages))}
-        if selective
+        if is_selective
         else None,
     }
 

@@ -46,7 +46,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         return row["name"], "", "", "", *quality, ""
     return (
         row["name"],
-        "+".join(map(str, row["steps"] or ())),
+        "+".join(map(str, row["steps"])),
         interval(row, "speedup", 2),
         number(row["flops_ratio"], 2),
         *quality,

@@ -16,7 +16,8 @@ import typer
 from bench.editing import command, figures
 from bench.editing.command import Options, run
 from bench.editing.engines import Engines, Made, Prepared
-from bench.editing.points import GROUPS, OURS, points_of
+from bench.editing.points import GROUPS, points_of
+from bench.editing.points import PEERS as PEER_GROUPS
 from bench.editing.tables import editing_tables
 from fresco_trt.bench.quality import DECIBELS
 from fresco_trt.errors import IncompatibleOptions
@@ -33,7 +34,8 @@ MODEL = (
     "flux-kontext:num_layers=1,num_single_layers=1,num_attention_heads=2,attention_head_dim=16,"
     "axes_dims_rope=4+6+6,joint_attention_dim=32,pooled_projection_dim=32,in_channels=16,vae_scale=4"
 )
-POINTS = ("few-step, 3 steps", "fresco, turbo", "specedit, 3 stages")
+PEERS = ("spotedit, 7 steps", "regione, 7 steps")
+POINTS = ("few-step, 3 steps", "fresco, turbo", "specedit", *PEERS)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -88,18 +90,21 @@ def test_a_run_stores_its_rows_between_the_bounds(stored: dict[str, Any]) -> Non
     assert coded["outside"] < DECIBELS
     plain, *others = stored["rows"]
     assert (plain["group"], plain["speedup"], plain["flops_ratio"]) == ("plain", 1, 1)
-    assert {row["group"] for row in others} == {"few-step", "fresco", "specedit"}
-    assert all(POINTS[0] in row["name"] or row["group"] in OURS for row in others)
-    assert all(row["flops_ratio"] < 1 for row in others)  # two plain steps are few
+    assert {row["group"] for row in others} == set(GROUPS) - {"plain", "cache"}
+    assert all(any(part in row["name"] for part in POINTS) for row in others)
+    assert all(0 < row["flops_ratio"] < 1 for row in others)  # two plain steps are few
+    assert all(0 <= row["host_share"] < 1 for row in others)
     assert all(row["speedup_low"] <= row["speedup"] <= row["speedup_high"] for row in others)
 
 
-def test_only_selective_rows_have_masks(stored: dict[str, Any]) -> None:
+def test_rows_that_leave_tokens_out_have_masks(stored: dict[str, Any]) -> None:
     for row in stored["rows"]:
-        is_selective = row["group"] == "specedit"
-        assert (row["iou"] is not None) == (row["stages"] is not None) == is_selective
-        if is_selective:
+        has_mask = row["group"] in ("specedit", *PEER_GROUPS)
+        assert (row["iou"] is not None) == has_mask
+        assert (row["stages"] is not None) == (row["group"] == "specedit")
+        if has_mask:
             assert 0 <= row["iou"] <= 1
+        if row["stages"] is not None:
             assert sum(row["stages"].values()) == pytest.approx(1, abs=1e-3)
 
 
@@ -184,12 +189,18 @@ def test_a_model_that_does_not_edit_is_refused(options: Options) -> None:
 # --- points -----------------------------------------------------------------------------------
 
 
-def test_every_group_of_ours_and_the_control_have_points() -> None:
+def test_every_group_has_points_of_its_own() -> None:
     points = points_of(model_facts("flux-kontext"))
     names = [point.name for point in points]
     assert points[0].group == "plain"
     assert len(set(names)) == len(names)
-    assert {"few-step", *OURS} < {point.group for point in points} <= set(GROUPS)
+    assert {point.group for point in points} == set(GROUPS)
+    assert all((point.preset is None) == (point.group in PEER_GROUPS) for point in points)
+
+
+def test_peers_are_not_timed_beside_another_library(options: Options) -> None:
+    with pytest.raises(IncompatibleOptions, match="--backend onnxruntime with SpotEdit"):
+        run(replace(options, backend="onnxruntime"))
 
 
 def test_the_command_tells_a_wrong_model_in_words(capsys: pytest.CaptureFixture[str]) -> None:
