@@ -7,6 +7,7 @@ of it: the same plan and weights, and a file of compiled code for each part of e
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import subprocess
@@ -37,6 +38,9 @@ __attribute__((constructor)) static void ran() {
   if (FILE *mark = std::fopen(std::string("%s").c_str(), "w")) std::fclose(mark);
 }
 """
+
+_ANY = "@" * 1000
+"""Stands for a path, and has room for it."""
 
 
 # --- makers: an honest bundle of eager engines is changed in place ----------------------------
@@ -143,12 +147,20 @@ def archive(members: dict[str, bytes], *, link: str = "", compression: int = 0) 
     return data.getvalue()
 
 
-@cache
 def shared_object(mark: Path) -> bytes:
     """A library of the shared C++ runtime whose constructor makes the file ``mark``."""
+    path = os.fsencode(mark)
+    if len(path) >= len(_ANY):
+        raise ValueError(f"a path of {len(path)} bytes; expected less than {len(_ANY)}")
+    return _compiled().replace(_ANY.encode(), path.ljust(len(_ANY), b"\0"))
+
+
+@cache
+def _compiled() -> bytes:
+    """That library, of the file ``_ANY``: compiling takes longer than most tests of it."""
     with TemporaryDirectory() as work:
         source, library = Path(work) / "ran.cpp", Path(work) / "ran.so"
-        source.write_text(_SOURCE % mark)
+        source.write_text(_SOURCE % _ANY)
         command = f"g++ -O0 -shared -fPIC -Wl,--no-as-needed {source} -o {library}"
         subprocess.run(command.split(), check=True)
         return library.read_bytes()
