@@ -176,9 +176,11 @@ def aligned_onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
     """One process that has imported what programs of this package import."""
+    from tests.once import shared_folder
     from tests.preloaded import Preloaded
 
-    with Preloaded(tmp_path_factory.mktemp("preloaded")) as process:
+    scratch = tmp_path_factory.mktemp("preloaded")
+    with Preloaded(shared_folder(tmp_path_factory), scratch) as process:
         yield process
 
 
