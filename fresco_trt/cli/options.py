@@ -15,7 +15,14 @@ Stages = Annotated[
     typer.Option("--stages", help="Resolution stages; 1 is the plain sampler.", show_default="3"),
 ]
 Sizes = Annotated[
-    list[str] | None, typer.Option("--size", help="Picture size WxH; may be given several times.")
+    list[str] | None,
+    typer.Option(
+        "--size", help="Picture size WxH, or WxHxF of a clip; may be given several times."
+    ),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option("--frames", help="Frames of a clip: --size WxH --frames F is --size WxHxF."),
 ]
 Preset = Annotated[
     str | None,

@@ -8,6 +8,7 @@ from fresco_trt.cli import display, tables
 from fresco_trt.cli.options import (
     BaselineSteps,
     Cache,
+    Frames,
     Json,
     NamedModel,
     PlanFile,
@@ -15,10 +16,11 @@ from fresco_trt.cli.options import (
     Sizes,
     Stages,
 )
-from fresco_trt.errors import PlanError
+from fresco_trt.errors import IncompatibleOptions, PlanError
 from fresco_trt.plan.config import NONE, CacheConfig, PresetConfig
 
 if TYPE_CHECKING:
+    from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
 
 
@@ -26,6 +28,7 @@ def plan(
     model: NamedModel = None,
     stages: Stages = None,
     size: Sizes = None,
+    frames: Frames = None,
     preset: Preset = None,
     steps: BaselineSteps = None,
     cache: Cache = NONE,
@@ -47,13 +50,14 @@ def plan(
             facts,
             stages=DEFAULT_STAGES if stages is None else stages,
             preset=asked,
-            size=_only_size(size),
+            size=_framed(facts, _only_size(size), frames),
             steps=steps,
             cache=asked_cache,
         )
     else:
         check_plan(chosen, facts)
-        given = {"stages": stages, "preset": preset, "size": size or None, "steps": steps}
+        given = {"stages": stages, "preset": preset, "size": size or None, "frames": frames}
+        given["steps"] = steps
         check_undecided(
             chosen, {**given, "cache": None if asked_cache == NO_CACHE else asked_cache}
         )
@@ -69,3 +73,19 @@ def _only_size(sizes: list[str] | None) -> Size | None:
             f"{len(parsed)} sizes", expected="one --size for a plan", fix="plan one size at a time"
         )
     return parsed[0] if parsed else None
+
+
+def _framed(facts: ModelFacts, size: Size | None, frames: int | None) -> Size | None:
+    """The size with so many frames, of the model's own sides where none are given."""
+    from fresco_trt.plan.sizes import format_size, frames_of, with_frames
+
+    if frames is None:
+        return size
+    if size is not None and frames_of(size) != 1:
+        raise IncompatibleOptions(
+            f"--frames {frames} with --size {format_size(size)}",
+            expected="the frames once",
+            fix=f"leave --frames out, or pass --size {format_size(size[:2])}",
+        )
+    sides = size or facts.default_size
+    return with_frames((sides[0], sides[1]), frames)

@@ -16,11 +16,11 @@ def plan_table(summary: Mapping[str, Any]) -> None:
     rows = [
         (
             number,
-            f"{stage['grid']['width']}x{stage['grid']['height']}",
+            _latent(stage["grid"]),
             stage["tokens"],
             stage["steps"],
             f"{stage['sigma_start']:.3f} to {stage['sigma_end']:.3f}",
-            f"{tflops:.3g}",
+            f"{tflops:.3g}" if tflops < 1000 else f"{tflops:,.0f}",
         )
         for number, (stage, tflops) in enumerate(
             zip(summary["stages"], summary["stage_tflops"], strict=True), start=1
@@ -35,11 +35,40 @@ def plan_table(summary: Mapping[str, Any]) -> None:
     baseline = summary["baseline"]
     solver = "" if summary["solver"] == "euler" else f"{summary['solver']} "
     say(
-        f"{summary['nfe']} {solver}steps, {summary['tflops']:.4g} TFLOP; plain {baseline['steps']} "
-        f"steps {baseline['tflops']:.4g} TFLOP: {summary['flops_ratio']:.2f}x fewer"
+        f"{summary['nfe']} {solver}steps, {_tflops(summary['tflops'])}; plain {baseline['steps']} "
+        f"steps {_tflops(baseline['tflops'])}: {summary['flops_ratio']:.2f}x fewer"
     )
+    for line in (*_preset_lines(summary), *_memory_lines(summary)):
+        say(line)
     if summary["presets_of"] is not None:
         say(f"generic presets, those of {summary['presets_of']}: not searched for this model")
+
+
+def _tflops(number: float) -> str:
+    return f"{number:.4g} TFLOP" if number < 10_000 else f"{number:,.0f} TFLOP"
+
+
+def _latent(grid: Mapping[str, Any]) -> str:
+    """Latent pixels of a stage, width first, and the latent frames of a clip."""
+    frames = f"x{grid['frames']}" if "frames" in grid else ""
+    return f"{grid['width']}x{grid['height']}{frames}"
+
+
+def _preset_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What each preset of as many stages would save."""
+    ratios = summary["preset_flops_ratios"]
+    if ratios:
+        named = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items())
+        yield f"predicted of the presets at this size: {named} fewer TFLOP"
+
+
+def _memory_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """What the transformer takes, and what the largest stage does beside it."""
+    weights, live = (summary[key]["bf16"] for key in ("weight_bytes", "activation_bytes"))
+    yield (
+        f"memory in bf16: weights {_size(weights)}, live tensors about {_size(live)} with fused "
+        f"attention; without, {_size(summary['score_bytes'])} more for each matrix of scores"
+    )
 
 
 def _cached_lines(summary: Mapping[str, Any]) -> Iterator[str]:

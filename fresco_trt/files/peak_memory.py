@@ -53,6 +53,14 @@ def resident_bytes(counts: Path = Path("/proc/self/statm")) -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def physical_memory() -> int | None:
+    """Bytes of memory that this machine has; None on a system that does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def _high_water(status: Path) -> int | None:
     if not status.is_file():
         return None

@@ -10,15 +10,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.errors import IncompatibleOptions, UnsupportedSize
+from fresco_trt.files import peak_memory
 from fresco_trt.plan.batches import batch_problem
 from fresco_trt.plan.config import LAYOUTS, PROFILES, STATIC
+from fresco_trt.plan.cost import WEIGHT_BYTES, longest
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import BackendFacts
     from fresco_trt.lower.request import Resolved
+    from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.stages import Action, StagePlan
+
+
+def check_scores(facts: ModelFacts, plan: StagePlan, about: BackendFacts, precision: str) -> None:
+    """Raise UnsupportedSize where a library that does not fuse attention would need more memory for
+    one matrix of its scores, of all heads, than this machine has.
+    """
+    machine = peak_memory.physical_memory()
+    if about.memory is None or not about.memory.scores or machine is None:
+        return
+    length = longest(facts, plan)
+    needed = facts.heads * length**2 * WEIGHT_BYTES[precision]
+    if needed > machine:
+        raise UnsupportedSize(
+            f"attention over {length:,} tokens in {about.name}: {needed / 1e9:,.0f} GB for one "
+            "matrix of its scores",
+            expected=f"at most the {machine / 1e9:,.1f} GB of memory that this machine has",
+            fix="pass a smaller --size, or --backend inductor, whose attention is fused",
+        )
 
 
 def check_layout(layout: str, plan: StagePlan, about: BackendFacts) -> None:

@@ -13,15 +13,13 @@ from typing import Any
 from fresco_trt.errors import IncompatibleOptions, UnknownModel
 from fresco_trt.models.family import ModelFamily
 from fresco_trt.models.flux.family import FLUX
+from fresco_trt.models.hunyuan.family import HUNYUAN
 from fresco_trt.models.qwen.family import QWEN
 from fresco_trt.plan.facts import ModelFacts
 
-_FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (FLUX, QWEN)}
+_FAMILIES: dict[str, ModelFamily] = {family.name: family for family in (FLUX, QWEN, HUNYUAN)}
 
 _VALUE = re.compile(r"[0-9]{1,9}(\+[0-9]{1,9})*|true|false")
-
-# Names the command line will take one day; better told "not yet" than "never heard of it".
-_NOT_YET = ("hunyuan-video",)
 
 
 def register(family: ModelFamily) -> None:
@@ -76,8 +74,8 @@ def model_facts(name: str) -> ModelFacts:
     """Facts of the model called ``name``, or of one like it in other dimensions:
     "flux:num_layers=8" (:class:`~fresco_trt.models.family.FamilyVariants`).
 
-    Raises UnknownModel, which lists the names and the nearest one, and says so when the name is
-    known but not supported yet, and IncompatibleOptions for dimensions that no such model has.
+    Raises UnknownModel, which lists the names and the nearest one, and IncompatibleOptions for
+    dimensions that no such model has.
     """
     facts = _facts()
     if name in facts:
@@ -85,12 +83,9 @@ def model_facts(name: str) -> ModelFacts:
     like, colon, changes = name.partition(":")
     if colon and like in facts:
         return variant(facts[like], _changes(like, changes))
-    if name in _NOT_YET:
-        given, fix = f"model {name!r} is known, not supported yet", "pass one of those to --model"
-    else:
-        close = difflib.get_close_matches(like, (*facts, *_NOT_YET), n=1)
-        given = f"unknown model {name!r}"
-        fix = f"did you mean {close[0]}?" if close else "pass one of those to --model"
+    close = difflib.get_close_matches(like, facts, n=1)
+    given = f"unknown model {name!r}"
+    fix = f"did you mean {close[0]}?" if close else "pass one of those to --model"
     raise UnknownModel(given, expected=f"one of {', '.join(facts)}", fix=fix)
 
 

@@ -8,13 +8,14 @@ it: how much arrives is measured, never predicted.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
-from fresco_trt.errors import InvalidPlan
+from fresco_trt.errors import InvalidPlan, UnsupportedSize
 from fresco_trt.plan.caching import CacheSite
 from fresco_trt.plan.facts import ModelFacts
-from fresco_trt.plan.making import check_steps
+from fresco_trt.plan.making import check_steps, make_plan
 from fresco_trt.plan.stages import StagePlan
 
 WEIGHT_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
@@ -51,14 +52,21 @@ def flops_of_step(
 
     With S the sum of all three and hidden width H, per block: ``(4 + 2*mlp_ratio) * H^2 * 2 * S``
     for the projections and ``4 * H * S^2`` for attention. FLUX.1-dev at 1024x1024 gives 74.36e12;
-    published counts say 74.39e12. With ``refined``, of a phase-aligned graph: its coarse tokens
-    see one of each four children.
+    published counts say 74.39e12. What the text passes alone is counted with it. With ``refined``,
+    of a phase-aligned graph: its coarse tokens see one of each four children.
     """
     length = tokens + references + (facts.text_tokens if text_tokens is None else text_tokens)
     projections = (4 + 2 * facts.mlp_ratio) * facts.hidden**2 * 2 * length
     unseen = (tokens - 4 * refined) * 3 * refined
     attention = 4 * facts.hidden * (length**2 - unseen)
-    return float(facts.blocks * (projections + attention))
+    return float(facts.blocks * (projections + attention)) + _flops_of_text(facts, text_tokens)
+
+
+def _flops_of_text(facts: ModelFacts, text_tokens: int | None) -> float:
+    """FLOPs of the blocks that the text passes alone, each as a block of its tokens."""
+    length = facts.text_tokens if text_tokens is None else text_tokens
+    block = 12 * facts.hidden**2 * 2 * length + 4 * facts.hidden * length**2
+    return float(facts.text_layers * block)
 
 
 def flops_of_bypass(
@@ -75,7 +83,8 @@ def flops_of_bypass(
     modulation = 2 * facts.hidden * 2 * facts.hidden
     projection = 2 * tokens * facts.hidden * facts.in_channels
     whole = flops_of_step(facts, tokens, references=references, text_tokens=text_tokens)
-    block = whole / facts.blocks
+    text = _flops_of_text(facts, text_tokens)
+    block = (whole - text) / facts.blocks + text
     return float(modulation + projection) + (block if site == "trunk" else 0.0)
 
 
@@ -181,6 +190,32 @@ def cache_bytes(facts: ModelFacts, plan: StagePlan) -> int:
     return facts.passes * kept * 4
 
 
+def longest(facts: ModelFacts, plan: StagePlan) -> int:
+    """Most tokens that attention of a stage is over, those of the text and of references too."""
+    return max(map(sum, _lengths(facts, plan)))
+
+
+def score_bytes(facts: ModelFacts, plan: StagePlan) -> int:
+    """Bytes of one matrix of attention's scores of all heads, in half precision, of the stage that
+    has most tokens: what an engine holds at once whose library does not fuse attention.
+    """
+    return 2 * facts.heads * longest(facts, plan) ** 2
+
+
+def preset_ratios(facts: ModelFacts, plan: StagePlan, steps: int) -> dict[str, float]:
+    """How many times fewer FLOPs than ``steps`` plain ones the model's presets take, of those that
+    have as many stages as ``plan``, at its size: by name. A preset that the size does not suit is
+    left out.
+    """
+    ratios = {}
+    for name, schedules in facts.presets.items():
+        if len(plan.stages) in schedules:
+            with suppress(UnsupportedSize):
+                other = make_plan(facts, stages=len(plan.stages), preset=name, size=plan.size)
+                ratios[name] = plan_cost(facts, other, steps).ratio
+    return ratios
+
+
 SUMMARY_KEYS = (
     "flops_ratio",
     "tflops",
@@ -192,6 +227,8 @@ SUMMARY_KEYS = (
     "cache_bytes",
     "presets_of",
     "path_flops_ratios",
+    "preset_flops_ratios",
+    "score_bytes",
 )
 """What a plan's summary has beside the plan: it follows from the plan and the model."""
 
@@ -203,7 +240,8 @@ def plan_summary(
 
     The keys of :meth:`StagePlan.to_json`, and :data:`SUMMARY_KEYS`; ``baseline`` is {steps,
     tflops}, ``presets_of`` the model whose presets a variant borrows, ``path_flops_ratios`` the
-    ratio of each path that a request may take: several where what an edit touches decides. Same
+    ratio of each path that a request may take: several where what an edit touches decides;
+    ``preset_flops_ratios`` as :func:`preset_ratios`, ``score_bytes`` as :func:`score_bytes`. Same
     errors as :func:`plan_cost`.
     """
     cost = plan_cost(facts, plan, baseline_steps)
@@ -220,4 +258,6 @@ def plan_summary(
         "cache_bytes": cache_bytes(facts, plan),
         "presets_of": facts.presets_of,
         "path_flops_ratios": [cost.baseline_flops / each for each in path_flops(facts, plan)],
+        "preset_flops_ratios": preset_ratios(facts, plan, steps),
+        "score_bytes": score_bytes(facts, plan),
     }

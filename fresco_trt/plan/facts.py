@@ -45,7 +45,9 @@ class ModelFacts:
     name and a number of stages to a preset; ``presets_of`` names the model that they were made for,
     where that is another one. ``true_cfg_default`` is the scale of classifier-free guidance by a
     second pass without the prompt, None for a model that is drawn without; ``text_masked`` says
-    that attention does not see the padding of a text. ``calibrated`` is False for a model that
+    that attention does not see the padding of a text, which passes ``text_layers`` blocks of its
+    own before the others. With ``margins`` a grid may be one token larger than half of the next
+    finer one, and stand out over it. ``calibrated`` is False for a model that
     nothing can be measured of: no codes, no basis of a cache.
     """
 
@@ -83,6 +85,8 @@ class ModelFacts:
     references_at_zero: bool = False
     true_cfg_default: float | None = None
     text_masked: bool = False
+    text_layers: int = 0
+    margins: bool = False
     calibrated: bool = True
 
     def __post_init__(self) -> None:
@@ -95,6 +99,7 @@ class ModelFacts:
             "guidance and guidance_default disagree": (
                 self.guidance != (self.guidance_default is not None)
             ),
+            "margins need a patch that halves": self.margins and self.patch % 2 == 1,
             "shift and fixed_shift are both given": (
                 self.shift is not None and self.fixed_shift != 1.0
             ),

@@ -90,24 +90,34 @@ def is_dyadic(scale: float) -> bool:
     return inverse.is_integer() and int(inverse).bit_count() == 1
 
 
+def halved(grid: Grid) -> Grid:
+    """The grid of half the side: of an odd number of token rows or columns it has one half more,
+    and stands out over ``grid`` by the other half of its last ones.
+    """
+    return Grid(
+        height=-(-grid.rows // 2) * grid.patch,
+        width=-(-grid.columns // 2) * grid.patch,
+        scale=grid.scale / 2,
+        patch=grid.patch,
+        frames=grid.frames,
+    )
+
+
 def is_finer(coarse: Grid, fine: Grid) -> bool:
     """Whether ``fine`` covers the same picture at the same or a higher resolution.
 
-    Both sides and the scale then grow by one ratio, 1 or a power of two; patch and frames stay.
+    Patch and frames then are the same, and ``coarse`` is :func:`halved` from it, once a doubling of
+    the scale: both sides grow by one ratio, unless ``coarse`` stands out.
     """
-    ratio = fine.scale / coarse.scale
-    return (
-        ratio >= 1.0
-        and fine.patch == coarse.patch
-        and fine.frames == coarse.frames
-        and fine.height == ratio * coarse.height
-        and fine.width == ratio * coarse.width
-    )
+    while fine.scale > coarse.scale:
+        fine = halved(fine)
+    return fine == coarse
 
 
 def is_doubling(coarse: Grid, fine: Grid) -> bool:
     """Whether ``fine`` is exactly twice ``coarse`` along each side, in pixels, tokens and scale."""
-    return is_finer(coarse, fine) and fine.scale == 2 * coarse.scale
+    twice = fine.height == 2 * coarse.height and fine.width == 2 * coarse.width
+    return twice and fine.scale == 2 * coarse.scale and is_finer(coarse, fine)
 
 
 VELOCITY_RATIO = 4

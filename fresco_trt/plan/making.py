@@ -93,7 +93,7 @@ def plan_from_preset(
     levels = preset.levels
     if preset.text_tokens:
         _check_text(facts, preset.text_tokens, len(levels))
-    grids = stage_grids(facts, size, levels[-1] + 1)
+    grids = stage_grids(facts, size, levels[-1] + 1, exact=any(preset.shares))
     # Every stage keeps the shift of the full resolution, as SPEED does: the model then sees the
     # levels it would see at full size, whatever the grid (arXiv 2605.18736, code).
     shifts = preset.shift or (facts.shift_factor(grids[-1].tokens),) * len(levels)

@@ -1,8 +1,10 @@
 """Picture sizes: reading them, and which ones a model's grids can hold.
 
 A size is (width, height) in picture pixels, and (width, height, frames) of a clip. Engines have
-static shapes, so a size that does not fit is refused with the nearest ones that do; nothing is ever
-padded or cropped behind one's back.
+static shapes, so a size that does not fit is refused with the nearest ones that do; no picture is
+ever padded or cropped behind one's back. What a model with margins draws coarsely may stand out by
+part of a token, of which nothing is seen: 1280x720 pixels are 45 rows of tokens, and half of them
+23.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Iterable
 
 from fresco_trt.errors import UnsupportedSize
 from fresco_trt.plan.facts import ModelFacts
-from fresco_trt.plan.grid import Grid
+from fresco_trt.plan.grid import Grid, halved
 from fresco_trt.plan.grid import Size as Size
 
 _SIZE = re.compile(r"([0-9]{1,9})[xX\u00d7]([0-9]{1,9})(?:[xX\u00d7]([0-9]{1,9}))?")
@@ -64,13 +66,18 @@ def format_size(size: Size) -> str:
     return "x".join(map(str, size))
 
 
-def size_multiple(facts: ModelFacts, grids: int) -> int:
-    """What each side must be divisible by, so that the coarsest of so many ``grids`` is whole."""
-    return facts.vae_scale * facts.patch * (1 << (grids - 1))
+def size_multiple(facts: ModelFacts, grids: int, *, exact: bool = False) -> int:
+    """What each side must be divisible by, so that the coarsest of so many ``grids`` is whole.
+
+    Of a model with margins the finest one must be, unless each is to be ``exact``: twice the last.
+    """
+    halvings = 0 if facts.margins and not exact else grids - 1
+    return facts.vae_scale * facts.patch * (1 << halvings)
 
 
-def check_size(facts: ModelFacts, size: Size, grids: int) -> None:
-    """Raises UnsupportedSize, naming the nearest sizes that work, unless ``size`` fits.
+def check_size(facts: ModelFacts, size: Size, grids: int, *, exact: bool = False) -> None:
+    """Raises UnsupportedSize, naming the nearest sizes that work, unless ``size`` fits; ``exact``
+    as of :func:`size_multiple`.
 
     Raises TypeError when a side is no int: 256.0 would make grids of float sizes.
     """
@@ -78,12 +85,13 @@ def check_size(facts: ModelFacts, size: Size, grids: int) -> None:
         raise TypeError(f"a size is two ints, or three of a clip, not {size!r}")
     width, height, frames = *size[:2], frames_of(size)
     _check_frames(facts, size, frames)
-    multiple = size_multiple(facts, grids)
+    multiple = size_multiple(facts, grids, exact=exact)
     if min(width, height) < multiple or width % multiple or height % multiple:
+        halvings = multiple // (facts.vae_scale * facts.patch)
         expected = (
             f"each side a positive multiple of {multiple} "
-            f"(VAE {facts.vae_scale} x patch {facts.patch} x {1 << (grids - 1)} for the "
-            f"coarsest of {_count(grids)})"
+            f"(VAE {facts.vae_scale} x patch {facts.patch} x {halvings} for the "
+            f"{'finest' if facts.margins and not exact else 'coarsest'} of {_count(grids)})"
         )
     elif width * height > facts.max_pixels:
         expected = f"at most {facts.max_pixels} pixels in all"
@@ -107,9 +115,11 @@ def _check_frames(facts: ModelFacts, size: Size, frames: int) -> None:
     if facts.max_frames == 1:
         expected, fix = "one frame: this model draws pictures", format_size(size[:2])
     else:
-        nearest = min(max((frames - 1) // step * step + 1, 1), facts.max_frames)
+        below = min(max((frames - 1) // step * step + 1, 1), facts.max_frames)
+        above = min(below + step, facts.max_frames) if frames > below else below
         expected = f"1 + a multiple of {step} frames, at most {facts.max_frames}"
-        fix = format_size(with_frames(size[:2], nearest))
+        nearest = (format_size(with_frames(size[:2], each)) for each in (below, above))
+        fix = " or --size ".join(dict.fromkeys(nearest))
     raise UnsupportedSize(
         f"{frames} frames for {facts.name}", expected=expected, fix=f"pass --size {fix}"
     )
@@ -129,21 +139,25 @@ def nearest_sizes(
     return tuple(dict.fromkeys(fitting)) or (_shrink(below, multiple, max_pixels),)
 
 
-def stage_grids(facts: ModelFacts, size: Size, grids: int) -> tuple[Grid, ...]:
+def stage_grids(
+    facts: ModelFacts, size: Size, grids: int, *, exact: bool = False
+) -> tuple[Grid, ...]:
     """So many ``grids``, coarsest first, each half the side of the next: one a stage where none is
-    mixed. Raises UnsupportedSize when ``size`` does not fit.
+    mixed. Raises UnsupportedSize when ``size`` does not fit; ``exact`` as of :func:`size_multiple`.
     """
-    check_size(facts, size, grids)
-    return tuple(
+    check_size(facts, size, grids, exact=exact)
+    found = [
         Grid(
-            height=size[1] // (facts.vae_scale * factor),
-            width=size[0] // (facts.vae_scale * factor),
-            scale=1.0 / factor,
+            height=size[1] // facts.vae_scale,
+            width=size[0] // facts.vae_scale,
+            scale=1.0,
             patch=facts.patch,
             frames=1 + (frames_of(size) - 1) // facts.temporal_scale,
         )
-        for factor in (1 << level for level in reversed(range(grids)))
-    )
+    ]
+    while len(found) < grids:
+        found.append(halved(found[-1]))
+    return tuple(reversed(found))
 
 
 def _snap(size: tuple[int, int], multiple: int, *, up: bool) -> tuple[int, int]:

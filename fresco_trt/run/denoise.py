@@ -16,10 +16,10 @@ from fresco_trt.models.registry import family_of
 from fresco_trt.run.editing import judge_of
 from fresco_trt.run.noise import NoisePyramid, fresh_generator
 from fresco_trt.run.request import Request
-from fresco_trt.run.resample import LIFTS
+from fresco_trt.run.resample import LIFTS, lift_nearest
 from fresco_trt.run.sampler import Step, steps_of
 from fresco_trt.run.selection import Choice, select
-from fresco_trt.run.transition import draws
+from fresco_trt.run.transition import draws, ratio_of
 
 if TYPE_CHECKING:
     import torch
@@ -113,8 +113,9 @@ class Denoiser:
         else:
             digest = hashlib.sha256(noise.contiguous().numpy().tobytes()).digest()
             seeds = int.from_bytes(digest[:7], "big")
+            grid = plan.stages[0].grid
             pyramid = NoisePyramid.from_field(
-                noise.to(self.device), coarsest=plan.stages[0].grid.scale
+                noise.to(self.device), coarsest=grid.scale, patch=grid.patch
             )
         return Request(
             plan=plan,
@@ -135,15 +136,13 @@ class Denoiser:
         """
         final = self.plan.stages[-1].grid
         if step.mixed is not None:
-            latents = step.mixed.picture(step.tokens, self.patchifier)
+            grid, latents = step.mixed.fine, step.mixed.picture(step.tokens, self.patchifier)
         elif (grid := self.plan.stages[step.stage].grid) != final:
             latents = self.patchifier.unpack(step.tokens, grid)
         else:
             return step.tokens
-        ratio = final.height // latents.shape[-2]
-        return self.patchifier.pack(
-            latents.repeat_interleave(ratio, -2).repeat_interleave(ratio, -1)
-        )
+        repeated = lift_nearest(latents, ratio_of(grid.scale, final.scale))
+        return self.patchifier.pack(repeated[..., : final.height, : final.width])
 
     def latents(self, step: Step | StageEnd) -> Tensor:
         """The latents [B,C,(F),H,W] of full size from the last step or stage. What an edit left

@@ -4,6 +4,10 @@ Sits at the head of the request-time path: a seed goes in, a :class:`NoisePyrami
 :mod:`fresco_trt.run.transition` and :mod:`fresco_trt.run.sampler` only read it. Level 0 is what
 diffusers' ``FluxPipeline`` would draw for the same seed; level k+1 is the orthonormal Haar LL band
 of level k, so every level is white with unit variance and nothing random is drawn after the seed.
+
+A level of which no whole number of tokens comes out has a margin: as many rows or columns more, of
+the detail band beside them, which is as white and has nothing in common with the level. On the way
+back they are left out.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fresco_trt.run.resample import Details, haar_merge, haar_split
+from fresco_trt.run.resample import Details, cropped, haar_merge, haar_split
 
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import StagePlan
@@ -77,8 +81,9 @@ def level_of(scale: float) -> int:
 class NoisePyramid:
     """A noise field at every resolution of a plan; read-only and shared freely between requests.
 
-    ``fields`` run from finest to coarsest, float32 [B,C,(F),H/2^k,W/2^k]; ``details[k]`` are the
-    bands that turn ``fields[k+1]`` back into ``fields[k]``. Nobody may write to these tensors.
+    ``fields`` run from finest to coarsest, float32 [B,C,(F),H/2^k,W/2^k] and their margins;
+    ``details[k]`` are the bands that turn ``fields[k+1]``, without its margin, back into
+    ``fields[k]``. Nobody may write to these tensors.
     """
 
     fields: tuple[Tensor, ...]
@@ -93,8 +98,9 @@ class NoisePyramid:
             )
 
     @classmethod
-    def from_field(cls, field: Tensor, *, coarsest: float = 1.0) -> NoisePyramid:
-        """Split ``field`` (float32 [B,C,(F),H,W], unit variance) down to the scale ``coarsest``.
+    def from_field(cls, field: Tensor, *, coarsest: float = 1.0, patch: int = 1) -> NoisePyramid:
+        """Split ``field`` (float32 [B,C,(F),H,W], unit variance) down to the scale ``coarsest``,
+        each level with sides that are multiples of ``patch``.
 
         On the field's own device: sums of two numbers and halvings round alike on every one, so the
         levels are the same bit for bit. Raises ``ValueError`` for another dtype, a scale that is
@@ -107,7 +113,7 @@ class NoisePyramid:
         fields, details = [field], list[Details]()
         for _ in range(level_of(coarsest)):
             low, bands = haar_split(fields[-1])
-            fields.append(low)
+            fields.append(_with_margin(low, bands, patch))
             details.append(bands)
         return cls(fields=tuple(fields), details=tuple(details))
 
@@ -121,13 +127,14 @@ class NoisePyramid:
         width: int,
         frames: int = 1,
         coarsest: float = 1.0,
+        patch: int = 1,
         device: torch.device | str = "cpu",
     ) -> NoisePyramid:
         """Draw :func:`noise_field` and split it; sizes are full-resolution latent pixels."""
         field = noise_field(
             seeds, channels=channels, height=height, width=width, frames=frames, device=device
         )
-        return cls.from_field(field, coarsest=coarsest)
+        return cls.from_field(field, coarsest=coarsest, patch=patch)
 
     @classmethod
     def of_plan(
@@ -147,6 +154,7 @@ class NoisePyramid:
             width=full.width,
             frames=full.frames,
             coarsest=plan.stages[0].grid.scale,
+            patch=full.patch,
             device=device,
         )
 
@@ -168,7 +176,8 @@ class NoisePyramid:
             raise ValueError(f"scale {scale_next:g} after {scale:g}; expected the same or finer")
         for finer in range(level - 1, level_next - 1, -1):
             column, row, diagonal = self.details[finer]
-            low = haar_merge(low, (column * gain, row * gain, diagonal * gain))
+            bands = column * gain, row * gain, diagonal * gain
+            low = haar_merge(cropped(low, column), bands)
         return low
 
     def _level(self, scale: float) -> int:
@@ -177,3 +186,13 @@ class NoisePyramid:
             made = ", ".join(f"{0.5**k:g}" for k in range(len(self.fields)))
             raise ValueError(f"no noise level for scale {scale:g}; expected one of {made}")
         return level
+
+
+def _with_margin(low: Tensor, bands: Details, patch: int) -> Tensor:
+    """A level with as many rows and columns more as make its sides multiples of ``patch``."""
+    rows, columns = (-side % patch for side in low.shape[-2:])
+    column, row, diagonal = bands
+    if columns:
+        low = torch.cat([low, column[..., -columns:]], dim=-1)
+        row = torch.cat([row, diagonal[..., -columns:]], dim=-1)
+    return torch.cat([low, row[..., -rows:, :]], dim=-2) if rows else low

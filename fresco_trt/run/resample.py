@@ -79,6 +79,12 @@ LIFTS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
 """Lifts of a clean estimate by name: ``(x0, ratio)`` with ratio 1, 2, 4, ... per side."""
 
 
+def cropped(latents: Tensor, like: Tensor) -> Tensor:
+    """The rows and columns of ``latents`` that ``like`` has, too: without a margin; a view."""
+    height, width = like.shape[-2:]
+    return latents[..., :height, :width]
+
+
 # --- Haar levels ------------------------------------------------------------------------------
 
 

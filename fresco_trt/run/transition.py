@@ -29,7 +29,7 @@ from torch import Tensor
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stages import SIGMA_TOLERANCE
 from fresco_trt.run.noise import NoisePyramid, level_of
-from fresco_trt.run.resample import LIFTS
+from fresco_trt.run.resample import LIFTS, cropped
 
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import Transition
@@ -119,6 +119,7 @@ def apply_transition(
         return rewind(x, transition.sigma, pyramid, scale=scale, scale_next=scale_next)
     ratio = ratio_of(scale, scale_next)
     x0 = LIFTS[transition.lift](estimate_x0(x, v, transition.sigma), ratio)
+    x0 = cropped(x0, pyramid.field(scale_next))  # what is lifted of a margin is not in the picture
     if transition.noise == "parent":
         parent = estimate_noise(x, v, transition.sigma)
         noise = pyramid.complete(parent, scale, scale_next)

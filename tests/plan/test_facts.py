@@ -41,7 +41,8 @@ def test_a_shift_rule_spans_something(tokens: tuple[int, int]) -> None:
 @pytest.mark.parametrize("name", model_names())
 def test_the_shift_factor_is_that_of_the_rule(name: str) -> None:
     facts = model_facts(name)
-    expected = 1.0 if facts.shift is None else math.exp(dynamic_mu(1024, facts.shift))
+    rule = facts.shift
+    expected = facts.fixed_shift if rule is None else math.exp(dynamic_mu(1024, rule))
     assert facts.shift_factor(1024) == expected
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.grid import (
     Grid,
+    halved,
     is_doubling,
     is_finer,
 )
@@ -50,6 +51,17 @@ def test_a_doubling_has_four_times_the_tokens(pair: tuple[Grid, Grid]) -> None:
     coarse, fine = pair
     assert is_doubling(coarse, fine)
     assert fine.tokens == 4 * coarse.tokens
+
+
+@LAW
+@given(grids())
+def test_a_half_covers_the_grid_and_stands_out_by_less_than_a_token(grid: Grid) -> None:
+    half = halved(grid)
+    assert is_finer(half, grid)
+    assert is_finer(halved(half), grid)
+    assert 0 <= 2 * half.rows - grid.rows <= 1
+    assert 0 <= 2 * half.columns - grid.columns <= 1
+    assert is_doubling(half, grid) == (grid.rows % 2 == grid.columns % 2 == 0)
 
 
 @LAW

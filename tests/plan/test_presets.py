@@ -53,7 +53,7 @@ def test_scales_double_up_to_the_picture(name: str, preset: str, stages: int) ->
     plan = make_plan(facts, stages=stages, preset=preset)
     assert [stage.grid.scale for stage in plan.stages] == [0.25, 0.5, 1.0][-stages:]
     last = plan.stages[-1].grid
-    assert (last.width * facts.vae_scale, last.height * facts.vae_scale) == plan.size
+    assert (last.width * facts.vae_scale, last.height * facts.vae_scale) == plan.size[:2]
     assert plan.stages[0].sigmas[0] == 1.0
 
 
@@ -80,7 +80,8 @@ def test_one_stage_is_the_plain_sampler(name: str, steps: int) -> None:
     plan = make_plan(facts, stages=1, steps=steps)
     h = facts.shift_factor(plan.stages[0].grid.tokens)
     terminal = 0.0 if facts.shift is None else facts.shift.terminal
-    assert plan.stages[0].sigmas == plain_sigmas(steps, h, terminal=terminal)
+    fixed = facts.shift is None
+    assert plan.stages[0].sigmas == plain_sigmas(steps, h, fixed=fixed, terminal=terminal)
     assert plan.transitions == ()
     assert plan == make_plan(facts, stages=1, preset="fast", steps=steps)
     assert plan.preset is None

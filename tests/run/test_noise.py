@@ -145,6 +145,26 @@ def test_every_level_is_the_ll_band_of_the_finer_one_and_completes_to_it() -> No
             assert (completed - pyramid.field(finer)).abs().max() <= 1e-6
 
 
+def test_a_level_of_half_tokens_has_a_margin_that_is_white_and_left_out() -> None:
+    pyramid = NoisePyramid.from_seed(
+        SEED, channels=64, height=90, width=70, frames=3, coarsest=0.25, patch=2
+    )
+    shapes = [tuple(pyramid.field(scale).shape[-2:]) for scale in (1.0, 0.5, 0.25)]
+    assert shapes == [(90, 70), (46, 36), (24, 18)]
+    for scale in (0.5, 0.25):
+        field = pyramid.field(scale)
+        edge = field[..., -1, :].flatten()
+        assert abs(edge.std() - 1) < 0.05
+        for other in (field[..., -2, :], field[..., -3, :]):
+            assert abs((edge * other.flatten()).mean()) < 0.05
+        for finer in (scale, 2 * scale, 1.0):
+            completed = pyramid.complete(field, scale, finer)
+            assert (completed - pyramid.field(finer)).abs().max() <= 1e-6
+    whole = NoisePyramid.from_seed(SEED, channels=2, height=32, width=16, coarsest=0.25)
+    patched = NoisePyramid.from_seed(SEED, channels=2, height=32, width=16, coarsest=0.25, patch=2)
+    assert all(map(torch.equal, whole.fields, patched.fields))
+
+
 def test_completion_scales_only_the_details() -> None:
     pyramid = NoisePyramid.from_seed(SEED, channels=2, height=16, width=16, coarsest=0.5)
     low = white(1, 2, 8, 8, seed=5)

@@ -111,6 +111,22 @@ def test_estimates_invert_the_flow_marginal(sigma: float) -> None:
     assert torch.allclose(estimate_noise(x, v, sigma), noise, atol=1e-6)
 
 
+@pytest.mark.parametrize(("lift", "noise"), PATHS)
+def test_a_margin_is_left_out_and_the_rest_is_on_the_flow_marginal(lift: Any, noise: Any) -> None:
+    """45 rows of tokens: pure noise of the field becomes the field, and a constant stays one."""
+    pyramid = NoisePyramid.from_seed(7, channels=4, height=90, width=64, coarsest=0.5, patch=2)
+    coarse, fine = pyramid.field(0.5), pyramid.field(1.0)
+    assert coarse.shape[-2:] == (46, 32)
+    clean = torch.full_like(coarse, 0.5)
+    x, v = renoise(clean, coarse, SIGMA), coarse - clean
+    found = cross(transition_of(lift, noise), x, v, pyramid)
+    assert found.shape == fine.shape
+    expected = drawn(transition_of(lift, noise), pyramid, 1.0)
+    torch.testing.assert_close(
+        found, renoise(torch.tensor(0.5), expected, LANDS), atol=1e-5, rtol=0
+    )
+
+
 def test_estimates_are_the_same_at_both_ends_of_an_euler_step() -> None:
     """Why a transition may use the velocity of the step that led to its sigma."""
     x, v = white(1, 4, 8, 8), white(1, 4, 8, 8, seed=1)

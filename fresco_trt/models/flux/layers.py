@@ -36,12 +36,12 @@ def linear_layers(facts: ModelFacts) -> Iterator[Linear]:
     yield linear("norm_out.linear", hidden, 2 * hidden)
     yield linear("proj_out", hidden, facts.in_channels)
     for index in range(facts.double_blocks):
-        yield from _double(f"transformer_blocks.{index}", facts)
+        yield from double_block(f"transformer_blocks.{index}", facts)
     for index in range(facts.single_blocks):
-        yield from _single(f"single_transformer_blocks.{index}", facts)
+        yield from single_block(f"single_transformer_blocks.{index}", facts)
 
 
-def _double(path: str, facts: ModelFacts) -> Iterator[Linear]:
+def double_block(path: str, facts: ModelFacts) -> Iterator[Linear]:
     """Modulation, projections and MLP of the image tokens and again of the text tokens."""
     hidden, mlp = facts.hidden, facts.mlp_ratio * facts.hidden
     queries = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
@@ -53,7 +53,7 @@ def _double(path: str, facts: ModelFacts) -> Iterator[Linear]:
         yield linear(f"{path}.ff{suffix}.net.2", mlp, hidden)
 
 
-def _single(path: str, facts: ModelFacts) -> Iterator[Linear]:
+def single_block(path: str, facts: ModelFacts) -> Iterator[Linear]:
     """One modulation, and attention and MLP side by side."""
     hidden, mlp = facts.hidden, facts.mlp_ratio * facts.hidden
     for name in ("to_q", "to_k", "to_v"):
@@ -98,10 +98,15 @@ def graph_parameters(
 
 def with_blocks(facts: ModelFacts, blocks: Blocks) -> ModelFacts:
     """The facts of the same model with only so many double-stream and single-stream ``blocks``, its
-    widths and its name unchanged.
-
-    Raises PlanError for no block of a kind, or more than the model has.
+    widths and its name unchanged. Raises as :func:`check_blocks`.
     """
+    check_blocks(facts, blocks)
+    fewer = replace(facts, double_blocks=blocks[0], single_blocks=blocks[1])
+    return replace(fewer, parameters=graph_parameters(fewer).whole)
+
+
+def check_blocks(facts: ModelFacts, blocks: Blocks) -> None:
+    """Raise PlanError for no block of a kind, or more than a model of both kinds has."""
     own = (facts.double_blocks, facts.single_blocks)
     counts = zip(blocks, own, strict=False)
     if len(blocks) != len(own) or not all(1 <= asked <= there for asked, there in counts):
@@ -110,5 +115,3 @@ def with_blocks(facts: ModelFacts, blocks: Blocks) -> ModelFacts:
             expected=f"from 1,1 to {format_blocks(own)}, double-stream and single-stream",
             fix="pass --blocks 1,1, or leave it out for all of them",
         )
-    fewer = replace(facts, double_blocks=blocks[0], single_blocks=blocks[1])
-    return replace(fewer, parameters=graph_parameters(fewer).whole)

@@ -23,10 +23,10 @@ from fresco_trt.models.cutting import (
     spec,
 )
 from fresco_trt.models.family import Part
+from fresco_trt.models.masked import bias_of
 from fresco_trt.models.qwen.graph import (
     Shared,
     Streams,
-    bias_of,
     condition_of,
     entered,
     has_still,

@@ -15,15 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fresco_trt.models.cutting import leave, own, references_of
+from fresco_trt.models.masked import bias_of, turned
 from fresco_trt.models.qwen.signatures import MASK
 from fresco_trt.plan.caching import FEATURES, CacheSite
 
 if TYPE_CHECKING:
     from fresco_trt.plan.signature import GraphSignature
-
-HIDDEN = 1e4
-"""What is taken from the score of a token that a mask hides: its share then rounds to 0 exactly, in
-half precision too, where minus infinity would make engines compute with what is no number."""
 
 
 class FullGraph(nn.Module):
@@ -184,17 +181,6 @@ def has_still(transformer: Any, references: int) -> bool:
     return bool(references and transformer.config.zero_cond_t)
 
 
-def bias_of(text_mask: Tensor, latents: Tensor, dtype: torch.dtype) -> Tensor:
-    """What hides the padding of a text [B,T] from attention, and nothing of ``latents`` [B,N+R,C]:
-    [B,1,1,T+N+R].
-    """
-    # Zeros of the latents' own, because ONNX would make others from a shape: an operator that can
-    # make any amount of them, which no graph of a bundle may have.
-    shown = latents[:, :, :1].flatten(1) * 0
-    whole = torch.cat([(text_mask - 1) * HIDDEN, shown], dim=1)
-    return whole[:, None, None].to(dtype).clamp(min=-HIDDEN, max=0.0)
-
-
 def through(blocks: Sequence[Any], streams: Streams, shared: Shared) -> Streams:
     """Both streams after some blocks."""
     for block in blocks:
@@ -278,7 +264,7 @@ def attended(attn: Any, tokens: Tensor, context: Tensor, shared: Shared) -> tupl
     value = torch.cat(
         [_heads(attn, attn.add_v_proj, context), _heads(attn, attn.to_v, tokens)], dim=1
     )
-    query, key = _turned(query, cos, sin), _turned(key, cos, sin)
+    query, key = turned(query, cos, sin), turned(key, cos, sin)
     query, key, value = (each.transpose(1, 2) for each in (query, key, value))
     joint = functional.scaled_dot_product_attention(query, key, value, attn_mask=shared.bias)
     joint = joint.transpose(1, 2).flatten(2)
@@ -289,15 +275,6 @@ def _heads(attn: Any, layer: Any, tokens: Tensor, norm: Any = None) -> Tensor:
     """[B,S,heads,d] of tokens [B,S,H] by one of the attention's layers."""
     found: Tensor = layer(tokens).unflatten(-1, (attn.heads, -1))
     return found if norm is None else norm(found)
-
-
-def _turned(sequence: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``sequence`` [B,S,heads,d] turned by tables [1,S,1,d] in float32, as diffusers does it with
-    complex numbers.
-    """
-    even, odd = sequence.reshape(*sequence.shape[:-1], -1, 2).unbind(-1)
-    quarter = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return (sequence.float() * cos + quarter.float() * sin).to(sequence.dtype)
 
 
 # --- by a signature ---------------------------------------------------------------------------

@@ -1,0 +1,138 @@
+"""The facts of HunyuanVideo are those of the model that diffusers builds; its plans are clips."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fresco_trt.errors import FrescoError, PlanError, UnsupportedPrecision, UnsupportedSize
+from fresco_trt.files import peak_memory
+from fresco_trt.lower.request import BuildRequest, resolve
+from fresco_trt.models.hunyuan.config import transformer_config
+from fresco_trt.models.hunyuan.facts import HUNYUAN_VIDEO
+from fresco_trt.models.hunyuan.layers import graph_parameters, with_blocks
+from fresco_trt.models.registry import family_of
+from fresco_trt.plan.cost import flops_of_step, plan_summary
+from fresco_trt.plan.grid import Grid
+from fresco_trt.plan.making import make_plan, plan_from_preset
+from fresco_trt.plan.presets import Preset
+
+MIXED = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), refine=((("even", 0.25),), ()), window=1)
+
+
+def test_parameters_are_those_of_the_transformer() -> None:
+    from diffusers import HunyuanVideoTransformer3DModel
+
+    kind: Any = HunyuanVideoTransformer3DModel
+    with torch.device("meta"):
+        model = kind(**transformer_config(with_blocks(HUNYUAN_VIDEO, (1, 1))))
+    kinds = (model.transformer_blocks, model.single_transformer_blocks)
+    one = sum(each.numel() for each in model.parameters())
+    double, single = (sum(each.numel() for each in blocks.parameters()) for blocks in kinds)
+    assert one + 19 * double + 39 * single == HUNYUAN_VIDEO.parameters
+    assert graph_parameters(HUNYUAN_VIDEO).whole == HUNYUAN_VIDEO.parameters
+
+
+def test_height_and_width_grow_and_latent_frames_stay() -> None:
+    """45 rows of tokens have no half: coarse grids stand out by part of a token."""
+    plan = make_plan(HUNYUAN_VIDEO, stages=3)
+    assert [stage.grid for stage in plan.stages] == [
+        Grid(height=24, width=40, scale=0.25, frames=33),
+        Grid(height=46, width=80, scale=0.5, frames=33),
+        Grid(height=90, width=160, scale=1.0, frames=33),
+    ]
+    assert plan.tokens == (7920, 30360, 118_800)
+    assert type(plan).from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_presets_save_what_they_are_named_for(stages: int) -> None:
+    plan = make_plan(HUNYUAN_VIDEO, stages=stages)
+    summary: Any = plan_summary(HUNYUAN_VIDEO, plan)
+    assert {name: round(ratio) for name, ratio in summary["preset_flops_ratios"].items()} == {
+        "quality": 3,
+        "balanced": 5,
+        "fast": 7,
+        "turbo": 10,
+    }
+    assert summary["score_bytes"] == 2 * 24 * (118_800 + 256) ** 2
+    plain = flops_of_step(replace(HUNYUAN_VIDEO, text_layers=0), 118_800)
+    assert plain < flops_of_step(HUNYUAN_VIDEO, 118_800) < 1.0001 * plain
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((1280, 720, 128), "--size 1280x720x125 or --size 1280x720x129"),
+        ((1280, 720, 2), "--size 1280x720 or --size 1280x720x5"),
+        ((1280, 720, 500), "at most 129. Fix: pass --size 1280x720x129"),
+        ((1000, 720, 5), "--size 992x720x5 or --size 1008x720x5"),
+    ],
+)
+def test_other_sizes_are_told_the_nearest(size: Any, said: str) -> None:
+    with pytest.raises(UnsupportedSize, match=said):
+        make_plan(HUNYUAN_VIDEO, stages=3, size=size)
+
+
+def test_a_mixed_stage_needs_a_grid_that_halves() -> None:
+    with pytest.raises(UnsupportedSize, match="--size 1280x704x129"):
+        plan_from_preset(HUNYUAN_VIDEO, MIXED)
+    plan = plan_from_preset(HUNYUAN_VIDEO, MIXED, size=(960, 544, 129))
+    assert plan.tokens == (16_830, 29_454, 67_320)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "said"),
+    [
+        (
+            lambda: resolve(BuildRequest(model="hunyuan-video", precision="fp8")),
+            UnsupportedPrecision,
+            "--precision fp8 of hunyuan-video",
+        ),
+        (lambda: with_blocks(HUNYUAN_VIDEO, (1,)), PlanError, "from 1,1 to 20,40"),
+        (
+            lambda: make_plan(HUNYUAN_VIDEO, stages=1, cache="svd,interval=3"),
+            PlanError,
+            "the cache svd for hunyuan-video",
+        ),
+        (
+            lambda: make_plan(HUNYUAN_VIDEO, stages=2, preset="turbo,delta=0.05"),
+            PlanError,
+            "whose latents' spectrum was not measured",
+        ),
+    ],
+)
+def test_what_the_family_cannot_do_is_refused_by_name(
+    call: Any, kind: type[FrescoError], said: str
+) -> None:
+    with pytest.raises(kind, match=said):
+        call()
+
+
+@pytest.mark.parametrize("option", ["aligned", "coarse_velocity"])
+def test_a_plan_that_no_graph_is_for_is_refused(option: str) -> None:
+    if option == "aligned":
+        plan = plan_from_preset(
+            HUNYUAN_VIDEO, replace(MIXED, positions="aligned"), size=(960, 544, 129)
+        )
+    else:
+        plan = make_plan(HUNYUAN_VIDEO, stages=1, size=(1024, 512, 9), cache=option)
+    stage = len(plan.stages) // 2
+    with pytest.raises(PlanError, match="of a HunyuanVideo model"):
+        family_of(HUNYUAN_VIDEO).graphs.signature(HUNYUAN_VIDEO, plan, stage, text_tokens=256)
+
+
+def test_scores_that_no_memory_holds_are_refused_with_the_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peak_memory, "physical_memory", lambda: 24 * 10**9)
+    request = BuildRequest(model="hunyuan-video", weights="random", backend="onnxruntime")
+    with pytest.raises(
+        UnsupportedSize, match=r"attention over 119,056 tokens in onnxruntime: 1,361 GB .* 24.0 GB"
+    ):
+        resolve(request)
+    resolve(replace(request, backend="eager"))
+    resolve(replace(request, size=(320, 192, 9)))
