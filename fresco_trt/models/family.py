@@ -12,7 +12,6 @@ model has latent frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -22,6 +21,7 @@ from fresco_trt.models.around import Encoder as Encoder
 from fresco_trt.models.around import FamilyComponents as FamilyComponents
 from fresco_trt.models.around import PromptEncoder as PromptEncoder
 from fresco_trt.models.around import PromptWarning as PromptWarning
+from fresco_trt.models.driving import DiffusersDriver as DiffusersDriver
 from fresco_trt.plan.facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -199,86 +199,8 @@ class FamilyWeights(Protocol):
 # --- what is around the transformer -----------------------------------------------------------
 
 
-class DiffusersDriver(Protocol):
-    """How a diffusers pipeline of this family is recognised and driven.
-
-    ``pipeline`` and ``transformer`` are names of diffusers' classes, ``scheduler`` that of the
-    scheduler whose sigmas the plans have; ``honoured`` are the arguments of a call that a stage
-    plan can honour, ``refused`` why it cannot honour others, by name; ``uncalled`` are paths of the
-    transformer's parts that its graphs do the work of, and do not call. ``callback_tensors`` are
-    the engine inputs that a callback sees beside the latents, by diffusers' names.
-    """
-
-    @property
-    def pipeline(self) -> str: ...
-    @property
-    def transformer(self) -> str: ...
-    @property
-    def scheduler(self) -> str: ...
-    @property
-    def honoured(self) -> frozenset[str]: ...
-    @property
-    def refused(self) -> Mapping[str, str]: ...
-    @property
-    def uncalled(self) -> tuple[str, ...]: ...
-    @property
-    def callback_tensors(self) -> Mapping[str, str]: ...
-
-    def scheduled(self, facts: ModelFacts, settings: Mapping[str, Any]) -> ModelFacts:
-        """The facts with the time shift that a scheduler of these ``settings`` gives, as they are
-        stored; left out are those that are the class's own default. Raises IncompatibleOptions for
-        a setting that no plan has, and for one that is not known.
-        """
-        ...
-
-    def check(self, pipe: Any, values: Mapping[str, Any]) -> None:
-        """Raise ValueError where the pipeline's own call, with the arguments ``values``, would."""
-        ...
-
-    def encoded(
-        self, pipe: Any, values: Mapping[str, Any], text_tokens: int
-    ) -> tuple[tuple[dict[str, Tensor], dict[str, Tensor] | None], torch.dtype]:
-        """Constant engine inputs of all pictures, float32, by the pipeline's own encoders, with the
-        prompt and, where true guidance is asked for, without it; and the dtype that the pipeline
-        would draw in. ``values`` are the arguments of a call.
-        """
-        ...
-
-    def prompt_tokens(self, pipe: Any, values: Mapping[str, Any], text_tokens: int) -> int | None:
-        """How many of the text's tokens are the longest prompt's own, those of negative prompts
-        too; None where that is not known, as of embeddings. ``values`` are as above.
-        """
-        ...
-
-    def noise(
-        self, pipe: Any, facts: ModelFacts, plan: StagePlan, given: Mapping[str, Any]
-    ) -> Tensor:
-        """The noise that the pipeline itself would start from: latents of the full grid, float32 on
-        the CPU. ``given`` are the call's ``generator`` and ``latents``, the ``dtype`` it draws in
-        and how many ``pictures``. Raises IncompatibleOptions for latents of another shape.
-        """
-        ...
-
-    def adapters_scaled(self, pipe: Any, scale: float) -> AbstractContextManager[None]:
-        """Within it the transformer's LoRA layers, if it has any, count ``scale`` times."""
-        ...
-
-    def output(self, pipe: Any, plan: StagePlan, tokens: Tensor, output_type: str) -> Any:
-        """The pictures in the form that was asked for, from the finished tokens."""
-        ...
-
-    def wrapped(self, pictures: Any) -> Any:
-        """The pictures in the class that the pipeline returns."""
-        ...
-
-
 class FamilyVariants(Protocol):
-    """Models of a family in other dimensions than those that it lists; ``base`` names the one that
-    a transformer is described after if nothing else is asked for.
-    """
-
-    @property
-    def base(self) -> str: ...
+    """Models of a family in other dimensions than those that it lists."""
 
     def facts(self, base: ModelFacts, config: Mapping[str, Any]) -> ModelFacts:
         """The facts of ``base`` with what ``config`` changes, by diffusers' names and ``vae_scale``
@@ -306,9 +228,9 @@ def guided(given: Tensor, negative: Tensor, scale: float) -> Tensor:
 class ModelFamily:
     """One family: its ``name``, its ``models``, and the five things that are peculiar to it.
 
-    ``patchifier`` is called with facts and the number of text tokens. ``diffusers`` is None for a
-    family whose pipelines cannot be enabled, ``variants`` for one whose models are all listed.
-    ``guide`` is called as :func:`guided`.
+    ``patchifier`` is called with facts and the number of text tokens. ``diffusers`` drive those of
+    its pipelines that can be enabled; ``variants`` is None for a family whose models are all
+    listed. ``guide`` is called as :func:`guided`.
     """
 
     name: str
@@ -317,6 +239,6 @@ class ModelFamily:
     graphs: FamilyGraphs
     weights: FamilyWeights
     components: FamilyComponents
-    diffusers: DiffusersDriver | None = None
+    diffusers: tuple[DiffusersDriver, ...] = ()
     variants: FamilyVariants | None = None
     guide: Callable[[Tensor, Tensor, float], Tensor] = guided

@@ -30,12 +30,12 @@ from fresco_trt.errors import (
     UnsupportedSize,
     UnsupportedStages,
 )
+from fresco_trt.models.drivers import PLAIN, SHIFTED, PipelineDriver
 from fresco_trt.models.flux.config import transformer_config
-from fresco_trt.models.flux.diffusers import PLAIN, SHIFTED
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import weights_digest
 from fresco_trt.pipelines.checks import guidance_of
-from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of
+from fresco_trt.pipelines.diffusers.fit import facts_of
 from tests.pipelines.demo import new_pipe
 from tests.shallow import short_turbo
 
@@ -524,7 +524,7 @@ def test_settings_of_a_scheduler_that_no_plan_has_are_refused(
     settings: dict[str, Any], told: str
 ) -> None:
     with pytest.raises(IncompatibleOptions, match=told):
-        driver_of(FACTS).scheduled(FACTS, settings)
+        PipelineDriver().scheduled(FACTS, settings)
 
 
 def test_every_setting_of_the_scheduler_is_known() -> None:
@@ -609,7 +609,8 @@ def real_sized(name: str, schedule: dict[str, Any]) -> Any:
     with torch.device("meta"):
         transformer = untyped.FluxTransformer2DModel(**transformer_config(model_facts(name)))
     scheduler = untyped.FlowMatchEulerDiscreteScheduler(**schedule)
-    return untyped.FluxPipeline(
+    pipeline = untyped.FluxKontextPipeline if name == "flux-kontext" else untyped.FluxPipeline
+    return pipeline(
         transformer=transformer.eval(),
         scheduler=scheduler,
         vae=None,
@@ -620,7 +621,9 @@ def real_sized(name: str, schedule: dict[str, Any]) -> Any:
     )
 
 
-@pytest.mark.parametrize(("name", "schedule"), [("flux", DEV), ("flux-schnell", SCHNELL)])
+@pytest.mark.parametrize(
+    ("name", "schedule"), [("flux", DEV), ("flux-schnell", SCHNELL), ("flux-kontext", DEV)]
+)
 def test_models_are_told_by_their_dimensions(name: str, schedule: dict[str, Any]) -> None:
     pipe = real_sized(name, schedule)
     assert facts_of(pipe).name == name

@@ -185,17 +185,6 @@ def test_a_model_that_edits_wants_a_source_and_another_wants_none(
         pipe(PROMPT, image=source)
 
 
-def test_a_diffusers_pipeline_is_not_enabled_as_a_model_that_edits(plain: Path) -> None:
-    from diffusers import FluxPipeline
-
-    import fresco_trt
-
-    untyped: Any = FluxPipeline
-    pipe = untyped(**parts_around(plain / "pipeline"))
-    with pytest.raises(IncompatibleOptions, match="which edits pictures"):
-        fresco_trt.enable(pipe, model=MODEL, stages=1)
-
-
 def test_a_model_that_edits_is_not_calibrated() -> None:
     from fresco_trt.errors import CalibrationError
     from fresco_trt.lower.calibrate.trajectories import conditions

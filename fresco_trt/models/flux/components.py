@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 _NO_MEMORY = re.compile("allocate memory|out of memory", re.IGNORECASE)
 _SHOWN = 80  # characters of a prompt that a warning repeats
+_VAE = "the vae of the pipeline folder"
 
 
 # --- where they are ---------------------------------------------------------------------------
@@ -278,34 +279,40 @@ class FluxDecoder:
 
         with torch.no_grad(), using("vae"):
             pictures = self._vae.decode(self._scaled(latents)).sample
-        require_finite(pictures, "the vae of the pipeline folder")
+        require_finite(pictures, _VAE)
         pixels = (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         array: npt.NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
         return array
 
     def features(self, latents: Tensor) -> tuple[Tensor, ...]:
-        """After the decoder's first convolution, its middle and its first upsampling block, on the
-        CPU: the depths that SpotEdit compares (arXiv 2512.22323, code). Raises as a call does.
-        """
-        import torch
-
-        decoder, vae = self._vae.decoder, self._vae
-        with torch.no_grad(), using("vae"):
-            scaled = self._scaled(latents)
-            if vae.post_quant_conv is not None:
-                scaled = vae.post_quant_conv(scaled)
-            first = decoder.conv_in(scaled)
-            middle = decoder.mid_block(first)
-            maps = first, middle, decoder.up_blocks[0](middle)
-        for each in maps:
-            require_finite(each, "the vae of the pipeline folder")
-        return maps
+        """As :func:`decoder_features`, on the CPU. Raises as a call does."""
+        with using("vae"):
+            return decoder_features(self._vae, self._scaled(latents), _VAE)
 
     def _scaled(self, latents: Tensor) -> Tensor:
         """As the VAE knows them, of normalised ones."""
         config = self._vae.config
         scaled: Tensor = latents.cpu() / config.scaling_factor + config.shift_factor
         return scaled
+
+
+def decoder_features(vae: Any, latents: Tensor, name: str) -> tuple[Tensor, ...]:
+    """Maps float32 after the decoder's first convolution, its middle and its first upsampling
+    block: the depths that SpotEdit compares (arXiv 2512.22323, code). ``latents`` are as the VAE
+    knows them. Raises NonFiniteValues, of the VAE ``name``, where it gives any.
+    """
+    import torch
+
+    decoder = vae.decoder
+    with torch.no_grad():
+        if vae.post_quant_conv is not None:
+            latents = vae.post_quant_conv(latents)
+        first = decoder.conv_in(latents)
+        middle = decoder.mid_block(first)
+        maps = first, middle, decoder.up_blocks[0](middle)
+    for each in maps:
+        require_finite(each, name)
+    return tuple(each.float() for each in maps)
 
 
 class FluxEncoder:

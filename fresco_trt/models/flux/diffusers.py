@@ -1,50 +1,40 @@
-"""diffusers' FluxPipeline, driven from outside: its encoders, its noise and its decoder.
+"""diffusers' FLUX pipelines, driven from outside: their encoders, their noise and their decoder.
 
-Under the part of ``pipelines/`` that enables a pipeline. Importing this file imports no torch.
+FluxPipeline draws from a text, FluxKontextPipeline edits a picture. Under the part of
+``pipelines/`` that enables a pipeline. Importing this file imports no torch.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.errors import InvalidArgument
+from fresco_trt.models.drivers import (
+    HONOURED,
+    PipelineDriver,
+    check_latents,
+    in_colour,
+    no_picture,
+    no_source,
+    off_grid,
+    one_or_more,
+)
+from fresco_trt.models.driving import SourcePictures
 from fresco_trt.models.flux.config import TRANSFORMER
+from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_KONTEXT
 from fresco_trt.models.flux.tokens import own_tokens, unpack
-from fresco_trt.plan.schedule import ShiftRule
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from fresco_trt.models.driving import Branches
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
 
-# Every setting of the scheduler, with diffusers' own default. Those of the second table shift the
-# sigmas, and plans have them; the others have to be as they are here.
-PLAIN: Mapping[str, object] = {
-    "num_train_timesteps": 1000,
-    "shift_terminal": None,
-    "invert_sigmas": False,
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "time_shift_type": "exponential",
-    "stochastic_sampling": False,
-}
-SHIFTED: Mapping[str, object] = {
-    "use_dynamic_shifting": False,
-    "shift": 1.0,
-    "base_shift": 0.5,
-    "max_shift": 1.15,
-    "base_image_seq_len": 256,
-    "max_image_seq_len": 4096,
-}
+_NO_ADAPTER = "nothing: the stage graphs attend to text and latents alone"
 
 
 def _is_guided(values: Mapping[str, Any]) -> bool:
@@ -58,74 +48,32 @@ def _floats(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.float() for name, value in inputs.items()}
 
 
-class FluxDriver:
-    """A :class:`~fresco_trt.models.family.DiffusersDriver`."""
+class FluxDriver(PipelineDriver):
+    """A :class:`~fresco_trt.models.driving.DiffusersDriver`."""
 
     pipeline = "FluxPipeline"
     transformer = TRANSFORMER
-    scheduler = "FlowMatchEulerDiscreteScheduler"
-    uncalled = ("pos_embed",)
-    honoured = frozenset(
-        {
-            "callback_on_step_end",
-            "callback_on_step_end_tensor_inputs",
-            "generator",
-            "guidance_scale",
-            "height",
-            "joint_attention_kwargs",
-            "latents",
-            "max_sequence_length",
-            "negative_pooled_prompt_embeds",
-            "negative_prompt",
-            "negative_prompt_2",
-            "negative_prompt_embeds",
-            "num_images_per_prompt",
-            "num_inference_steps",
-            "output_type",
-            "pooled_prompt_embeds",
-            "prompt",
-            "prompt_2",
-            "prompt_embeds",
-            "return_dict",
-            "true_cfg_scale",
-            "width",
-        }
-    )
+    base: str | None = FLUX_DEV.name
+    attention_kwargs = "joint_attention_kwargs"
+    calls_blocks = True
+    honoured = HONOURED | {
+        "joint_attention_kwargs",
+        "negative_pooled_prompt_embeds",
+        "negative_prompt_2",
+        "pooled_prompt_embeds",
+        "prompt_2",
+    }
     refused = MappingProxyType(
         {
             "sigmas": "nothing: the stage plan decides every noise level",
-            "ip_adapter_image": "nothing: the stage graphs attend to text and latents alone",
-            "ip_adapter_image_embeds": "nothing: the stage graphs attend to text and latents alone",
+            "ip_adapter_image": _NO_ADAPTER,
+            "ip_adapter_image_embeds": _NO_ADAPTER,
         }
     )
-    callback_tensors = MappingProxyType({"prompt_embeds": "text"})
-
-    def scheduled(self, facts: ModelFacts, settings: Mapping[str, Any]) -> ModelFacts:
-        """As in the protocol: a fixed shift, or the rule of one that grows with the picture."""
-        given = {name: value for name, value in settings.items() if not name.startswith("_")}
-        for name, value in given.items():
-            if name not in SHIFTED and (name not in PLAIN or value != PLAIN[name]):
-                plain = repr(PLAIN[name]) if name in PLAIN else "nothing of that name"
-                raise _unplanned(f"{name}={value!r}", plain)
-        values = {**SHIFTED, **given}
-        if not values["use_dynamic_shifting"]:
-            (factor,) = _numbers(values, "shift")
-            if factor <= 0.0:
-                raise _unplanned(f"shift={factor!r}", "a factor above 0")
-            return replace(facts, shift=None, fixed_shift=float(factor))
-        low, high, base, most = _numbers(
-            values, "base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"
-        )
-        if not 0 < low < high:
-            told = f"base_image_seq_len={low!r} and max_image_seq_len={high!r}"
-            raise _unplanned(told, "two numbers of tokens, the first below the second")
-        rule = ShiftRule(base_shift=base, max_shift=most, base_tokens=low, max_tokens=high)
-        return replace(facts, shift=rule, fixed_shift=1.0)
 
     def check(self, pipe: Any, values: Mapping[str, Any]) -> None:
         """As in the protocol: the pipeline's own check, and the one that it makes later."""
-        taken = inspect.signature(pipe.check_inputs).parameters
-        pipe.check_inputs(**{name: values[name] for name in taken})
+        super().check(pipe, values)
         given = [values[name] for name in ("prompt_embeds", "negative_prompt_embeds")]
         shapes = {tuple(each.shape) for each in given if each is not None}
         if _is_guided(values) and len(shapes) > 1:
@@ -136,9 +84,13 @@ class FluxDriver:
             )
 
     def encoded(
-        self, pipe: Any, values: Mapping[str, Any], text_tokens: int
-    ) -> tuple[tuple[dict[str, Tensor], dict[str, Tensor] | None], torch.dtype]:
-        """``text`` [B,T,D] and ``pooled`` [B,P]."""
+        self,
+        pipe: Any,
+        values: Mapping[str, Any],
+        source: SourcePictures | None,
+        text_tokens: int | None,
+    ) -> tuple[Branches, torch.dtype]:
+        """``text`` [B,T,D] and ``pooled`` [B,P]; no encoder sees the source."""
         scale = (values["joint_attention_kwargs"] or {}).get("scale")
 
         def encode(prefix: str) -> dict[str, Tensor]:
@@ -169,59 +121,37 @@ class FluxDriver:
         prompts = pipe.maybe_convert_prompt(prompts, pipe.tokenizer_2)
         return own_tokens(pipe.tokenizer_2, prompts, text_tokens)
 
-    def noise(
+    def start(
         self, pipe: Any, facts: ModelFacts, plan: StagePlan, given: Mapping[str, Any]
-    ) -> Tensor:
-        """float32 [B,C,H,W]."""
-        grid, latents, pictures = plan.stages[-1].grid, given["latents"], given["pictures"]
-        shape = (pictures, grid.tokens, facts.in_channels)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise IncompatibleOptions(
-                f"latents of the shape {tuple(latents.shape)}",
-                expected=f"{shape}, packed noise of the full size",
-                fix="leave latents out, or pass what prepare_latents gives for this size",
-            )
-        width, height = plan.size[:2]
-        tokens, _ = pipe.prepare_latents(
-            pictures,
-            facts.latent_channels,
-            height,
-            width,
-            given["dtype"],
-            pipe._execution_device,
-            given["generator"],
-            latents,
-        )
-        # On the CPU, where halving gives the same coarse levels whatever the device.
-        return unpack(tokens.float().cpu(), grid.rows, grid.columns)
-
-    def output(self, pipe: Any, plan: StagePlan, tokens: Tensor, output_type: str) -> Any:
-        """As in the protocol; latents as diffusers returns them, packed."""
-        from diffusers.utils.torch_utils import get_module_execution_device
-
-        if output_type == "latent":
-            return tokens.to(pipe._execution_device)
-        width, height = plan.size[:2]
-        config = pipe.vae.config
-        latents = pipe._unpack_latents(tokens, height, width, pipe.vae_scale_factor)
-        latents = latents / config.scaling_factor + config.shift_factor
-        latents = latents.to(get_module_execution_device(pipe.vae))
-        pixels = pipe.vae.decode(latents, return_dict=False)[0]
-        return pipe.image_processor.postprocess(pixels, output_type=output_type)
-
-    @contextmanager
-    def adapters_scaled(self, pipe: Any, scale: float) -> Iterator[None]:
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """As in the protocol."""
-        from diffusers.utils import USE_PEFT_BACKEND, scale_lora_layers, unscale_lora_layers
+        grid = plan.stages[-1].grid
+        check_latents(given["latents"], (given["pictures"], grid.tokens, facts.in_channels))
+        tokens, *behind = self._prepared(pipe, facts, plan, given)
+        # On the CPU, where halving gives the same coarse levels whatever the device.
+        noise = unpack(tokens.float().cpu(), grid.rows, grid.columns)
+        return noise, tuple(unpack(each.float(), grid.rows, grid.columns) for each in behind)
 
-        if not USE_PEFT_BACKEND:  # there are no such layers then
-            yield
-            return
-        scale_lora_layers(pipe.transformer, scale)
-        try:
-            yield
-        finally:
-            unscale_lora_layers(pipe.transformer, scale)
+    def _prepared(
+        self, pipe: Any, facts: ModelFacts, plan: StagePlan, given: Mapping[str, Any]
+    ) -> tuple[Tensor, ...]:
+        """Packed noise, and the packed latents of sources behind it."""
+        tokens, _ = pipe.prepare_latents(**_preparing(pipe, facts, plan, given))
+        return (tokens,)
+
+    def features(self, pipe: Any, latents: Tensor) -> tuple[Tensor, ...]:
+        """As in the protocol."""
+        from fresco_trt.models.flux.components import decoder_features
+
+        known = _of_the_vae(pipe, latents).to(pipe.vae.dtype)
+        return decoder_features(pipe.vae, known, "the pipeline's vae")
+
+    def pixels(self, pipe: Any, plan: StagePlan, tokens: Tensor) -> Tensor:
+        """As in the protocol."""
+        width, height = plan.size[:2]
+        latents = pipe._unpack_latents(tokens, height, width, pipe.vae_scale_factor)
+        found: Tensor = pipe.vae.decode(_of_the_vae(pipe, latents), return_dict=False)[0]
+        return found
 
     def wrapped(self, pictures: Any) -> Any:
         """A FluxPipelineOutput."""
@@ -230,16 +160,122 @@ class FluxDriver:
         return FluxPipelineOutput(images=pictures)
 
 
-def _numbers(values: Mapping[str, Any], *names: str) -> list[Any]:
-    for name in names:
-        if not isinstance(values[name], int | float) or not math.isfinite(values[name]):
-            raise _unplanned(f"{name}={values[name]!r}", "a number")
-    return [values[name] for name in names]
+class FluxKontextDriver(FluxDriver):
+    """Of the pipeline that edits: its size keeps an area, and its sources a list of sizes."""
+
+    pipeline = "FluxKontextPipeline"
+    references = 1
+    base = FLUX_KONTEXT.name
+    honoured = FluxDriver.honoured | {"image", "max_area", "_auto_resize"}
+
+    def size(self, pipe: Any, values: Mapping[str, Any]) -> tuple[float, float]:
+        """As in the protocol: the proportions that were asked for, on ``max_area`` pixels."""
+        width, height = super().size(pipe, values)
+        area = values["max_area"]
+        if area <= 0:
+            raise InvalidArgument(
+                f"max_area={area}", expected="pixels of a picture, 1 or more", fix="pass a number"
+            )
+        if width <= 0 or height <= 0:
+            return width, height  # which no grid has
+        cell, ratio = 2 * pipe.vae_scale_factor, width / height
+        sides = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+        return sides[0] // cell * cell, sides[1] // cell * cell
+
+    def sized(self, width: int, height: int) -> str:
+        """As in the protocol."""
+        return f"{super().sized(width, height)}, max_area={width * height}"
+
+    def source(self, pipe: Any, values: Mapping[str, Any]) -> SourcePictures:
+        """As in the protocol: pictures at the size that is nearest of those the model was trained
+        at or, without ``_auto_resize``, at their own; latents as they are.
+        """
+        import numpy as np
+        import torch
+
+        image = values["image"]
+        if image is None:
+            raise no_source(self.pipeline)
+        arrays = isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 4
+        if not arrays and one_or_more(image) is None:
+            expected = "a picture of PIL or a list of them, or an array or a tensor of 4 dimensions"
+            raise no_picture(image, expected)
+        wanted = values["width"], values["height"]
+        if isinstance(image, torch.Tensor) and image.shape[1] == pipe.latent_channels:
+            scale = pipe.vae_scale_factor
+            found = image.shape[-1] * scale, image.shape[-2] * scale
+            self._check_grid(found, wanted, None)
+            return SourcePictures(pixels=image, are_latents=True)
+        own = self._own_size(pipe, image)
+        width, height = self._trained_size(pipe, own) if values["_auto_resize"] else own
+        self._check_grid((width, height), wanted, own if values["_auto_resize"] else None)
+        image = pipe.image_processor.resize(image, height, width)
+        return SourcePictures(
+            pixels=in_colour(pipe.image_processor.preprocess(image, height, width))
+        )
+
+    def _own_size(self, pipe: Any, image: Any) -> tuple[int, int]:
+        """Width and height of a source in whole tokens."""
+        first = image[0] if isinstance(image, list) else image
+        height, width = pipe.image_processor.get_default_height_width(first)
+        cell = 2 * pipe.vae_scale_factor
+        if min(width, height) < cell:
+            raise InvalidArgument(
+                "an image that is smaller than a token",
+                expected=f"{cell} pixels or more a side",
+                fix="pass a larger picture",
+            )
+        return width // cell * cell, height // cell * cell
+
+    def _trained_size(self, pipe: Any, own: tuple[int, int]) -> tuple[int, int]:
+        """The size of diffusers' list whose proportions are nearest."""
+        from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
+
+        ratio, cell = own[0] / own[1], 2 * pipe.vae_scale_factor
+        sizes = kontext.PREFERRED_KONTEXT_RESOLUTIONS
+        _, width, height = min((abs(ratio - w / h), w, h) for w, h in sizes)
+        return width // cell * cell, height // cell * cell
+
+    def _check_grid(
+        self, found: tuple[int, int], wanted: tuple[float, float], own: tuple[int, int] | None
+    ) -> None:
+        """Raise IncompatibleOptions for a source of another size than the picture, unless ``own``,
+        the size it has without ``_auto_resize``, would do.
+        """
+        if found == wanted:
+            return
+        fix = f"pass {self.sized(*found)}"
+        raise off_grid(found, wanted, "pass _auto_resize=False" if own == wanted else fix)
+
+    def _prepared(
+        self, pipe: Any, facts: ModelFacts, plan: StagePlan, given: Mapping[str, Any]
+    ) -> tuple[Tensor, ...]:
+        preparing = _preparing(pipe, facts, plan, given)
+        tokens, source, *_ = pipe.prepare_latents(image=given["source"].pixels, **preparing)
+        return tokens, source
 
 
-def _unplanned(given: str, expected: str) -> IncompatibleOptions:
-    return IncompatibleOptions(
-        f"a scheduler with {given}",
-        expected=f"{expected}: a plan has no more",
-        fix="put the model's own scheduler back",
-    )
+def _preparing(
+    pipe: Any, facts: ModelFacts, plan: StagePlan, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of ``prepare_latents`` that both pipelines have."""
+    width, height = plan.size[:2]
+    return {
+        "batch_size": given["pictures"],
+        "num_channels_latents": facts.latent_channels,
+        "height": height,
+        "width": width,
+        "dtype": given["dtype"],
+        "device": pipe._execution_device,
+        "generator": given["generator"],
+        "latents": given["latents"],
+    }
+
+
+def _of_the_vae(pipe: Any, latents: Tensor) -> Tensor:
+    """Normalised latents as the pipeline's VAE knows them, and where it runs."""
+    from diffusers.utils.torch_utils import get_module_execution_device
+
+    config = pipe.vae.config
+    known: Tensor = latents / config.scaling_factor + config.shift_factor
+    return known.to(get_module_execution_device(pipe.vae))

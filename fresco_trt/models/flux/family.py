@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.models.family import ModelFamily
 from fresco_trt.models.flux.config import COMPONENTS, transformer_config
-from fresco_trt.models.flux.diffusers import FluxDriver
+from fresco_trt.models.flux.diffusers import FluxDriver, FluxKontextDriver
 from fresco_trt.models.flux.facts import FLUX_FACTS
 from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.models.flux.variants import FluxVariants
@@ -190,6 +190,6 @@ FLUX = ModelFamily(
     graphs=FluxGraphs(),
     weights=FluxWeights(),
     components=FluxComponents(),
-    diffusers=FluxDriver(),
+    diffusers=(FluxDriver(), FluxKontextDriver()),
     variants=FluxVariants(),
 )

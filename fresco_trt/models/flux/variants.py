@@ -31,8 +31,6 @@ _GUIDANCE = FLUX_DEV.guidance_default
 class FluxVariants:
     """A :class:`~fresco_trt.models.family.FamilyVariants`."""
 
-    base = FLUX_DEV.name
-
     def facts(self, base: ModelFacts, config: Mapping[str, Any]) -> ModelFacts:
         """As in the protocol."""
         own = _settings(base)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions, WeightsNotFound, error_context
+from fresco_trt.models.drivers import PLAIN, SHIFTED
 from fresco_trt.models.finite import require_finite
 from fresco_trt.models.flux.components import around, using
-from fresco_trt.models.flux.diffusers import PLAIN, SHIFTED
 from fresco_trt.models.flux.folder import check_files, stored
 from fresco_trt.models.flux.parts import PASS_FOLDER, check_vocabulary, load_tokenizer
 from fresco_trt.models.qwen.config import COMPONENTS, REPOSITORIES
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
 
 _WHOLE = "a diffusers pipeline folder with " + ", ".join(COMPONENTS)
+_VAE = "the vae of the pipeline folder"
 
 
 # --- where they are ---------------------------------------------------------------------------
@@ -179,30 +180,34 @@ class QwenDecoder(_Codec):
 
         with torch.no_grad(), using("vae"):
             pictures = self._vae.decode(self._scaled(latents)).sample[:, :, 0]
-        require_finite(pictures, "the vae of the pipeline folder")
+        require_finite(pictures, _VAE)
         pixels = (pictures / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         array: npt.NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).contiguous().numpy()
         return array
 
     def features(self, latents: Tensor) -> tuple[Tensor, ...]:
-        """After the decoder's first convolution, its middle and its first upsampling block, as of
-        :class:`~fresco_trt.models.flux.components.FluxDecoder`. Raises as a call does.
-        """
-        import torch
-
-        decoder = self._vae.decoder
-        with torch.no_grad(), using("vae"):
-            first = decoder.conv_in(self._vae.post_quant_conv(self._scaled(latents)))
-            middle = decoder.mid_block(first)
-            maps = [each[:, :, 0] for each in (first, middle, decoder.up_blocks[0](middle))]
-        for each in maps:
-            require_finite(each, "the vae of the pipeline folder")
-        return tuple(maps)
+        """As :func:`decoder_features`, on the CPU. Raises as a call does."""
+        with using("vae"):
+            return decoder_features(self._vae, self._scaled(latents), _VAE)
 
     def _scaled(self, latents: Tensor) -> Tensor:
         """As the VAE knows them, with one frame, of normalised ones."""
         scaled: Tensor = latents.cpu()[:, :, None] * self._std + self._mean
         return scaled
+
+
+def decoder_features(vae: Any, latents: Tensor, name: str) -> tuple[Tensor, ...]:
+    """As :func:`fresco_trt.models.flux.components.decoder_features`, of this family's VAE."""
+    import torch
+
+    decoder = vae.decoder
+    with torch.no_grad():
+        first = decoder.conv_in(vae.post_quant_conv(latents))
+        middle = decoder.mid_block(first)
+        maps = [each[:, :, 0] for each in (first, middle, decoder.up_blocks[0](middle))]
+    for each in maps:
+        require_finite(each, name)
+    return tuple(each.float() for each in maps)
 
 
 class QwenEncoder(_Codec):

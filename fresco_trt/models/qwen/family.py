@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.models.family import ModelFamily, guided
 from fresco_trt.models.qwen.config import COMPONENTS, transformer_config
+from fresco_trt.models.qwen.diffusers import QwenDriver, QwenEditDriver, QwenEditPlusDriver
 from fresco_trt.models.qwen.facts import QWEN_FACTS
 from fresco_trt.models.qwen.tokens import QwenPatchifier
 
@@ -181,5 +182,6 @@ QWEN = ModelFamily(
     graphs=QwenGraphs(),
     weights=QwenWeights(),
     components=QwenComponents(),
+    diffusers=(QwenDriver(), QwenEditDriver(), QwenEditPlusDriver()),
     guide=rescaled,
 )

@@ -16,7 +16,8 @@ from weakref import WeakSet
 
 from fresco_trt.bundle.trust import NO_TRUST
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.pipelines.diffusers.fit import check_kind, facts_of
+from fresco_trt.pipelines.diffusers.call import spellings
+from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of, own_class
 from fresco_trt.pipelines.diffusers.sources import BundleEngines, Choices, OwnTransformer
 from fresco_trt.pipelines.loading import trust_of
 from fresco_trt.plan.arguments import (
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.bundle.trust import Trust
     from fresco_trt.pipelines.diffusers.sources import Source
+    from fresco_trt.plan.arguments import Spelling
     from fresco_trt.plan.config import PresetConfig
 
 __all__ = ["disable", "enable"]
@@ -55,10 +57,11 @@ def enable(
     trust_native_code: bool = False,
     verify_key: str | Path | None = None,
 ) -> None:
-    """Make a diffusers FluxPipeline draw with a stage plan, when it is called as ever.
+    """Make a pipeline of diffusers draw with a stage plan, when it is called as ever.
 
-    ``model`` is whose presets it draws by, where several models have the pipeline's dimensions
-    (None: the first of them, "flux-tiny" before "flux-tiny-turbo", "flux" before "flux-kontext").
+    It may be a FluxPipeline or a FluxKontextPipeline, a QwenImagePipeline, QwenImageEditPipeline or
+    QwenImageEditPlusPipeline. ``model`` is whose presets it draws by, where several models have the
+    pipeline's dimensions (None: the first of them, "flux-tiny" before "flux-tiny-turbo").
     ``stages`` (None: 3), ``preset``, ``delta``, ``shift`` and ``cache`` are those of
     :func:`fresco_trt.plan`; the size comes with each call. One stage without a preset is the plain
     sampler with the call's ``num_inference_steps``; otherwise the preset decides the steps. A cache
@@ -71,7 +74,10 @@ def enable(
     plan that cannot be, IncompatibleOptions for a pipeline that would lose something,
     CalibrationError for a wrong basis, BundleError leaves for a wrong bundle; the pipeline is then
     as it was. A call then raises IncompatibleOptions for every argument that it cannot honour, and
-    ignores none. Calls from several threads are drawn one after the other.
+    ignores none. With the preset "specedit" what a call returns has ``masks`` beside its images:
+    pictures of PIL, mode "L", white where the edit was found to touch the source; it warns
+    (EditWarning) of an edit that touches nothing, or more than a stage has room for. Calls from
+    several threads are drawn one after the other.
 
     A copy of an enabled pipeline is enabled as well, and each is disabled on its own: a shallow one
     shares the engines, as it shares the transformer; a deep or a pickled one is enabled anew, where
@@ -89,8 +95,7 @@ def enable(
 
 
 def _enable(pipe: Any, choices: Choices, engines: Path | None, trust: Trust) -> None:
-    kind = _own_class(pipe)
-    check_kind(kind)
+    driver, kind = driver_of(pipe), own_class(pipe)
     source = _source(pipe, choices, engines, trust)
     disable(pipe)
     asked = {each.name: getattr(choices, each.name) for each in fields(choices)}
@@ -100,7 +105,7 @@ def _enable(pipe: Any, choices: Choices, engines: Path | None, trust: Trust) -> 
         asked["trust_native_code"] = trust.native_code
         asked["verify_key"] = None if key is None else key.absolute()
     held = Held(source=source, asked=asked)
-    pipe.__class__ = _enabled_class(kind, held)
+    pipe.__class__ = _enabled_class(kind, held, spellings(driver))
     held.by.add(pipe)
 
 
@@ -111,7 +116,7 @@ def disable(pipe: Any) -> None:
     """
     kind = type(pipe)
     if issubclass(kind, _Enabled):
-        pipe.__class__ = _own_class(pipe)
+        pipe.__class__ = own_class(pipe)
         kind._fresco_held.release(pipe)
 
 
@@ -146,7 +151,7 @@ class _Enabled:
 def _copied(pipe: Any) -> Any:
     """Another pipeline of the same parts, over the same engines."""
     kind = type(pipe)
-    other: Any = object.__new__(_own_class(pipe))
+    other: Any = object.__new__(own_class(pipe))
     vars(other).update(vars(pipe))
     other.__class__ = kind
     kind._fresco_held.by.add(other)
@@ -155,7 +160,7 @@ def _copied(pipe: Any) -> Any:
 
 def _reduced(pipe: Any, protocol: int) -> tuple[object, ...]:
     """What a deep or a pickled copy is made from: the class is one of this process alone."""
-    return _enabled_again, (_own_class(pipe), vars(pipe), pipe._fresco_held.asked)
+    return _enabled_again, (own_class(pipe), vars(pipe), pipe._fresco_held.asked)
 
 
 def _enabled_again(kind: type, state: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
@@ -165,21 +170,17 @@ def _enabled_again(kind: type, state: Mapping[str, Any], asked: Mapping[str, Any
     return pipe
 
 
-def _own_class(pipe: Any) -> type:
-    """The class of a pipeline that is not, or no longer, enabled."""
-    kind = type(pipe)
-    return kind.__bases__[0] if issubclass(kind, _Enabled) else kind
-
-
-def _enabled_class(kind: type, held: Held) -> type:
-    """A class of one pipeline's own. Its name stays: diffusers writes it into what it saves."""
+def _enabled_class(kind: type, held: Held, spelt: Mapping[str, Spelling]) -> type:
+    """A class of one pipeline's own. Its name stays: diffusers writes it into what it saves.
+    ``spelt`` says how a call's errors call its arguments.
+    """
     from fresco_trt.pipelines.diffusers.drawing import draw
 
     own: Any = kind
 
     @functools.wraps(own.__call__)
     def call(pipe: Any, *args: Any, **given: Any) -> Any:
-        with held.turn, in_python(OF_A_CALL):
+        with held.turn, in_python(spelt):
             return draw(pipe, held.source, own.__call__, args, given)
 
     body = {

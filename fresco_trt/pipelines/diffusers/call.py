@@ -7,12 +7,14 @@ class, so that an argument of a newer diffusers is known to be there, and is ref
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.errors import IncompatibleOptions, InvalidArgument
+from fresco_trt.errors import FrescoError, IncompatibleOptions, InvalidArgument
 from fresco_trt.plan.arguments import (
+    OF_A_CALL,
     finite,
     function,
     mapping,
@@ -25,7 +27,8 @@ from fresco_trt.plan.arguments import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fresco_trt.models.family import DiffusersDriver
+    from fresco_trt.models.driving import DiffusersDriver, SourcePictures
+    from fresco_trt.plan.arguments import Spelling
 
 LONGEST = 300
 """Characters of a message of diffusers that are shown: it may have a whole tensor in it."""
@@ -38,12 +41,15 @@ class Call:
     """The arguments of a call, the pipeline's defaults among them: one without
     ``max_sequence_length`` asks for that of its signature, one without ``width`` for the pipeline's
     own size. ``given`` are the names that the caller wrote; ``width`` and ``height`` are those of
-    the picture, a multiple of ``cell`` pixels each, as diffusers rounds them.
+    the picture, a multiple of ``cell`` pixels each, as diffusers rounds them. ``source`` are the
+    pictures to edit, None for a pipeline that draws from text alone.
     """
 
+    driver: DiffusersDriver
     values: Mapping[str, Any]
     given: frozenset[str]
     cell: int
+    source: SourcePictures | None = None
 
     @property
     def width(self) -> int:
@@ -89,9 +95,14 @@ class Call:
         return prompts * int(self.values["num_images_per_prompt"])
 
     @property
+    def attention_kwargs(self) -> Mapping[str, Any]:
+        """What attention is to be called with."""
+        return self.values[self.driver.attention_kwargs] or {}
+
+    @property
     def adapter_scale(self) -> float | None:
         """The scale of the LoRA layers, where one is asked for."""
-        return (self.values["joint_attention_kwargs"] or {}).get("scale")
+        return self.attention_kwargs.get("scale")
 
     def spelt(self, name: str, value: object) -> str:
         """An argument as a message names it, which says where the caller left it out."""
@@ -112,6 +123,7 @@ def read_call(
     default.
     """
     signature = inspect.signature(function)
+    _check_names(signature.parameters, driver, given)
     bound = signature.bind(pipe, *args, **given)
     defaults = {name: each.default for name, each in signature.parameters.items()}
     for name, value in tuple(bound.arguments.items())[1:]:
@@ -121,12 +133,37 @@ def read_call(
             del bound.arguments[name]
     written = frozenset(bound.arguments)
     bound.apply_defaults()
-    side = pipe.default_sample_size * pipe.vae_scale_factor
     values = dict(bound.arguments)
-    values |= {name: values[name] or side for name in ("width", "height")}
-    _check(values)
-    try:
+    _check(values, driver.attention_kwargs)
+    values["width"], values["height"] = driver.size(pipe, values)
+    with _own_errors():
         driver.check(pipe, values)
+    cell = 2 * pipe.vae_scale_factor
+    return Call(driver=driver, values=values, given=written, cell=cell)
+
+
+def with_source(call: Call, pipe: Any) -> Call:
+    """The call with the pictures that it edits, if its pipeline does. Raises InvalidArgument and
+    IncompatibleOptions.
+    """
+    with _own_errors():
+        source = call.driver.source(pipe, call.values)
+    if source is not None and call.pictures % len(source.pixels):
+        raise IncompatibleOptions(
+            f"{len(source.pixels)} of image for a call of {call.pictures}",
+            expected="one source for all pictures, or one for each",
+            fix="pass one picture, or as many as there are prompts",
+        )
+    return replace(call, source=source)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """What the pipeline raises as a ValueError, as one of this package."""
+    try:
+        yield
+    except FrescoError:
+        raise
     except ValueError as error:
         told = str(error)
         raise InvalidArgument(
@@ -134,7 +171,18 @@ def read_call(
             expected="what a call of the plain pipeline takes",
             fix="pass these arguments as diffusers describes them",
         ) from error
-    return Call(values=values, given=written, cell=2 * pipe.vae_scale_factor)
+
+
+def spellings(driver: DiffusersDriver) -> Mapping[str, Spelling]:
+    """How the options of a plan are spelt in a call of a driver's pipeline."""
+
+    def size(name: str, value: str | None) -> str:
+        width, _, height = (value or "").partition("x")
+        if width.isdigit() and height.isdigit():
+            return driver.sized(int(width), int(height))
+        return OF_A_CALL["size"](name, value)
+
+    return {**OF_A_CALL, "size": size}
 
 
 CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
@@ -145,18 +193,42 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "num_images_per_prompt": whole,
     "guidance_scale": number,
     "true_cfg_scale": finite,
-    "joint_attention_kwargs": mapping,
+    "max_area": finite,
     "callback_on_step_end": function,
 }
 """Of which type an argument has to be, where the pipeline does not look."""
 
 
-def _check(values: Mapping[str, Any]) -> None:
+ELSEWHERE: Mapping[str, tuple[str, str]] = {
+    "image": (
+        "arguments of a pipeline that draws from text alone",
+        "leave image out, or enable the pipeline that diffusers has for edits",
+    ),
+    "mask": (
+        "diffusers' own arguments: what an edit touches is found, and is in the result's masks",
+        "leave mask out, or build a bundle and draw with FrescoPipeline, whose calls take one",
+    ),
+}
+"""Arguments of pictures that are edited, and where there are such."""
+
+
+def _check_names(
+    known: Mapping[str, Any], driver: DiffusersDriver, given: Mapping[str, Any]
+) -> None:
+    """Raise IncompatibleOptions for what calls of other pipelines take."""
+    for name in given.keys() & ELSEWHERE.keys() - known.keys():
+        expected, fix = ELSEWHERE[name]
+        raise IncompatibleOptions(
+            f"{name} in a call of an enabled {driver.pipeline}", expected=expected, fix=fix
+        )
+
+
+def _check(values: Mapping[str, Any], attention_kwargs: str) -> None:
     """What the pipeline would find out late, in other words, or not at all."""
-    for name, check in CHECKS.items():
-        optional(check, name, values[name])
-    scale = (values["joint_attention_kwargs"] or {}).get("scale")
-    optional(finite, "joint_attention_kwargs['scale']", scale)
+    for name, check in {**CHECKS, attention_kwargs: mapping}.items():
+        optional(check, name, values.get(name))
+    passed = values[attention_kwargs] or {}
+    optional(finite, f"{attention_kwargs}['scale']", passed.get("scale"))
     _check_tensors(values)
     if values["output_type"] not in OUTPUT_TYPES:
         raise IncompatibleOptions(
@@ -171,19 +243,19 @@ def _check(values: Mapping[str, Any]) -> None:
             fix="pass the length that the text is to have",
         )
     for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
-        each = values[name] if isinstance(values[name], list) else [values[name]]
-        for text in each:
+        given = values.get(name)
+        for text in given if isinstance(given, list) else [given]:
             optional(unicode, name, text)
     pictures, prompt = values["num_images_per_prompt"], values["prompt"]
     if pictures < 1 or prompt == []:
-        given = "an empty list of prompts" if prompt == [] else f"num_images_per_prompt={pictures}"
+        what = "an empty list of prompts" if prompt == [] else f"num_images_per_prompt={pictures}"
         raise IncompatibleOptions(
-            given, expected="a picture to draw", fix="pass a prompt, and a whole number from 1 up"
+            what, expected="a picture to draw", fix="pass a prompt, and a whole number from 1 up"
         )
-    others = sorted((values["joint_attention_kwargs"] or {}).keys() - {"scale"})
+    others = sorted(passed.keys() - {"scale"})
     if others:
         raise IncompatibleOptions(
-            f"joint_attention_kwargs with {', '.join(others)}",
+            f"{attention_kwargs} with {', '.join(others)}",
             expected="scale alone: the stage graphs call attention with nothing else",
             fix="leave the others out, or call fresco_trt.disable(pipe) first",
         )
@@ -192,7 +264,7 @@ def _check(values: Mapping[str, Any]) -> None:
 def _check_tensors(values: Mapping[str, Any]) -> None:
     import torch
 
-    tensors = [name for name in values if name.endswith("_embeds")] + ["latents"]
+    tensors = [name for name in values if name.endswith(("_embeds", "_embeds_mask"))] + ["latents"]
     kinds = {**dict.fromkeys(tensors, torch.Tensor), "generator": torch.Generator}
     for name, kind in kinds.items():
         given = values[name]

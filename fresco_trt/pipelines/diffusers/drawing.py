@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +18,19 @@ import torch
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.pipelines.checks import guidance_of
-from fresco_trt.pipelines.diffusers.call import Call, read_call
+from fresco_trt.pipelines.diffusers.call import Call, read_call, with_source
 from fresco_trt.pipelines.diffusers.fit import driver_of, facts_of, is_cached
+from fresco_trt.pipelines.selective import edited
 from fresco_trt.run.denoise import Denoiser
 from fresco_trt.run.request import Conditioning
 from fresco_trt.run.text import TEXT, check_text
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from fresco_trt.backends.base import Runner
-    from fresco_trt.models.family import DiffusersDriver
+    from fresco_trt.models.driving import DiffusersDriver, SourcePictures
     from fresco_trt.pipelines.diffusers.sources import Source
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.stages import StagePlan
@@ -43,18 +46,24 @@ def draw(
 ) -> Any:
     """What ``function``, the pipeline's own call, would return, drawn with the source's plan."""
     facts = facts_of(pipe, source.model, hooks=source.hooks)
-    driver = driver_of(facts)
+    driver = driver_of(pipe)
     call = read_call(function, driver, pipe, args, given)
     plan = source.plan(pipe, facts, call)
-    text_tokens, pictures = source.text_tokens(call), call.pictures
-    own = driver.prompt_tokens(pipe, call.values, text_tokens) if plan.cuts_text else None
-    check_text(plan, own, text_tokens)
+    _check_callback(call, plan)
+    call = with_source(call, pipe)
+    text_tokens, pictures = source.text_tokens(facts, call), call.pictures
+    own = None
+    if plan.cuts_text and text_tokens is not None:
+        own = driver.prompt_tokens(pipe, call.values, text_tokens)
+        check_text(plan, own, text_tokens)
     _begin(pipe, call, plan)
     with torch.no_grad():
-        (given_text, negative), dtype = driver.encoded(pipe, call.values, text_tokens)
-        _check_branches(pictures, text_tokens, given_text, negative)
-        start = {"generator": call.values["generator"], "latents": call.values["latents"]}
-        field = driver.noise(pipe, facts, plan, {**start, "dtype": dtype, "pictures": pictures})
+        (text, negative), dtype = driver.encoded(pipe, call.values, call.source, text_tokens)
+        text_tokens = text_tokens or text[TEXT].shape[1]
+        _check_branches(pictures, text_tokens, text, negative)
+        start = {name: call.values[name] for name in ("generator", "latents")}
+        start |= {"source": call.source, "dtype": dtype, "pictures": pictures}
+        field, references = driver.start(pipe, facts, plan, start)
         batch = source.batch(plan, pictures)
         loaded = source.runners(pipe, facts, plan, text_tokens, batch)
         with loaded as (runners, basis, device):
@@ -67,35 +76,75 @@ def draw(
                 branches = ("cond",) if negative is None else ("cond", "uncond")
                 runners = {name: _InContext(each, pipe, branches) for name, each in runners.items()}
             denoiser = Denoiser.of(
-                facts, plan, runners, text_tokens=text_tokens, device=device, basis=basis
+                facts,
+                plan,
+                runners,
+                text_tokens=text_tokens,
+                device=device,
+                basis=basis,
+                features=partial(driver.features, pipe),
             )
             scale = _guidance(facts, call)
-            given_text = _on(given_text, scale, pictures, device)
-            if negative is not None:
-                negative = _on(negative, scale, pictures, device)
             drawing = Drawing(
                 pipe=pipe,
                 call=call,
-                driver=driver,
                 denoiser=denoiser,
-                inputs=given_text,
-                negative=negative,
+                inputs=_on(text, scale, pictures, device),
+                negative=None if negative is None else _on(negative, scale, pictures, device),
+                references=references,
                 prompt_tokens=own,
                 dtype=dtype,
             )
-            tokens = drawing.tokens(field, batch)
-        output = driver.output(pipe, plan, tokens.to(dtype), call.values["output_type"])
+            drawn = drawing.drawn(field, batch)
+        result = _result(pipe, call, plan, drawn, dtype)
     pipe.maybe_free_model_hooks()
-    return driver.wrapped(output) if call.values["return_dict"] else (output,)
+    return result
+
+
+def _check_callback(call: Call, plan: StagePlan) -> None:
+    """Raise IncompatibleOptions for a callback that would be shown pictures of several shapes."""
+    several = plan.edit is not None and call.pictures > 1
+    if several and call.values["callback_on_step_end"] is not None:
+        raise IncompatibleOptions(
+            f"callback_on_step_end with {call.pictures} pictures of a selective edit",
+            expected="one picture: each refines tokens of its own, and as many as it needs",
+            fix="leave the callback out, or call the pipeline once for each picture",
+        )
 
 
 def _begin(pipe: Any, call: Call, plan: StagePlan) -> None:
     """What diffusers keeps of a call, for its callbacks and for whoever wants to stop it."""
     pipe._guidance_scale = call.values["guidance_scale"]
-    pipe._joint_attention_kwargs = call.values["joint_attention_kwargs"] or {}
+    setattr(pipe, f"_{call.driver.attention_kwargs}", call.attention_kwargs)
     pipe._current_timestep = None
     pipe._interrupt = False
     pipe._num_timesteps = plan.nfe
+
+
+def _result(pipe: Any, call: Call, plan: StagePlan, drawn: Drawn, dtype: torch.dtype) -> Any:
+    """The pictures as the pipeline returns them; of a selective edit with its masks."""
+    tokens, output_type = drawn.tokens.to(dtype), call.values["output_type"]
+    if output_type == "latent":
+        output = tokens.to(pipe._execution_device)
+    else:
+        pixels = call.driver.pixels(pipe, plan, tokens)
+        for index in drawn.untouched:
+            _show_source(call.source, index, pixels)
+        output = pipe.image_processor.postprocess(pixels, output_type=output_type)
+    if not call.values["return_dict"]:
+        return (output,)
+    wrapped = call.driver.wrapped(output)
+    if plan.edit is not None:
+        wrapped.masks = list(drawn.masks)
+    return wrapped
+
+
+def _show_source(source: SourcePictures | None, index: int, pixels: Tensor) -> None:
+    """Put the source itself in the place of a picture [B,3,H,W] that an edit leaves as it is; one
+    that came as latents has to be decoded.
+    """
+    if source is not None and not source.are_latents:
+        pixels[index] = source.pixels[index % len(source.pixels)].to(pixels)
 
 
 def _check_branches(
@@ -131,38 +180,65 @@ def _on(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Drawn:
+    """The finished tokens [B,N,C] of a call. Of selective edits the masks, and which pictures an
+    edit leaves as they are.
+    """
+
+    tokens: Tensor
+    masks: tuple[Image, ...] = ()
+    untouched: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Drawing:
     """One call on its way through the steps. ``inputs`` and ``negative`` are the engine inputs of
-    all its pictures, on the denoiser's device, and belong to the call.
+    all its pictures, on the denoiser's device, and belong to the call; ``references`` are their
+    sources' latents [B,C,H,W].
     """
 
     pipe: Any
     call: Call
-    driver: DiffusersDriver
     denoiser: Denoiser
     inputs: Mapping[str, Tensor]
     negative: Mapping[str, Tensor] | None
+    references: tuple[Tensor, ...]
     prompt_tokens: int | None
     dtype: torch.dtype
 
-    def tokens(self, field: Tensor, batch: int) -> Tensor:
-        """The finished tokens [B,N,C] from the noise [B,C,H,W], ``batch`` pictures in one run.
+    def drawn(self, field: Tensor, batch: int) -> Drawn:
+        """What becomes of the noise [B,C,H,W], ``batch`` pictures in one run.
 
         Runs go from step to step together, so that a callback sees every picture at each; what was
         drawn before an interrupt is all there is then, enlarged where it is coarse.
         """
-        plan, pipe = self.denoiser.plan, self.pipe
         parts = [slice(first, first + batch) for first in range(0, len(field), batch)]
         runs = [self.denoiser.steps(self._conditioning(part), field[part]) for part in parts]
-        sigmas = [sigma for stage in plan.stages for sigma in stage.sigmas[:-1]]
+        steps, is_done = self._led(runs)
+        if not steps:
+            return Drawn(tokens=self.denoiser.patchifier.pack(field))
+        if is_done and self.denoiser.plan.edit is not None:
+            return self._edited(steps)
+        return Drawn(tokens=torch.cat([self.denoiser.whole(step) for step in steps]))
+
+    def _led(self, runs: Sequence[Iterator[Step]]) -> tuple[list[Step], bool]:
+        """The last step of each run, and whether all came to their end."""
+        plan, pipe = self.denoiser.plan, self.pipe
+        # Of the stages that an edit may take, all have the same.
+        sigmas = [sigma for index in plan.paths[0] for sigma in plan.stages[index].sigmas[:-1]]
         timesteps = torch.tensor(sigmas, dtype=torch.float32, device=self.denoiser.device) * 1000
         steps: list[Step] = []
+        is_done = True
         with _progress(pipe, plan.nfe) as bar:
             for index, timestep in enumerate(timesteps):
                 if pipe.interrupt:
+                    is_done = False
                     break
                 pipe._current_timestep = timestep
-                steps = [next(run) for run in runs]
+                taken = [next(run, None) for run in runs]
+                if not any(taken):
+                    break
+                steps = [now or steps[number] for number, now in enumerate(taken)]
                 if self.call.values["callback_on_step_end"] is not None:
                     self._call_back(index, timestep, steps)
                 bar.update()
@@ -170,9 +246,24 @@ class Drawing:
                 for run in runs:
                     next(run, None)  # what was left to be checked
         pipe._current_timestep = None
-        if not steps:
-            return self.denoiser.patchifier.pack(field)
-        return torch.cat([self.denoiser.whole(step) for step in steps])
+        return steps, is_done
+
+    def _edited(self, steps: Sequence[Step]) -> Drawn:
+        """What became of each picture of a selective edit."""
+        pack, (sources,) = self.denoiser.patchifier.pack, self.references
+        found = [
+            edited(self.denoiser, step, sources[number : number + 1])
+            for number, step in enumerate(steps)
+        ]
+        tokens = [
+            pack(sources[number : number + 1] if each.latents is None else each.latents)
+            for number, each in enumerate(found)
+        ]
+        return Drawn(
+            tokens=torch.cat([each.to(self.denoiser.device) for each in tokens]),
+            masks=tuple(each.mask for each in found),
+            untouched=tuple(n for n, each in enumerate(found) if each.latents is None),
+        )
 
     def _conditioning(self, pictures: slice) -> Conditioning:
         """That of some of the pictures: views, so that a callback's text is read from them."""
@@ -183,12 +274,13 @@ class Drawing:
             if negative is None
             else {name: value[pictures] for name, value in negative.items()},
             true_cfg_scale=1.0 if negative is None else self.call.values["true_cfg_scale"],
+            references=tuple(each[pictures] for each in self.references),
             prompt_tokens=self.prompt_tokens,
         )
 
     def _call_back(self, index: int, timestep: Tensor, steps: Sequence[Step]) -> None:
         """Tell the caller's callback of a step, and go on from the tensors that it returns."""
-        ours = {name: self.inputs[own] for name, own in self.driver.callback_tensors.items()}
+        ours = {name: self.inputs[own] for name, own in self.call.driver.callback_tensors.items()}
         ours["latents"] = torch.cat([step.tokens for step in steps])
         names = self.call.values["callback_on_step_end_tensor_inputs"]
         shown = {name: ours[name].to(self.dtype) for name in names}

@@ -29,21 +29,28 @@ from fresco_trt.pipelines.diffusers.own_code import (
 
 if TYPE_CHECKING:
     from fresco_trt.bundle import Bundle
-    from fresco_trt.models.family import DiffusersDriver
+    from fresco_trt.models.driving import DiffusersDriver
     from fresco_trt.plan.facts import ModelFacts
 
 
-def check_kind(kind: type) -> None:
-    """Raise IncompatibleOptions unless ``kind``, the pipeline's own class, is one of diffusers'
-    that a family drives: what another class adds in its call would be lost.
+def own_class(pipe: Any) -> type:
+    """The class of a pipeline that is not, or no longer, enabled."""
+    return next(kind for kind in type(pipe).__mro__ if not hasattr(kind, "_fresco_held"))
+
+
+def driver_of(pipe: Any) -> DiffusersDriver:
+    """How a pipeline is driven. Raises IncompatibleOptions unless its own class is one of
+    diffusers' that a family drives: what another class adds in its call would be lost.
     """
     import diffusers
 
-    driven = [driver.pipeline for driver in _drivers()]
-    if not any(kind is getattr(diffusers, name) for name in driven):
+    kind = own_class(pipe)
+    drivers = {driver.pipeline: driver for driver in _drivers()}
+    driver = drivers.get(kind.__name__)
+    if driver is None or kind is not getattr(diffusers, driver.pipeline, None):
         raise IncompatibleOptions(
             f"a pipeline of the class {kind.__name__}",
-            expected=f"diffusers' own {' or '.join(driven)}, which draws from text alone",
+            expected=f"diffusers' own {', '.join([*drivers][:-1])} or {[*drivers][-1]}",
             fix="enable such a pipeline, or call this one as it is",
         )
     foreign = ["__call__"] if not is_own(kind, "__call__") else foreign_functions(kind, "__call__")
@@ -53,23 +60,11 @@ def check_kind(kind: type) -> None:
             expected="diffusers' own, which is what a stage plan stands in for",
             fix=f"put {name} back, or call the pipeline as it is",
         )
-
-
-def driver_of(facts: ModelFacts) -> DiffusersDriver:
-    """How pipelines of a model's family are driven; IncompatibleOptions where they are not."""
-    driver = family_of(facts).diffusers
-    if driver is None:
-        raise IncompatibleOptions(
-            f"a diffusers pipeline of {facts.name}",
-            expected=f"one of {', '.join(each.pipeline for each in _drivers())}",
-            fix="build a bundle of the model, and draw with FrescoPipeline",
-        )
     return driver
 
 
 def _drivers() -> list[DiffusersDriver]:
-    drivers = (family_named(name).diffusers for name in family_names())
-    return [driver for driver in drivers if driver is not None]
+    return [driver for name in family_names() for driver in family_named(name).diffusers]
 
 
 CACHE_HOOKS = frozenset(
@@ -97,29 +92,23 @@ def facts_of(
     wrapped, hooked, compiled or in training or whose parts run other code than diffusers' own, and
     for a scheduler or a decoder that the facts do not describe.
     """
-    check_kind(next(each for each in type(pipe).__mro__ if not hasattr(each, "_fresco_held")))
-    kinds = [driver.transformer for driver in _drivers()]
-    as_loaded = f"a {' or '.join(kinds)} that is as from_pretrained gives it"
-    _refuse(_transformer_problems(pipe.transformer, kinds, hooks), as_loaded)
-    facts = _by_dimensions(pipe, model)
-    if facts.references:
-        raise IncompatibleOptions(
-            f"the model {facts.name}, which edits pictures",
-            expected="a model that draws from a prompt alone",
-            fix="leave model out, or build a bundle of it and draw with FrescoPipeline",
-        )
-    _refuse(_foreign_parts(pipe.transformer, facts, hooks=hooks), as_loaded)
-    _refuse(_surrounding_problems(pipe, facts), f"those of {facts.name}")
+    driver = driver_of(pipe)
+    as_loaded = f"a {driver.transformer} that is as from_pretrained gives it"
+    hooks = hooks if driver.calls_blocks else frozenset()
+    _refuse(_transformer_problems(pipe.transformer, driver, hooks), as_loaded)
+    facts = _by_dimensions(pipe, driver, model)
+    _refuse(_foreign_parts(pipe.transformer, driver, facts, hooks=hooks), as_loaded)
+    _refuse(_surrounding_problems(pipe, driver, facts), f"those of {facts.name}")
     scheduler = pipe.scheduler
     # ``set_shift`` leaves the configuration as it was.
-    return driver_of(facts).scheduled(facts, {**scheduler.config, "shift": scheduler.shift})
+    return driver.scheduled(facts, {**scheduler.config, "shift": scheduler.shift})
 
 
-def check_whole(transformer: Any, facts: ModelFacts) -> None:
-    """Raise IncompatibleOptions unless every layer of a transformer, too, is as diffusers makes it:
-    asked where engines run in its place, and none of its code does.
+def check_whole(pipe: Any, facts: ModelFacts) -> None:
+    """Raise IncompatibleOptions unless every layer of the transformer, too, is as diffusers makes
+    it: asked where engines run in its place, and none of its code does.
     """
-    problems = _foreign_parts(transformer, facts, whole=True)
+    problems = _foreign_parts(pipe.transformer, driver_of(pipe), facts, whole=True)
     _refuse(
         problems,
         "plain layers as from_pretrained gives them, in whose place engines run",
@@ -127,19 +116,25 @@ def check_whole(transformer: Any, facts: ModelFacts) -> None:
     )
 
 
-def _by_dimensions(pipe: Any, model: str | None) -> ModelFacts:
-    """The model that was asked for, or the first of these dimensions: those that share them have
-    presets of their own alone. Where none has them, the facts are those of a variant.
+def _by_dimensions(pipe: Any, driver: DiffusersDriver, model: str | None) -> ModelFacts:
+    """The model that was asked for, or the first of these dimensions that the pipeline's class
+    draws with: those that share them have presets of their own alone. Where none has them, the
+    facts are those of a variant.
     """
     transformer, scale = pipe.transformer, pipe.vae_scale_factor
     config = {name: _listed(value) for name, value in transformer.config.items()}
-    for name in model_names() if model is None else (model,):
-        facts = model_facts(name)
+    for facts in _drawn_by(driver) if model is None else (_named(model, driver),):
         wanted = family_of(facts).weights.config(facts)
         same = all(key == "out_channels" or config.get(key) == wanted[key] for key in wanted)
         if same and (model is not None or scale == facts.vae_scale):
             return facts
-    base = _base(type(transformer).__name__) if model is None else model.partition(":")[0]
+    base = driver.base if model is None else model.partition(":")[0]
+    if base is None:
+        raise IncompatibleOptions(
+            f"a {driver.transformer} of other dimensions than its models have",
+            expected="the dimensions of one of these",
+            fix="enable a pipeline of one of these models",
+        )
     like = model_facts(base)
     known = family_of(like).weights.config(like).keys() & config.keys()
     described = variant(like, {**{name: config[name] for name in known}, "vae_scale": scale})
@@ -152,17 +147,26 @@ def _by_dimensions(pipe: Any, model: str | None) -> ModelFacts:
     )
 
 
-def _base(transformer: str) -> str:
-    """The model that other transformers of a class are described after."""
-    for family in map(family_named, family_names()):
-        driver = family.diffusers
-        if driver is not None and driver.transformer == transformer and family.variants is not None:
-            return family.variants.base
-    raise IncompatibleOptions(
-        f"a {transformer} of other dimensions than its models have",
-        expected="the dimensions of one of these",
-        fix="enable a pipeline of one of these models",
-    )
+def _drawn_by(driver: DiffusersDriver) -> Iterator[ModelFacts]:
+    """The models whose pictures a class of pipelines draws."""
+    return (facts for facts in map(model_facts, model_names()) if _draws(driver, facts))
+
+
+def _draws(driver: DiffusersDriver, facts: ModelFacts) -> bool:
+    return driver in family_of(facts).diffusers and driver.references == facts.references
+
+
+def _named(model: str, driver: DiffusersDriver) -> ModelFacts:
+    """The model of that name. Raises IncompatibleOptions where it has another pipeline."""
+    facts = model_facts(model)
+    if not _draws(driver, facts):
+        what = "edits pictures" if facts.references else "draws from text"
+        raise IncompatibleOptions(
+            f"the model {model}, which {what}, for a {driver.pipeline}",
+            expected=f"one of {', '.join(each.name for each in _drawn_by(driver))}",
+            fix="leave model out, or enable the pipeline that diffusers has for it",
+        )
+    return facts
 
 
 def _listed(value: object) -> object:
@@ -171,10 +175,10 @@ def _listed(value: object) -> object:
 
 
 def _transformer_problems(
-    transformer: Any, kinds: list[str], hooks: frozenset[str]
+    transformer: Any, driver: DiffusersDriver, hooks: frozenset[str]
 ) -> Iterator[str]:
     """What the pipeline would run and the stage graphs, which call the blocks, would not."""
-    if type(transformer).__name__ not in kinds:
+    if type(transformer).__name__ != driver.transformer:
         yield f"a transformer of the class {type(transformer).__name__}"
         return
     if transformer._compiled_call_impl is not None:
@@ -184,6 +188,20 @@ def _transformer_problems(
     own = transformer._forward_hooks or transformer._forward_pre_hooks
     if own or _hooks(transformer) - hooks:
         yield "a transformer with hooks of its own (offloading, a cache of diffusers, or yours)"
+    if not driver.calls_blocks:
+        yield from _problems_of_blocks(transformer)
+
+
+def _problems_of_blocks(transformer: Any) -> Iterator[str]:
+    """What blocks would run and stage graphs, which call only their layers, would not."""
+    for module in modules_of(transformer):
+        if module._compiled_call_impl is not None:
+            yield "a transformer whose blocks were compiled"
+            return
+        processor = getattr(module, "processor", None)
+        if getattr(processor, "_attention_backend", None) is not None:
+            yield "a transformer with another attention backend than torch's"
+            return
 
 
 def is_cached(transformer: Any) -> bool:
@@ -206,19 +224,19 @@ def _hooks(transformer: Any) -> set[str]:
 
 def _foreign_parts(
     transformer: Any,
+    driver: DiffusersDriver,
     facts: ModelFacts,
     *,
     whole: bool = False,
     hooks: frozenset[str] = frozenset(),
 ) -> Iterator[str]:
-    driver = driver_of(facts)
     new = new_transformer(driver.transformer, family_of(facts).weights.config(facts))
     comparison = Comparison(uncalled=driver.uncalled, whole=whole, hooks=hooks)
     return comparison.differences(transformer, new)
 
 
-def _surrounding_problems(pipe: Any, facts: ModelFacts) -> Iterator[str]:
-    driver, scheduler = driver_of(facts), pipe.scheduler
+def _surrounding_problems(pipe: Any, driver: DiffusersDriver, facts: ModelFacts) -> Iterator[str]:
+    scheduler = pipe.scheduler
     if pipe.vae_scale_factor != facts.vae_scale:
         yield f"a decoder that enlarges by {pipe.vae_scale_factor}, not {facts.vae_scale}"
     import diffusers

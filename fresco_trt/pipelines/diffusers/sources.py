@@ -105,8 +105,10 @@ class Source(Protocol):
         """The plan of a call. Raises PlanError leaves for what contradicts it."""
         ...
 
-    def text_tokens(self, call: Call) -> int:
-        """The text length of a call. Raises IncompatibleOptions for one without engines."""
+    def text_tokens(self, facts: ModelFacts, call: Call) -> int | None:
+        """The text length of a call, None where it has as many tokens as it needs. Raises
+        IncompatibleOptions for one without engines.
+        """
         ...
 
     def batch(self, plan: StagePlan, pictures: int) -> int:
@@ -167,9 +169,9 @@ class OwnTransformer:
             check_steps(call, plan)
         return plan
 
-    def text_tokens(self, call: Call) -> int:
+    def text_tokens(self, facts: ModelFacts, call: Call) -> int | None:
         """As :class:`Source`: any length."""
-        return call.text_tokens
+        return None if facts.text_masked else call.text_tokens
 
     def batch(self, plan: StagePlan, pictures: int) -> int:
         """As :class:`Source`: all, as diffusers draws them, unless each has noise or tokens of its
@@ -285,7 +287,7 @@ class BundleEngines:
         bundle = opened(path, trust)
         facts = facts_of(pipe, bundle.manifest.model.name)
         check_engines(facts, bundle)
-        check_whole(pipe.transformer, facts)
+        check_whole(pipe, facts)
         weights = DigestedWeights.of(pipe.transformer)
         _check_weights(weights.sha256, bundle)
         library = backend(bundle.manifest.backend.name)
@@ -313,17 +315,19 @@ class BundleEngines:
             given = ", ".join(call.spelt(name, getattr(call, name)) for name in ("width", "height"))
             raise UnsupportedSize(
                 f"{given} with engines for {format_size(plan.size)}",
-                expected=f"width={width}, height={height}",
+                expected=call.driver.sized(width, height),
                 fix="pass these, or enable the pipeline with engines for that size",
             )
         if "num_inference_steps" in call.given or len(plan.stages) == 1:
             check_steps(call, plan)
         return plan
 
-    def text_tokens(self, call: Call) -> int:
-        """As :class:`Source`: the one that the engines were built for."""
+    def text_tokens(self, facts: ModelFacts, call: Call) -> int:
+        """As :class:`Source`: the one that the engines were built for, with room left where the
+        padding is masked.
+        """
         built, name = self.bundle.manifest.text_tokens, "max_sequence_length"
-        if call.text_tokens != built:
+        if call.text_tokens != built and not facts.text_masked:
             embedded = f"prompt_embeds of {call.text_tokens} tokens"
             given = call.spelt(name, call.length) if call.prompt_embeds is None else embedded
             raise IncompatibleOptions(
@@ -342,7 +346,7 @@ class BundleEngines:
         self, pipe: Any, facts: ModelFacts, plan: StagePlan, text_tokens: int, batch: int
     ) -> Iterator[tuple[Runners, Tensor | None, str]]:
         """As :class:`Source`."""
-        check_whole(pipe.transformer, facts)
+        check_whole(pipe, facts)
         _check_weights(self.weights.now(pipe.transformer), self.bundle)
         yield self.loaded, self.basis, self.device
 

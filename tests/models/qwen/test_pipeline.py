@@ -86,8 +86,8 @@ def source(side: int = SIDE) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def theirs(facts: ModelFacts, folder: Path, scale: float) -> dict[str, Any]:
-    """Latents and pixels of diffusers' own pipeline."""
+def diffusers_pipe(facts: ModelFacts, folder: Path) -> Any:
+    """diffusers' own pipeline of a folder, with a random transformer."""
     import diffusers
 
     untyped: Any = diffusers
@@ -97,16 +97,23 @@ def theirs(facts: ModelFacts, folder: Path, scale: float) -> dict[str, Any]:
         "vae": load_codec(folder / "vae"),
         "text_encoder": encoder,
         "tokenizer": tokenizer,
-        "transformer": load_transformer(folder, facts),
+        "transformer": load_transformer("random", facts),
     }
     if facts.references:
         parts["processor"] = None
     pipe = getattr(untyped, NAMES[facts])(**parts)
-    given: dict[str, Any] = {"prompt": PROMPT, "negative_prompt": NO_PROMPT}
     if facts.references:
         pipe.processor = prompts.Processor(tokenizer, encoder.config.vision_config)
-        given["image"] = source()
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def theirs(facts: ModelFacts, folder: Path, scale: float) -> dict[str, Any]:
+    """Latents and pixels of diffusers' own pipeline."""
+    pipe = diffusers_pipe(facts, folder)
+    given: dict[str, Any] = {"prompt": PROMPT, "negative_prompt": NO_PROMPT}
+    if facts.references:
+        given["image"] = source()
     found = {}
     for kind in ("latent", "np"):
         found[kind] = pipe(
