@@ -103,3 +103,6 @@ class PresetConfig(Config):
     is padding, which the model was trained with: its input changes, and with it the picture."""
     threshold: float | None = None
     """The discrepancy between draft and source from which a token is edited, of selective edits."""
+    references: str | None = None
+    """Of models that edit: "coarse", the source in each stage as coarse as what is drawn, or "fine"
+    in all of them, for more tokens in the coarse ones. Default "coarse"."""

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from fresco_trt.errors import InvalidPlan
 from fresco_trt.plan.reading import REMAKE, choice, flag, number, record, whole
+from fresco_trt.plan.refinement import EDITED
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fresco_trt.plan.stage import Stage, Transition
 
 Discrepancy = Literal["features", "latent", "cosine"]
 
@@ -83,6 +89,42 @@ class EditPlan:
             blend=whole(found["blend"], "edit blend"),
             recheck=whole(found["recheck"], "edit recheck"),
         )
+
+
+def check_edit(
+    edit: EditPlan | None,
+    stages: Sequence[Stage],
+    transitions: Sequence[Transition],
+    refined: Sequence[int],
+) -> None:
+    """Raise InvalidPlan unless the stages of a plan with an edit are a draft and its alternatives,
+    of so many tokens ``refined``; and tokens are refined as edited in such a plan alone.
+    """
+    rules = [each.rule for transition in transitions for each in transition.refinements]
+    if edit is None:
+        if EDITED in rules:
+            raise _invalid("tokens refined as edited in a plan without an edit", "another rule")
+        return
+    if len(stages) < 3 or refined[0] or 0 in refined[1:-1]:
+        given = f"an edit with tokens refined {refined}"
+        raise _invalid(given, "a whole draft, one mixed stage or more, and the whole grid")
+    grid = stages[0].grid
+    even = len(edit.even(grid.rows)) * len(edit.even(grid.columns))
+    if refined[1] <= even:
+        given = f"{refined[1]} tokens refined of an edit whose even set has {even}"
+        raise _invalid(given, "more: no edit would have room there")
+    if edit.recheck >= stages[1].steps:
+        given = f"a recheck after {edit.recheck} steps of {stages[1].steps}"
+        raise _invalid(given, "fewer, so that a step is left for what it finds")
+    if set(rules) != {EDITED}:
+        raise _invalid(f"an edit that refines by {', '.join(rules)}", f"only {EDITED!r}")
+    if len({stage.sigmas for stage in stages[1:]}) > 1:
+        raise _invalid("stages of an edit with other sigmas", "the same: one of them is drawn")
+    if len({(each.restart, each.lift, each.noise) for each in transitions}) > 1:
+        raise _invalid("stages of an edit entered in other ways", "one restart, lift and noise")
+    if transitions[0].noise not in ("field", "parent"):
+        given = f"an edit re-noised by {transitions[0].noise!r}"
+        raise _invalid(given, "'field' or 'parent': the draft is done, or nearly")
 
 
 def _invalid(given: str, expected: str) -> InvalidPlan:

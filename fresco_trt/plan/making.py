@@ -21,7 +21,15 @@ from fresco_trt.plan.presets import Preset, is_falling
 from fresco_trt.plan.refinement import DEFAULT_WINDOW, Rule, TokenRefinement
 from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas, stretched
 from fresco_trt.plan.sizes import Size, stage_grids
-from fresco_trt.plan.stages import MAX_STEPS, Action, Stage, StagePlan, Transition
+from fresco_trt.plan.stages import (
+    MAX_STEPS,
+    REFERENCES,
+    Action,
+    References,
+    Stage,
+    StagePlan,
+    Transition,
+)
 
 DEFAULT_PRESET = "balanced"
 DEFAULT_STAGES = 3
@@ -71,6 +79,9 @@ def make_plan(
         name = "" if min(asked.text_tokens) < facts.text_tokens else name
     if asked.threshold is not None:
         chosen, name = replace(chosen, edit=_with_threshold(chosen, asked.threshold)), ""
+    if asked.references is not None:
+        chosen = replace(chosen, references=_references(facts, asked.references, stages))
+        name = "" if chosen.references == "fine" else name
     cache = CacheConfig.of(cache)
     check_read(cache)
     check_measured(facts, cache)
@@ -112,6 +123,7 @@ def plan_from_preset(
         solver=preset.solver,
         positions=preset.positions,
         edit=preset.edit,
+        references=preset.references,
     )
     return cached(plan, preset.cache)
 
@@ -222,6 +234,23 @@ def _with_threshold(preset: Preset, threshold: float) -> EditPlan:
             fix=f"pass one like --preset {SELECTIVE_PRESET},threshold={preset.edit.threshold:g}",
         )
     return replace(preset.edit, threshold=threshold)
+
+
+def _references(facts: ModelFacts, asked: str, stages: int) -> References:
+    for each in REFERENCES:
+        if each == asked and facts.references and (stages > 1 or each == "coarse"):
+            return each
+    if asked in REFERENCES:
+        raise IncompatibleOptions(
+            f"references={asked} with {facts.name}, {stages} stage{'s'[: stages > 1]}",
+            expected="stages of different grids, of a model that edits",
+            fix="leave references out: without them nothing would differ",
+        )
+    raise PlanError(
+        f"references={asked}",
+        expected=" or ".join(REFERENCES),
+        fix="pass 'coarse' for a source as coarse as each stage, 'fine' for one that never is",
+    )
 
 
 def _placed(facts: ModelFacts, preset: Preset, size: Size, delta: float) -> Preset:

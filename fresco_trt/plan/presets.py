@@ -19,7 +19,7 @@ from fresco_trt.plan.editing import EditPlan
 from fresco_trt.plan.refinement import DEFAULT_WINDOW, RULES, Rule, check_window
 from fresco_trt.plan.refinement import grid_levels as levels_of
 from fresco_trt.plan.schedule import rewind_sigma
-from fresco_trt.plan.stages import POSITIONS, SOLVERS, Lift, Noise, Positions, Solver
+from fresco_trt.plan.stages import POSITIONS, SOLVERS, Lift, Noise, Positions, References, Solver
 
 Share = tuple[Rule, float]
 """A rule, and the share of the coarse grid's tokens that it refines."""
@@ -37,8 +37,9 @@ class Preset:
     shares of the coarse grid's tokens that its rules refine, or () for all that is still coarse; a
     stage after a refinement is mixed, and the one after that stays on its grid. ``shift`` is the
     shift factor of each stage, None for the model's own at full resolution. ``lift``, ``noise`` and
-    ``window`` as in :class:`~fresco_trt.plan.stages.Transition`, ``solver`` and ``positions`` as in
-    :class:`~fresco_trt.plan.stages.StagePlan`; ``cache`` says which steps are skipped.
+    ``window`` as in :class:`~fresco_trt.plan.stages.Transition`; ``solver``, ``positions`` and
+    ``references`` as in :class:`~fresco_trt.plan.stages.StagePlan`; ``cache`` says which steps are
+    skipped.
     ``text_tokens`` of each stage, coarsest first, or () where each takes the whole text. With
     ``edit`` the stages after the first are alternatives (see :mod:`fresco_trt.plan.editing`): they
     are left at the switch 0, and the first one at any.
@@ -62,6 +63,7 @@ class Preset:
     cache: CacheConfig = NO_CACHE
     text_tokens: tuple[int, ...] = ()
     edit: EditPlan | None = None
+    references: References = "coarse"
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:

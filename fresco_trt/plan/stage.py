@@ -19,11 +19,13 @@ from fresco_trt.plan.refinement import DEFAULT_WINDOW, TokenRefinement, check_wi
 Lift = Literal["nearest", "bilinear", "haar"]
 Noise = Literal["field", "parent", "fresh", "rewind"]
 Positions = Literal["fine", "coarse", "aligned"]
+References = Literal["coarse", "fine"]
 Solver = Literal["euler", "multistep"]
 
 LIFTS: tuple[Lift, ...] = get_args(Lift)
 NOISES: tuple[Noise, ...] = get_args(Noise)
 POSITIONS: tuple[Positions, ...] = get_args(Positions)
+REFERENCES: tuple[References, ...] = get_args(References)
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
 STAGE_KEYS = (

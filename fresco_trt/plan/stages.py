@@ -16,9 +16,9 @@ from fresco_trt.plan.caching import ACTIONS as ACTIONS
 from fresco_trt.plan.caching import Action as Action
 from fresco_trt.plan.caching import CachePlan as CachePlan
 from fresco_trt.plan.editing import EditPlan as EditPlan
+from fresco_trt.plan.editing import check_edit
 from fresco_trt.plan.grid import Grid, Size, is_doubling, is_finer, velocity_grid_of
 from fresco_trt.plan.reading import REMAKE, agree, choice, items, record, text, whole
-from fresco_trt.plan.refinement import EDITED
 from fresco_trt.plan.refinement import SELECTIONS as SELECTIONS
 from fresco_trt.plan.refinement import Selection as Selection
 from fresco_trt.plan.refinement import TokenRefinement as TokenRefinement
@@ -26,11 +26,13 @@ from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stage import LIFTS as LIFTS
 from fresco_trt.plan.stage import NOISES as NOISES
 from fresco_trt.plan.stage import POSITIONS as POSITIONS
+from fresco_trt.plan.stage import REFERENCES as REFERENCES
 from fresco_trt.plan.stage import SOLVERS as SOLVERS
 from fresco_trt.plan.stage import STAGE_EXTRAS, STAGE_KEYS, stage_from_json, stage_to_json
 from fresco_trt.plan.stage import Lift as Lift
 from fresco_trt.plan.stage import Noise as Noise
 from fresco_trt.plan.stage import Positions as Positions
+from fresco_trt.plan.stage import References as References
 from fresco_trt.plan.stage import Solver as Solver
 from fresco_trt.plan.stage import Stage as Stage
 from fresco_trt.plan.stage import Transition as Transition
@@ -51,8 +53,8 @@ _PLAN_KEYS = (
     "stages",
     "transitions",
 )
-_PLAN_EXTRAS = ("edit",)
-"""Keys that only a plan of selective edits has: others are written as they were before."""
+_PLAN_EXTRAS = ("edit", "references")
+"""Keys that only some plans of models that edit have: others are written as they were before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,14 +63,16 @@ class StagePlan:
 
     ``size`` is (width, height) in picture pixels, and frames of a clip; ``preset`` names where the
     numbers come from, or is None. ``solver`` takes the steps; ``positions`` are the units that a
-    mixed grid is numbered in, or "aligned": every query's own. ``cache`` predicts what bypass steps
-    start from; a plan has it if and only if it has such steps. Raises InvalidPlan unless: there is
-    one transition between each two stages; the first starts at or below 1 and the last, at scale 1
-    and in the size's proportions, ends at 0; there are at most :data:`MAX_STEPS` steps; no grid is
-    coarser than the one before, and its sides follow its scale; neighbours meet at the transition's
-    sigmas; a rewind from s to a grid r times finer restarts at r*s/(1+(r-1)*s); a mixed grid
-    doubles the whole one before it, stays until every token is expanded, and is not the last; and
-    the refinements leave a token coarse and look back over no more steps than there are.
+    mixed grid is numbered in, or "aligned": every query's own. ``references`` are reference
+    pictures as "coarse" as each stage's tokens are, or "fine" in every stage. ``cache`` predicts
+    what bypass steps start from; a plan has it if and only if it has such steps. Raises InvalidPlan
+    unless: there is one transition between each two stages; the first starts at or below 1 and the
+    last, at scale 1 and in the size's proportions, ends at 0; there are at most :data:`MAX_STEPS`
+    steps; no grid is coarser than the one before, and its sides follow its scale; neighbours meet
+    at the transition's sigmas; a rewind from s to a grid r times finer restarts at r*s/(1+(r-1)*s);
+    a mixed grid doubles the whole one before it, stays until every token is expanded, and is not
+    the last; and the refinements leave a token coarse and look back over no more steps than there
+    are.
 
     With ``edit`` the first stage is a draft, and one of those after it draws what the edit touches.
     They are alternatives: one mixed stage or more, each of more tokens, then the whole grid, all of
@@ -82,6 +86,7 @@ class StagePlan:
     preset: str | None = None
     solver: Solver = "euler"
     positions: Positions = "fine"
+    references: References = "coarse"
     cache: CachePlan | None = None
     edit: EditPlan | None = None
 
@@ -95,7 +100,7 @@ class StagePlan:
             _check_grids(self, index)
             _check_rewind(self, index)
             _check_refinements(self, index)
-        _check_edit(self)
+        check_edit(self.edit, self.stages, self.transitions, self.refined)
 
     @property
     def paths(self) -> tuple[tuple[int, ...], ...]:
@@ -124,15 +129,22 @@ class StagePlan:
     @property
     def mirrors(self) -> tuple[bool, ...]:
         """Whether the reference pictures of a stage have the tokens of its target, coarse ones
-        among them; else they are on the stage's grid.
+        among them; else they are on a whole grid.
         """
-        return tuple(bool(self.edit and refined) for refined in self.refined)
+        mirrored = self.edit is not None and self.references == "coarse"
+        return tuple(mirrored and refined > 0 for refined in self.refined)
+
+    def reference_grid(self, stage: int) -> Grid:
+        """The grid of reference pictures in a stage, counted from 0, where that is a whole one."""
+        return self.stages[-1 if self.references == "fine" else stage].grid
 
     @property
     def reference_tokens(self) -> tuple[int, ...]:
         """Tokens of one reference picture in each stage."""
-        rows = zip(self.stages, self.tokens, self.mirrors, strict=True)
-        return tuple(tokens if mirrors else stage.grid.tokens for stage, tokens, mirrors in rows)
+        rows = enumerate(zip(self.tokens, self.mirrors, strict=True))
+        return tuple(
+            own if mirrors else self.reference_grid(i).tokens for i, (own, mirrors) in rows
+        )
 
     @property
     def graphs(self) -> tuple[tuple[int, Action], ...]:
@@ -201,6 +213,7 @@ class StagePlan:
             "stages": [stage_to_json(*row) for row in rows],
             "transitions": [transition.to_json() for transition in self.transitions],
             **({} if self.edit is None else {"edit": self.edit.to_json()}),
+            **({} if self.references == "coarse" else {"references": self.references}),
         }
 
     @classmethod
@@ -229,6 +242,7 @@ class StagePlan:
             positions=choice(found["positions"], POSITIONS, "plan positions"),
             cache=None if cache is None else CachePlan.from_json(cache),
             edit=EditPlan.from_json(found["edit"]) if "edit" in found else None,
+            references=choice(found.get("references", "coarse"), REFERENCES, "plan references"),
         )
         agree(whole(found["nfe"], "plan nfe"), plan.nfe, "plan nfe")
         for stage, tokens, refined in zip(stages, plan.tokens, plan.refined, strict=True):
@@ -273,9 +287,12 @@ def _check_ends(plan: StagePlan) -> None:
 
 
 def _check_choices(plan: StagePlan) -> None:
-    for value, options in ((plan.solver, SOLVERS), (plan.positions, POSITIONS)):
+    chosen = (plan.solver, SOLVERS), (plan.positions, POSITIONS), (plan.references, REFERENCES)
+    for value, options in chosen:
         if value not in options:
             raise _invalid(f"a plan by {value!r}", f"one of {', '.join(options)}")
+    if plan.references == "fine" and len(plan.stages) == 1:
+        raise _invalid("references 'fine' in a plan of one stage", "'coarse': both say the same")
     if plan.positions != "fine" and not any(each.is_partial for each in plan.transitions):
         # Nothing would read it: on a whole grid both say the same.
         given = f"positions {plan.positions!r} in a plan without a mixed stage"
@@ -359,34 +376,6 @@ def _check_refined(plan: StagePlan, index: int) -> None:
     if count >= coarse:
         given = f"{count} tokens refined of {coarse} still coarse"
         raise _invalid(given, f"from 1 to {coarse - 1}, or no refinements for all")
-
-
-def _check_edit(plan: StagePlan) -> None:
-    rules = [each.rule for transition in plan.transitions for each in transition.refinements]
-    if plan.edit is None:
-        if EDITED in rules:
-            raise _invalid("tokens refined as edited in a plan without an edit", "another rule")
-        return
-    if len(plan.stages) < 3 or plan.refined[0] or 0 in plan.refined[1:-1]:
-        given = f"an edit with tokens refined {plan.refined}"
-        raise _invalid(given, "a whole draft, one mixed stage or more, and the whole grid")
-    grid = plan.stages[0].grid
-    even = len(plan.edit.even(grid.rows)) * len(plan.edit.even(grid.columns))
-    if plan.refined[1] <= even:
-        given = f"{plan.refined[1]} tokens refined of an edit whose even set has {even}"
-        raise _invalid(given, "more: no edit would have room there")
-    if plan.edit.recheck >= plan.stages[1].steps:
-        given = f"a recheck after {plan.edit.recheck} steps of {plan.stages[1].steps}"
-        raise _invalid(given, "fewer, so that a step is left for what it finds")
-    if set(rules) != {EDITED}:
-        raise _invalid(f"an edit that refines by {', '.join(rules)}", f"only {EDITED!r}")
-    if len({stage.sigmas for stage in plan.stages[1:]}) > 1:
-        raise _invalid("stages of an edit with other sigmas", "the same: one of them is drawn")
-    if len({(each.restart, each.lift, each.noise) for each in plan.transitions}) > 1:
-        raise _invalid("stages of an edit entered in other ways", "one restart, lift and noise")
-    if plan.transitions[0].noise not in ("field", "parent"):
-        given = f"an edit re-noised by {plan.transitions[0].noise!r}"
-        raise _invalid(given, "'field' or 'parent': the draft is done, or nearly")
 
 
 def _invalid(given: str, expected: str) -> InvalidPlan:

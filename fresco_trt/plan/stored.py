@@ -107,6 +107,8 @@ def plan_problems(plan: StagePlan, facts: ModelFacts) -> Iterator[tuple[str, str
         yield f"a plan that starts at sigma {plan.stages[0].sigmas[0]:g}", "1, from noise alone"
     if plan.edit is not None and facts.references != 1:
         yield "a plan that refines what an edit touches", "a plan without 'edit': it edits nothing"
+    if plan.references == "fine" and not facts.references:
+        yield "a plan with references 'fine'", "a plan without 'references': it takes no pictures"
     yield from _part_problems(plan, facts)
 
 

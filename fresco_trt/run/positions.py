@@ -51,10 +51,20 @@ def _spaced(positions: Tensor, factor: float, offset: Tensor) -> Tensor:
     return places
 
 
-def whole_tables(patchifier: Patchifier, grid: Grid, references: int) -> dict[str, Tensor]:
-    """The tables of a whole grid's tokens and, behind them, of so many references on that grid."""
-    images = [patchifier.positions(grid, image) for image in range(references + 1)]
-    return dict(patchifier.tables(torch.cat(images)))
+def whole_tables(
+    patchifier: Patchifier, grid: Grid, references: int, behind: Grid | None = None
+) -> dict[str, Tensor]:
+    """The tables of a whole grid's tokens and, after them, of so many references: on that grid or,
+    ``behind``, on a finer one, in the units of ``grid`` and each token at its own centre.
+    """
+    own, behind = patchifier.positions(grid), behind or grid
+    images = [patchifier.positions(behind, image) for image in range(1, references + 1)]
+    if behind != grid:
+        ratio = behind.rows // grid.rows
+        first = own[0, -2:] - patchifier.positions(behind)[0, -2:] / ratio
+        offset = first - (ratio - 1) / (2 * ratio)
+        images = [_spaced(each, 1 / ratio, offset) for each in images]
+    return dict(patchifier.tables(torch.cat([own, *images])))
 
 
 def mixed_tables(

@@ -340,13 +340,13 @@ def _latents(
 ) -> tuple[Tensor, Tensor | None]:
     """The engines' latents, and where the tokens go in them if they are not the tokens themselves.
 
-    References are pooled to the stage's grid: "coarse in coarse stages"; in an edit's mixed stage
-    where the target's tokens are coarse.
+    References are pooled to the plan's grid of them; in an edit's mixed stage where the target's
+    tokens are coarse.
     """
     references = request.conditioning.references
     if not (references or stacked):
         return tokens, None
-    scale = request.plan.stages[index].grid.scale
+    scale = request.plan.reference_grid(index).scale
     pooled = [block_mean(each, ratio_of(scale, 1.0)) for each in references]
     if mixed is not None and request.plan.mirrors[index]:
         behind = [mixed.join(block_mean(each, 2), each, request.patchifier) for each in pooled]
@@ -359,12 +359,13 @@ def _latents(
 
 def _tables(request: Request, index: int, mixed: Mixed | None) -> Mapping[str, Tensor]:
     patchifier, references = request.patchifier, len(request.conditioning.references)
+    plan = request.plan
     if mixed is None:
-        tables = whole_tables(patchifier, request.plan.stages[index].grid, references)
+        grid, behind = plan.stages[index].grid, plan.reference_grid(index)
+        tables = whole_tables(patchifier, grid, references, behind)
     else:
-        mirrored = request.plan.mirrors[index]
         tables = mixed_tables(
-            patchifier, mixed, request.plan.positions, references, mirrored=mirrored
+            patchifier, mixed, plan.positions, references, mirrored=plan.mirrors[index]
         )
     return stage_tables(request, index, tables)
 

@@ -182,6 +182,7 @@ PRESETS = {
     "shift": ("flux", "fast,shift=4"),
     "text_tokens": ("flux", "turbo,text_tokens=128+256+512"),
     "threshold": ("flux-kontext", "specedit,threshold=0.4"),
+    "references": ("flux-kontext", "fast,references=fine"),
 }
 """A preset that each field of the config object but its name changes."""
 

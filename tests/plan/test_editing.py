@@ -164,6 +164,35 @@ def test_the_threshold_is_a_users_own() -> None:
         make_plan(FLUX_KONTEXT, stages=3, preset="specedit,threshold=-1")
 
 
+def test_a_fine_source_takes_its_own_tokens_in_every_stage() -> None:
+    for preset in ("fast", SELECTIVE_PRESET):
+        plan = make_plan(FLUX_KONTEXT, stages=3, preset=f"{preset},references=fine")
+        assert (plan.preset, set(plan.reference_tokens)) == (None, {plan.tokens[-1]})
+        assert not any(plan.mirrors)
+        assert StagePlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+        for stage, tokens in enumerate(plan.tokens):
+            shape = stage_signature(FLUX_KONTEXT, plan, stage, text_tokens=8).input("latents").shape
+            assert shape == (1, tokens + plan.tokens[-1], FLUX_KONTEXT.in_channels)
+        coarse = make_plan(FLUX_KONTEXT, stages=3, preset=f"{preset},references=coarse")
+        assert coarse.preset == preset
+        assert plan_cost(FLUX_KONTEXT, plan).flops > plan_cost(FLUX_KONTEXT, coarse).flops
+
+
+def test_a_fine_source_where_nothing_would_differ_is_refused() -> None:
+    for facts, stages in ((FLUX_KONTEXT, 1), (FLUX_DEV, 3)):
+        with pytest.raises(IncompatibleOptions, match="nothing would differ"):
+            make_plan(facts, stages=stages, preset="fast,references=fine")
+    with pytest.raises(PlanError, match="coarse or fine"):
+        make_plan(FLUX_KONTEXT, stages=3, preset="fast,references=big")
+    plan = make_plan(FLUX_KONTEXT, stages=3, preset="fast,references=fine")
+    with pytest.raises(InvalidPlan, match="takes no pictures"):
+        check_plan(replace(plan, model="flux"), FLUX_DEV)
+    with pytest.raises(InvalidPlan, match="both say the same"):
+        replace(make_plan(FLUX_KONTEXT, stages=1), references="fine")
+    with pytest.raises(InvalidPlan, match="coarse, fine"):
+        replace(plan, references="big")  # type: ignore[arg-type]
+
+
 def test_a_cache_lays_its_schedule_over_every_alternative() -> None:
     plan = make_plan(FLUX_KONTEXT, stages=5, preset=SELECTIVE_PRESET, cache="hicache")
     assert len({stage.actions for stage in plan.stages[1:]}) == 1

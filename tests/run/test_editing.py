@@ -32,7 +32,7 @@ from fresco_trt.run.editing import (
     keep_source,
     latent_discrepancy,
 )
-from fresco_trt.run.positions import mixed_tables
+from fresco_trt.run.positions import mixed_tables, whole_tables
 from fresco_trt.run.resample import block_mean
 from fresco_trt.run.sampler import Conditioning, Step, engine_name
 from fresco_trt.run.transition import apply_transition
@@ -208,6 +208,47 @@ def test_a_mixed_stages_source_lies_where_its_target_does() -> None:
     axis = FACTS.rope_axes[0]
     assert torch.equal(target[:, axis:], reference[:, axis:]), "the same rows and columns"
     assert not torch.equal(target[:, :axis], reference[:, :axis]), "and another picture"
+
+
+def test_a_fine_source_is_whole_in_every_stage() -> None:
+    plan, source = plan_of(references="fine"), source_of(4, 4)
+    seen: list[Mapping[str, Tensor]] = []
+
+    def towards_source(named: Mapping[str, Tensor]) -> Tensor:
+        seen.append(dict(named))
+        tokens = named["latents"].shape[1] - FINE.tokens
+        target = named["latents"][:, :tokens]
+        return (target - 2.0 * MARK) / named["timestep"]
+
+    steps, _ = drawn(source, plan, towards_source)
+    assert [step.stage for step in steps] == [0, 0, 3, 3], "everything differs from the source"
+    whole = PATCHIFIER.pack(source)
+    for named, step in zip(seen, steps, strict=True):
+        own = plan.tokens[step.stage]
+        assert torch.equal(named["latents"][:, own:], whole)
+    tables = whole_tables(PATCHIFIER, DRAFT, 1, FINE)
+    assert torch.equal(seen[0]["rope_cos"], tables["rope_cos"])
+
+
+def test_a_fine_source_of_a_mixed_stage_is_on_its_fine_grid() -> None:
+    plan, source = plan_of(references="fine"), source_of(4, 4)
+    seen: list[Mapping[str, Tensor]] = []
+
+    def towards_change_of_whole(named: Mapping[str, Tensor]) -> Tensor:
+        seen.append(dict(named))
+        latents = named["latents"]
+        tokens, _ = latents.split([latents.shape[1] - FINE.tokens, FINE.tokens], dim=1)
+        if tokens.shape[1] == DRAFT.tokens:
+            clean = PATCHIFIER.pack(block_mean(changed(source), 2))
+            return (tokens - clean) / named["timestep"]
+        return torch.zeros_like(tokens)
+
+    steps, _ = drawn(source, plan, towards_change_of_whole)
+    mixed = steps[-1].mixed
+    assert mixed is not None
+    tables = mixed_tables(PATCHIFIER, mixed, "fine", 1)
+    assert torch.equal(seen[-1]["rope_cos"], tables["rope_cos"])
+    assert torch.equal(seen[-1]["latents"][:, -FINE.tokens :], PATCHIFIER.pack(source))
 
 
 def test_what_room_is_left_goes_to_what_differs_most() -> None:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.signatures import COARSE_ROPE
 from fresco_trt.models.flux.tokens import FluxPatchifier, position_ids
+from fresco_trt.models.qwen.facts import QWEN_IMAGE_EDIT
+from fresco_trt.models.qwen.tokens import QwenPatchifier
 from fresco_trt.plan.grid import Grid
 from fresco_trt.run.mixed import Mixed
-from fresco_trt.run.positions import mixed_tables, possible_positions
+from fresco_trt.run.positions import mixed_tables, possible_positions, whole_tables
 from tests.run.grids import child_indices
 
 COARSE = Grid(height=6, width=8, scale=0.5)
@@ -100,3 +102,27 @@ def test_a_mixed_grid_that_is_all_fine_or_all_coarse_has_that_grids_tables() -> 
         assert torch.equal(fine[name], table[torch.cat([text, order])])
     for name, table in PATCHIFIER.tables(PATCHIFIER.positions(COARSE)).items():
         assert torch.equal(coarse[name], table)
+
+
+@pytest.mark.parametrize("patchifier", [PATCHIFIER, QwenPatchifier(QWEN_IMAGE_EDIT, TEXT)])
+@pytest.mark.parametrize("rows", [3, 4])
+def test_a_finer_reference_lies_where_the_picture_does(patchifier: Any, rows: int) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watching:
+        positions = patchifier.positions
+
+        def tables(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+            seen.append(positions)
+            return {}
+
+    picture = Grid(height=2 * rows, width=16, scale=0.25)
+    reference = Grid(height=8 * rows, width=64, scale=1.0)
+    whole_tables(Watching(), picture, 1, reference)  # type: ignore[arg-type]
+    own, behind = seen[0].split([picture.tokens, reference.tokens])
+    assert torch.equal(own, patchifier.positions(picture))
+    blocks = behind.view(rows, 4, 8, 4, -1)
+    assert torch.allclose(blocks.mean(dim=(1, 3)).view(-1, 3)[:, 1:], own[:, 1:]), "centred"
+    assert torch.allclose(blocks[:, 1, :, :, 1] - blocks[:, 0, :, :, 1], torch.tensor(0.25))
+    images = patchifier.positions(picture, 1)[0, 0]
+    assert torch.all(behind[:, 0] == images), "and they are another picture's"
