@@ -42,12 +42,14 @@ COLOURS: Mapping[Group, str] = {
 STAGES = 3
 """Of the presets that draw every token anew; selective ones have as many as there are."""
 
-FEW_STEPS = (10, 7, 5, 4, 3, 2)
+FEW_STEPS = (10, 7, 5, 4, 3, 2, 1)
 
-TUNED: Mapping[int, float] = dict.fromkeys(FEW_STEPS, 1.15)
-"""The log-shift of each few-step control that was best on other scenes than those measured."""
+TUNED: Mapping[int, float] = dict.fromkeys((7, 5, 4, 3), 1.15)
+"""The log-shift of few-step controls that was best, on other scenes than those measured. One step
+goes from 1 to 0 whatever the shift.
+"""
 
-PEER_STEPS = (28, 14, 10, 7)
+PEER_STEPS = (28, 14, 7)
 """The first are those of the published constants."""
 
 _ALONE = ((3, 2), (5, 2))
@@ -107,14 +109,12 @@ def plain_point(facts: ModelFacts) -> EditPoint:
 
 def _controls() -> Iterator[EditPoint]:
     for steps in FEW_STEPS:
-        preset = Preset(steps=(steps,))
-        yield EditPoint(group="few-step", label=f"{steps} steps", preset=preset)
-        mu = TUNED[steps]
-        yield EditPoint(
-            group="few-step",
-            label=f"{steps} steps, mu {mu:g}",
-            preset=replace(preset, shift=(math.exp(mu),)),
-        )
+        label, preset = f"{steps} step{'s' * (steps > 1)}", Preset(steps=(steps,))
+        yield EditPoint(group="few-step", label=label, preset=preset)
+        if steps in TUNED:
+            tuned = replace(preset, shift=(math.exp(TUNED[steps]),))
+            label = f"{label}, mu {TUNED[steps]:g}"
+            yield EditPoint(group="few-step", label=label, preset=tuned)
 
 
 def _peers() -> Iterator[EditPoint]:
