@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-_MARKERS = ("*", "o", "P", "s", "D", "v", "^")
+_MARKERS = ("*", "o", "P", "s", "D", "v", "^", "<", ">", "X")
 _TICKS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30)
 QUALITIES = {"score": "edits made", "outside": "PSNR outside of the edit, dB"}
 
@@ -59,7 +59,9 @@ def pareto(document: Mapping[str, Any], path: Path) -> None:
     for panel, quality in zip(panels, QUALITIES, strict=True):
         _panel(panel, document, quality)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=-(-len(labels) // 2), frameon=False
+    )
     width, height = document["size"]
     figure.suptitle(
         f"{document['model']} {width}x{height}, {document['backend']} engines, "
@@ -139,7 +141,7 @@ def representatives(rows: Sequence[Row]) -> list[Row]:
     :data:`AT_LEAST` times faster, or its fastest, and the plain edit.
     """
     shown = []
-    for group in ("specedit", "plain", "few-step", *PEERS):
+    for group in ("specedit", "plain", "few-step", *PEERS[:2]):
         own = [row for row in rows if row["group"] == group]
         fast = [row for row in own if row["speedup"] >= AT_LEAST]
         if fast:

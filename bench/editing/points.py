@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
+from fresco_trt.bench.methods import CacheDit, FirstBlock, TaylorSeer
 from fresco_trt.errors import FrescoError
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.making import plan_from_preset
@@ -18,16 +19,29 @@ if TYPE_CHECKING:
 
     from fresco_trt.plan.facts import ModelFacts
 
-Group = Literal["plain", "few-step", "cache", "fresco", "specedit", "spotedit", "regione"]
+Group = Literal[
+    "plain",
+    "few-step",
+    "cache",
+    "fresco",
+    "specedit",
+    "spotedit",
+    "regione",
+    "taylorseer",
+    "first-block",
+    "cache-dit",
+]
 
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 OURS: tuple[Group, ...] = ("cache", "fresco", "specedit")
 
-PEERS: tuple[Group, ...] = ("spotedit", "regione")
-"""What others do about edits, by their rules and constants; few-step is the control beside them."""
+PEERS: tuple[Group, ...] = ("spotedit", "regione", "taylorseer", "first-block", "cache-dit")
+"""What others do: about edits, by their rules and constants, and about any steps of diffusers'
+pipeline. Few-step is the control beside them.
+"""
 
-# Okabe and Ito's colours, told apart by people who see fewer of them.
+# Okabe and Ito's colours, told apart by people who see fewer of them, and a brown.
 COLOURS: Mapping[Group, str] = {
     "plain": "#000000",
     "few-step": "#7f7f7f",
@@ -36,6 +50,9 @@ COLOURS: Mapping[Group, str] = {
     "specedit": "#d55e00",
     "spotedit": "#0072b2",
     "regione": "#009e73",
+    "taylorseer": "#56b4e9",
+    "first-block": "#cc79a7",
+    "cache-dit": "#a0522d",
 }
 """What a group is drawn in, wherever it is."""
 
@@ -52,7 +69,7 @@ goes from 1 to 0 whatever the shift.
 PEER_STEPS = (28, 14, 7)
 """The first are those of the published constants."""
 
-_ALONE = ((3, 2), (5, 2))
+_ALONE = ((4, 2),)
 """Interval and warm-up of a cache on the plain steps."""
 
 _STAGED = ((2, 1),)
@@ -70,6 +87,10 @@ class PeerSettings:
     is_fitted: bool = False
 
 
+Hook = TaylorSeer | FirstBlock | CacheDit
+"""How caches are put upon diffusers' pipeline."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditPoint:
     """One operating point, by the ``preset`` that engines draw or by a peer's settings."""
@@ -77,7 +98,7 @@ class EditPoint:
     group: Group
     label: str
     preset: Preset | None = None
-    peer: PeerSettings | None = None
+    peer: PeerSettings | Hook | None = None
 
     @property
     def name(self) -> str:
@@ -129,6 +150,13 @@ def _peers() -> Iterator[EditPoint]:
     for steps in PEER_STEPS:
         settings = PeerSettings(rule="regione", steps=steps, is_fitted=True)
         yield EditPoint(group="regione", label=f"{steps} steps, gamma fitted", peer=settings)
+    steps = PEER_STEPS[0]
+    taylor = TaylorSeer(steps=steps, interval=5)
+    yield EditPoint(group="taylorseer", label=f"{steps} steps, interval 5", peer=taylor)
+    first = FirstBlock(steps=steps, threshold=0.4)
+    yield EditPoint(group="first-block", label=f"{steps} steps, threshold 0.4", peer=first)
+    dit = CacheDit(steps=steps, threshold=0.24, taylor=True)
+    yield EditPoint(group="cache-dit", label=f"{steps} steps, threshold 0.24, Taylor", peer=dit)
 
 
 def _ours(facts: ModelFacts) -> Iterator[EditPoint]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +17,21 @@ import typer
 from bench.editing import command, figures
 from bench.editing.command import Options, run
 from bench.editing.engines import Engines, Made, Prepared
-from bench.editing.points import GROUPS, points_of
+from bench.editing.peers import peer_draws
+from bench.editing.points import GROUPS, EditPoint, points_of
 from bench.editing.points import PEERS as PEER_GROUPS
 from bench.editing.tables import editing_tables
+from fresco_trt.backends import backend
+from fresco_trt.backends.base import silent
+from fresco_trt.bench.methods import TaylorSeer
 from fresco_trt.bench.quality import DECIBELS
+from fresco_trt.bench.scenes.edit_judge import judged_edits
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.lower.build import BuildRequest
 from fresco_trt.lower.build import run as build
 from fresco_trt.models.registry import model_facts
+from fresco_trt.models.weights import bundled_folder
+from fresco_trt.plan.presets import Preset
 
 if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
@@ -90,7 +98,8 @@ def test_a_run_stores_its_rows_between_the_bounds(stored: dict[str, Any]) -> Non
     assert coded["outside"] < DECIBELS
     plain, *others = stored["rows"]
     assert (plain["group"], plain["speedup"], plain["flops_ratio"]) == ("plain", 1, 1)
-    assert {row["group"] for row in others} == set(GROUPS) - {"plain", "cache"}
+    groups = {"few-step", "fresco", "specedit", "spotedit", "regione"}
+    assert {row["group"] for row in others} == groups
     assert all(any(part in row["name"] for part in POINTS) for row in others)
     assert all(0 < row["flops_ratio"] < 1 for row in others)  # two plain steps are few
     assert all(0 <= row["host_share"] < 1 for row in others)
@@ -99,7 +108,7 @@ def test_a_run_stores_its_rows_between_the_bounds(stored: dict[str, Any]) -> Non
 
 def test_rows_that_leave_tokens_out_have_masks(stored: dict[str, Any]) -> None:
     for row in stored["rows"]:
-        has_mask = row["group"] in ("specedit", *PEER_GROUPS)
+        has_mask = row["group"] in ("specedit", "spotedit", "regione")
         assert (row["iou"] is not None) == has_mask
         assert (row["stages"] is not None) == (row["group"] == "specedit")
         if has_mask:
@@ -198,8 +207,23 @@ def test_every_group_has_points_of_its_own() -> None:
     assert all((point.preset is None) == (point.group in PEER_GROUPS) for point in points)
 
 
+def test_a_pipeline_whose_cache_skips_nothing_makes_the_plain_edit(tmp_path: Path) -> None:
+    facts = replace(model_facts("flux-tiny"), references=1, text_tokens=16)
+    points = [
+        EditPoint(group="plain", label="2 steps", preset=Preset(steps=(2,))),
+        EditPoint(group="taylorseer", label="1", peer=TaylorSeer(steps=2, interval=1)),
+    ]
+    engines = Engines(facts, bundled_folder("flux-tiny"), backend("eager"), (64, 64), points)
+    prepared = engines.prepared(judged_edits(1)[0])
+    with ExitStack() as scope:
+        draws = engines.draws(tmp_path / "built", scope, silent) | peer_draws(engines, points)
+        plain, theirs = (draws[point.name](prepared, 3) for point in points)
+    assert np.abs(plain.pixels.astype(int) - theirs.pixels).max() <= 2
+    assert theirs.flops == pytest.approx(plain.flops, rel=1e-3)
+
+
 def test_peers_are_not_timed_beside_another_library(options: Options) -> None:
-    with pytest.raises(IncompatibleOptions, match="--backend onnxruntime with SpotEdit"):
+    with pytest.raises(IncompatibleOptions, match="--backend onnxruntime with peers"):
         run(replace(options, backend="onnxruntime"))
 
 
