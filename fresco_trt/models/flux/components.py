@@ -13,33 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.errors import (
-    ComponentFailed,
-    FrescoError,
-    OutOfDeviceMemory,
-    PlanError,
-    WeightsNotFound,
-)
+from fresco_trt.errors import ComponentFailed, FrescoError, OutOfDeviceMemory, PlanError
 from fresco_trt.files.canonical_json import excerpt
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.finite import require_finite
-from fresco_trt.models.flux.config import COMPONENTS, REPOSITORIES
-from fresco_trt.models.flux.parts import (
-    PASS_FOLDER,
-    REBUILD,
-    WHOLE_FOLDER,
-    check_vocabulary,
-    load_codec,
-    load_encoder,
-    load_tokenizer,
-)
+from fresco_trt.models.flux.parts import load_codec, load_encoder
 from fresco_trt.models.flux.tokens import own_tokens
-from fresco_trt.models.weights import (
-    bundled_components,
-    bundled_folder,
-    components_folder,
-    weights_digest,
-)
+from fresco_trt.models.parts import REBUILD, check_vocabulary, load_tokenizer
+from fresco_trt.models.pipeline_folder import PASS_FOLDER
+from fresco_trt.models.weights import weights_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,77 +32,6 @@ if TYPE_CHECKING:
 _NO_MEMORY = re.compile("allocate memory|out of memory", re.IGNORECASE)
 _SHOWN = 80  # characters of a prompt that a warning repeats
 _VAE = "the vae of the pipeline folder"
-
-
-# --- where they are ---------------------------------------------------------------------------
-
-
-def find_pipeline(weights: str | None, model: str) -> Path:
-    """The diffusers pipeline folder with the prompt encoders and decoder of `model`.
-
-    Looks at `weights` (a pipeline folder, or the transformer folder in one), then at what ships
-    with the package, then at the hub; where a folder says that it shares another model's parts, at
-    those. Raises WeightsNotFound, which lists the places looked at, and for a pipeline folder that
-    lacks a part: another model's would not fit its transformer.
-    """
-    given = [] if weights in (None, "random") else around(Path(str(weights)).expanduser())
-    looked = [components_folder(folder) for folder in (*given, bundled_folder(model))]
-    for folder in looked:
-        absent = [part for part in COMPONENTS if not (folder / part).exists()]
-        if not absent:
-            return folder
-        if "model_index.json" not in absent:
-            raise WeightsNotFound(
-                f"the pipeline folder {folder} lacks {', '.join(absent)}",
-                expected=WHOLE_FOLDER,
-                fix="complete the folder, or pass --weights from one that is complete",
-            )
-    return _from_hub(model, looked)
-
-
-def find_vae(weights: str | None, model: str) -> Path:
-    """The pipeline folder whose `vae` is that of `model`: around `weights`, or the bundled one.
-
-    Raises WeightsNotFound, which lists the places looked at. No substitute is taken for a path that
-    was given, unless its folder says whose parts it shares, and nothing is fetched: what is
-    measured of a VAE must be known to be that VAE's.
-    """
-    given = bundled_components(model) if weights is None else Path(weights).expanduser()
-    # Around a path that is not there would be where the command was started.
-    looked = around(given) if weights is not None and given.exists() else [given]
-    looked = [components_folder(folder) for folder in looked]
-    for folder in looked:
-        if (folder / "vae" / "config.json").is_file():
-            return folder
-    raise WeightsNotFound(
-        f"no VAE for {model} (looked at {', '.join(map(str, looked))})",
-        expected="a diffusers pipeline folder with vae/config.json and its weights",
-        fix=PASS_FOLDER,
-    )
-
-
-def around(weights: Path) -> list[Path]:
-    """The folders that a path to weights may belong to: itself, and one or two levels up."""
-    inside = weights.parent if weights.is_file() else weights
-    return list(dict.fromkeys((weights, inside, inside.parent)))
-
-
-def _from_hub(model: str, looked: list[Path]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    repository = REPOSITORIES.get(model)
-    try:
-        if repository is None:
-            raise FileNotFoundError("no repository is known")
-        patterns = [pattern for part in COMPONENTS for pattern in (part, f"{part}/*")]
-        return Path(snapshot_download(repository, allow_patterns=patterns, etag_timeout=5))
-    except Exception as error:  # the hub client raises its own, its HTTP client's and OS errors
-        hub = f"the hub ({repository})" if repository else "no hub repository is known"
-        raise WeightsNotFound(
-            f"no prompt encoders for {model} (looked at {', '.join(map(str, looked))}; {hub})",
-            expected=WHOLE_FOLDER,
-            fix=PASS_FOLDER,
-        ) from error
 
 
 # --- prompts ----------------------------------------------------------------------------------

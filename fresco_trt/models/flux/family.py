@@ -9,49 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fresco_trt.models import pipeline_folder
 from fresco_trt.models.family import ModelFamily
-from fresco_trt.models.flux.config import COMPONENTS, transformer_config
+from fresco_trt.models.flux import layers, loading, signatures
+from fresco_trt.models.flux.config import COMPONENTS, REPOSITORIES, transformer_config
 from fresco_trt.models.flux.diffusers import FluxDriver, FluxKontextDriver
 from fresco_trt.models.flux.facts import FLUX_FACTS
 from fresco_trt.models.flux.tokens import FluxPatchifier
 from fresco_trt.models.flux.variants import FluxVariants
 
 if TYPE_CHECKING:
-    import torch
     from torch.nn import Module
 
     from fresco_trt.models.cutting import StageCut
     from fresco_trt.models.flux.components import FluxDecoder, FluxEncoder, FluxPrompt
-    from fresco_trt.plan.caching import Action, CacheSite
     from fresco_trt.plan.facts import ModelFacts
-    from fresco_trt.plan.memory import Parameters
-    from fresco_trt.plan.recipes import Recipe
     from fresco_trt.plan.signature import GraphSignature
-    from fresco_trt.plan.stages import StagePlan
 
 
 class FluxGraphs:
     """A :class:`~fresco_trt.models.family.FamilyGraphs`."""
 
-    def signature(
-        self,
-        facts: ModelFacts,
-        plan: StagePlan,
-        stage: int,
-        action: Action = "full",
-        *,
-        text_tokens: int,
-        feature: bool | None = None,
-        batch: int = 1,
-    ) -> GraphSignature:
-        """As :func:`~fresco_trt.models.flux.signatures.stage_signature`."""
-        from fresco_trt.models.flux.signatures import stage_signature
-
-        return stage_signature(
-            facts, plan, stage, action, text_tokens=text_tokens, feature=feature, batch=batch
-        )
+    signature = staticmethod(signatures.stage_signature)
 
     def module(self, transformer: Module, signature: GraphSignature) -> Module:
         """As :func:`~fresco_trt.models.flux.graph.graph_from_signature`."""
@@ -78,22 +59,10 @@ class FluxGraphs:
 class FluxWeights:
     """A :class:`~fresco_trt.models.family.FamilyWeights`."""
 
-    def config(self, facts: ModelFacts) -> dict[str, Any]:
-        """As diffusers writes it."""
-        return transformer_config(facts)
-
-    def load(
-        self,
-        weights: str | Path | None,
-        facts: ModelFacts,
-        *,
-        dtype: torch.dtype | None = None,
-        seed: int = 0,
-    ) -> Module:
-        """As :func:`~fresco_trt.models.flux.loading.load_transformer`."""
-        from fresco_trt.models.flux.loading import load_transformer
-
-        return load_transformer(weights, facts, dtype=dtype, seed=seed)
+    config = staticmethod(transformer_config)
+    load = staticmethod(loading.load_transformer)
+    parameters = staticmethod(layers.graph_parameters)
+    with_blocks = staticmethod(layers.with_blocks)
 
     def stored(self, folder: Path, device: str = "cpu") -> Module:
         """As :func:`~fresco_trt.models.flux.loading.transformer_from_folder`.
@@ -110,37 +79,16 @@ class FluxWeights:
             join_weights(transformer, device)
         return transformer.to(device)
 
-    def parameters(
-        self,
-        facts: ModelFacts,
-        action: Action,
-        site: CacheSite,
-        *,
-        recipe: Recipe | None = None,
-        kept: tuple[str, ...] = (),
-    ) -> Parameters:
-        """As :func:`~fresco_trt.models.flux.layers.graph_parameters`."""
-        from fresco_trt.models.flux.layers import graph_parameters
-
-        return graph_parameters(facts, action, site, recipe=recipe, kept=kept)
-
-    def with_blocks(self, facts: ModelFacts, blocks: tuple[int, ...]) -> ModelFacts:
-        """As :func:`~fresco_trt.models.flux.layers.with_blocks`."""
-        from fresco_trt.models.flux.layers import with_blocks
-
-        return with_blocks(facts, blocks)
-
 
 class FluxComponents:
     """A :class:`~fresco_trt.models.family.FamilyComponents`."""
 
     names = COMPONENTS
+    find_vae = staticmethod(pipeline_folder.find_vae)
 
     def find(self, weights: str | None, model: str) -> Path:
-        """As :func:`~fresco_trt.models.flux.components.find_pipeline`."""
-        from fresco_trt.models.flux.components import find_pipeline
-
-        return find_pipeline(weights, model)
+        """As :func:`~fresco_trt.models.pipeline_folder.find_pipeline`."""
+        return pipeline_folder.find_pipeline(weights, model, COMPONENTS, REPOSITORIES.get(model))
 
     def check(self, folder: Path, facts: ModelFacts) -> None:
         """As :func:`~fresco_trt.models.flux.folder.check_folder`, and then
@@ -151,12 +99,6 @@ class FluxComponents:
 
         check_folder(folder, facts)
         check_parts(folder)
-
-    def find_vae(self, weights: str | None, model: str) -> Path:
-        """As :func:`~fresco_trt.models.flux.components.find_vae`."""
-        from fresco_trt.models.flux.components import find_vae
-
-        return find_vae(weights, model)
 
     def write_random(self, facts: ModelFacts, folder: Path) -> Path:
         """As :func:`~fresco_trt.models.flux.random.write_random_pipeline`."""

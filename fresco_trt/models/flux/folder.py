@@ -11,17 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.errors import (
-    IncompatibleOptions,
-    UnsupportedWeights,
-    WeightsNotFound,
-    error_context,
-)
+from fresco_trt.errors import IncompatibleOptions, error_context
 from fresco_trt.files.canonical_json import clipped
-from fresco_trt.models.checkpoint import ENCODER_NAME, WEIGHTS_NAME, check_plain, weight_files
-from fresco_trt.models.extent import MAX_TOKENIZER_BYTES, read_object
 from fresco_trt.models.flux.diffusers import FluxDriver
-from fresco_trt.models.plain import check_unscaled
+from fresco_trt.models.parts import check_files, refuse_unread, stored
 
 if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
@@ -35,8 +28,6 @@ _CLASSES = {
     "text_encoder_2": "T5EncoderModel",
     "vae": "AutoencoderKL",
 }
-_UNREAD = (".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pkl", ".pt", ".pth", ".py")
-"""Ends of files that hold weights or code and are not read: a bundle carries none."""
 
 
 def check_folder(folder: Path, facts: ModelFacts) -> None:
@@ -58,7 +49,7 @@ def check_folder(folder: Path, facts: ModelFacts) -> None:
         for part in ("text_encoder", "text_encoder_2", "vae"):
             check_files(folder / part)
         for part in ("scheduler", "tokenizer", "tokenizer_2"):
-            _refuse_unread(folder / part, read=frozenset())
+            refuse_unread(folder / part)
 
 
 # --- configurations ---------------------------------------------------------------------------
@@ -112,59 +103,3 @@ def _check_scheduler(path: Path, facts: ModelFacts) -> None:
             expected=f"{own}, as the plans of {facts.name} do",
             fix="put the model's own scheduler back; a preset takes a shift of its own",
         )
-
-
-def stored(path: Path) -> Mapping[str, Any]:
-    """A part's configuration. Raises WeightsNotFound for what is no JSON object in a plain file,
-    UnsupportedWeights for one of a part that is quantised.
-    """
-    check_plain(path)
-    try:
-        stored = read_object(path, f"{path.name} of {path.parent.name}")
-    except OSError as error:
-        raise _wrong(f"{path.name} of {path.parent.name} cannot be read ({error})") from error
-    if "quantization_config" in stored:
-        raise UnsupportedWeights(
-            f"{path.parent.name} is quantised, by its quantization_config",
-            expected="parts that are not: encoders and decoder run in float32",
-            fix="pass the folder that it was quantised from",
-        )
-    return stored
-
-
-# --- files ------------------------------------------------------------------------------------
-
-
-def check_files(part: Path) -> None:
-    """A part has the weights that its library reads, and none that it does not."""
-    read = frozenset(weight_files(part, WEIGHTS_NAME if part.name == "vae" else ENCODER_NAME))
-    _refuse_unread(part, read)
-    for each in sorted(read):
-        if not (part / each).is_file():
-            raise _wrong(f"{part.name} lacks {each}")
-        check_unscaled(part / each)
-
-
-def _refuse_unread(part: Path, read: frozenset[str]) -> None:
-    for path in sorted(part.rglob("*")):
-        name, kind = str(path.relative_to(part)), path.suffix.lower()
-        if kind in _UNREAD or (kind == ".safetensors" and name not in read):
-            raise UnsupportedWeights(
-                f"{part.name} holds {name}, which would be copied and never read",
-                expected=", ".join(sorted(read)) or "configurations and vocabularies",
-                fix="move the file out of the folder",
-            )
-        if name not in read and path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise UnsupportedWeights(
-                f"{part.name} holds {name} of {path.stat().st_size} bytes",
-                expected=f"at most {MAX_TOKENIZER_BYTES} bytes of what holds no weights",
-                fix="move the file out of the folder, or fetch the folder again",
-            )
-
-
-def _wrong(given: str) -> WeightsNotFound:
-    return WeightsNotFound(
-        given,
-        expected="a diffusers pipeline folder, whole, with safetensors weights",
-        fix="complete the folder, or fetch it again",
-    )

@@ -1,56 +1,24 @@
-"""Prompt encoders, tokenizers and decoder as their own libraries build them, whole or not at all.
+"""FLUX's prompt encoders and decoder, each of its own library's class.
 
-Between a pipeline folder and :mod:`fresco_trt.models.flux.components`. Both libraries make up what
-a file lacks, leave out what has no place, and open the files that a file names. So an encoder is
-given its configuration and its tensors, read here, and no path; the decoder's files are looked at
-before diffusers opens them; and what a library reports of the names is an error.
+Between a pipeline folder and :mod:`fresco_trt.models.flux.components`; how they are built says
+:mod:`fresco_trt.models.parts`.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from fresco_trt.errors import FrescoError, UnsupportedWeights, WeightsNotFound
-from fresco_trt.models.checkpoint import (
-    ENCODER_NAME,
-    WEIGHTS_NAME,
-    check_plain,
-    counted,
-    read_stand_ins,
-    read_weights,
+from fresco_trt.models.flux.settings import ClipSettings, CodecSettings, T5Settings
+from fresco_trt.models.parts import (
+    REBUILD,
+    check_vocabulary,
+    codec_of,
+    encoder_of,
+    load_tokenizer,
 )
-from fresco_trt.models.extent import (
-    MAX_TOKENIZER_BYTES,
-    check_extent,
-    check_size,
-    check_tokenizer,
-)
-from fresco_trt.models.flux.config import COMPONENTS
-from fresco_trt.models.flux.folder import stored
-from fresco_trt.models.flux.settings import (
-    ClipSettings,
-    CodecSettings,
-    Settings,
-    T5Settings,
-    TokenizerSettings,
-    TokenSettings,
-    checked,
-)
-from fresco_trt.models.quiet import no_bar, no_report
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from torch import Tensor
-
-WHOLE_FOLDER = "a diffusers pipeline folder with " + ", ".join(COMPONENTS)
-PASS_FOLDER = "pass --weights with the whole pipeline folder"
-REBUILD = "build the bundle again from a complete pipeline folder"
-
-_CODE = ("attn_implementation", "_attn_implementation", "auto_map")
-"""Keys by which a configuration names code that a library would fetch and run."""
+from fresco_trt.models.pipeline_folder import PASS_FOLDER
+from fresco_trt.models.settings import Settings
 
 
 def check_parts(folder: Path) -> None:
@@ -62,234 +30,24 @@ def check_parts(folder: Path) -> None:
     """
     for number in ("", "_2"):
         tokenizer = load_tokenizer(folder / f"tokenizer{number}", fix=PASS_FOLDER)
-        source = folder / f"text_encoder{number}"
-        with loading(source, fix=PASS_FOLDER):
-            tensors = read_stand_ins(source, ENCODER_NAME)
-        encoder = _encoder(source, tensors, fix=PASS_FOLDER)
+        encoder = load_encoder(folder / f"text_encoder{number}", fix=PASS_FOLDER, weights=False)
         check_vocabulary(tokenizer, encoder, folder / f"tokenizer{number}", fix=PASS_FOLDER)
     load_codec(folder / "vae", fix=PASS_FOLDER)
 
 
-def load_encoder(folder: Path, *, fix: str = REBUILD) -> Any:
-    """The prompt encoder in ``folder`` in float32, for inference; raises as :func:`check_parts`."""
-    with loading(folder, fix=fix):
-        tensors = read_weights(folder, ENCODER_NAME)
-    return _encoder(folder, tensors, fix=fix).eval().requires_grad_(False)
-
-
-def load_codec(folder: Path, *, fix: str = REBUILD) -> Any:
-    """The AutoencoderKL of a `vae` folder in float32, for inference; raises as
-    :func:`check_parts`.
+def load_encoder(folder: Path, *, fix: str = REBUILD, weights: bool = True) -> Any:
+    """The prompt encoder in ``folder``, T5 or CLIP by its name; takes and raises as
+    :func:`~fresco_trt.models.parts.encoder_of`.
     """
-    import torch
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    untyped: Any = AutoencoderKL
-    with loading(folder, fix=fix), no_report():
-        told = stored(folder / "config.json")
-        settings = checked(CodecSettings, told, str(folder), fix=fix)
-        # diffusers believes an index: it would make up what the index says and a file lacks.
-        tensors = read_stand_ins(folder, WEIGHTS_NAME)
-        check_tensors(told, tensors, folder, fix)
-        vae, report = untyped.from_pretrained(
-            folder,
-            **settings.given(),  # in the place of whatever else is in the file
-            torch_dtype=torch.float32,
-            local_files_only=True,
-            low_cpu_mem_usage=False,  # otherwise it recommends a package that it lacks
-            ignore_mismatched_sizes=True,  # they are in the report
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    require_exact(folder, report, fix)
-    return vae.eval().requires_grad_(False)
-
-
-def load_tokenizer(folder: Path, *, fix: str = REBUILD) -> Any:
-    """The tokenizer in ``folder``; raises WeightsNotFound if it cannot be loaded, and
-    UnsupportedWeights for one whose configuration names files elsewhere.
-    """
-    from transformers import AutoTokenizer, PreTrainedConfig
-
-    untyped: Any = AutoTokenizer
-    with loading(folder, fix=fix), no_report():
-        _check_tokenizer(folder, fix)
-        return untyped.from_pretrained(
-            folder,
-            config=PreTrainedConfig(),  # otherwise it looks for one, which names other classes
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-
-
-def _check_tokenizer(folder: Path, fix: str) -> None:
-    """Raise for files of a tokenizer that are none, or say what the library should not read."""
-    for path in sorted(folder.iterdir()):
-        if not path.is_dir():
-            check_plain(path)
-            check_size(path, MAX_TOKENIZER_BYTES)
-    for name in ("tokenizer_config.json", "config.json"):
-        if (folder / name).is_file():
-            refuse_elsewhere(folder / name, fix)
-    check_tokenizer(folder)
-    files: dict[str, type[Settings]] = {
-        "tokenizer_config.json": TokenizerSettings,
-        "special_tokens_map.json": TokenSettings,
-    }
-    for name, schema in files.items():
-        if (folder / name).is_file():
-            told = stored(folder / name)
-            own = {key: told[key] for key in told if not key.endswith(("_file", "_files"))}
-            checked(schema, own, str(folder / name), fix=fix)
-
-
-_LETTER = "\u2603"
-"""One that few vocabularies have."""
-
-_TRIED = 16  # tokens, over the marks of any tokenizer and under the length of any text
-
-
-def check_vocabulary(tokenizer: Any, encoder: Any, folder: Path, *, fix: str = REBUILD) -> None:
-    """Raise WeightsNotFound unless the tokenizer does all that a request asks of it, with tokens
-    that the encoder has embeddings for and a mark where the encoder looks for it.
-    """
-    size = encoder.config.vocab_size
-    with loading(folder, fix=fix):
-        if tokenizer.pad_token_id is None:
-            raise _wrong(f"{folder} has no padding token", "a pad_token in its vocabulary", fix)
-        found = _tried(tokenizer)
-    highest = max((*tokenizer.get_vocab().values(), *found), default=-1)
-    if highest >= size:
-        given = f"{folder} has the token {highest}, its encoder knows {size} from 0"
-        raise _wrong(given, "the tokenizer that belongs to the encoder", fix)
-    if encoder.config.model_type == "clip_text_model":
-        mark = encoder.config.eos_token_id  # 2 is told of where the highest token is looked for
-        if mark not in (2, *found):
-            given = f"{folder} ends no prompt with the token {mark}, at which its encoder looks"
-            raise _wrong(given, "the tokenizer that belongs to the encoder", fix)
-
-
-def _tried(tokenizer: Any) -> set[int]:
-    """The tokens of a text that is padded and of one that is cut, as a request has them made.
-
-    Raises whatever the library does, and ValueError for another number of tokens.
-    """
-    found: set[int] = set()
-    for text in (_LETTER, f"{_LETTER} " * 2 * _TRIED):
-        whole = tokenizer(text, verbose=False).input_ids
-        tokenizer.decode(whole, skip_special_tokens=True)
-        made = tokenizer(
-            text, padding="max_length", truncation=True, max_length=_TRIED, return_tensors="pt"
-        ).input_ids
-        if tuple(made.shape) != (1, _TRIED):
-            raise ValueError(f"{tuple(made.shape)} tokens where {_TRIED} were asked for")
-        found |= {*whole, *made[0].tolist()}
-    marks = (tokenizer.unk_token_id, tokenizer.eos_token_id)
-    return found | {mark for mark in marks if mark is not None}
-
-
-def _wrong(given: str, expected: str, fix: str) -> WeightsNotFound:
-    return WeightsNotFound(given, expected=expected, fix=fix)
-
-
-@contextmanager
-def loading(folder: Path, *, fix: str = REBUILD) -> Iterator[None]:
-    """Whatever a library or its file readers raise over a part, as WeightsNotFound, which names the
-    folder. UnsupportedWeights keep their kind.
-    """
-    try:
-        yield
-    except FrescoError as error:
-        given = error.given if str(folder) in error.given else f"{folder}: {error.given}"
-        way_out = fix if isinstance(error, WeightsNotFound) else error.fix
-        raise type(error)(given, expected=error.expected, fix=way_out) from error
-    except Exception as error:
-        said = " ".join(str(error).split())[:200]
-        raise WeightsNotFound(
-            f"{folder} cannot be loaded ({type(error).__name__}: {said})",
-            expected=WHOLE_FOLDER + ", as diffusers stores them, with safetensors weights",
-            fix=fix,
-        ) from error
-
-
-def _encoder(folder: Path, tensors: Mapping[str, Tensor], *, fix: str) -> Any:
-    """The encoder over ``tensors``: transformers itself says which names are old or tied."""
-    import torch
     from transformers import CLIPTextModel, T5EncoderModel
 
     kind: Any = T5EncoderModel if folder.name.endswith("_2") else CLIPTextModel
     schema: type[Settings] = T5Settings if kind is T5EncoderModel else ClipSettings
-    with loading(folder, fix=fix), no_bar(), no_report():
-        refuse_elsewhere(folder / "config.json", fix)
-        told = stored(folder / "config.json")
-        settings = checked(schema, told, str(folder), fix=fix)
-        check_tensors(told, tensors, folder, fix)
-        model, report = kind.from_pretrained(
-            None,
-            config=kind.config_class(**settings.given()),
-            state_dict=tensors,
-            dtype=torch.float32,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # they are in the report
-            output_loading_info=True,
-        )
-    require_exact(folder, report, fix)
-    return model
+    return encoder_of(folder, kind, schema, fix=fix, weights=weights)
 
 
-def check_tensors(
-    told: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path, fix: str
-) -> None:
-    """Raise unless there are as many tensors as a configuration needs, of floating-point numbers: a
-    library casts what it finds, and other numbers by the bytes of these draw another picture.
-    """
-    check_extent(told, tensors, folder.name)
-    # Older files of CLIP list the positions, which are counted and not loaded.
-    places = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
-    wrong = {name for name, value in places.items() if not value.is_floating_point()}
-    if wrong:
-        raise UnsupportedWeights(
-            f"{folder} has {counted(wrong)}, of whole numbers",
-            expected="floating-point weights",
-            fix=fix,
-        )
+def load_codec(folder: Path, *, fix: str = REBUILD) -> Any:
+    """The AutoencoderKL of a `vae` folder, as :func:`~fresco_trt.models.parts.codec_of`."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-
-def require_exact(folder: Path, report: Mapping[str, Any], fix: str) -> None:
-    """Raise unless a library found a tensor for every place, and a place for every tensor."""
-    missing, unexpected = report["missing_keys"], report["unexpected_keys"]
-    shapes = {name: sizes for name, *sizes in report["mismatched_keys"]}
-    named = ("lacks", missing), ("has also", unexpected)
-    clauses = [f"{word} {counted(names)}" for word, names in named if names]
-    for name in sorted(shapes)[:1]:
-        found, wanted = (tuple(size) for size in shapes[name])
-        clauses.append(f"has {counted(shapes)}, of shape {found} where {wanted} is wanted")
-    clauses += [" ".join(str(each).split())[:200] for each in report["error_msgs"][:1]]
-    if clauses:
-        kind = WeightsNotFound if missing else UnsupportedWeights
-        given = f"{folder} {'; '.join(clauses)}"
-        raise kind(given, expected="every tensor of the part, and no others", fix=fix)
-
-
-def refuse_elsewhere(path: Path, fix: str) -> None:
-    """Raise UnsupportedWeights for a configuration that sends its library to other places.
-
-    Hubs' own files name code to run, newer versions of themselves and their vocabularies.
-    """
-    settings = stored(path)
-    wrong = [key for key in _CODE if "/" in str(settings.get(key, ""))]
-    for key, value in settings.items():
-        if key.endswith(("_file", "_files")) and key != "special_tokens_map_file":  # never opened
-            names = value if isinstance(value, list) else [value]
-            wrong += [key for name in names if not (name is None or _is_inside(name))]
-    if wrong:
-        raise UnsupportedWeights(
-            f"{path} has {wrong[0]}={str(settings[wrong[0]])[:80]!r}",
-            expected="names of files beside it: no other place is read, and no code is run",
-            fix=f"take {wrong[0]} out of it, or {fix}",
-        )
-
-
-def _is_inside(name: object) -> bool:
-    """Whether a name is that of a file in the same folder."""
-    return isinstance(name, str) and PurePosixPath(name).name == str(PurePosixPath(name))
+    return codec_of(folder, AutoencoderKL, CodecSettings, fix=fix)

@@ -1,4 +1,4 @@
-"""What surrounds a Qwen-Image transformer: where its parts are, its decoder and its encoder.
+"""What surrounds a Qwen-Image transformer: whether its parts are right, its decoder and encoder.
 
 All of it is read from a diffusers pipeline folder (in a bundle, or outside it); the transformer's
 own weights are not touched. The transformer itself runs as engines.
@@ -10,16 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.errors import IncompatibleOptions, WeightsNotFound, error_context
+from fresco_trt.errors import IncompatibleOptions, error_context
 from fresco_trt.models.drivers import PLAIN, SHIFTED
 from fresco_trt.models.finite import require_finite
-from fresco_trt.models.flux.components import around, using
-from fresco_trt.models.flux.folder import check_files, stored
-from fresco_trt.models.flux.parts import PASS_FOLDER, check_vocabulary, load_tokenizer
-from fresco_trt.models.qwen.config import COMPONENTS, REPOSITORIES
-from fresco_trt.models.qwen.parts import check_encoder, load_codec
+from fresco_trt.models.flux.components import using
+from fresco_trt.models.parts import (
+    check_files,
+    check_vocabulary,
+    load_tokenizer,
+    refuse_unread,
+    stored,
+)
+from fresco_trt.models.pipeline_folder import PASS_FOLDER
+from fresco_trt.models.qwen.parts import load_codec, load_encoder
 from fresco_trt.models.qwen.prompts import PIPELINES, kind_of
-from fresco_trt.models.weights import bundled_folder, weights_digest
+from fresco_trt.models.weights import weights_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,61 +33,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.plan.facts import ModelFacts
 
-_WHOLE = "a diffusers pipeline folder with " + ", ".join(COMPONENTS)
 _VAE = "the vae of the pipeline folder"
-
-
-# --- where they are ---------------------------------------------------------------------------
-
-
-def find_pipeline(weights: str | None, model: str) -> Path:
-    """The diffusers pipeline folder with the prompt encoder and decoder of `model`: around
-    `weights`, or from the hub. Raises WeightsNotFound, which lists the places looked at.
-    """
-    given = [] if weights in (None, "random") else around(Path(str(weights)).expanduser())
-    looked = [*given, bundled_folder(model)]
-    for folder in looked:
-        absent = [part for part in COMPONENTS if not (folder / part).exists()]
-        if not absent:
-            return folder
-        if "model_index.json" not in absent:
-            raise WeightsNotFound(
-                f"the pipeline folder {folder} lacks {', '.join(absent)}",
-                expected=_WHOLE,
-                fix="complete the folder, or pass --weights from one that is complete",
-            )
-    return _from_hub(model, looked)
-
-
-def _from_hub(model: str, looked: list[Path]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    repository = REPOSITORIES[model]
-    try:
-        patterns = [pattern for part in COMPONENTS for pattern in (part, f"{part}/*")]
-        return Path(snapshot_download(repository, allow_patterns=patterns, etag_timeout=5))
-    except Exception as error:  # the hub client raises its own, its HTTP client's and OS errors
-        raise WeightsNotFound(
-            f"no prompt encoder for {model} (looked at {', '.join(map(str, looked))}; the hub "
-            f"({repository}))",
-            expected=_WHOLE,
-            fix=PASS_FOLDER,
-        ) from error
-
-
-def find_vae(weights: str | None, model: str) -> Path:
-    """The pipeline folder whose `vae` is that of `model`, around `weights`; nothing is fetched.
-    Raises WeightsNotFound.
-    """
-    looked = [bundled_folder(model)] if weights is None else around(Path(weights).expanduser())
-    for folder in looked:
-        if (folder / "vae" / "config.json").is_file():
-            return folder
-    raise WeightsNotFound(
-        f"no VAE for {model} (looked at {', '.join(map(str, looked))})",
-        expected="a diffusers pipeline folder with vae/config.json and its weights",
-        fix=PASS_FOLDER,
-    )
 
 
 # --- whether they are the right ones ----------------------------------------------------------
@@ -99,8 +50,10 @@ def check_folder(folder: Path, facts: ModelFacts) -> None:
     with error_context(f"the pipeline folder {folder}"):
         for part in ("text_encoder", "vae"):
             check_files(folder / part)
+        for part in ("scheduler", "tokenizer"):
+            refuse_unread(folder / part)
         tokenizer = load_tokenizer(folder / "tokenizer", fix=PASS_FOLDER)
-        encoder = check_encoder(folder / "text_encoder", fix=PASS_FOLDER)
+        encoder = load_encoder(folder / "text_encoder", fix=PASS_FOLDER, weights=False)
         text = encoder.config.text_config
         check_vocabulary(
             tokenizer, encoder.model.language_model, folder / "tokenizer", fix=PASS_FOLDER

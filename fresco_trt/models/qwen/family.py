@@ -8,50 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from fresco_trt.models import pipeline_folder
 from fresco_trt.models.family import ModelFamily, guided
-from fresco_trt.models.qwen.config import COMPONENTS, transformer_config
+from fresco_trt.models.qwen import layers, loading, signatures
+from fresco_trt.models.qwen.config import COMPONENTS, REPOSITORIES, transformer_config
 from fresco_trt.models.qwen.diffusers import QwenDriver, QwenEditDriver, QwenEditPlusDriver
 from fresco_trt.models.qwen.facts import QWEN_FACTS
 from fresco_trt.models.qwen.tokens import QwenPatchifier
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
     from torch.nn import Module
 
     from fresco_trt.models.cutting import StageCut
     from fresco_trt.models.qwen.components import QwenDecoder, QwenEncoder
     from fresco_trt.models.qwen.prompts import QwenPrompt
-    from fresco_trt.plan.caching import Action, CacheSite
     from fresco_trt.plan.facts import ModelFacts
-    from fresco_trt.plan.memory import Parameters
-    from fresco_trt.plan.recipes import Recipe
     from fresco_trt.plan.signature import GraphSignature
-    from fresco_trt.plan.stages import StagePlan
 
 
 class QwenGraphs:
     """A :class:`~fresco_trt.models.family.FamilyGraphs`."""
 
-    def signature(
-        self,
-        facts: ModelFacts,
-        plan: StagePlan,
-        stage: int,
-        action: Action = "full",
-        *,
-        text_tokens: int,
-        feature: bool | None = None,
-        batch: int = 1,
-    ) -> GraphSignature:
-        """As :func:`~fresco_trt.models.qwen.signatures.stage_signature`."""
-        from fresco_trt.models.qwen.signatures import stage_signature
-
-        return stage_signature(
-            facts, plan, stage, action, text_tokens=text_tokens, feature=feature, batch=batch
-        )
+    signature = staticmethod(signatures.stage_signature)
 
     def module(self, transformer: Module, signature: GraphSignature) -> Module:
         """As :func:`~fresco_trt.models.qwen.graph.graph_from_signature`."""
@@ -73,22 +54,10 @@ class QwenGraphs:
 class QwenWeights:
     """A :class:`~fresco_trt.models.family.FamilyWeights`."""
 
-    def config(self, facts: ModelFacts) -> dict[str, Any]:
-        """As diffusers writes it."""
-        return transformer_config(facts)
-
-    def load(
-        self,
-        weights: str | Path | None,
-        facts: ModelFacts,
-        *,
-        dtype: torch.dtype | None = None,
-        seed: int = 0,
-    ) -> Module:
-        """As :func:`~fresco_trt.models.qwen.loading.load_transformer`."""
-        from fresco_trt.models.qwen.loading import load_transformer
-
-        return load_transformer(weights, facts, dtype=dtype, seed=seed)
+    config = staticmethod(transformer_config)
+    load = staticmethod(loading.load_transformer)
+    parameters = staticmethod(layers.graph_parameters)
+    with_blocks = staticmethod(layers.with_blocks)
 
     def stored(self, folder: Path, device: str = "cpu") -> Module:
         """As :func:`~fresco_trt.models.qwen.loading.transformer_from_folder`, on ``device``."""
@@ -96,49 +65,22 @@ class QwenWeights:
 
         return transformer_from_folder(folder).to(device)
 
-    def parameters(
-        self,
-        facts: ModelFacts,
-        action: Action,
-        site: CacheSite,
-        *,
-        recipe: Recipe | None = None,
-        kept: tuple[str, ...] = (),
-    ) -> Parameters:
-        """As :func:`~fresco_trt.models.qwen.layers.graph_parameters`."""
-        from fresco_trt.models.qwen.layers import graph_parameters
-
-        return graph_parameters(facts, action, site, recipe=recipe, kept=kept)
-
-    def with_blocks(self, facts: ModelFacts, blocks: tuple[int, ...]) -> ModelFacts:
-        """As :func:`~fresco_trt.models.qwen.layers.with_blocks`."""
-        from fresco_trt.models.qwen.layers import with_blocks
-
-        return with_blocks(facts, blocks)
-
 
 class QwenComponents:
     """A :class:`~fresco_trt.models.family.FamilyComponents`."""
 
     names = COMPONENTS
+    find_vae = staticmethod(pipeline_folder.find_vae)
 
     def find(self, weights: str | None, model: str) -> Path:
-        """As :func:`~fresco_trt.models.qwen.components.find_pipeline`."""
-        from fresco_trt.models.qwen.components import find_pipeline
-
-        return find_pipeline(weights, model)
+        """As :func:`~fresco_trt.models.pipeline_folder.find_pipeline`."""
+        return pipeline_folder.find_pipeline(weights, model, COMPONENTS, REPOSITORIES.get(model))
 
     def check(self, folder: Path, facts: ModelFacts) -> None:
         """As :func:`~fresco_trt.models.qwen.components.check_folder`."""
         from fresco_trt.models.qwen.components import check_folder
 
         check_folder(folder, facts)
-
-    def find_vae(self, weights: str | None, model: str) -> Path:
-        """As :func:`~fresco_trt.models.qwen.components.find_vae`."""
-        from fresco_trt.models.qwen.components import find_vae
-
-        return find_vae(weights, model)
 
     def write_random(self, facts: ModelFacts, folder: Path) -> Path:
         """As :func:`~fresco_trt.models.qwen.random.write_random_pipeline`."""

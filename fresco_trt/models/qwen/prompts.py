@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.models.finite import require_finite
 from fresco_trt.models.flux.components import require_text, short, using, warn
-from fresco_trt.models.flux.folder import stored
-from fresco_trt.models.flux.parts import check_vocabulary, load_tokenizer
+from fresco_trt.models.parts import check_vocabulary, load_tokenizer, stored
 from fresco_trt.models.qwen.parts import load_encoder
 from fresco_trt.models.qwen.signatures import MASK
 

@@ -1,6 +1,6 @@
 """What the configurations of Qwen-Image's parts may say: every setting that counts, in bounds.
 
-As FLUX's (:mod:`fresco_trt.models.flux.settings`): a library is given the settings that are listed
+As :mod:`fresco_trt.models.settings` says: a library is given the settings that are listed
 here and no others, and what else a configuration holds is ignored on purpose.
 """
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fresco_trt.models.flux.settings import Epsilon, Levels, Settings, Whole, refuse
+from fresco_trt.models.settings import Epsilon, Levels, Settings, Whole, refuse
 
 _Token = Annotated[int, Field(ge=0)]
 

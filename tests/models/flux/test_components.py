@@ -29,12 +29,12 @@ from fresco_trt.models.flux.components import (
     FluxEncoder,
     FluxPrompt,
     PromptWarning,
-    find_pipeline,
-    find_vae,
 )
 from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.parts import loading
+from fresco_trt.models.flux.family import FLUX
+from fresco_trt.models.parts import loading
+from fresco_trt.models.pipeline_folder import find_vae
 from fresco_trt.models.quiet import no_bar
 from fresco_trt.models.weights import SHARES_NAME, bundled_folder, components_folder
 
@@ -394,7 +394,7 @@ def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", [None, "random"])
 def test_bundled_parts_are_found_without_a_path(weights: str | None) -> None:
-    assert find_pipeline(weights, "flux-tiny") == TINY
+    assert FLUX.components.find(weights, "flux-tiny") == TINY
 
 
 @pytest.mark.parametrize("inside", [".", "transformer", "transformer/model.safetensors"])
@@ -402,13 +402,13 @@ def test_a_given_folder_comes_first(tmp_path: Path, inside: str) -> None:
     folder = pipeline_folder(tmp_path / "own")
     (folder / "transformer").mkdir()
     (folder / "transformer" / "model.safetensors").touch()
-    assert find_pipeline(str(folder / inside), "flux-tiny").resolve() == folder
+    assert FLUX.components.find(str(folder / inside), "flux-tiny").resolve() == folder
 
 
 def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     pipeline_folder(tmp_path / "own")
-    assert find_pipeline("~/own", "flux-tiny") == tmp_path / "own"
+    assert FLUX.components.find("~/own", "flux-tiny") == tmp_path / "own"
 
 
 @pytest.mark.parametrize("inside", [".", "vae", "transformer"])
@@ -441,7 +441,7 @@ def test_an_incomplete_pipeline_is_not_completed_by_another(tmp_path: Path, part
     there = tuple(each for each in COMPONENTS if each != part)
     folder = pipeline_folder(tmp_path / "own", there)
     with pytest.raises(WeightsNotFound) as caught:
-        find_pipeline(str(folder), "flux-tiny")
+        FLUX.components.find(str(folder), "flux-tiny")
     assert caught.value.given.endswith(f"lacks {part}")
 
 
@@ -449,7 +449,7 @@ def test_an_incomplete_pipeline_is_not_completed_by_another(tmp_path: Path, part
 def test_the_places_looked_at_are_named(tmp_path: Path, model: str) -> None:
     (tmp_path / "own").mkdir()
     with pytest.raises(WeightsNotFound) as caught:
-        find_pipeline(str(tmp_path / "own"), model)
+        FLUX.components.find(str(tmp_path / "own"), model)
     assert str(tmp_path / "own") in caught.value.given
     assert str(bundled_folder(model)) in caught.value.given
     assert "hub" in caught.value.given
@@ -472,7 +472,7 @@ STUDENT = bundled_folder("flux-tiny-turbo")
     "weights", [None, "random", str(STUDENT), str(STUDENT / "transformer")], ids=str
 )
 def test_a_student_draws_with_the_parts_it_says_it_shares(weights: str | None) -> None:
-    assert find_pipeline(weights, "flux-tiny-turbo") == TINY
+    assert FLUX.components.find(weights, "flux-tiny-turbo") == TINY
     if weights != "random":
         assert find_vae(weights, "flux-tiny-turbo") == TINY
 

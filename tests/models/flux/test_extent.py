@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fresco_trt.errors import FrescoError, IncompatibleOptions
-from fresco_trt.models.flux.components import COMPONENTS, FluxDecoder, FluxPrompt
+from fresco_trt.models.flux.components import FluxDecoder, FluxPrompt
+from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.family import FLUX
 from fresco_trt.models.flux.loading import transformer_from_folder

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 import fresco_trt
 from fresco_trt.errors import FrescoError, IncompatibleOptions, UnsupportedWeights, WeightsNotFound
-from fresco_trt.models.flux.components import COMPONENTS, FluxPrompt
+from fresco_trt.models.flux.components import FluxPrompt
+from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_DEV, FLUX_SCHNELL, FLUX_TINY
 from fresco_trt.models.flux.folder import check_folder
 from fresco_trt.models.flux.random import write_random_pipeline

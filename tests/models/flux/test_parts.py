@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 import fresco_trt
 from fresco_trt.errors import FrescoError, UnsupportedWeights, WeightsNotFound
-from fresco_trt.models.flux.components import COMPONENTS, FluxDecoder, FluxPrompt
+from fresco_trt.models.flux.components import FluxDecoder, FluxPrompt
+from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.family import FLUX
 from fresco_trt.models.flux.parts import check_parts, load_codec, load_encoder

@@ -14,24 +14,14 @@ import pytest
 import torch
 
 from fresco_trt.errors import FrescoError, UnsupportedWeights, WeightsNotFound
-from fresco_trt.models.flux.components import COMPONENTS, FluxDecoder, FluxPrompt
+from fresco_trt.models.flux.components import FluxDecoder, FluxPrompt
+from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.family import FLUX
-from fresco_trt.models.flux.parts import (
-    check_vocabulary,
-    load_codec,
-    load_encoder,
-    load_tokenizer,
-)
-from fresco_trt.models.flux.settings import (
-    ClipSettings,
-    CodecSettings,
-    Settings,
-    T5Settings,
-    TokenizerSettings,
-    TokenSettings,
-    checked,
-)
+from fresco_trt.models.flux.parts import load_codec, load_encoder
+from fresco_trt.models.flux.settings import ClipSettings, CodecSettings, T5Settings
+from fresco_trt.models.parts import check_vocabulary, load_tokenizer
+from fresco_trt.models.settings import Settings, TokenizerSettings, TokenSettings, checked
 from fresco_trt.models.weights import bundled_folder
 from tests.hostile import configs, weights
 from tests.models.flux.stored_configs import CONFIGS, TOKENIZERS, TOKENS

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 
 import fresco_trt
-from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.errors import IncompatibleOptions, UnsupportedWeights, WeightsNotFound
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models.family import PromptWarning
-from fresco_trt.models.flux.parts import load_tokenizer
+from fresco_trt.models.parts import load_tokenizer
 from fresco_trt.models.qwen import prompts
 from fresco_trt.models.qwen.components import QwenDecoder, QwenEncoder, check_folder
 from fresco_trt.models.qwen.family import QWEN, rescaled
@@ -279,3 +279,22 @@ def test_a_folder_of_other_parts_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(fresco_trt.FrescoError, match=said):
         check_folder(copy, facts)
+
+
+def test_a_folder_holds_no_weights_that_nobody_reads_and_no_part_of_another_family(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts, copy = MODELS[0], tmp_path / "pipeline"
+    shutil.copytree(folders[facts.name], copy)
+    stray = copy / "tokenizer" / "pytorch_model.bin"
+    stray.write_bytes(b"weights")
+    with pytest.raises(UnsupportedWeights, match=r"tokenizer holds pytorch_model\.bin"):
+        check_folder(copy, facts)
+    stray.unlink()
+    (copy / "tokenizer" / "tokenizer.json").write_text("{}")
+    with pytest.raises(fresco_trt.FrescoError) as caught:
+        check_folder(copy, facts)
+    assert "text_encoder_2" not in str(caught.value), "that is FLUX's"
+    monkeypatch.chdir(copy)
+    with pytest.raises(WeightsNotFound, match="no VAE"):  # and not that of where one is
+        QWEN.components.find_vae("nowhere", facts.name)
