@@ -19,6 +19,7 @@ def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
     assert all(".dist-info/" in name for name in sizes.keys() - inside)
     for name in (
         "fresco_trt/py.typed",
+        "fresco_trt/calibration/flux-tiny-kontext-edits/metadata.jsonl",
         "fresco_trt/bench/scenes/icons.json",
         "fresco_trt/bench/scenes/judge.safetensors",
         "fresco_trt/models/flux/weights/flux-tiny/model_index.json",

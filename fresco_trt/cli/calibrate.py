@@ -39,8 +39,9 @@ def calibrate(
     pictures: Annotated[
         Path | None,
         typer.Option(
-            help="Of a spectrum: folder of pictures like those the model draws, none smaller.",
-            show_default=f"for {DEMO}: scenes that are drawn",
+            help="Of a spectrum: folder of pictures like those the model draws, none smaller. Of "
+            "all else, for a model that edits: folder of sources, prompts in its metadata.jsonl.",
+            show_default=f"drawn scenes of {DEMO}, or calibration/<model>-edits",
         ),
     ] = None,
     scenes: Annotated[
@@ -49,7 +50,7 @@ def calibrate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Of all but a spectrum: text file, one prompt a line.",
+            help="Of all but a spectrum: text file, one prompt a line; not for a model that edits.",
             show_default="calibration/<model>-prompts.txt",
         ),
     ] = None,

@@ -18,10 +18,12 @@ from fresco_trt.bundle.svd_basis import Basis, check_basis, read_basis
 from fresco_trt.files.digests import folder_digest
 from fresco_trt.files.process_folder import process_folder, temporary_room
 from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
+from fresco_trt.lower.calibrate.edits import default_edits, read_edits
 from fresco_trt.lower.record import Ingredients
 from fresco_trt.models.weights import bundled_folder, weights_digest
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch.nn import Module
 
     from fresco_trt.backends.base import Progress
@@ -59,13 +61,23 @@ def _reference(made: Ingredients) -> Reference | None:
     resolved = made.resolved
     if resolved.recipe is None and (not _needs_basis(resolved) or resolved.cache.basis is not None):
         return None
+    prompts, pictures = _asked(resolved)
     return Reference(
         facts=resolved.facts,
         transformer=_in_float32(made.transformer),
         weights_sha256=made.weights_digest,
         pipeline=made.pipeline,
-        prompts=read_prompts(default_prompts(resolved.facts.name)),
+        prompts=prompts,
+        pictures=pictures,
     )
+
+
+def _asked(resolved: Resolved) -> tuple[tuple[str, ...], tuple[Image, ...]]:
+    """What is drawn: prompts, and for a model that edits their pictures."""
+    facts = resolved.facts
+    if facts.references:
+        return read_edits(default_edits(facts.name), resolved.plan.size)
+    return read_prompts(default_prompts(facts.name)), ()
 
 
 def _needs_basis(resolved: Resolved) -> bool:

@@ -321,9 +321,12 @@ def _check_options(request: BuildRequest, about: BackendFacts, stages: int) -> N
 def _check_measured(facts: ModelFacts, quant: QuantConfig) -> None:
     if quant.precision in DTYPES or facts.calibrated:
         return
+    why = "nothing of this model can be quantised yet"
+    if facts.true_cfg_default is not None:
+        why = "true guidance runs this model twice a step, and calibrations draw one of the two"
     raise UnsupportedPrecision(
         f"--precision {quant.precision} of {facts.name}",
-        expected=f"{', '.join(DTYPES)}: nothing of this model can be quantised yet",
+        expected=f"{', '.join(DTYPES)}: {why}",
         fix="pass --precision bf16",
     )
 

@@ -105,23 +105,14 @@ def example_masks(plan: StagePlan) -> list[Image | None]:
     """Masks of the built size that lead an edit into each stage behind its draft, the last one all
     white; a None alone for a plan that takes every stage in turn.
     """
-    import numpy as np
     from PIL.Image import Resampling, fromarray
 
-    from fresco_trt.run.editing import covered
+    from fresco_trt.run.editing import leading
 
     if plan.edit is None:
         return [None]
-    grid, even = plan.stages[0].grid, covered(plan)
-    # The even set first: what comes after it takes one token more at a time.
-    order = [*even.nonzero().flatten().tolist(), *(~even).nonzero().flatten().tolist()]
-    masks: list[Image | None] = []
-    for room in (*plan.refined[1:-1], grid.tokens):
-        pixels = np.zeros(grid.tokens, np.uint8)
-        pixels[order[:room]] = 255
-        share = fromarray(pixels.reshape(grid.rows, grid.columns))
-        masks.append(share.resize(plan.size[:2], Resampling.NEAREST))
-    return masks
+    shares = [fromarray(_share(tokens, plan.stages[0].grid)) for tokens in leading(plan)]
+    return [share.resize(plan.size[:2], Resampling.NEAREST) for share in shares]
 
 
 @contextmanager

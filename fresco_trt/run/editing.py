@@ -168,6 +168,33 @@ def covered(plan: StagePlan, device: torch.device | str = "cpu") -> Tensor:
     return rows.logical_and(columns).flatten()
 
 
+def leading(plan: StagePlan) -> tuple[Tensor, ...]:
+    """Tokens of the draft's grid, bool [N], that lead an edit into each stage behind the draft if a
+    mask names them: as many as it has room for, in the last one all.
+    """
+    count, even = plan.stages[0].grid.tokens, covered(plan)
+    # The even set first: what comes after it takes one token more at a time.
+    order = torch.cat([even.nonzero().flatten(), even.logical_not().nonzero().flatten()])
+    rooms = (*plan.refined[1:-1], count)
+    return tuple(torch.zeros_like(even).index_fill(0, order[:room], True) for room in rooms)
+
+
+def masks_of(plan: StagePlan) -> tuple[Tensor | None, ...]:
+    """Masks that lead an edit along each of the plan's paths, latent pixels bool [1,1,H,W] of full
+    resolution; a None alone for a plan that takes every stage in turn.
+    """
+    if plan.edit is None:
+        return (None,)
+    grid, final = plan.stages[0].grid, plan.stages[-1].grid
+    ratio = final.height // grid.rows
+    return tuple(
+        tokens.reshape(1, 1, grid.rows, grid.columns)
+        .repeat_interleave(ratio, -2)
+        .repeat_interleave(ratio, -1)
+        for tokens in leading(plan)
+    )
+
+
 # --- what is kept -----------------------------------------------------------------------------
 
 

@@ -185,18 +185,6 @@ def test_a_model_that_edits_wants_a_source_and_another_wants_none(
         pipe(PROMPT, image=source)
 
 
-def test_a_model_that_edits_is_not_calibrated() -> None:
-    from fresco_trt.errors import CalibrationError
-    from fresco_trt.lower.calibrate.trajectories import conditions
-
-    class Asked:
-        facts = model_facts(MODEL)
-
-    untyped: Any = Asked()
-    with pytest.raises(CalibrationError, match="edits pictures"):
-        conditions(untyped)
-
-
 def saved(tmp_path: Path, image: Image.Image, **options: Any) -> Path:
     path = tmp_path / f"picture.{options.pop('ending', 'png')}"
     image.save(path, **options)

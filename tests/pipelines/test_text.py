@@ -16,7 +16,7 @@ import fresco_trt
 from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.errors import IncompatibleOptions, PromptTooLong
 from fresco_trt.lower.calibrate.basis import Reference
-from fresco_trt.lower.calibrate.trajectories import conditions, drawn
+from fresco_trt.lower.calibrate.trajectories import cases, denoiser_of, drawn
 from fresco_trt.models.family import PromptWarning
 from fresco_trt.models.flux.components import FluxPrompt
 from fresco_trt.models.flux.facts import FLUX_TINY
@@ -115,10 +115,11 @@ def test_a_calibration_prompt_that_has_more_is_named() -> None:
         for index, action in plan.graphs
     }
     with pytest.warns(PromptWarning, match="pooled"):
-        first, second = conditions(reference)
-    drawn(reference, plan, runners, first, 0)
+        first, second = cases(reference, plan)
+    denoiser = denoiser_of(reference, plan, runners)
+    drawn(denoiser, first, 0)
     with pytest.raises(PromptTooLong, match=r"calibration prompt 2: a prompt of 46"):
-        drawn(reference, plan, runners, second, 1)
+        drawn(denoiser, second, 0)
 
 
 # --- enabled pipelines ------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -98,9 +99,9 @@ def measure_amax(
     def draw(model: nn.Module) -> None:
         with ExitStack() as scope:
             seen.attach(model, scope)
-            total = len(reference.prompts) * full.nfe
-            steps = walks(replace(reference, transformer=model), full, scope)
-            for done, step in enumerate(each for walk in steps for each in walk):
+            found = walks(replace(reference, transformer=model), full, scope)
+            total = len(found) * full.nfe
+            for done, step in enumerate(chain.from_iterable(found)):
                 seen.fold(step.stage)
                 progress(MEASURING, done / total)
 

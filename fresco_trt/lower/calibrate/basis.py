@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from fresco_trt.models.registry import family_of
 from fresco_trt.models.weights import bundled_components
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch.nn import Module
 
     from fresco_trt.models.family import ModelFamily
@@ -40,7 +42,8 @@ _SHIPPED = (_PACKAGE / "calibration", _PACKAGE.parent / "calibration")  # instal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
     """What trajectories are drawn with: the float32 model, its weights' SHA-256, the folder of its
-    prompt encoders, the prompts, and the seed of the first of them.
+    prompt encoders and VAE, the prompts, the seed of the first of them, and for a model that edits
+    the source picture of each, RGB of the plan's size.
     """
 
     facts: ModelFacts
@@ -49,6 +52,7 @@ class Reference:
     pipeline: Path
     prompts: tuple[str, ...]
     seed: int = SEED
+    pictures: tuple[Image, ...] = ()
 
     @property
     def family(self) -> ModelFamily:
@@ -57,9 +61,13 @@ class Reference:
 
     @property
     def prompts_sha256(self) -> str:
-        """SHA-256 of the prompts, one a line."""
-        lines = "".join(f"{prompt}\n" for prompt in self.prompts)
-        return hashlib.sha256(lines.encode()).hexdigest()
+        """SHA-256 of the prompts, one a line, each followed by the pixels of its picture."""
+        digest = hashlib.sha256()
+        for prompt, picture in zip_longest(self.prompts, self.pictures):
+            digest.update(f"{prompt}\n".encode())
+            if picture is not None:
+                digest.update(picture.tobytes())
+        return digest.hexdigest()
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -75,13 +83,20 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 
 def default_prompts(model: str) -> Path:
-    """Where the prompt set of a model is: here, else the one that came with the package.
+    """Where the prompt set of a model is; see :func:`default_path`."""
+    return default_path(model, "prompts.txt")
 
-    A model over another's prompt encoders takes its prompts too, unless it has some of its own.
+
+def default_path(model: str, kind: str) -> Path:
+    """Where what a model is calibrated with is: here, else what came with the package.
+
+    A variant takes what the model has that it is named after, and a model over another's prompt
+    encoders what that has, unless it has some of its own.
     """
-    names = dict.fromkeys((model, bundled_components(model).name))
-    places = [folder / f"{name}-prompts.txt" for name in names for folder in (PROMPTS, *_SHIPPED)]
-    return next((path for path in places if path.is_file()), places[0])
+    named_after = model.partition(":")[0]
+    names = dict.fromkeys((model, named_after, bundled_components(named_after).name))
+    places = [folder / f"{name}-{kind}" for name in names for folder in (PROMPTS, *_SHIPPED)]
+    return next((path for path in places if path.exists()), PROMPTS / f"{named_after}-{kind}")
 
 
 def check_energy(energy: float) -> float:

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -119,17 +120,19 @@ def measure_cache_schedule(
             )
     whole = in_full(plan)
     runs = [_Run(tolerance=tolerance) for tolerance in tolerances]
-    done = 0
+    done, paths = 0, len(whole.paths)
     with ExitStack() as scope:
         bypasses = _bypasses(reference, whole, scope)
-        for seen in zip(*walks(reference, whole, scope), strict=True):
-            stage = seen[0].stage
+        every = walks(reference, whole, scope)
+        for seen in chain(*(zip(*every[path::paths], strict=True) for path in range(paths))):
+            stage, done = seen[0].stage, done + 1
+            progress("measuring the cache schedule", done / (paths * whole.nfe))
             for run in runs:
                 if len(run.actions) == stage:
                     run.enter([StageCache.over(whole, stage, cache, basis) for _ in seen])
-                run.decide(seen, bypasses[stage])
-            done += 1
-            progress("measuring the cache schedule", done / whole.nfe)
+                # The draft of an edit is decided on the way to the stage that comes first.
+                if len(run.actions) == stage + 1:
+                    run.decide(seen, bypasses[stage])
     return tuple(run.schedule() for run in runs)
 
 

@@ -31,12 +31,15 @@ _FILES: Mapping[Measure, str] = {
 CACHE, STAGES = "hicache", 3
 """What a cache schedule is measured for, and the stages of a plan, unless another is asked for."""
 
-_QUANTISED = ("prompts", "precision", "stages", "preset", "size")
+_ASKED = ("prompts", "pictures")
+"""What is drawn: prompts, or for a model that edits a folder of pictures with theirs."""
+
+_QUANTISED = (*_ASKED, "precision", "stages", "preset", "size")
 
 READS: Mapping[Measure, tuple[str, ...]] = {
     "spectrum": ("pictures", "scenes"),
-    "basis": ("prompts", "energy"),
-    "cache-schedule": ("prompts", "cache", "stages", "preset", "tolerance"),
+    "basis": (*_ASKED, "energy"),
+    "cache-schedule": (*_ASKED, "cache", "stages", "preset", "tolerance"),
     "amax": _QUANTISED,
     "sensitivity": _QUANTISED,
 }

@@ -66,7 +66,7 @@ def _measured(options: Options, progress: Progress) -> tuple[Reference, StagePla
     facts = model_facts(options.model)
     check_calibrated(facts, "a calibration")
     plan = _plan(options, facts)
-    recipe, reference = options.quantised, reference_of(options, facts, progress)
+    recipe, reference = options.quantised, reference_of(options, facts, plan, progress)
 
     from fresco_trt.lower.calibrate.amax import measure_amax
 

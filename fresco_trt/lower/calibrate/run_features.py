@@ -16,6 +16,8 @@ from fresco_trt.plan.caching import cache_names
 from fresco_trt.plan.facts import check_calibrated
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from fresco_trt.backends.base import Progress
     from fresco_trt.lower.calibrate.basis import Reference
     from fresco_trt.lower.calibrate.options import Options
@@ -38,8 +40,8 @@ def run_basis(options: Options, progress: Progress) -> dict[str, Any]:
     facts = model_facts(options.model)
     check_calibrated(facts, "a calibration")
     energy = svd.check_energy(svd.ENERGY if options.energy is None else options.energy)
-    reference = reference_of(options, facts, progress)
     plan = make_plan(facts, stages=max(facts.stage_counts))
+    reference = reference_of(options, facts, plan, progress)
     basis = svd.measure_basis(reference, plan, energy=energy, progress=progress)
     basis.store(options.path)
     return basis.to_json()
@@ -67,7 +69,7 @@ def run_cache_schedule(options: Options, progress: Progress) -> dict[str, Any]:
         )
     plan = make_plan(facts, stages=options.stages or STAGES, preset=options.preset)
     tolerances = TOLERANCES if options.tolerance is None else (options.tolerance,)
-    reference = reference_of(options, facts, progress)
+    reference = reference_of(options, facts, plan, progress)
     basis = None
     if cache.traits.needs_basis:
         basis = measure_basis(reference, plan, progress=progress).directions
@@ -86,13 +88,17 @@ def run_cache_schedule(options: Options, progress: Progress) -> dict[str, Any]:
     return document
 
 
-def reference_of(options: Options, facts: ModelFacts, progress: Progress) -> Reference:
-    """Model and prompts, read once it is known that the result can be written."""
-    from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_prompts
+def reference_of(
+    options: Options, facts: ModelFacts, plan: StagePlan, progress: Progress
+) -> Reference:
+    """Model and prompts, with pictures where it edits; the model is read once it is known that the
+    result can be written.
+    """
+    from fresco_trt.lower.calibrate.basis import Reference
     from fresco_trt.models.registry import family_of
     from fresco_trt.models.weights import weights_digest
 
-    prompts = read_prompts(options.prompts or default_prompts(facts.name))
+    prompts, pictures = _asked(options, facts, plan)
     check_writable(options.path)
     progress("loading weights", 0.0)
     family = family_of(facts)
@@ -105,7 +111,34 @@ def reference_of(options: Options, facts: ModelFacts, progress: Progress) -> Ref
         weights_sha256=weights_digest(transformer),
         pipeline=pipeline,
         prompts=prompts,
+        pictures=pictures,
     )
+
+
+def _asked(
+    options: Options, facts: ModelFacts, plan: StagePlan
+) -> tuple[tuple[str, ...], tuple[Image, ...]]:
+    """Prompts, and for a model that edits their pictures. Raises IncompatibleOptions for those of
+    the other kind of model.
+    """
+    from fresco_trt.lower.calibrate.basis import default_prompts, read_prompts
+    from fresco_trt.lower.calibrate.edits import METADATA, default_edits, read_edits
+
+    if facts.references:
+        if options.prompts is not None:
+            raise IncompatibleOptions(
+                f"--prompts {options.prompts} for {facts.name}, which edits pictures",
+                expected=f"--pictures with a folder of sources, and their prompts in {METADATA}",
+                fix=f"pass --pictures, or leave both out for {default_edits(facts.name)}",
+            )
+        return read_edits(options.pictures or default_edits(facts.name), plan.size)
+    if options.pictures is not None:
+        raise IncompatibleOptions(
+            f"--pictures {options.pictures} for {facts.name}, which draws from prompts alone",
+            expected=f"--prompts FILE: --measure {options.measure} edits no pictures with it",
+            fix="leave --pictures out, or pass --measure spectrum to measure the pictures",
+        )
+    return read_prompts(options.prompts or default_prompts(facts.name)), ()
 
 
 def measured_on(reference: Reference, plan: StagePlan) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fresco_trt.backends.base import BorrowedRunner
-from fresco_trt.lower.calibrate.trajectories import conditions, drawn, full_runners, in_full
+from fresco_trt.lower.calibrate.trajectories import cases, denoiser_of, drawn, full_runners, in_full
 from fresco_trt.lower.quantize.simulation import simulate
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def _groups(layer: str) -> Iterator[tuple[str, str]]:
 def measure_sensitivity(
     reference: Reference, plan: StagePlan, amax: Amax, recipe: Recipe, progress: Progress
 ) -> tuple[GroupError, ...]:
-    """Every group's error on the first prompt's first, middle and last step of each stage.
+    """Every group's error on the first prompt's first, middle and last step of each stage, with the
+    first picture where the model edits.
 
     Largest first. ``reference`` is the model that the amax were measured on.
     """
@@ -122,8 +123,11 @@ def _cases(reference: Reference, plan: StagePlan) -> list[_Case]:
         recorders = {
             name: _Recorder(runner) for name, runner in full_runners(reference, plan, scope).items()
         }
-        for _ in drawn(reference, plan, recorders, conditions(reference)[0], 0):
-            pass
+        denoiser = denoiser_of(reference, plan, recorders)
+        first = replace(reference, prompts=reference.prompts[:1], pictures=reference.pictures[:1])
+        for case in cases(first, plan):
+            for _ in drawn(denoiser, case, reference.seed):
+                pass
     every = (recorder.cases for recorder in recorders.values())
     return [case for cases in every for case in (cases[0], cases[len(cases) // 2], cases[-1])]
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.backends.eager import module_runner
 from fresco_trt.errors import CalibrationError, error_context
 from fresco_trt.run.denoise import Denoiser
+from fresco_trt.run.editing import masks_of
 from fresco_trt.run.request import Conditioning
 from fresco_trt.run.sampler import Step, engine_name
 
@@ -50,24 +52,29 @@ class Seen:
     inputs: Mapping[str, Tensor]
 
 
-def walks(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[Iterator[Seen]]:
-    """One trajectory a prompt, in step with one another if they are asked in turn.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Case:
+    """What one trajectory is drawn from, and the prompt that it is of, counted from 0."""
 
-    What a step gave is valid until the same prompt is asked for the next.
+    given: Conditioning
+    prompt: int
+
+
+def walks(reference: Reference, plan: StagePlan, scope: ExitStack) -> list[Iterator[Seen]]:
+    """The trajectory of each of :func:`cases`, in step with one another if they are asked in turn.
+
+    What a step gave is valid until any of them is asked for the next of the same stage.
     """
     taps = _taps(reference, plan, scope)
-    return [
-        _walk(reference, plan, taps, given, number)
-        for number, given in enumerate(conditions(reference))
-    ]
+    return [_walk(reference, plan, taps, case) for case in cases(reference, plan)]
 
 
 def features(reference: Reference, plan: StagePlan, progress: Progress) -> Iterator[Tensor]:
     """What the last block gives, [1,N,H], at every step of every prompt."""
     with ExitStack() as scope:
-        steps = chain.from_iterable(walks(reference, plan, scope))
-        total = len(reference.prompts) * plan.nfe
-        for done, seen in enumerate(steps):
+        found = walks(reference, plan, scope)
+        total = len(found) * plan.nfe
+        for done, seen in enumerate(chain.from_iterable(found)):
             progress("measuring the SVD basis", done / total)
             yield seen.feature
     progress("measuring the SVD basis", 1.0)
@@ -77,11 +84,10 @@ def _walk(
     reference: Reference,
     plan: StagePlan,
     taps: Mapping[str, _Tap],
-    given: Conditioning,
-    number: int,
+    case: Case,
 ) -> Iterator[Seen]:
     before, stage = 0, 0
-    for step in drawn(reference, plan, taps, given, number):
+    for step in drawn(denoiser_of(reference, plan, taps), case, reference.seed):
         if step.stage != stage:
             before, stage = step.step, step.stage
         yield Seen(
@@ -90,39 +96,62 @@ def _walk(
             sigma=step.sigma,
             feature=taps[engine_name(step.stage, "full")].feature,
             velocity=step.velocity,
-            inputs={**given.inputs, "timestep": torch.tensor([step.sigma])},
+            inputs={**case.given.inputs, "timestep": torch.tensor([step.sigma])},
         )
 
 
-def drawn(
+def denoiser_of(
     reference: Reference,
     plan: StagePlan,
     runners: Mapping[str, Runner],
-    given: Conditioning,
-    number: int,
     basis: Tensor | None = None,
-) -> Iterator[Step]:
-    """The sampler's steps of the prompt counted from 0, from its own seed, over any runners."""
+) -> Denoiser:
+    """What draws the calibration's cases over any runners."""
     facts = reference.facts
-    denoiser = Denoiser.of(facts, plan, runners, text_tokens=facts.text_tokens, basis=basis)
-    with error_context(f"calibration prompt {number + 1}"):
-        return denoiser.steps(given, reference.seed + number)
+    return Denoiser.of(facts, plan, runners, text_tokens=facts.text_tokens, basis=basis)
 
 
-def conditions(reference: Reference) -> list[Conditioning]:
-    """What each prompt gives the engines: text, pooled, and guidance where the model takes it."""
-    facts = reference.facts
-    if facts.references:
-        raise CalibrationError(
-            f"calibration of {facts.name}, which edits pictures",
-            expected="a model that draws from a prompt alone: there are no sources to edit yet",
-            fix="build in fp32 or bf16, with a cache that needs no calibration",
+def drawn(denoiser: Denoiser, case: Case, seed: int) -> Iterator[Step]:
+    """The sampler's steps of a case, whose seed counts up with the prompts from ``seed``."""
+    with error_context(f"calibration prompt {case.prompt + 1}"):
+        return denoiser.steps(case.given, seed + case.prompt)
+
+
+def cases(reference: Reference, plan: StagePlan) -> list[Case]:
+    """Each prompt, with its source picture where the model edits. Where the stages of a plan are
+    alternatives, once for each path: a mask leads there, so that every stage is seen.
+
+    Raises CalibrationError for a model that edits and prompts without pictures.
+    """
+    facts, components = reference.facts, reference.family.components
+    if bool(facts.references) != bool(reference.pictures):
+        raise _other_kind(facts, len(reference.pictures))
+    encode = components.prompt_encoder(reference.pipeline, facts.text_tokens)
+    latents = components.encoder(reference.pipeline) if reference.pictures else None
+    found = []
+    for number, (prompt, picture) in enumerate(zip_longest(reference.prompts, reference.pictures)):
+        references = () if latents is None else (latents(np.array(picture)[None]),)
+        given = Conditioning(
+            inputs=_inputs(facts, encode(prompt, picture)),
+            references=references,
+            prompt_tokens=encode.tokens(prompt),
         )
-    encode = reference.family.components.prompt_encoder(reference.pipeline, facts.text_tokens)
-    return [
-        Conditioning(inputs=_inputs(facts, encode(prompt)), prompt_tokens=encode.tokens(prompt))
-        for prompt in reference.prompts
-    ]
+        found += [Case(given=replace(given, mask=mask), prompt=number) for mask in masks_of(plan)]
+    return found
+
+
+def _other_kind(facts: ModelFacts, pictures: int) -> CalibrationError:
+    if pictures:
+        return CalibrationError(
+            f"calibration of {facts.name} with {pictures} source pictures",
+            expected="prompts alone, which is all that it draws from",
+            fix="leave the pictures out",
+        )
+    return CalibrationError(
+        f"calibration of {facts.name}, which edits pictures, with prompts alone",
+        expected="a source picture for each prompt",
+        fix="add them: 'fresco-trt calibrate' takes a folder of both with --pictures",
+    )
 
 
 class _Tap(BorrowedRunner):

@@ -18,7 +18,7 @@ from torch import Tensor
 from fresco_trt.backends.base import BorrowedRunner
 from fresco_trt.backends.comparing import ComparingRunner
 from fresco_trt.backends.eager import module_runner
-from fresco_trt.lower.calibrate.trajectories import conditions, drawn
+from fresco_trt.lower.calibrate.trajectories import cases, denoiser_of, drawn
 from fresco_trt.lower.similarity import ssim
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fresco_trt.models.family import Decoder
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.stages import StagePlan
+    from fresco_trt.run.denoise import Denoiser
     from fresco_trt.run.sampler import Step
 
 JUDGING = "judging quality"
@@ -63,20 +64,20 @@ def judge(
     """Draw every prompt with ``runners`` and with the unquantised model, and compare.
 
     ``runners``, entered by the caller, are named as engines are; ``basis`` [H,k] is what the
-    plan's cache may need. Each engine is also compared on the reference's own steps.
+    plan's cache may need. Each engine is also compared on the reference's own steps. An edit is
+    judged by what was drawn, its source not put back where nothing was to change.
     """
     decode = reference.family.components.decoder(reference.pipeline)
     likeness = []
     with ExitStack() as scope:
         comparing = _comparing(reference, runners, scope)
-        cases = conditions(reference)
-        for number, given in enumerate(cases):
-            progress(JUDGING, number / len(cases))
+        drawers = [denoiser_of(reference, plan, each, basis) for each in (comparing, runners)]
+        every = cases(reference, plan)
+        for number, case in enumerate(every):
+            progress(JUDGING, number / len(every))
             wanted, got = (
-                _pixels(
-                    reference, plan, decode, drawn(reference, plan, drawers, given, number, basis)
-                )
-                for drawers in (comparing, runners)
+                _pixels(denoiser, decode, drawn(denoiser, case, reference.seed))
+                for denoiser in drawers
             )
             likeness.append(float(ssim(got, wanted)))
     progress(JUDGING, 1.0)
@@ -145,11 +146,8 @@ def _comparing(
     return {name: ComparingRunner(name, runners[name], eager[name]) for name in runners}
 
 
-def _pixels(
-    reference: Reference, plan: StagePlan, decode: Decoder, steps: Iterator[Step]
-) -> Tensor:
+def _pixels(denoiser: Denoiser, decode: Decoder, steps: Iterator[Step]) -> Tensor:
     """The picture at the end, float32 [1,3,H,W] in [-1,1]; of a clip one for each frame."""
     *_, last = steps
-    patchifier = reference.family.patchifier(reference.facts, reference.facts.text_tokens)
-    picture = torch.from_numpy(decode(patchifier.unpack(last.tokens, plan.stages[-1].grid)))
+    picture = torch.from_numpy(decode(denoiser.latents(last)))
     return picture.flatten(0, -4).permute(0, 3, 1, 2).float() / 127.5 - 1

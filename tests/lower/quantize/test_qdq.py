@@ -26,7 +26,13 @@ from fresco_trt.lower.calibrate import amax as measuring
 from fresco_trt.lower.calibrate.amax import layers_of, measure_amax
 from fresco_trt.lower.calibrate.basis import Reference
 from fresco_trt.lower.calibrate.sensitivity import error_of, groups_of, measure_sensitivity
-from fresco_trt.lower.calibrate.trajectories import conditions, drawn, full_runners, in_full
+from fresco_trt.lower.calibrate.trajectories import (
+    cases,
+    denoiser_of,
+    drawn,
+    full_runners,
+    in_full,
+)
 from fresco_trt.lower.export import export_stages
 from fresco_trt.lower.quantize.fp8_modules import products_of, with_fp8_modules
 from fresco_trt.lower.quantize.qdq import Quantizer, encode, input_scale
@@ -116,7 +122,9 @@ def inputs() -> dict[str, Tensor]:
     with ExitStack() as scope:
         runners = full_runners(REFERENCE, in_full(PLAN), scope)
         last = {**runners, "stage2.full": Recorder(runners["stage2.full"])}
-        for _ in drawn(REFERENCE, in_full(PLAN), last, conditions(REFERENCE)[0], 0):
+        plan = in_full(PLAN)
+        case = cases(REFERENCE, plan)[0]
+        for _ in drawn(denoiser_of(REFERENCE, plan, last), case, 0):
             pass
     return seen[0]
 
