@@ -101,8 +101,7 @@ def _target(name: str, found: Mapping[str, Any]) -> str:
 
 def _against(each: Mapping[str, Any]) -> tuple[str, ...]:
     best = (_best(each["score"], 2), _best(each["outside"], 1))
-    beaten = "; ".join(gap["name"] for gap in each["beaten_by"])
-    return each["name"], *best, beaten or "none of ours"
+    return each["name"], *best, _fastest(each["beaten_by"]) or "none of ours"
 
 
 def _best(found: Mapping[str, Any] | None, digits: int) -> str:
@@ -110,7 +109,15 @@ def _best(found: Mapping[str, Any] | None, digits: int) -> str:
 
 
 def _behind(each: Mapping[str, Any]) -> str:
-    return f"- {each['name']} is beaten by {'; '.join(_gap(gap) for gap in each['by'])}."
+    return f"- {each['name']} is beaten by {_fastest(each['by'])}."
+
+
+def _fastest(gaps: Sequence[Mapping[str, Any]]) -> str:
+    """The fastest of those that are ahead, and how many others are."""
+    if not gaps:
+        return ""
+    others = f" and {len(gaps) - 1} more" if len(gaps) > 1 else ""
+    return _gap(max(gaps, key=lambda gap: gap["speedup"])) + others
 
 
 def _gap(gap: Mapping[str, Any]) -> str:

@@ -112,3 +112,15 @@ def test_the_summary_says_where_the_control_wins_and_what_was_missed() -> None:
     assert "nothing of ours is so fast" in text
     assert "| few-step | none so fast | none so fast | none of ours |" in text
     assert "- fresco is beaten by few-step (1.09x its speed, +5 points, +0.5 dB)." in text
+
+
+def test_the_summary_names_the_fastest_of_those_ahead_and_counts_the_rest() -> None:
+    rows = [
+        row("plain", 1.0, 0.9, 25.0),
+        row("few-step", 6.0, 0.9, 26.0, ", 4 steps"),
+        row("few-step", 7.0, 0.9, 26.0, ", 3 steps"),
+        row("fresco", 5.0, 0.9, 25.5),
+    ]
+    text = summary({"comparison": comparison(rows)})
+    assert "- fresco is beaten by few-step, 3 steps (1.40x its speed" in text
+    assert "+0.5 dB) and 1 more." in text
