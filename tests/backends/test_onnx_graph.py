@@ -28,7 +28,7 @@ from fresco_trt.models.flux.signatures import bypass_signature, full_signature
 from fresco_trt.plan.signature import GraphSignature
 from tests.hostile import graphs
 
-pytestmark = pytest.mark.usefixtures("operators_once")
+pytestmark = pytest.mark.usefixtures("traced_once")
 
 FACTS = replace(
     FLUX_TINY, hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=6, text_dim=32

@@ -56,7 +56,7 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._kernels: list[tuple[Any, Sequence[Any], Mapping[str, Any], Any]] = []
+        self._kernels: list[tuple[Any, Sequence[Any], Mapping[str, Any], list[Tensor | None]]] = []
         self._allocated: list[Tensor] = []
 
     def __torch_dispatch__(
@@ -70,16 +70,17 @@ class _Recorder(TorchDispatchMode):
             raise RuntimeError("operation not permitted when stream is capturing")
         given = kwargs or {}
         out = func(*args, **given)
-        self._kernels.append((func, args, given, out))
         known = {_place(each) for each in _tensors((args, given))}
-        self._allocated += [each for each in _tensors(out) if _place(each) not in known]
+        written = [None if _place(each) in known else each for each in _tensors(out)]
+        self._kernels.append((func, args, given, written))
+        self._allocated += [each for each in written if each is not None]
         return out
 
     def replay(self) -> None:
-        for func, args, kwargs, recorded in self._kernels:
+        for func, args, kwargs, written in self._kernels:
             found = func(*args, **kwargs)
-            for new, old in zip(_tensors(found), _tensors(recorded), strict=True):
-                if _place(new) != _place(old):
+            for new, old in zip(_tensors(found), written, strict=True):
+                if old is not None:  # else it is, or is a view of, what the kernel was given
                     old.copy_(new)
         self.spoil()
 
