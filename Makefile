@@ -51,8 +51,8 @@ check: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# One thread a process: the work is spread over the cores by the tests, file by file. One of them
-# checks the types: before the tests, mypy would keep one core busy and leave the others idle.
+# One thread a process: the work is spread over the cores by the tests, file by file. The types are
+# checked beside them: before the tests, mypy would keep one core busy and leave the others idle.
 test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

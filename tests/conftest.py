@@ -63,13 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the pages, then the files that take long, then those that draw and train: begun
-    last, one of them would run beside an idle core.
+    last, one of them would run beside an idle core. The types, which are checked beside all of
+    them, are asked for at the end.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
 
-    def place(item: pytest.Item) -> tuple[bool, bool, bool]:
-        draws = item.path.parent.name in {"pipelines", "training"}
-        return item.path.name != "test_docs.py", item.path not in slow, not draws
+    def place(item: pytest.Item) -> tuple[bool, bool, bool, bool]:
+        name, draws = item.path.name, item.path.parent.name in {"pipelines", "training"}
+        return name == "test_types.py", name != "test_docs.py", item.path not in slow, not draws
 
     items.sort(key=place)
 
@@ -98,6 +99,21 @@ def _seeded() -> None:
         # the call for each kind of device, with a traceback: 2 ms for each of thousands of tests.
         if torch.cuda.is_initialized():
             torch.cuda.manual_seed_all(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _types(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Where they are to be checked, beside all other tests."""
+    if not any(item.name == "test_mypy_finds_nothing" for item in request.session.items):
+        yield
+        return
+    from tests.mypy_beside import begun
+    from tests.once import shared_folder
+
+    with begun(shared_folder(tmp_path_factory)):
+        yield
 
 
 @pytest.fixture(scope="session")

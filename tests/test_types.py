@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -12,16 +10,32 @@ from pathlib import Path
 
 import pytest
 
+from tests import mypy_beside
+from tests.mypy_beside import begun, ended
+from tests.once import shared_folder
+
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_mypy_finds_nothing() -> None:
+def test_mypy_finds_nothing(tmp_path_factory: pytest.TempPathFactory) -> None:
     pytest.importorskip("mypy", reason="mypy is not installed")
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, said = ended(shared_folder(tmp_path_factory))
+    assert status == 0, said
+
+
+def test_of_all_processes_one_begins_it_and_each_hears_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+import pathlib, sys
+print("an error", flush=True)
+pathlib.Path(sys.argv[1]).open("x").write("1")
+"""
+    monkeypatch.setattr(mypy_beside, "_CODE", code)
+    with begun(tmp_path), begun(tmp_path):
+        for _ in range(2):
+            assert ended(tmp_path) == (1, "an error\n")
 
 
 def test_mypy_reads_every_module_that_is_imported() -> None:
