@@ -32,6 +32,10 @@ _SCRUBBED = (
 )
 _SCRUBBED_PREFIXES = ("DIFFUSERS_", "FRESCO_", "HF_", "HUGGINGFACE_", "ORT_", "TRANSFORMERS_")
 
+# Of most tests that share a bundle none judges its pictures, and each step of the whole model takes
+# three times as long.
+_FEW: dict[str, Any] = {"weights": "random", "blocks": (1, 1)}
+
 # Examples are not timed: the machine may be busy. In CI the same examples are drawn every time.
 settings.register_profile("fresco", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("fresco")
@@ -138,19 +142,30 @@ def onnx_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Shared by the whole session: read it, never write to it.
     """
     return _built_once(
-        tmp_path_factory, "onnx", lambda folder: _turbo_bundle(folder, "onnxruntime")
+        tmp_path_factory, "onnx", lambda folder: _turbo_bundle(folder, "onnxruntime", **_FEW)
     )
 
 
 @pytest.fixture(scope="session")
 def eager_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same plan as eager engines of the bundled weights. Read only."""
-    return _built_once(tmp_path_factory, "eager", lambda folder: _turbo_bundle(folder, "eager"))
+    """The same as eager engines, of such weights. Read only."""
+    return _built_once(
+        tmp_path_factory, "eager", lambda folder: _turbo_bundle(folder, "eager", **_FEW)
+    )
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same plan as eager engines of the bundled weights, which a pipeline of diffusers has, and
+    whose pictures can be told apart. Read only.
+    """
+    return _built_once(tmp_path_factory, "demo", lambda folder: _turbo_bundle(folder, "eager"))
 
 
 @pytest.fixture(scope="session")
 def mixed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eager engines of the bundled weights at 128x128: half size, two mixed stages, and full size.
+    """Eager engines of random weights and a block of each kind at 128x128: half size, two mixed
+    stages, and full size.
 
     Shared by the whole session: read it, never write to it.
     """
@@ -253,19 +268,13 @@ def _mixed_bundle(folder: Path, backend: str, positions: Positions = "fine") -> 
     if backend == "onnxruntime":  # exporting another mixed stage shows nothing more
         preset = replace(preset, steps=(3, 2, 2), switch=(0.8, 0.5), refine=(preset.refine[0], ()))
     plan = plan_from_preset(model_facts("flux-tiny"), preset, size=(128, 128))
-    request = BuildRequest(plan=plan, backend=backend, out=folder / "bundle", **_fewer(backend))
+    request = BuildRequest(plan=plan, backend=backend, out=folder / "bundle", **_FEW)
     return run(request).bundle.folder
 
 
-def _turbo_bundle(folder: Path, backend: str) -> Path:
+def _turbo_bundle(folder: Path, backend: str, **options: Any) -> Path:
     from fresco_trt.lower.build import BuildRequest, run
     from tests.shallow import short_turbo
 
-    request = BuildRequest(
-        plan=short_turbo(), backend=backend, out=folder / "bundle", **_fewer(backend)
-    )
+    request = BuildRequest(plan=short_turbo(), backend=backend, out=folder / "bundle", **options)
     return run(request).bundle.folder
-
-
-def _fewer(backend: str) -> dict[str, Any]:
-    return {"weights": "random", "blocks": (1, 1)} if backend == "onnxruntime" else {}

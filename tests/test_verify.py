@@ -217,11 +217,11 @@ def test_a_bundle_of_other_weights_is_not_compared(tmp_path: Path) -> None:
 
 
 def test_weights_are_compared_before_engines_are_loaded(
-    eager_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(loading, "load_runners")
     with pytest.raises(IncompatibleOptions):
-        verify_bundle(eager_bundle, weights="random")
+        verify_bundle(demo_bundle, weights="random")
 
 
 def test_random_weights_are_known_again(tmp_path: Path) -> None:

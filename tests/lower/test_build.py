@@ -56,8 +56,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- what is built ----------------------------------------------------------------------------
 
 
-def test_a_bundle_says_what_it_is(eager_bundle: Path) -> None:
-    manifest = open_bundle(eager_bundle).manifest
+def test_a_bundle_says_what_it_is(demo_bundle: Path) -> None:
+    manifest = open_bundle(demo_bundle).manifest
     assert manifest.plan == short_turbo()
     assert [engine.name for engine in manifest.engines] == [f"stage{k}.full" for k in (1, 2, 3)]
     assert manifest.model.weights_sha256 == weights_digest(load_transformer(None, FLUX_TINY))
@@ -88,10 +88,10 @@ def test_a_library_that_prepares_is_given_all_graphs_before_the_first_is_built(
     assert asked == [", ".join(names), *(f"build {name}" for name in names)]
 
 
-def test_weights_are_in_a_bundle_once(onnx_bundle: Path, eager_bundle: Path) -> None:
+def test_weights_are_in_a_bundle_once(onnx_bundle: Path, demo_bundle: Path) -> None:
     """Three stages and everything around them take little more than the weights themselves."""
     around = sum(file.stat().st_size for part in COMPONENTS for file in files_of(TINY / part))
-    for bundle, facts in ((onnx_bundle, with_blocks(FLUX_TINY, (1, 1))), (eager_bundle, FLUX_TINY)):
+    for bundle, facts in ((onnx_bundle, with_blocks(FLUX_TINY, (1, 1))), (demo_bundle, FLUX_TINY)):
         weights = facts.parameters * 4
         size = sum(len(data) for data in contents(bundle).values())
         assert weights < size < 1.1 * weights + around
@@ -348,16 +348,16 @@ def test_errors_say_which_build_they_belong_to(tmp_path: Path) -> None:
 
 
 def test_a_reused_build_sweeps_what_killed_ones_left(
-    eager_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(eager_bundle, tmp_path / "bundle", copy_function=os.link)
+    shutil.copytree(demo_bundle, tmp_path / "bundle", copy_function=os.link)
     (tmp_path / ".bundle.partial-1-0123abcd" / "half").mkdir(parents=True)
     temporary = tmp_path / "tmp"
     killed = temporary / f".fresco-trt-{os.getuid()}.partial-1-0123abcd"
     killed.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     before = (tmp_path / "bundle" / "manifest.json").stat().st_ino
-    plan = open_bundle(eager_bundle).plan
+    plan = open_bundle(demo_bundle).plan
     fresco_trt.build(plan, backend="eager", out=tmp_path / "bundle")
     assert (tmp_path / "bundle" / "manifest.json").stat().st_ino == before, "reused"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "tmp"]

@@ -120,13 +120,13 @@ def test_stages_and_caches_draw_what_the_plan_says(pipe: Any, options: dict[str,
 
 
 def test_staged_pictures_are_those_of_our_own_pipeline(
-    pipe: Any, eager_bundle: Path, tmp_path: Path
+    pipe: Any, demo_bundle: Path, tmp_path: Path
 ) -> None:
     turbo: dict[str, Any] = {"stages": 3, "preset": "turbo"}
     built = fresco_trt.build(
         "flux-tiny", **turbo, size=(64, 64), backend="eager", out=tmp_path / "turbo"
     )
-    for folder, settings in ((built, turbo), (eager_bundle, {"engines": eager_bundle})):
+    for folder, settings in ((built, turbo), (demo_bundle, {"engines": demo_bundle})):
         with fresco_trt.FrescoPipeline.from_bundle(folder) as ours:
             wanted = np.asarray(ours(PROMPT, seed=7).images[0]).astype(int)
         fresco_trt.enable(pipe, **settings)
@@ -489,7 +489,7 @@ SHIFTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("shift", [*SHIFTS, 0.4], ids=str)
 def test_the_schedulers_own_shift_is_planned_with(
-    pipe: Any, shift: Any, eager_bundle: Path, request: pytest.FixtureRequest
+    pipe: Any, shift: Any, demo_bundle: Path, request: pytest.FixtureRequest
 ) -> None:
     scheduler = pipe.scheduler
     settings = shift if isinstance(shift, dict) else SHIFTS[1]
@@ -504,7 +504,7 @@ def test_the_schedulers_own_shift_is_planned_with(
     fresco_trt.enable(pipe, stages=3, preset="turbo")
     call(pipe)
     with pytest.raises(IncompatibleOptions, match="a scheduler that shifts by"):
-        fresco_trt.enable(pipe, engines=eager_bundle)
+        fresco_trt.enable(pipe, engines=demo_bundle)
 
 
 @pytest.mark.parametrize(
@@ -728,7 +728,7 @@ class Wrapped(torch.Tensor):
 
 @pytest.mark.parametrize("kind", [CodedLinear, EightBitLinear])
 def test_a_quantised_transformer_draws_as_it_does_alone(
-    pipe: Any, kind: type[CodedLinear], eager_bundle: Path, request: pytest.FixtureRequest
+    pipe: Any, kind: type[CodedLinear], demo_bundle: Path, request: pytest.FixtureRequest
 ) -> None:
     own = pipe.transformer.proj_out
     request.addfinalizer(lambda: setattr(pipe.transformer, "proj_out", own))
@@ -739,20 +739,20 @@ def test_a_quantised_transformer_draws_as_it_does_alone(
     fresco_trt.enable(pipe, stages=2, preset="turbo", cache="taylor,max_order=1")
     call(pipe)
     with pytest.raises(IncompatibleOptions, match=f"proj_out is of the class .*{kind.__name__}"):
-        fresco_trt.enable(pipe, engines=eager_bundle)
+        fresco_trt.enable(pipe, engines=demo_bundle)
 
 
 @pytest.mark.parametrize(
     "wrap", [lambda each: each.as_subclass(Wrapped), lambda each: each.to("meta")]
 )
 def test_engines_are_not_compared_with_weights_that_are_no_plain_numbers(
-    pipe: Any, wrap: Any, eager_bundle: Path, tmp_path: Path, request: pytest.FixtureRequest
+    pipe: Any, wrap: Any, demo_bundle: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     layer = pipe.transformer.proj_out
     own, basis = layer.weight, basis_file(pipe, tmp_path)
     request.addfinalizer(lambda: setattr(layer, "weight", own))
     layer.weight = torch.nn.Parameter(wrap(own.detach()), requires_grad=False)
-    for options in ({"engines": eager_bundle}, {"cache": f"svd,basis={basis}"}):
+    for options in ({"engines": demo_bundle}, {"cache": f"svd,basis={basis}"}):
         with pytest.raises(IncompatibleOptions, match=r"whose proj_out\.weight holds"):
             fresco_trt.enable(pipe, **options)
 
@@ -814,9 +814,9 @@ def test_the_cache_svd_takes_the_directions_of_these_weights_alone(
 
 
 def test_engines_serve_their_weights_their_size_and_their_length_alone(
-    pipe: Any, eager_bundle: Path, nudged: Callable[[], None]
+    pipe: Any, demo_bundle: Path, nudged: Callable[[], None]
 ) -> None:
-    fresco_trt.enable(pipe, engines=str(eager_bundle))
+    fresco_trt.enable(pipe, engines=str(demo_bundle))
     built = {"max_sequence_length": 128}
     call(pipe, **built, num_inference_steps=short_turbo().nfe)
     with pytest.raises(UnsupportedSize, match="width=64, height=128 with engines for 64x64"):
@@ -829,7 +829,7 @@ def test_engines_serve_their_weights_their_size_and_their_length_alone(
     with pytest.raises(DigestMismatch, match="engines of flux-tiny with weights"):
         call(pipe, **built)
     with pytest.raises(DigestMismatch, match="engines of flux-tiny with weights"):
-        fresco_trt.enable(pipe, engines=eager_bundle)
+        fresco_trt.enable(pipe, engines=demo_bundle)
 
 
 def noise_through_data(transformer: Any) -> None:
@@ -854,10 +854,10 @@ def fused_adapter(transformer: Any) -> None:
 
 @pytest.mark.parametrize("write", [noise_through_data, averaged_weights, fused_adapter])
 def test_engines_do_not_outlive_weights_that_were_written_in_any_way(
-    pipe: Any, eager_bundle: Path, write: Callable[[Any], None]
+    pipe: Any, demo_bundle: Path, write: Callable[[Any], None]
 ) -> None:
     before = [each.detach().clone() for each in pipe.transformer.parameters()]
-    fresco_trt.enable(pipe, engines=eager_bundle)
+    fresco_trt.enable(pipe, engines=demo_bundle)
     free = {"max_sequence_length": 128}
     first = pixels(pipe, **free)
     try:
@@ -892,8 +892,8 @@ def test_a_default_that_the_engines_were_not_built_for_is_refused(
         call(pipe, **{**given, name: None})
 
 
-def test_engines_are_freed_when_a_pipeline_is_disabled(pipe: Any, eager_bundle: Path) -> None:
-    fresco_trt.enable(pipe, engines=eager_bundle)
+def test_engines_are_freed_when_a_pipeline_is_disabled(pipe: Any, demo_bundle: Path) -> None:
+    fresco_trt.enable(pipe, engines=demo_bundle)
     runners = type(pipe)._fresco_held.source.loaded
     fresco_trt.disable(pipe)
     with pytest.raises(RuntimeError, match="inside its scope only"):

@@ -321,7 +321,7 @@ def test_a_call_that_cannot_be_honoured_is_refused(
         call(pipe, **given)
 
 
-def test_a_source_and_a_mask_are_for_pipelines_that_edit(eager_bundle: Path) -> None:
+def test_a_source_and_a_mask_are_for_pipelines_that_edit(demo_bundle: Path) -> None:
     from tests.pipelines.demo import new_pipe
 
     text = new_pipe()
@@ -334,10 +334,10 @@ def test_a_source_and_a_mask_are_for_pipelines_that_edit(eager_bundle: Path) -> 
 
 
 def test_engines_serve_their_size_alone_and_only_edits(
-    pipe: Any, selective: Path, eager_bundle: Path
+    pipe: Any, selective: Path, demo_bundle: Path
 ) -> None:
     with pytest.raises(IncompatibleOptions, match="the model flux-tiny, which draws from text"):
-        fresco_trt.enable(pipe, engines=eager_bundle)
+        fresco_trt.enable(pipe, engines=demo_bundle)
     fresco_trt.enable(pipe, engines=selective)
     with pytest.raises(UnsupportedSize, match="expected width=64, height=64, max_area=4096"):
         call(pipe, width=128, height=128, max_area=128 * 128)

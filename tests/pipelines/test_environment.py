@@ -130,10 +130,10 @@ def test_a_transition_that_the_sampler_lacks_is_refused(manifest: Manifest) -> N
 
 @pytest.mark.parametrize("attack", labels.ATTACKS.values(), ids=labels.ATTACKS)
 def test_labels_that_do_not_agree_are_refused(
-    eager_bundle: Path, tmp_path: Path, attack: Callable[[Path], None]
+    demo_bundle: Path, tmp_path: Path, attack: Callable[[Path], None]
 ) -> None:
     bundle = tmp_path / "bundle"
-    shutil.copytree(eager_bundle, bundle, copy_function=os.link)
+    shutil.copytree(demo_bundle, bundle, copy_function=os.link)
     attack(bundle)
     with pytest.raises(BundleError) as caught:
         open_bundle(bundle, environment=check_environment)

@@ -57,9 +57,9 @@ def test_a_pipeline(
 
 
 def test_a_pipeline_of_diffusers(
-    swapped: Callable[[Path], list[Any]], eager_bundle: Path, tmp_path: Path, pipe: Any
+    swapped: Callable[[Path], list[Any]], demo_bundle: Path, tmp_path: Path, pipe: Any
 ) -> None:
-    folder = shutil.copytree(eager_bundle, tmp_path / "b", copy_function=os.link)
+    folder = shutil.copytree(demo_bundle, tmp_path / "b", copy_function=os.link)
     loaded = swapped(folder)
     with pytest.raises(BundleChanged, match="its folder was replaced"):
         fresco_trt.enable(pipe, engines=folder)

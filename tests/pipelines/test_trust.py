@@ -50,10 +50,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hostile(eager_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An inductor bundle from a stranger."""
     folder = tmp_path_factory.mktemp("stranger") / "bundle"
-    shutil.copytree(eager_bundle, folder, copy_function=os.link)
+    shutil.copytree(demo_bundle, folder, copy_function=os.link)
     native.constructor(folder)
     return folder
 
@@ -123,18 +123,18 @@ def test_commands_refuse_in_their_words_and_take_trust(
         from_bundle(stranger)
 
 
-def test_engines_that_are_data_take_no_trust(eager_bundle: Path, cache: Path) -> None:
-    from_bundle(eager_bundle).close()
-    from_bundle(eager_bundle, trust_native_code=True).close()
+def test_engines_that_are_data_take_no_trust(demo_bundle: Path, cache: Path) -> None:
+    from_bundle(demo_bundle).close()
+    from_bundle(demo_bundle, trust_native_code=True).close()
 
 
-def test_wrong_arguments_are_refused(eager_bundle: Path, tmp_path: Path, pipe: Any) -> None:
+def test_wrong_arguments_are_refused(demo_bundle: Path, tmp_path: Path, pipe: Any) -> None:
     with pytest.raises(InvalidArgument, match="trust_native_code='yes'"):
-        from_bundle(eager_bundle, trust_native_code="yes")  # type: ignore[arg-type]
+        from_bundle(demo_bundle, trust_native_code="yes")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgument, match="verify_key=3"):
-        from_bundle(eager_bundle, verify_key=3)  # type: ignore[arg-type]
+        from_bundle(demo_bundle, verify_key=3)  # type: ignore[arg-type]
     with pytest.raises(IncompatibleOptions, match="trust_native_code=True beside verify_key"):
-        from_bundle(eager_bundle, trust_native_code=True, verify_key=tmp_path)
+        from_bundle(demo_bundle, trust_native_code=True, verify_key=tmp_path)
     with pytest.raises(IncompatibleOptions, match="without engines"):
         fresco_trt.enable(pipe, trust_native_code=True)
 
@@ -247,7 +247,7 @@ def keys(folder: Path) -> tuple[Path, Path]:
 
 
 def test_a_signature_vouches_for_these_bytes_by_this_key(
-    stranger: Path, eager_bundle: Path, tmp_path: Path
+    stranger: Path, demo_bundle: Path, tmp_path: Path
 ) -> None:
     private, public = keys(tmp_path / "a")
     _, another = keys(tmp_path / "b")
@@ -277,11 +277,9 @@ def test_a_signature_vouches_for_these_bytes_by_this_key(
         open_bundle(bundle)
 
 
-def test_a_key_is_asked_of_bundles_that_are_data_as_well(
-    eager_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_key_is_asked_of_bundles_that_are_data_as_well(demo_bundle: Path, tmp_path: Path) -> None:
     private, public = keys(tmp_path)
-    bundle = copied(eager_bundle, tmp_path)
+    bundle = copied(demo_bundle, tmp_path)
     with pytest.raises(BundleNotSigned):
         from_bundle(bundle, verify_key=public)
     sign_bundle(bundle, private)
@@ -289,10 +287,10 @@ def test_a_key_is_asked_of_bundles_that_are_data_as_well(
 
 
 def test_the_commands_sign_inspect_and_rebuild(
-    eager_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     private, public = keys(tmp_path)
-    bundle = copied(eager_bundle, tmp_path)
+    bundle = copied(demo_bundle, tmp_path)
     assert cli.main(["sign", "--engines", str(bundle), "--key", str(private)]) == 0
     assert public.read_text().strip() in capsys.readouterr().out
     assert cli.main(["inspect", str(bundle), "--verify-key", str(public)]) == 0
@@ -311,7 +309,7 @@ def test_the_commands_sign_inspect_and_rebuild(
 
 
 def test_inspect_says_which_bundles_have_native_code(
-    stranger: Path, eager_bundle: Path, capsys: pytest.CaptureFixture[str]
+    stranger: Path, demo_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def inspected(bundle: Path) -> Any:
         assert cli.main(["inspect", str(bundle), "--json"]) == 0
@@ -321,14 +319,14 @@ def test_inspect_says_which_bundles_have_native_code(
     assert found["native_code"]["kinds"] == ["compiled shared objects"]
     assert found["native_code"]["trusted_by"] is None
     assert len(found["native_code"]["files"]) == len(list(stranger.glob("blocks/*.pt2")))
-    assert (inspected(eager_bundle)["native_code"], found["signature"]) == (None, None)
+    assert (inspected(demo_bundle)["native_code"], found["signature"]) == (None, None)
     assert cli.main(["inspect", str(stranger)]) == 0
     assert "takes --trust or --verify-key" in capsys.readouterr().out
     assert not mark(stranger).exists()
 
 
 def test_keys_that_are_none_are_named(
-    eager_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private, public = keys(tmp_path)
     (tmp_path / "text").write_text("no key")
@@ -336,24 +334,24 @@ def test_keys_that_are_none_are_named(
     wrong = [tmp_path / name for name in ("none", "text", "pipe", "")]
     for path in (*wrong, private):
         with pytest.raises(KeyNotUsable, match=r"openssl pkey"):
-            from_bundle(eager_bundle, verify_key=path)
+            from_bundle(demo_bundle, verify_key=path)
     for path in (*wrong, public):
         with pytest.raises(KeyNotUsable, match=r"openssl genpkey"):
-            sign_bundle(eager_bundle, path)
+            sign_bundle(demo_bundle, path)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     for call in (
-        lambda: from_bundle(eager_bundle, verify_key=public),
-        lambda: sign_bundle(eager_bundle, private),
+        lambda: from_bundle(demo_bundle, verify_key=public),
+        lambda: sign_bundle(demo_bundle, private),
     ):
         with pytest.raises(KeyNotUsable, match=r"pip install 'fresco-trt\[sign\]'"):
             call()
 
 
 def test_a_bundle_that_cannot_be_written_stays_unsigned(
-    eager_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private, _ = keys(tmp_path)
-    bundle = copied(eager_bundle, tmp_path)
+    bundle = copied(demo_bundle, tmp_path)
 
     def refuse(self: Path, target: Path) -> None:
         raise PermissionError(13, "Permission denied")

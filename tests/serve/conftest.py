@@ -177,9 +177,9 @@ def serving(
 
 
 @pytest.fixture(scope="module")
-def real(eager_bundle: Path) -> Iterator[Running]:
+def real(demo_bundle: Path) -> Iterator[Running]:
     """flux-tiny at 64x64, eager."""
-    with serving(FrescoPipelines([open_bundle(eager_bundle)])) as server:
+    with serving(FrescoPipelines([open_bundle(demo_bundle)])) as server:
         yield server
 
 

@@ -122,9 +122,9 @@ def test_models_are_listed(client: OpenAI) -> None:
 
 
 def test_a_bundle_that_is_deleted_under_a_server_is_still_drawn_with(
-    tmp_path: Path, eager_bundle: Path, expected: Any
+    tmp_path: Path, demo_bundle: Path, expected: Any
 ) -> None:
-    folder = shutil.copytree(eager_bundle, tmp_path / "bundle")
+    folder = shutil.copytree(demo_bundle, tmp_path / "bundle")
     with serving(FrescoPipelines([open_bundle(folder)])) as running:
         shutil.rmtree(folder)
         reply = running.client().images.generate(prompt=PROMPT, extra_body={"seed": 7})
