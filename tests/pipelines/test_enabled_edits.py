@@ -321,7 +321,7 @@ def test_a_call_that_cannot_be_honoured_is_refused(
         call(pipe, **given)
 
 
-def test_a_source_and_a_mask_are_for_pipelines_that_edit(demo_bundle: Path) -> None:
+def test_a_source_and_a_mask_are_for_pipelines_that_edit() -> None:
     from tests.pipelines.demo import new_pipe
 
     text = new_pipe()
