@@ -103,7 +103,7 @@ def store_editor(model: DemoModel, out: Path, of: str = "flux-tiny") -> None:
 
 
 def _finish(out: Path) -> None:
-    for config in out.glob("*/config.json"):
+    for config in (*out.glob("*/config.json"), *out.glob("model_index.json")):
         _drop_origin(config)
     for file in out.rglob("*"):
         if file.is_file():

@@ -100,6 +100,7 @@ def test_what_is_stored_is_small_and_loads_as_the_model_that_was_trained(
     wanted = draw(trained)
     store_editor(trained, folder)
     assert sum(path.stat().st_size for path in folder.rglob("*")) < 8_000_000
+    assert not any("_name_or_path" in path.read_text() for path in folder.rglob("*.json"))
     transformer = load_transformer(str(folder), model_facts("flux-tiny"))
     pipe = FluxKontextPipeline.from_pretrained(
         folder, transformer=transformer, low_cpu_mem_usage=False
