@@ -24,6 +24,7 @@ def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
         "fresco_trt/bench/scenes/judge.safetensors",
         "fresco_trt/models/flux/weights/flux-tiny/model_index.json",
         "fresco_trt/models/flux/weights/flux-tiny-turbo/shares.json",
+        "fresco_trt/models/flux/weights/flux-tiny-kontext/transformer/difference.safetensors",
     ):
         assert name in inside
     assert not [name for name in inside if name.split("/")[1] in ("demo", "training", "studies")]

@@ -18,6 +18,7 @@ def test_the_supported_names() -> None:
     assert set(model_names()) == {
         "flux-tiny",
         "flux-tiny-turbo",
+        "flux-tiny-kontext",
         "flux",
         "flux-schnell",
         "flux-kontext",
@@ -46,7 +47,9 @@ def test_a_misspelt_name_is_told_the_nearest(name: str, nearest: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "sdxl", "0"])
 def test_a_strange_name_is_told_the_names_only(name: str) -> None:
-    with pytest.raises(UnknownModel, match="flux-tiny, flux-tiny-turbo, flux, ") as raised:
+    with pytest.raises(
+        UnknownModel, match="flux-tiny, flux-tiny-turbo, flux-tiny-kontext, flux, "
+    ) as raised:
         model_facts(name)
     assert "did you mean" not in str(raised.value)
 

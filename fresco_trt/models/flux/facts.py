@@ -252,23 +252,29 @@ FLUX_SCHNELL = replace(
 )
 
 
-# Edits a picture, whose tokens stand behind the target's: 3x, 5x, 7x and 10x against 50 steps that
-# have both. Attention makes full steps dearer there, so plans have more of them than FLUX.1-dev's;
-# the switches are the same.
-def _selective(shares: tuple[float, ...], edit: EditPlan) -> Preset:
+def _selective(
+    steps: tuple[int, int], shares: tuple[float, ...], edit: EditPlan, restart: float = 0.75
+) -> Preset:
     """A draft, a mixed stage for each share of the tokens that an edit may touch, and all of them;
-    ``shares`` ascend.
+    ``shares`` ascend. ``steps`` are the draft's, and those of whatever follows it.
     """
     parts = (now - before for before, now in pairwise((0.0, *shares)))
+    draft, each = steps
     return Preset(
-        steps=(10, *(6,) * (len(shares) + 1)),
+        steps=(draft, *(each,) * (len(shares) + 1)),
         switch=(0.0,) * (len(shares) + 1),
-        restart=(0.75,) * (len(shares) + 1),
+        restart=(restart,) * (len(shares) + 1),
         refine=(*(((EDITED, part),) for part in parts), ()),
         edit=edit,
     )
 
 
+_SHARES = ((0.25,), (0.125, 0.25), (0.125, 0.25, 0.5))
+"""How much of a picture the mixed stages have room for, of three, four and five stages."""
+
+# Edits a picture, whose tokens stand behind the target's: 3x, 5x, 7x and 10x against 50 steps that
+# have both. Attention makes full steps dearer there, so plans have more of them than FLUX.1-dev's;
+# the switches are the same.
 _KONTEXT_PRESETS = {
     "quality": {
         1: Preset(steps=(17,)),
@@ -293,8 +299,10 @@ _KONTEXT_PRESETS = {
     # A whole edit drawn small, then only the tokens that it touches: at most an eighth, a quarter
     # or half of the picture. The threshold is SpotEdit's for this VAE (arXiv 2512.22323, code).
     SELECTIVE_PRESET: {
-        len(shares) + 2: _selective(shares, EditPlan(discrepancy="features", threshold=0.2))
-        for shares in ((0.25,), (0.125, 0.25), (0.125, 0.25, 0.5))
+        len(shares) + 2: _selective(
+            (10, 6), shares, EditPlan(discrepancy="features", threshold=0.2)
+        )
+        for shares in _SHARES
     },
 }
 
@@ -302,4 +310,64 @@ FLUX_KONTEXT = replace(
     FLUX_DEV, name="flux-kontext", guidance_default=2.5, references=1, presets=_KONTEXT_PRESETS
 )
 
-FLUX_FACTS = (FLUX_TINY, FLUX_TINY_TURBO, FLUX_DEV, FLUX_SCHNELL, FLUX_KONTEXT)
+
+def _tiny_selective(
+    draft: int, each: int, threshold: float, restart: float = 0.75
+) -> dict[int, Preset]:
+    """As ``flux-kontext`` has them. A token of the draft is 16 of 128 pixels wide: none around an
+    edited one is edited too.
+    """
+    edit = EditPlan(discrepancy="features", threshold=threshold, dilation=0)
+    return {len(shares) + 2: _selective((draft, each), shares, edit, restart) for shares in _SHARES}
+
+
+# The demo model taught to edit (training/kontext.py), at the sizes and text lengths that it was
+# shown. Against 28 full steps: 3x, 5x, 7x and 9x. By hand, not searched: the reference tells the
+# layout at once, so stages switch later than those of a model that draws from nothing.
+_TINY_KONTEXT_PRESETS = {
+    "quality": {
+        1: Preset(steps=(9,)),
+        2: Preset(steps=(8, 7), switch=(0.8,)),
+        3: Preset(steps=(4, 6, 7), switch=(0.9, 0.75)),
+    },
+    "balanced": {
+        1: Preset(steps=(6,)),
+        2: Preset(steps=(5, 4), switch=(0.8,)),
+        3: Preset(steps=(3, 5, 4), switch=(0.9, 0.75)),
+    },
+    "fast": {
+        1: Preset(steps=(4,)),
+        2: Preset(steps=(4, 3), switch=(0.75,)),
+        3: Preset(steps=(2, 3, 3), switch=(0.9, 0.7)),
+    },
+    "turbo": {
+        1: Preset(steps=(3,)),
+        2: Preset(steps=(4, 2), switch=(0.7,)),
+        3: Preset(steps=(2, 3, 2), switch=(0.85, 0.65)),
+    },
+    SELECTIVE_PRESET: _tiny_selective(6, 4, 0.3),
+    f"{SELECTIVE_PRESET}-fast": _tiny_selective(4, 2, 0.3),
+    f"{SELECTIVE_PRESET}-turbo": _tiny_selective(2, 1, 0.3, restart=0.6),
+}
+
+FLUX_TINY_KONTEXT = replace(
+    FLUX_TINY,
+    name="flux-tiny-kontext",
+    text_tokens=32,
+    guidance_default=1.0,
+    default_steps=28,
+    default_size=(128, 128),
+    max_pixels=128 * 128,
+    spectrum=None,
+    references=1,
+    presets=_TINY_KONTEXT_PRESETS,
+)
+
+FLUX_FACTS = (
+    FLUX_TINY,
+    FLUX_TINY_TURBO,
+    FLUX_TINY_KONTEXT,
+    FLUX_DEV,
+    FLUX_SCHNELL,
+    FLUX_KONTEXT,
+)
