@@ -242,7 +242,8 @@ def _difference(
                 num_images_per_prompt=pipe.batch,
                 on_step=on_step,
             )
-        return np.stack([np.asarray(image) for image in drawn.images]).astype(int)
+        images = [*drawn.images, *(frame for clip in drawn.frames for frame in clip)]
+        return np.stack([np.asarray(image) for image in images]).astype(int)
 
     choices, drawn = Choices(), range(len(masks))
     reference = pipe.with_runners(comparing, choice=choices.make)

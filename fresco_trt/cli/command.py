@@ -55,6 +55,7 @@ PATHS = frozenset(
         "profile",
         "prompts",
         "save_mask",
+        "strip",
         "verify_key",
         "weights",
     )

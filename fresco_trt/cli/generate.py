@@ -63,15 +63,15 @@ def draw(
 ) -> None:
     """Draw what the arguments of a pipeline's call ask for, save it, and say how long it took."""
     from fresco_trt.models.family import PromptWarning
-    from fresco_trt.pipelines.checks import check_seed
+    from fresco_trt.pipelines.checks import check_pictures, check_seed
     from fresco_trt.pipelines.edit import SourceWarning
     from fresco_trt.pipelines.image import FrescoPipeline
     from fresco_trt.pipelines.loading import opened
     from fresco_trt.pipelines.selective import EditWarning, check_mask
 
-    _check_picture("--out", out)
+    check_picture("--out", out)
     if save_mask is not None:
-        _check_picture("--save-mask", save_mask)
+        check_picture("--save-mask", save_mask)
     check_seed(request["seed"])
     for told in (PromptWarning, SourceWarning, EditWarning):
         warnings.simplefilter("always", told)
@@ -85,6 +85,7 @@ def draw(
     with display.progress() as report:
         report("loading engines", 0.0)
         bundle = opened(engines, trusted)
+        check_pictures(bundle.plan)
         check_mask(bundle.plan, save_mask, "--save-mask")
         with FrescoPipeline.over(bundle, trusted) as pipe:
             report("loading engines", 1.0)
@@ -110,7 +111,8 @@ def save_picture(image: Image, path: Path) -> None:
         image.save(partial, format="PNG")
 
 
-def _check_picture(option: str, path: Path) -> None:
+def check_picture(option: str, path: Path) -> None:
+    """Raise OutputNotWritable for a path that is no PNG's, or that cannot be written."""
     if path.suffix.lower() != ".png":
         raise OutputNotWritable(
             f"{option} {path}",
@@ -123,11 +125,14 @@ def _check_picture(option: str, path: Path) -> None:
 def _generated(
     result: Result, pipe: FrescoPipeline, out: Path, previews: list[str]
 ) -> dict[str, Any]:
+    return {"image": str(out), "previews": previews, **timed(result, pipe)}
+
+
+def timed(result: Result, pipe: FrescoPipeline) -> dict[str, Any]:
+    """What every command that draws says of a request: its seed, its times, and what drew it."""
     from dataclasses import asdict
 
     return {
-        "image": str(out),
-        "previews": previews,
         "seed": result.seed,
         "nfe": result.nfe,
         "seconds": asdict(result.seconds),

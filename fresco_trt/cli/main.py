@@ -30,6 +30,7 @@ from fresco_trt.cli.serve import serve
 from fresco_trt.cli.sign import sign
 from fresco_trt.cli.termination import TERMINATED, termination
 from fresco_trt.cli.verify import verify
+from fresco_trt.cli.video import video
 from fresco_trt.errors import FrescoError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -41,7 +42,7 @@ app = typer.Typer(
     help="Compiled, progressive-resolution generation for diffusion transformers.",
 )
 COMMANDS = (
-    *(plan, build, generate, edit, verify, inspect, sign, doctor, calibrate, bench, report),
+    *(plan, build, generate, edit, video, verify, inspect, sign, doctor, calibrate, bench, report),
     *(export_triton, profile, serve),
 )
 for command in COMMANDS:

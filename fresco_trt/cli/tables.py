@@ -207,7 +207,7 @@ def built_table(summary: Mapping[str, Any]) -> None:
 
 
 def generated_table(summary: Mapping[str, Any]) -> None:
-    """Where a picture is and where its time went."""
+    """Where a picture or a clip is, and where its time went."""
     seconds = summary["seconds"]
     stages: dict[int, list[float]] = {}
     for step in summary["steps"]:
@@ -221,8 +221,16 @@ def generated_table(summary: Mapping[str, Any]) -> None:
     say(f"denoise {seconds['denoise']:.3f} s, {share:.2f}% outside engines")
     for line in _depth_lines(summary["blocks"], summary["model"]):
         say(line)
-    for path in (*summary["previews"], summary["image"]):
+    for path in _written(summary):
         say(path)
+
+
+def _written(summary: Mapping[str, Any]) -> Iterator[str]:
+    """The files that a command which draws has left."""
+    yield from summary.get("previews", ())
+    for name in ("image", "strip", "video"):
+        if summary.get(name) is not None:
+            yield summary[name]
 
 
 def verify_table(summary: Mapping[str, Any]) -> None:

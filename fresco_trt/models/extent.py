@@ -104,6 +104,8 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
 _CLASSES = (
     "CLIPTokenizer",
     "CLIPTokenizerFast",
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
     "PreTrainedTokenizerFast",
     "Qwen2Tokenizer",
     "Qwen2TokenizerFast",
@@ -124,9 +126,12 @@ _PATTERNS = (
     " {2,}",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
 )
-"""Regular expressions of CLIP's, T5's and Qwen2's tokenizers: others may take for ever over a word.
+"""Regular expressions of CLIP's, T5's, Qwen2's and Llama 3's tokenizers: others may take for ever
+over a word.
 """
 
 _MOST_STEPS = 8

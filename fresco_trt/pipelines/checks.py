@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.stages import StagePlan
 
 MAX_SEED = 2**64 - 1
 """The largest seed: torch takes 64 bits, and would read a negative one as another, large one."""
@@ -57,6 +58,31 @@ def check_seed(seed: object) -> int:
             fix="pass such a seed",
         )
     return given
+
+
+def draws_clips(plan: StagePlan) -> bool:
+    """Whether what is drawn has more frames than one."""
+    return plan.stages[-1].grid.frames > 1
+
+
+def check_pictures(plan: StagePlan) -> None:
+    """Raise IncompatibleOptions for a plan of clips, where pictures are drawn."""
+    if draws_clips(plan):
+        raise IncompatibleOptions(
+            f"engines of {plan.model} for clips of {plan.size[-1]} frames",
+            expected="engines for pictures",
+            fix="draw with 'fresco-trt video', or FrescoPipeline in Python",
+        )
+
+
+def check_clips(plan: StagePlan) -> None:
+    """Raise IncompatibleOptions for a plan of pictures, where clips are drawn."""
+    if not draws_clips(plan):
+        raise IncompatibleOptions(
+            f"engines of {plan.model} for pictures",
+            expected="engines for clips, of a size like 1280x720x129",
+            fix="draw with 'fresco-trt generate', or build with frames in --size",
+        )
 
 
 def check_cancel(cancel: Callable[[], bool] | None) -> None:

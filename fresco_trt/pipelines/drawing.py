@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from fresco_trt.pipelines.checks import cancelled
+from fresco_trt.pipelines.checks import cancelled, draws_clips
 from fresco_trt.pipelines.result import Clock, Result, Seconds, StepTime, time_of_step
 from fresco_trt.pipelines.selective import edited
 from fresco_trt.run.trace import DECODE, span
@@ -54,7 +54,8 @@ class Picture:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawn:
     """The pictures of a run in order, None for one that was cancelled, and its wall seconds.
-    ``masks`` say what was edited, of engines that refine only that.
+    ``masks`` say what was edited, of engines that refine only that. Of engines that draw clips an
+    image is the middle one of the clip, whose ``frames`` are all of it.
 
     ``denoise`` is without what callbacks took, ``engines`` its share inside them. ``steps`` is
     empty where each stage was one launch.
@@ -66,6 +67,7 @@ class Drawn:
     decode: float
     steps: tuple[StepTime, ...]
     masks: tuple[Image, ...] = ()
+    frames: tuple[list[Image], ...] = ()
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -101,14 +103,16 @@ class Run:
         denoise = clock.lap() - self._apart
         with span(DECODE):
             wanted = range(len(self.pictures))
-            images = [None if i in self._gone else self._finished(latents, i) for i in wanted]
+            clips = [None if i in self._gone else self._finished(latents, i) for i in wanted]
+        is_clip = draws_clips(self.denoiser.plan)
         return Drawn(
-            images=images,
+            images=[None if clip is None else middle(clip) for clip in clips],
             denoise=denoise,
             engines=engines,
             decode=clock.lap(),
             steps=steps,
             masks=() if selective is None else (selective.mask,),
+            frames=tuple(clip for clip in clips if clip is not None) if is_clip else (),
         )
 
     def _by_steps(self) -> tuple[Step, float, tuple[StepTime, ...]]:
@@ -182,17 +186,20 @@ class Run:
     def _tell(self, stage: int, latents: Tensor) -> None:
         for index, picture in enumerate(self.pictures):
             if picture.on_stage is not None and index not in self._gone:
-                picture.on_stage(stage, self._decoded(latents, index))
+                picture.on_stage(stage, middle(self._decoded(latents, index)))
 
-    def _finished(self, latents: Tensor | None, index: int) -> Image | None:
-        """The picture of its latents; of an edit that has none, because it touches nothing, the
-        source.
+    def _finished(self, latents: Tensor | None, index: int) -> list[Image] | None:
+        """The picture of its latents, or the frames of a clip; of an edit that has none, because it
+        touches nothing, the source.
         """
-        return self.pictures[index].source if latents is None else self._decoded(latents, index)
+        source = self.pictures[index].source
+        if latents is None:
+            return None if source is None else [source]
+        return self._decoded(latents, index)
 
-    def _decoded(self, latents: Tensor, index: int) -> Image:
-        """One picture of a run, decoded by itself, as it is when it is drawn alone."""
-        return _image(self.decoder(latents[index : index + 1]))
+    def _decoded(self, latents: Tensor, index: int) -> list[Image]:
+        """The frames of one of a run, decoded by itself, as it is when it is drawn alone."""
+        return _images(self.decoder(latents[index : index + 1]))
 
 
 def joined(each: Sequence[Conditioning]) -> Conditioning:
@@ -273,17 +280,29 @@ def result_of(
         decode=sum(each.decode for each in drawn),
     )
     return Result(
-        images=[image for each in drawn for image in each.images if image is not None],
+        images=[
+            image
+            for each in drawn
+            for image in each.images
+            if image is not None and not each.frames
+        ],
         seeds=seeds,
         nfe=nfe,
         seconds=seconds,
         steps=tuple(step for each in drawn for step in each.steps),
         runs=tuple(len(each.images) for each in drawn),
         masks=[mask for each in drawn for mask in each.masks],
+        frames=[clip for each in drawn for clip in each.frames],
     )
 
 
-def _image(pixels: npt.NDArray[np.uint8]) -> Image:
+def middle(frames: Sequence[Image]) -> Image:
+    """The frame in the middle of a clip; a picture's only one."""
+    return frames[len(frames) // 2]
+
+
+def _images(pixels: npt.NDArray[np.uint8]) -> list[Image]:
+    """The frames of a decoded clip [1,F,H,W,3], or the one of a picture [1,H,W,3]."""
     from PIL.Image import fromarray
 
-    return fromarray(pixels[0])
+    return [fromarray(each) for each in (pixels if pixels.ndim == 4 else pixels[0])]

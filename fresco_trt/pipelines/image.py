@@ -186,7 +186,7 @@ class FrescoPipeline:
         record_steps: bool = False,
         cancel: Cancel | None = None,
     ) -> Result:
-        """Draw a picture, or with a list of prompts or `num_images_per_prompt` several.
+        """Draw a picture or clip, or with a list of prompts or `num_images_per_prompt` several.
 
         `image` is the source of an edit, for models that edit and only for these: a picture of PIL,
         the path of one, or its file in binary mode. It is brought to the built size. `mask` is

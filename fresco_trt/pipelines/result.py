@@ -43,14 +43,15 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Pictures of one request, the seed of each, and where its time went.
+    """Pictures or clips of one request, the seed of each, and where its time went.
 
     `images` has all pictures of the first prompt, then those of the next. `nfe` is how often the
     network was asked for each picture. `runs` says how they were drawn: the pictures of each run of
     the engines, `(4, 2)` for six by engines of a batch of four, `(1, 1)` for two one after another.
     `steps` are those of all runs in order, empty where each stage was replayed in one launch: no
     step of it has a time. `masks`, of engines that refine only what an edit touches, say what that
-    was: one a picture, mode "L", white where it was edited.
+    was: one a picture, mode "L", white where it was edited. Engines that draw clips give `frames`
+    and no `images`: of each clip all frames, in order.
     """
 
     images: list[Image]
@@ -60,6 +61,7 @@ class Result:
     steps: tuple[StepTime, ...] = field(repr=False)
     runs: tuple[int, ...] = (1,)
     masks: list[Image] = field(default_factory=list)
+    frames: list[list[Image]] = field(default_factory=list)
 
     @property
     def seed(self) -> int:

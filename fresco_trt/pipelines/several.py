@@ -22,6 +22,7 @@ from fresco_trt.errors import (
     one_line,
 )
 from fresco_trt.models.registry import model_facts
+from fresco_trt.pipelines.checks import check_pictures
 from fresco_trt.pipelines.cost import Meter, StageCost
 from fresco_trt.pipelines.edit import example_source
 from fresco_trt.pipelines.held import Hold, Served
@@ -117,7 +118,8 @@ class FrescoPipelines:
         """Over bundles that were opened and found fit; `lazy` and `contexts` as those of
         `FrescoPipeline`.
 
-        Raises IncompatibleOptions for none, and for two that draw the same.
+        Raises IncompatibleOptions for none, for two that draw the same, and for one that draws
+        clips.
         """
         self._trust, self._lazy, self._contexts = trust, lazy, contexts
         self._served = _in_service(bundles, self.pipeline_of)
@@ -284,6 +286,7 @@ def _in_service(
         raise IncompatibleOptions("no bundle", expected="one or more", fix="pass --engines FOLDER")
     found: dict[Bucket, Served] = {}
     for bundle in bundles:
+        check_pictures(bundle.plan)
         bucket = Bucket.of(bundle)
         if bucket in found:
             folders = (found[bucket].bundle.folder, bundle.folder)

@@ -25,6 +25,7 @@ from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, PlanError,
 from fresco_trt.files.atomic_folder import create_partial, put_in_place, remove, sweep, written_to
 from fresco_trt.files.canonical_json import MANIFEST_NAME, SIGNATURE_NAME, quoted
 from fresco_trt.models.registry import model_facts
+from fresco_trt.pipelines.checks import check_pictures
 from fresco_trt.pipelines.environment import check_environment
 from fresco_trt.pipelines.several import WARMING_PROMPT, FrescoPipelines
 from fresco_trt.plan.sizes import format_size
@@ -119,6 +120,7 @@ def _opened(folder: Path, trust: Trust) -> Bundle:
 
 def _require_drawing(bundles: Sequence[Bundle]) -> None:
     for bundle in bundles:
+        check_pictures(bundle.plan)
         if model_facts(bundle.manifest.model.name).references:
             raise IncompatibleOptions(
                 f"a bundle of {bundle.manifest.model.name}, which edits pictures",

@@ -44,8 +44,19 @@ ROOT = Path(__file__).parents[2]
 TINY = bundled_folder("flux-tiny")
 PROMPT = "a red apple on a plain blue background"
 COMMANDS = (
-    *("plan", "build", "generate", "verify", "inspect", "sign", "doctor", "calibrate", "bench"),
-    *("report", "export-triton", "profile", "serve"),
+    *(
+        "plan",
+        "build",
+        "generate",
+        "edit",
+        "video",
+        "verify",
+        "inspect",
+        "sign",
+        "doctor",
+        "calibrate",
+    ),
+    *("bench", "report", "export-triton", "profile", "serve"),
 )
 PATIENCE = 1200  # seconds, against a hang; nothing is measured
 

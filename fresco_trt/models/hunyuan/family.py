@@ -8,48 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.models import pipeline_folder
 from fresco_trt.models.family import ModelFamily
-from fresco_trt.models.hunyuan.config import COMPONENTS, transformer_config
+from fresco_trt.models.hunyuan import layers, loading, signatures
+from fresco_trt.models.hunyuan.config import COMPONENTS, REPOSITORIES, transformer_config
 from fresco_trt.models.hunyuan.facts import HUNYUAN_FACTS
 from fresco_trt.models.hunyuan.tokens import HunyuanPatchifier
 
 if TYPE_CHECKING:
-    import torch
     from torch.nn import Module
 
     from fresco_trt.models.cutting import StageCut
-    from fresco_trt.models.family import Decoder, Encoder, PromptEncoder
-    from fresco_trt.plan.caching import Action, CacheSite
+    from fresco_trt.models.hunyuan.components import HunyuanDecoder, HunyuanEncoder
+    from fresco_trt.models.hunyuan.prompts import HunyuanPrompt
     from fresco_trt.plan.facts import ModelFacts
-    from fresco_trt.plan.memory import Parameters
-    from fresco_trt.plan.recipes import Recipe
     from fresco_trt.plan.signature import GraphSignature
-    from fresco_trt.plan.stages import StagePlan
 
 
 class HunyuanGraphs:
     """A :class:`~fresco_trt.models.family.FamilyGraphs`."""
 
-    def signature(
-        self,
-        facts: ModelFacts,
-        plan: StagePlan,
-        stage: int,
-        action: Action = "full",
-        *,
-        text_tokens: int,
-        feature: bool | None = None,
-        batch: int = 1,
-    ) -> GraphSignature:
-        """As :func:`~fresco_trt.models.hunyuan.signatures.stage_signature`."""
-        from fresco_trt.models.hunyuan.signatures import stage_signature
-
-        return stage_signature(
-            facts, plan, stage, action, text_tokens=text_tokens, feature=feature, batch=batch
-        )
+    signature = staticmethod(signatures.stage_signature)
 
     def module(self, transformer: Module, signature: GraphSignature) -> Module:
         """As :func:`~fresco_trt.models.hunyuan.graph.graph_from_signature`."""
@@ -71,22 +52,10 @@ class HunyuanGraphs:
 class HunyuanWeights:
     """A :class:`~fresco_trt.models.family.FamilyWeights`."""
 
-    def config(self, facts: ModelFacts) -> dict[str, Any]:
-        """As diffusers writes it."""
-        return transformer_config(facts)
-
-    def load(
-        self,
-        weights: str | Path | None,
-        facts: ModelFacts,
-        *,
-        dtype: torch.dtype | None = None,
-        seed: int = 0,
-    ) -> Module:
-        """As :func:`~fresco_trt.models.hunyuan.loading.load_transformer`."""
-        from fresco_trt.models.hunyuan.loading import load_transformer
-
-        return load_transformer(weights, facts, dtype=dtype, seed=seed)
+    config = staticmethod(transformer_config)
+    load = staticmethod(loading.load_transformer)
+    parameters = staticmethod(layers.graph_parameters)
+    with_blocks = staticmethod(layers.with_blocks)
 
     def stored(self, folder: Path, device: str = "cpu") -> Module:
         """As :func:`~fresco_trt.models.hunyuan.loading.transformer_from_folder`, on ``device``."""
@@ -94,62 +63,46 @@ class HunyuanWeights:
 
         return transformer_from_folder(folder).to(device)
 
-    def parameters(
-        self,
-        facts: ModelFacts,
-        action: Action,
-        site: CacheSite,
-        *,
-        recipe: Recipe | None = None,
-        kept: tuple[str, ...] = (),
-    ) -> Parameters:
-        """As :func:`~fresco_trt.models.hunyuan.layers.graph_parameters`."""
-        from fresco_trt.models.hunyuan.layers import graph_parameters
-
-        return graph_parameters(facts, action, site, recipe=recipe, kept=kept)
-
-    def with_blocks(self, facts: ModelFacts, blocks: tuple[int, ...]) -> ModelFacts:
-        """As :func:`~fresco_trt.models.hunyuan.layers.with_blocks`."""
-        from fresco_trt.models.hunyuan.layers import with_blocks
-
-        return with_blocks(facts, blocks)
-
 
 class HunyuanComponents:
-    """A :class:`~fresco_trt.models.family.FamilyComponents` that has none yet: every call raises
-    IncompatibleOptions.
-    """
+    """A :class:`~fresco_trt.models.family.FamilyComponents`."""
 
     names = COMPONENTS
+    find_vae = staticmethod(pipeline_folder.find_vae)
 
     def find(self, weights: str | None, model: str) -> Path:
-        raise _no_parts()
+        """As :func:`~fresco_trt.models.pipeline_folder.find_pipeline`."""
+        return pipeline_folder.find_pipeline(weights, model, COMPONENTS, REPOSITORIES.get(model))
 
     def check(self, folder: Path, facts: ModelFacts) -> None:
-        raise _no_parts()
+        """As :func:`~fresco_trt.models.hunyuan.components.check_folder`."""
+        from fresco_trt.models.hunyuan.components import check_folder
 
-    def find_vae(self, weights: str | None, model: str) -> Path:
-        raise _no_parts()
+        check_folder(folder, facts)
 
     def write_random(self, facts: ModelFacts, folder: Path) -> Path:
-        raise _no_parts()
+        """As :func:`~fresco_trt.models.hunyuan.random.write_random_pipeline`."""
+        from fresco_trt.models.hunyuan.random import write_random_pipeline
 
-    def prompt_encoder(self, folder: Path, text_tokens: int) -> PromptEncoder:
-        raise _no_parts()
+        return write_random_pipeline(facts, folder)
 
-    def decoder(self, folder: Path) -> Decoder:
-        raise _no_parts()
+    def prompt_encoder(self, folder: Path, text_tokens: int) -> HunyuanPrompt:
+        """LLaMA and CLIP."""
+        from fresco_trt.models.hunyuan.prompts import HunyuanPrompt
 
-    def encoder(self, folder: Path) -> Encoder:
-        raise _no_parts()
+        return HunyuanPrompt(folder, text_tokens)
 
+    def decoder(self, folder: Path) -> HunyuanDecoder:
+        """The decoder of an AutoencoderKLHunyuanVideo."""
+        from fresco_trt.models.hunyuan.components import HunyuanDecoder
 
-def _no_parts() -> IncompatibleOptions:
-    return IncompatibleOptions(
-        "a bundle of a HunyuanVideo model",
-        expected="a plan of it: its prompt encoders and its VAE are not read yet",
-        fix="pass --model with another model, or plan with 'fresco-trt plan'",
-    )
+        return HunyuanDecoder(folder)
+
+    def encoder(self, folder: Path) -> HunyuanEncoder:
+        """The encoder of an AutoencoderKLHunyuanVideo."""
+        from fresco_trt.models.hunyuan.components import HunyuanEncoder
+
+        return HunyuanEncoder(folder)
 
 
 HUNYUAN = ModelFamily(

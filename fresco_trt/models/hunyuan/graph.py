@@ -181,12 +181,11 @@ def refined(
     """The text's tokens [B,T,H] as ``HunyuanVideoTokenRefiner.forward`` makes them, but for the
     padding, which nothing sees.
     """
-    mask = (text_bias / HIDDEN + 1).clamp(min=0.0, max=1.0)
-    # A mean as a product and a reciprocal: sums and divisions are no operators of a bundle's.
-    share = (mask.mean(dim=1, keepdim=True) * mask.shape[1]).reciprocal()
-    mean = (mask[:, None] @ text)[:, 0] * share
+    mask = (text_bias + HIDDEN).clamp(min=0.0, max=1.0)
+    # Of the prompt's own tokens: divisions are no operators of a bundle's.
+    mean = (text * mask[..., None]).mean(dim=1) * mask.mean(dim=1, keepdim=True).reciprocal()
     condition = refiner.time_text_embed(timestep.float() * 1000, mean.to(dtype))
-    bias = ((mask - 1) * HIDDEN)[:, None, None].to(dtype)
+    bias = ((mask - 1) * HIDDEN)[:, None, None].to(dtype).clamp(min=-HIDDEN, max=0.0)
     tokens: Tensor = refiner.proj_in(text.to(dtype))
     for block in refiner.token_refiner.refiner_blocks:
         tokens = _refined_once(block, tokens, condition, bias)
