@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.fresco-trt
 DEMO := engines/flux-tiny-256x256-3stage
 
-.PHONY: help venv demo serve test check fuzz fuzz-http stress bench train-demo train-kontext clean
+.PHONY: help venv demo serve test check fuzz fuzz-http stress bench train-demo train-kontext train-video clean
 
 help:
 	@echo "make demo    build the bundled demo model's engines and draw a picture into demo-out/"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench   measure speed and quality side by side, in short, into bench-out/"
 	@echo "make train-demo  train the demo model from nothing, for hours, into training-out/"
 	@echo "make train-kontext  train the demo model to edit, for hours, into training-out/kontext/"
+	@echo "make train-video  train the video demo from nothing, for hours, into training-out/video/"
 	@echo "make venv    only create .venv with everything that the others need"
 	@echo "make clean   remove caches and what 'make demo' wrote"
 
@@ -87,6 +88,9 @@ train-demo: venv
 
 train-kontext: venv
 	$(BIN)/python -m training.kontext --minutes 240 --out training-out/kontext
+
+train-video: venv
+	$(BIN)/python -m training.video --minutes 400 --codec-minutes 120 --out training-out/video
 
 clean:
 	rm -rf demo-out fuzz-out $(DEMO) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -17,9 +17,13 @@ from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import SHARES_NAME, bundled_folder
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
 
     from training.model import DemoModel
+    from training.video_model import VideoModel
+
+VIDEO_SHIFT = 3.0
+"""Time shift of the video demo's sampler, of HunyuanVideo's kind: the same at every size."""
 
 
 def store_pipeline(model: DemoModel, vae: AutoencoderKL, out: Path) -> None:
@@ -92,14 +96,40 @@ def store_editor(model: DemoModel, out: Path, of: str = "flux-tiny") -> None:
     pipeline.save_pretrained(out)
     for part in ("vae", "scheduler"):
         shutil.copytree(start / part, out / part, dirs_exist_ok=True)
-    for part in _ENCODERS:
-        config = out / part / "config.json"
-        fields = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
-        config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    _say_float32(out)
     change = coded(model.transformer.state_dict(), load_file(start / _TRANSFORMER / WEIGHTS_NAME))
     save_file(change, out / _TRANSFORMER / DIFFERENCE_NAME, {"of": of})
     (out / _TRANSFORMER / WEIGHTS_NAME).unlink()
     _finish(out)
+
+
+def store_video(model: VideoModel, vae: AutoencoderKLHunyuanVideo, out: Path) -> None:
+    """Write the folder that diffusers' HunyuanVideoPipeline loads, every weight in float16.
+
+    The encoders' configurations say float32, which loaders make of what is stored.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
+
+    encoders: list[Any] = [getattr(model, name).half() for name in _ENCODERS]
+    pipeline = HunyuanVideoPipeline(
+        text_encoder=encoders[0],
+        tokenizer=model.tokenizer,
+        transformer=model.transformer.to(torch.float16),
+        vae=vae.to(torch.float16),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=VIDEO_SHIFT),
+        text_encoder_2=encoders[1],
+        tokenizer_2=model.tokenizer_2,
+    )
+    pipeline.save_pretrained(out)
+    _say_float32(out)
+    _finish(out)
+
+
+def _say_float32(out: Path) -> None:
+    for part in _ENCODERS:
+        config = out / part / "config.json"
+        fields = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "float32"}
+        config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def _finish(out: Path) -> None:

@@ -97,7 +97,8 @@ Rendering and encoding are a good part of a coarse step; a scene seen again come
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Noisy latents [B,4,H,W], their noise level [B], the velocity to learn, and the captions.
+    """Noisy latents [B,4,H,W], or [B,16,F,H,W] of clips, their noise level [B], the velocity to
+    learn, and the captions.
 
     ``reference`` is the clean latents [B,4,H,W] of the pictures that edits begin with.
     """
@@ -152,10 +153,14 @@ def noised(clean: torch.Tensor, captions: list[str], length: int, shift: float =
 
     The noise is shifted by ``shift`` on top of what the resolution's rule says.
     """
-    noise = torch.randn_like(clean)
     tokens = clean.shape[-1] * clean.shape[-2] // 4
-    sigma = noise_levels(len(clean), tokens, shift).to(clean.device)
-    level = sigma.view(-1, 1, 1, 1)
+    return noised_to(noise_levels(len(clean), tokens, shift), clean, captions, length)
+
+
+def noised_to(sigma: torch.Tensor, clean: torch.Tensor, captions: list[str], length: int) -> Batch:
+    """A batch at levels ``sigma`` [B] of the straight paths from clean latents to fresh noise."""
+    noise, sigma = torch.randn_like(clean), sigma.to(clean.device)
+    level = spread(sigma, clean)
     return Batch(
         noisy=(1 - level) * clean + level * noise,
         sigma=sigma,
@@ -165,12 +170,21 @@ def noised(clean: torch.Tensor, captions: list[str], length: int, shift: float =
     )
 
 
+def spread(values: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
+    """One value [B] for each of the arrays ``over`` [B,...], to multiply them with."""
+    return values.view(-1, *[1] * (over.ndim - 1))
+
+
 def noise_levels(count: int, tokens: int, more: float = 1.0) -> torch.Tensor:
     """Logit-normal levels under the resolution's time shift (Esser et al. 2024, section 3.1), and
     ``more`` of it.
     """
     rule = model_facts("flux-tiny").shift
-    shift = more * (math.exp(dynamic_mu(tokens, rule)) if rule else 1.0)
+    return shifted_levels(count, more * (math.exp(dynamic_mu(tokens, rule)) if rule else 1.0))
+
+
+def shifted_levels(count: int, shift: float) -> torch.Tensor:
+    """Logit-normal noise levels under a time shift."""
     levels: torch.Tensor = torch.sigmoid(torch.randn(count))
     return shift * levels / (1 + (shift - 1) * levels)
 

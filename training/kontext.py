@@ -18,7 +18,6 @@ import json
 import math
 import random
 from collections import deque
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,7 +33,7 @@ from training.assemble import read_pipeline, store_editor
 from training.curriculum import Batch, TrainingPhase, noised
 from training.model import DemoModel
 from training.objective import flow_loss
-from training.train import Run, load_vae, steps
+from training.train import Run, at_once, load_vae, steps
 from training.vae import latents_of
 
 if TYPE_CHECKING:
@@ -176,15 +175,8 @@ def train(work: Path, minutes: float, device: str = "cpu", seed: int = 3) -> Edi
     rng = random.Random(f"{seed} {run.step}")
     torch.manual_seed(rng.randrange(2**31))
     edits = Edits(vae=vae, rng=rng)
-    steps(run, rng, lambda: _now(edits.draw(run.progress)))
+    steps(run, rng, lambda: at_once(edits.draw(run.progress)))
     return run
-
-
-def _now(batch: Batch) -> Future[Batch]:
-    """A batch drawn on this thread: another one would take a second core."""
-    drawn: Future[Batch] = Future()
-    drawn.set_result(batch)
-    return drawn
 
 
 def main(

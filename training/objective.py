@@ -17,33 +17,37 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from training.curriculum import spread
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from training.curriculum import Batch
     from training.model import DemoModel
+    from training.video_model import VideoModel
 
 LARGEST_SCALE = 6.0
 """Guidance scales are drawn between 1 and this; pipelines use 3.5 by default."""
 
 
-def flow_loss(model: DemoModel, batch: Batch) -> torch.Tensor:
+def flow_loss(model: DemoModel | VideoModel, batch: Batch) -> torch.Tensor:
     """Mean squared error of the velocity (Liu et al. 2023; Esser et al. 2024).
 
     A model with the guidance as an input is told scale 1, at which nothing is guided.
     """
     text = model.encode(batch.captions, batch.text_length)
     unguided = torch.ones_like(batch.sigma) if takes_guidance(model) else None
-    predicted = model(batch.noisy, batch.sigma, text, unguided, batch.reference).float()
+    source = {} if batch.reference is None else {"reference": batch.reference}
+    predicted = model(batch.noisy, batch.sigma, text, unguided, **source).float()
     return functional.mse_loss(predicted, batch.velocity)
 
 
-def takes_guidance(model: DemoModel) -> bool:
+def takes_guidance(model: DemoModel | VideoModel) -> bool:
     """Whether the transformer has a guidance input."""
     return bool(model.transformer.config.guidance_embeds)
 
 
-def guided_loss(model: DemoModel, batch: Batch, rng: random.Random) -> torch.Tensor:
+def guided_loss(model: DemoModel | VideoModel, batch: Batch, rng: random.Random) -> torch.Tensor:
     """Mean squared error of the conditional velocity that the guided one implies.
 
     A guided velocity is g = u + s (c - u), with the unguided u, the conditional c and the scale s,
@@ -52,12 +56,12 @@ def guided_loss(model: DemoModel, batch: Batch, rng: random.Random) -> torch.Ten
     """
     scale = guidance_scales(batch.captions, rng).to(batch.sigma.device)
     with torch.no_grad():
-        pooled, words = model.encode([""], batch.text_length)
-        empty = pooled.expand(len(scale), -1), words.expand(len(scale), -1, -1)
+        told = model.encode([""], batch.text_length)
+        empty = tuple(part.expand(len(scale), *part.shape[1:]) for part in told)
         unguided = model(batch.noisy, batch.sigma, empty, torch.ones_like(scale)).float()
     text = model.encode(batch.captions, batch.text_length)
     guided = model(batch.noisy, batch.sigma, text, scale).float()
-    conditional = unguided + (guided - unguided) / scale.view(-1, 1, 1, 1)
+    conditional = unguided + (guided - unguided) / spread(scale, guided)
     return functional.mse_loss(conditional, batch.velocity)
 
 

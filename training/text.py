@@ -32,23 +32,30 @@ def new_tokenizers(
     ``more`` are words behind those of captions, whose ids stay what they are.
     """
     words = [*vocabulary(), *more]
-    clip = _word_tokenizer("<|startoftext|> $A <|endoftext|>", CLIP_TOKENS, words)
-    sequence = _word_tokenizer("$A <|endoftext|>", 512, words)
+    clip = word_tokenizer("<|startoftext|> $A <|endoftext|>", CLIP_TOKENS, words)
+    sequence = word_tokenizer("$A <|endoftext|>", 512, words)
     return clip, sequence
 
 
-def _word_tokenizer(template: str, length: int, words: Sequence[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(
+    template: str, length: int, words: Sequence[str], marks: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows ``words``, and ``marks``, each one token wherever it stands.
+
+    ``template`` is what stands around a text, of the start and end marks.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<unk>", "<|startoftext|>", "<|endoftext|>"]
-    ids = {word: i for i, word in enumerate([*special, *words])}
+    ids = {word: i for i, word in enumerate([*special, *words, *marks])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single=template, special_tokens=[(s, ids[s]) for s in special[2:]]
     )
+    tokenizer.add_special_tokens(list(marks))
     build: Any = PreTrainedTokenizerFast
     built: PreTrainedTokenizerFast = build(
         tokenizer_object=tokenizer,

@@ -23,10 +23,10 @@ from __future__ import annotations
 import json
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -45,7 +45,6 @@ from training.vae import train_vae
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from diffusers import AutoencoderKL
 
@@ -61,13 +60,14 @@ class Run:
     def __init__(
         self,
         name: str,
-        model: DemoModel,
+        model: Any,
         phase: TrainingPhase,
         work: Path,
         minutes: float,
         teacher: DemoModel | None = None,
     ) -> None:
-        self.model, self.phase, self.budget = model, phase, minutes * 60
+        self.model: Any = model  # one of the modules that a run can train
+        self.phase, self.budget = phase, minutes * 60
         self.teacher = teacher
         self.path = work / f"{name}.pt"
         self.average = MovingAverage(model, 0.999)
@@ -128,15 +128,15 @@ class Run:
         self.elapsed += seconds
 
 
-def _optimisers(model: DemoModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+def _optimisers(model: torch.nn.Module) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Muon for the matrices inside blocks and layers, AdamW for everything else."""
     matrices: list[torch.Tensor] = []
     others: list[torch.Tensor] = []
     for name, weight in model.named_parameters():
         if not weight.requires_grad:
             continue
-        inside = any(part in name for part in ("blocks.", "layers.", ".block."))
-        (matrices if inside and weight.ndim == 2 else others).append(weight)
+        inside = any(part in name for part in ("blocks.", "layers.", "block."))
+        (matrices if inside and weight.ndim in (2, 5) else others).append(weight)
     adam = torch.optim.AdamW(others, lr=1.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     return Muon(matrices, lr=1.0), adam
 
@@ -171,7 +171,7 @@ def train(run: Run, vae: AutoencoderKL, seed: int, means: Means) -> None:
         steps(run, rng, lambda: thread.submit(drawn.draw, run.progress))
 
 
-def steps(run: Run, rng: random.Random, draw: Callable[[], Future[Batch]]) -> None:
+def steps(run: Run, rng: random.Random, draw: Callable[[], Future[Any]]) -> None:
     """Step until the time budget is used, with a checkpoint every two minutes."""
     mean: torch.Tensor | None = None
     coming, saved, begun = draw(), time.monotonic(), time.monotonic()
@@ -189,6 +189,13 @@ def steps(run: Run, rng: random.Random, draw: Callable[[], Future[Batch]]) -> No
         if now - saved > 120 or run.progress >= 1:
             run.save()
             saved = now
+
+
+def at_once(batch: Any) -> Future[Any]:
+    """A batch drawn on this thread: another one would take a second core."""
+    drawn: Future[Any] = Future()
+    drawn.set_result(batch)
+    return drawn
 
 
 def _compile_blocks(model: DemoModel) -> None:

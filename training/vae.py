@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
 
 KL_WEIGHT = 2e-3
 SIZES = (64, 64, 64, 128)
@@ -50,22 +50,34 @@ def new_vae() -> AutoencoderKL:
     return vae
 
 
-def codec_loss(vae: AutoencoderKL, pictures: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    """Training loss on pictures [B,3,H,W] in [-1,1], and its readable parts."""
+def codec_loss(
+    vae: AutoencoderKL | AutoencoderKLHunyuanVideo, pictures: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Training loss on pictures [B,3,H,W] or videos [B,3,F,H,W] in [-1,1], and readable parts."""
     posterior = vae.encode(pictures).latent_dist
     rebuilt = vae.decode(posterior.sample()).sample
-    coarse = vae.decode(functional.avg_pool2d(posterior.mean, 2)).sample
-    kl = posterior.kl().mean() / posterior.mean[0].numel()
-    fine_loss = _picture_loss(rebuilt, pictures)
-    coarse_loss = _picture_loss(coarse, functional.avg_pool2d(pictures, 2))
+    coarse = vae.decode(halved(posterior.mean)).sample
+    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+    fine_loss = picture_loss(rebuilt, pictures)
+    coarse_loss = picture_loss(coarse, halved(pictures))
     mse = functional.mse_loss(rebuilt, pictures).item()
     psnr = 10 * torch.log10(torch.tensor(4 / mse)).item()
     loss = fine_loss + 0.5 * coarse_loss + KL_WEIGHT * kl
     return loss, {"psnr": psnr, "kl": kl.item(), "coarse": coarse_loss.item()}
 
 
-def _picture_loss(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    gradients = [(got.diff(dim=d) - wanted.diff(dim=d)).abs().mean() for d in (2, 3)]
+def halved(pictures: torch.Tensor) -> torch.Tensor:
+    """Pictures, videos or their latents [...,H,W] at half the height and width, area-averaged."""
+    *outer, height, width = pictures.shape
+    return pictures.reshape(*outer, height // 2, 2, width // 2, 2).mean((-1, -3))
+
+
+def picture_loss(got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """How far pictures [B,3,H,W] or videos [B,3,F,H,W] are from the wanted ones, and their edges in
+    space and time.
+    """
+    axes = [axis for axis in range(2, wanted.ndim) if wanted.shape[axis] > 1]
+    gradients = [(got.diff(dim=d) - wanted.diff(dim=d)).abs().mean() for d in axes]
     return (
         functional.l1_loss(got, wanted)
         + functional.mse_loss(got, wanted)
