@@ -1,7 +1,8 @@
 """The README and the pages of docs/ are executed: every block runs, every link leads somewhere.
 
 The blocks of one section, below a heading of two #, run in order in a folder of their own; sections
-do not build on one another. A block that cannot run here says why, in a comment directly above it:
+do not build on one another. The pictures of docs/images are at hand there, as they are in a clone.
+A block that cannot run here says why, in a comment directly above it:
 ``<!-- not run: the reason -->``.
 """
 
@@ -198,6 +199,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_block_runs(
     section: Section, tmp_path: Path, cache: Path, preloaded: Preloaded
 ) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/images").symlink_to(ROOT / "docs/images")
     for block in section.blocks:
         run_block(block, tmp_path, cache, preloaded)
 
