@@ -190,6 +190,12 @@ def main(
     ] = None,
 ) -> None:
     """Train the video demo; with time used up, only store what a checkpoint holds."""
+    if minutes <= codec_minutes:
+        raise typer.BadParameter(
+            f"{minutes:g} minutes in all; expected more than the codec's {codec_minutes:g}, which "
+            "--codec-minutes sets",
+            param_hint="--minutes",
+        )
     out.mkdir(parents=True, exist_ok=True)
     train_codec(out, codec_minutes, device)
     run = train(out, minutes - codec_minutes, device)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+import typer
 
 from fresco_trt.bench.scenes.clips import FRAMES, clip_stream, videos_of
 from training import video, video_vae
@@ -219,3 +220,9 @@ def test_a_codec_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(latents.std((0, 2, 3, 4)), torch.ones(16), atol=1e-2, rtol=0)
     video.train_codec(tmp_path, minutes=1)
     assert (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() == stored
+
+
+def test_time_that_the_codec_alone_would_use_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match=r"45 minutes in all; expected more than .* 45,"):
+        video.main(tmp_path / "run", minutes=45, codec_minutes=45)
+    assert not (tmp_path / "run").exists()
