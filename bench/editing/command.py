@@ -52,7 +52,7 @@ def run(options: Options) -> dict[str, Any]:
     """Measure, write the files, and return the stored document.
 
     Raises IncompatibleOptions for a model that does not edit and for an unfinished run of another
-    request, PlanError leaves, WeightsNotFound, BackendUnavailable, OutputNotWritable.
+    request, PlanError, WeightsNotFound, BackendUnavailable, OutputNotWritable.
     """
     import torch
 
@@ -63,6 +63,7 @@ def run(options: Options) -> dict[str, Any]:
     from fresco_trt.bench.scenes.edit_judge import judged_edits
     from fresco_trt.bench.scenes.judge import load_judge
 
+    figures.check_plots()
     engines, points = _engines(options)
     edits, judge = judged_edits(options.scenes, options.seed), load_judge()
     request = {"model": options.model, "size": list(engines.size[:2]), "scenes": options.scenes}

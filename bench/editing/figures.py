@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import typer
 
 from bench.editing.points import COLOURS, GROUPS, PEERS
 from fresco_trt.bench.figures import undominated
+from fresco_trt.errors import BackendUnavailable
 from fresco_trt.files.atomic_file import replacing
 
 if TYPE_CHECKING:
@@ -45,6 +47,16 @@ def beside(out: Path, ending: str) -> Path:
 
 
 # --- the plot ---------------------------------------------------------------------------------
+
+
+def check_plots() -> None:
+    """Raise BackendUnavailable without matplotlib, before anything is measured."""
+    if find_spec("matplotlib") is None:
+        raise BackendUnavailable(
+            "no matplotlib to plot what is measured",
+            expected="matplotlib, which comes with the extra 'bench'",
+            fix="pip install 'fresco-trt[bench]'",
+        )
 
 
 def pareto(document: Mapping[str, Any], path: Path) -> None:

@@ -34,7 +34,8 @@ def editing_table(document: Document) -> str:
             "",
             f"`{document['command']}` at {document['commit']}: {document['scenes']} edits, model "
             f"`{document['model']}` at {width}x{height}, {document['backend']} engines, "
-            f"{document['threads']} threads, {machine['cores']} cores of {machine['processor']}. "
+            f"{document['threads']} thread{'s'[: document['threads'] != 1]}, "
+            f"{machine['cores']} cores of {machine['processor']}. "
             "In brackets: 95% intervals.",
         ]
     )

@@ -493,7 +493,7 @@ def test_a_folder_says_for_itself_whose_parts_it_shares(tmp_path: Path) -> None:
         ("[]", "holds a list"),
         ('{"parts_of": "flux-tiny", "more": 1}', "something else"),
         ('{"parts_of": "../flux-tiny"}', "'../flux-tiny'"),
-        ('{"parts_of": "flux-tiny-turbo"}', "packaged models are flux-tiny$"),
+        ('{"parts_of": "flux-tiny-turbo"}', "packaged models are flux-tiny, flux-tiny-kontext$"),
         ('{"parts_of": 7}', "names 7"),
         ('{"parts_of": ["flux-tiny"]}', "names"),
     ],
