@@ -52,15 +52,15 @@ def make_plan(
 
     One stage is the plain sampler: ``steps`` of it, or as many as the preset says, or the model's
     default. An explicit ``steps`` overrides the preset, which the plan then does not name. With
-    more stages the preset decides every step, and ``steps`` is only the
-    length of the baseline that the cost is compared with; it is checked here all the same. A plan
-    whose preset is changed names none either: ``delta`` replaces the preset's switches, and
-    restarts that it gives as numbers, by those of :func:`spectral_switches`, ``shift`` the shift
-    factor of every stage, and ``text_tokens``, where it cuts any, what a stage takes of the text.
+    more stages the preset decides every step, and ``steps`` is only the length of the baseline that
+    the cost is compared with; it is checked here all the same. A plan whose preset is changed names
+    none either. ``delta`` replaces the preset's switches, and restarts that it gives as numbers, by
+    those of :func:`spectral_switches`; the other fields of :class:`PresetConfig` replace what they
+    say.
 
     Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps`` or a
     wrong value in ``preset``, IncompatibleOptions for a ``delta`` that cannot place every switch
-    and a ``threshold`` that nothing reads, and what
+    and for a ``threshold`` or ``references`` that nothing reads, and what
     :func:`fresco_trt.plan.cache_schedule.cached` raises.
     """
     asked = PresetConfig() if preset is None else PresetConfig.of(preset)
@@ -244,7 +244,7 @@ def _references(facts: ModelFacts, asked: str, stages: int) -> References:
         raise IncompatibleOptions(
             f"references={asked} with {facts.name}, {stages} stage{'s'[: stages > 1]}",
             expected="stages of different grids, of a model that edits",
-            fix="leave references out: without them nothing would differ",
+            fix="leave references out: 'coarse' and 'fine' are the same here",
         )
     raise PlanError(
         f"references={asked}",
