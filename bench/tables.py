@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.editing.tables import editing_tables
+from bench.editing.tables import editing_tables, quantised_tables
 from bench.serving_tables import serving_table, stress_table
 from fresco_trt.bench.figures import has_interval
 from fresco_trt.bench.table import bench_head, bench_row, bench_table, how, interval, named, number
@@ -33,6 +33,7 @@ GPU_MARKS = "<!-- of bench.gpu -->", "<!-- end of bench.gpu -->"
 SERVING_MARKS = "<!-- of bench.serving -->", "<!-- end of bench.serving -->"
 STRESS_MARKS = "<!-- of bench.stress -->", "<!-- end of bench.stress -->"
 EDITING_MARKS = "<!-- of bench.editing -->", "<!-- end of bench.editing -->"
+QUANTISED_MARKS = "<!-- of bench.editing --quant -->", "<!-- end of bench.editing --quant -->"
 """Around the tables of a page that --write replaces."""
 
 
@@ -331,10 +332,14 @@ def with_server_tables(page: str) -> str:
 
 
 def with_editing_tables(page: str) -> str:
-    """As :func:`with_gpu_tables`, those of bench.editing, if it is stored."""
-    is_stored = (RESULTS / "editing.json").is_file()
-    tables = editing_tables(stored("editing")) if is_stored else iter(())
-    return _with_tables(page, EDITING_MARKS, tables)
+    """As :func:`with_gpu_tables`, those of bench.editing, as far as they are stored."""
+    for name, marks, tables_of in (
+        ("editing", EDITING_MARKS, editing_tables),
+        ("editing-int8", QUANTISED_MARKS, quantised_tables),
+    ):
+        is_stored = (RESULTS / f"{name}.json").is_file()
+        page = _with_tables(page, marks, tables_of(stored(name)) if is_stored else iter(()))
+    return page
 
 
 def _with_tables(page: str, marks: tuple[str, str], tables: Iterator[str]) -> str:

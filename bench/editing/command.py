@@ -20,6 +20,7 @@ from fresco_trt.cli import display
 from fresco_trt.errors import FrescoError, IncompatibleOptions
 from fresco_trt.files.process_folder import process_folder
 from fresco_trt.models.registry import model_facts
+from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.plan.sizes import check_size, parse_size
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ MODEL, OUT = "flux-tiny-kontext", Path("bench/results/editing.json")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """What is measured: ``scenes`` edits of a ``seed``, by points whose names have one of ``only``,
-    and by the plain edit; on the engines of one ``backend``, so that seconds compare methods.
+    and by the plain edit; on the engines of one ``backend``, so that seconds compare methods. What
+    these draw is drawn once more for each recipe of ``quant``, on engines quantised by it.
     """
 
     model: str = MODEL
@@ -46,13 +48,15 @@ class Options:
     size: str | None = None
     backend: str = "eager"
     only: tuple[str, ...] = ()
+    quant: tuple[str, ...] = ()
 
 
 def run(options: Options) -> dict[str, Any]:
     """Measure, write the files, and return the stored document.
 
-    Raises IncompatibleOptions for a model that does not edit and for an unfinished run of another
-    request, PlanError, WeightsNotFound, BackendUnavailable, OutputNotWritable.
+    Raises IncompatibleOptions for a model that does not edit, a recipe that is none or that the
+    backend has no engines for, and an unfinished run of another request; PlanError,
+    WeightsNotFound, BackendUnavailable, OutputNotWritable.
     """
     import torch
 
@@ -96,9 +100,9 @@ def _engines(options: Options) -> tuple[Engines, list[EditPoint]]:
     """The engines to be, and the points that are measured on them, the plain edit first."""
     from bench.editing.engines import Engines
     from bench.editing.peers import check_backend
-    from bench.editing.points import points_of
+    from bench.editing.points import points_of, quantised
 
-    facts = model_facts(options.model)
+    facts, library = model_facts(options.model), backend_named(options.backend)
     if not facts.references:
         raise IncompatibleOptions(
             f"--model {facts.name}",
@@ -116,7 +120,17 @@ def _engines(options: Options) -> tuple[Engines, list[EditPoint]]:
     folder = pipeline_folder(options.weights, facts.name)
     points = [plain, *chosen]
     check_backend(options.backend, points)
-    return Engines(facts, folder, backend_named(options.backend), size, points), points
+    precisions = library.describe().precisions
+    known = [name for name, recipe in RECIPES.items() if recipe.precision in precisions]
+    for name in options.quant:
+        if name not in known:
+            raise IncompatibleOptions(
+                f"--quant {name} with the backend {options.backend}",
+                expected=f"one of {', '.join(known)}" if known else "nothing quantised with it",
+                fix="pass one of these, or --backend onnxruntime",
+            )
+    points += quantised(points, options.quant)
+    return Engines(facts, folder, library, size, points), points
 
 
 def _draws(
@@ -192,6 +206,10 @@ def main(
     only: Annotated[
         list[str] | None, typer.Option(help="Only points whose names have this; repeatable.")
     ] = None,
+    quant: Annotated[
+        list[str] | None,
+        typer.Option(help="What engines draw, also quantised by this recipe; repeatable."),
+    ] = None,
 ) -> None:
     """Measure every way to edit, and store and show what came of it."""
     from bench.editing.tables import editing_table, summary
@@ -205,6 +223,7 @@ def main(
         size=size,
         backend=backend,
         only=tuple(only or ()),
+        quant=tuple(quant or ()),
     )
     try:
         document = run(options)

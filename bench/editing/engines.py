@@ -18,13 +18,16 @@ import torch
 from PIL import Image
 
 from fresco_trt.bench.engines import EnginePool, signatures_of
+from fresco_trt.bench.model_runner import AMAX_PRESET, AMAX_PROMPTS, CALIBRATION_SEED
+from fresco_trt.bench.scenes.edit_judge import judged_edits
 from fresco_trt.bench.scenes.render import render
 from fresco_trt.models.registry import family_of
 from fresco_trt.pipelines.drawing import Picture, Run
 from fresco_trt.pipelines.edit import source_latents
 from fresco_trt.pipelines.selective import EditWarning
 from fresco_trt.plan.cost import stage_flops
-from fresco_trt.plan.making import plan_from_preset
+from fresco_trt.plan.making import find_preset, plan_from_preset
+from fresco_trt.plan.recipes import RECIPES
 from fresco_trt.run.denoise import Denoiser
 from fresco_trt.run.request import Conditioning
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from bench.editing.points import EditPoint
     from fresco_trt.backends.base import Backend, Progress
     from fresco_trt.bench.scenes.edits import Edit
+    from fresco_trt.lower.quantize.qdq import Quantizer
     from fresco_trt.pipelines.drawing import Drawn, OnStage
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
@@ -94,29 +98,60 @@ class Engines:
             for point in points
             if point.preset is not None
         }
+        self._recipes = {point.name: point.quant for point in points}
         self._prompt = components.prompt_encoder(folder, facts.text_tokens)
         self._encode = components.encoder(folder)
         self.decode = components.decoder(folder)
         self._denoisers: dict[str, Denoiser] = {}
 
     def draws(self, built: Path, scope: ExitStack, progress: Progress) -> dict[str, Draw]:
-        """What draws, by the point's name, on engines that are built in a folder."""
-        facts, pool = self.facts, EnginePool(self.facts, self.library, built, scope)
-        signatures = signatures_of(facts, self.plans.values())
-        if not pool.has(signatures):
-            pool.build(signatures, self.transformer(), progress)
-        self._denoisers = {
-            name: Denoiser.of(
-                facts,
-                plan,
-                pool.runners(plan),
-                text_tokens=facts.text_tokens,
-                device=pool.device,
-                features=None if plan.edit is None else self.decode.features,
-            )
-            for name, plan in self.plans.items()
-        }
+        """What draws, by the point's name, on engines that are built in a folder, those of each
+        recipe in one of their own.
+        """
+        facts = self.facts
+        for recipe in dict.fromkeys(self._recipes.values()):
+            plans = {
+                name: plan for name, plan in self.plans.items() if self._recipes[name] == recipe
+            }
+            pool = EnginePool(facts, self.library, built / (recipe or "unquantised"), scope)
+            signatures = signatures_of(facts, plans.values())
+            if not pool.has(signatures):
+                quantizer = None if recipe is None else self._quantizer(recipe, progress)
+                pool.build(signatures, self.transformer(), progress, quantizer)
+            for name, plan in plans.items():
+                self._denoisers[name] = Denoiser.of(
+                    facts,
+                    plan,
+                    pool.runners(plan),
+                    text_tokens=facts.text_tokens,
+                    device=pool.device,
+                    features=None if plan.edit is None else self.decode.features,
+                )
         return {name: self.previewed(name, None) for name in self.plans}
+
+    def _quantizer(self, recipe: str, progress: Progress) -> Quantizer:
+        """Of amax that are measured as a build does, on edits that nothing is measured on, by a
+        preset that walks every grid: once for all plans on them.
+        """
+        from fresco_trt.lower.calibrate.amax import measure_amax
+        from fresco_trt.lower.calibrate.basis import Reference
+        from fresco_trt.lower.quantize.qdq import Quantizer
+        from fresco_trt.models.weights import weights_digest
+
+        facts, edits = self.facts, judged_edits(AMAX_PROMPTS, CALIBRATION_SEED)
+        preset = find_preset(facts, AMAX_PRESET, max(facts.stage_counts))
+        transformer = self.transformer()
+        reference = Reference(
+            facts=facts,
+            transformer=transformer,
+            weights_sha256=weights_digest(transformer),
+            pipeline=self.folder,
+            prompts=tuple(edit.instruction for edit in edits),
+            pictures=tuple(Image.fromarray(render(edit.source, *self.size[:2])) for edit in edits),
+        )
+        plan = plan_from_preset(facts, preset, size=self.size)
+        found = measure_amax(reference, plan, RECIPES[recipe], facts.high_precision, progress)
+        return Quantizer(recipe=RECIPES[recipe], amax=found)
 
     def transformer(self) -> Module:
         """The model's, a new one each time."""

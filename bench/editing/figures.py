@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,11 @@ def pareto(document: Mapping[str, Any], path: Path) -> None:
 
 def _panel(panel: Any, document: Mapping[str, Any], quality: str) -> None:
     rows = document["rows"]
-    for group, marker in zip(GROUPS, _MARKERS, strict=True):
-        own = [row for row in rows if row["group"] == group]
+    # Of quantised engines hollow.
+    recipes = dict.fromkeys(row.get("quant") for row in rows)
+    series = product(zip(GROUPS, _MARKERS, strict=True), recipes)
+    for (group, marker), recipe in series:
+        own = [row for row in rows if (row["group"], row.get("quant")) == (group, recipe)]
         if not own:
             continue
         speeds, values = [row["speedup"] for row in own], [row[quality] for row in own]
@@ -102,7 +106,8 @@ def _panel(panel: Any, document: Mapping[str, Any], quality: str) -> None:
             yerr=ends,
             fmt=marker,
             color=COLOURS[group],
-            label=group,
+            markerfacecolor=COLOURS[group] if recipe is None else "white",
+            label=group if recipe is None else f"{group}, {recipe}",
             markersize=5.5,
             elinewidth=0.5,
         )
@@ -150,11 +155,13 @@ def contact_sheet(
 
 def representatives(rows: Sequence[Row]) -> list[Row]:
     """The rows to show: of each of these groups the one that makes most edits among those at least
-    :data:`AT_LEAST` times faster, or its fastest, and the plain edit.
+    :data:`AT_LEAST` times faster, or its fastest, and the plain edit; the same of each recipe that
+    engines were quantised by.
     """
     shown = []
-    for group in ("specedit", "plain", "few-step", *PEERS[:2]):
-        own = [row for row in rows if row["group"] == group]
+    recipes = dict.fromkeys(row.get("quant") for row in rows)
+    for group, recipe in product(("specedit", "plain", "few-step", *PEERS[:2]), recipes):
+        own = [row for row in rows if (row["group"], row.get("quant")) == (group, recipe)]
         fast = [row for row in own if row["speedup"] >= AT_LEAST]
         if fast:
             shown.append(max(fast, key=lambda row: (row["score"], row["outside"])))

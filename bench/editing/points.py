@@ -15,7 +15,7 @@ from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fresco_trt.plan.facts import ModelFacts
 
@@ -93,21 +93,24 @@ Hook = TaylorSeer | FirstBlock | CacheDit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditPoint:
-    """One operating point, by the ``preset`` that engines draw or by a peer's settings."""
+    """One operating point, by the ``preset`` that engines draw or by a peer's settings; ``quant``
+    names the recipe that its engines are quantised by, None where they are not.
+    """
 
     group: Group
     label: str
     preset: Preset | None = None
     peer: PeerSettings | Hook | None = None
+    quant: str | None = None
 
     @property
     def name(self) -> str:
         """All that tells a point from the others, for people and for files."""
-        if self.group == "plain":
-            return self.group
-        # A preset may be called after its group.
-        named = self.label.startswith(self.group)
-        return self.label if named else f"{self.group}, {self.label}"
+        # A preset may be called after its group, and there is one plain edit.
+        is_named = self.label.startswith(self.group) or self.group == "plain"
+        setup = self.group if self.group == "plain" else self.label
+        parts = (None if is_named else self.group, setup, self.quant)
+        return ", ".join(part for part in parts if part is not None)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -120,6 +123,12 @@ class EditPoint:
 def points_of(facts: ModelFacts) -> tuple[EditPoint, ...]:
     """The plain edit, the controls, ours (each preset bare, and with a cache on it), and peers."""
     return (plain_point(facts), *_controls(), *_ours(facts), *_peers())
+
+
+def quantised(points: Sequence[EditPoint], recipes: Sequence[str]) -> list[EditPoint]:
+    """Those that engines draw, once for each recipe."""
+    drawn = [point for point in points if point.preset is not None]
+    return [replace(point, quant=recipe) for recipe in recipes for point in drawn]
 
 
 def plain_point(facts: ModelFacts) -> EditPoint:

@@ -39,6 +39,7 @@ def row_of(
         "name": point.name,
         "group": point.group,
         "label": point.label,
+        "quant": point.quant,
         "steps": list(point.steps),
         **quality_of(kinds, scores),
         "gained": sum(a["made"] and not b["made"] for a, b in zip(scores, plain, strict=True)),

@@ -55,6 +55,12 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
+def quantised_tables(document: Document) -> Iterator[str]:
+    """Every row of a run with quantised engines, and who is ahead of whom."""
+    yield editing_table(document)
+    yield summary(document)
+
+
 def kinds_table(document: Document) -> str:
     """The share of edits made of each kind, and behind it the speed-up on these."""
     kinds = [kind for kind in KINDS if kind in document["rows"][0]["kinds"]]

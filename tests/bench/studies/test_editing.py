@@ -21,7 +21,7 @@ from bench.editing.engines import Engines, Made, Prepared
 from bench.editing.peers import peer_draws
 from bench.editing.points import GROUPS, EditPoint, points_of
 from bench.editing.points import PEERS as PEER_GROUPS
-from bench.editing.tables import editing_tables
+from bench.editing.tables import editing_tables, quantised_tables
 from fresco_trt.backends import backend
 from fresco_trt.backends.base import silent
 from fresco_trt.bench.methods import TaylorSeer
@@ -200,6 +200,35 @@ def test_a_finished_run_is_measured_anew(killed: Options, monkeypatch: pytest.Mo
 def test_a_model_that_does_not_edit_is_refused(options: Options) -> None:
     with pytest.raises(IncompatibleOptions, match="--model flux-tiny"):
         run(replace(options, model="flux-tiny"))
+
+
+# --- quantised --------------------------------------------------------------------------------
+
+
+def test_quantised_points_stand_beside_those_that_are_not(options: Options, tmp_path: Path) -> None:
+    """On the same library, with amax that are measured here."""
+    given = replace(options, out=tmp_path / "editing.json", scenes=1, only=("steps, mu",))
+    document = run(replace(given, backend="onnxruntime", quant=("int8",)))
+    rows = {row["name"]: row for row in document["rows"]}
+    bare = [name for name, row in rows.items() if row["quant"] is None]
+    assert list(rows) == [*bare, *(f"{name}, int8" for name in bare)]
+    assert bare[0] == "plain"
+    assert len(bare) > 1
+    assert any(rows[name]["outside"] != rows[f"{name}, int8"]["outside"] for name in bare)
+    assert all(rows[name]["flops_ratio"] == rows[f"{name}, int8"]["flops_ratio"] for name in bare)
+    assert "| plain, int8 | 2 |" in next(quantised_tables(document))
+
+
+@pytest.mark.parametrize(
+    ("backend", "recipe", "named"),
+    [("onnxruntime", "int7", "one of int8-smooth"), ("eager", "int8", "nothing quantised")],
+)
+def test_a_recipe_that_no_engine_has_is_refused(
+    options: Options, backend: str, recipe: str, named: str
+) -> None:
+    only = ("few-step",)
+    with pytest.raises(IncompatibleOptions, match=f"--quant {recipe} .*{backend}.*{named}"):
+        run(replace(options, backend=backend, quant=(recipe,), only=only))
 
 
 # --- points -----------------------------------------------------------------------------------
