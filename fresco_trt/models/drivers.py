@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.models.driving import SourcePictures
     from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.grid import Grid
 
 PLAIN: Mapping[str, object] = {
     "num_train_timesteps": 1000,
@@ -56,7 +57,6 @@ HONOURED = frozenset(
         "max_sequence_length",
         "negative_prompt",
         "negative_prompt_embeds",
-        "num_images_per_prompt",
         "num_inference_steps",
         "output_type",
         "prompt",
@@ -74,8 +74,10 @@ class PipelineDriver:
 
     scheduler = "FlowMatchEulerDiscreteScheduler"
     references = 0
-    uncalled = ("pos_embed",)
+    uncalled: tuple[str, ...] = ("pos_embed",)
     callback_tensors = MappingProxyType({"prompt_embeds": "text"})
+    packs = True
+    per_prompt = "num_images_per_prompt"
 
     def scheduled(self, facts: ModelFacts, settings: Mapping[str, Any]) -> ModelFacts:
         """As in the protocol: a fixed shift, or the rule of one that grows with the picture."""
@@ -110,13 +112,18 @@ class PipelineDriver:
         )
         return replace(facts, shift=rule, fixed_shift=1.0)
 
+    def vae_scale(self, pipe: Any) -> int:
+        """As in the protocol."""
+        scale: int = pipe.vae_scale_factor
+        return scale
+
     def size(self, pipe: Any, values: Mapping[str, Any]) -> tuple[float, float]:
         """As in the protocol: the pipeline's default for a side that was left out."""
         side = pipe.default_sample_size * pipe.vae_scale_factor
         return values["width"] or side, values["height"] or side
 
-    def sized(self, width: int, height: int) -> str:
-        """As in the protocol."""
+    def sized(self, width: int, height: int, frames: int = 1) -> str:
+        """As in the protocol: of a picture."""
         return f"width={width}, height={height}"
 
     def check(self, pipe: Any, values: Mapping[str, Any]) -> None:
@@ -142,13 +149,32 @@ class PipelineDriver:
         finally:
             unscale_lora_layers(pipe.transformer, scale)
 
+    def shown(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """As in the protocol: the tokens."""
+        return tokens
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """As in the protocol: tokens already."""
+        return latents
+
+    def finished(self, pipe: Any, pixels: Tensor, output_type: str) -> Any:
+        """As in the protocol."""
+        return pipe.image_processor.postprocess(pixels, output_type=output_type)
+
+
+def is_guided(values: Mapping[str, Any]) -> bool:
+    """Whether a pipeline with pooled text would run the transformer without the prompt as well."""
+    embeds = (values["negative_prompt_embeds"], values["negative_pooled_prompt_embeds"])
+    has = values["negative_prompt"] is not None or all(each is not None for each in embeds)
+    return has and bool(values["true_cfg_scale"] > 1)
+
 
 def check_latents(latents: Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raise IncompatibleOptions for packed noise of another shape than ``shape``."""
+    """Raise IncompatibleOptions for noise of another shape than ``shape``."""
     if latents is not None and tuple(latents.shape) != shape:
         raise IncompatibleOptions(
             f"latents of the shape {tuple(latents.shape)}",
-            expected=f"{shape}, packed noise of the full size",
+            expected=f"{shape}, noise of the full size",
             fix="leave latents out, or pass what prepare_latents gives for this size",
         )
 

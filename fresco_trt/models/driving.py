@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.grid import Grid
     from fresco_trt.plan.stages import StagePlan
 
 Branches: TypeAlias = "tuple[dict[str, Tensor], dict[str, Tensor] | None]"
@@ -45,7 +46,8 @@ class DiffusersDriver(Protocol):
     holds what attention is called with. ``calls_blocks`` says that the graphs call the
     transformer's blocks, as its forward does; ``uncalled`` are paths of parts that they do the work
     of. ``callback_tensors`` are the engine inputs that a callback sees beside the latents, by
-    diffusers' names.
+    diffusers' names; ``packs`` says that the latents it sees are tokens; ``per_prompt`` is the
+    argument that says how many are drawn of each prompt.
 
     ``values`` are the arguments of a call by name, ``width`` and ``height`` those of :meth:`size`;
     ``source`` is what :meth:`source` gave.
@@ -73,6 +75,10 @@ class DiffusersDriver(Protocol):
     def uncalled(self) -> tuple[str, ...]: ...
     @property
     def callback_tensors(self) -> Mapping[str, str]: ...
+    @property
+    def packs(self) -> bool: ...
+    @property
+    def per_prompt(self) -> str: ...
 
     def scheduled(self, facts: ModelFacts, settings: Mapping[str, Any]) -> ModelFacts:
         """The facts with the time shift that a scheduler of these ``settings`` gives, as they are
@@ -81,13 +87,17 @@ class DiffusersDriver(Protocol):
         """
         ...
 
+    def vae_scale(self, pipe: Any) -> int:
+        """Pixels along a side of a latent pixel."""
+        ...
+
     def size(self, pipe: Any, values: Mapping[str, Any]) -> tuple[float, float]:
         """Width and height of the picture in pixels, as the pipeline's own call makes them of what
         the caller gave, None for what was left out. Raises InvalidArgument.
         """
         ...
 
-    def sized(self, width: int, height: int) -> str:
+    def sized(self, width: int, height: int, frames: int = 1) -> str:
         """How a caller asks for that size, in Python."""
         ...
 
@@ -140,10 +150,22 @@ class DiffusersDriver(Protocol):
         """As :meth:`fresco_trt.models.around.Decoder.features`, by the pipeline's own decoder."""
         ...
 
+    def shown(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Tokens [B,N,C] of a whole grid as the pipeline itself has latents."""
+        ...
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """Inverse of :meth:`shown`."""
+        ...
+
     def pixels(self, pipe: Any, plan: StagePlan, tokens: Tensor) -> Tensor:
-        """The pictures [B,3,H,W] of the finished tokens, about -1 to 1, by the pipeline's own
-        decoder.
+        """The pictures [B,3,H,W], or clips [B,3,F,H,W], of the finished tokens, about -1 to 1, by
+        the pipeline's own decoder.
         """
+        ...
+
+    def finished(self, pipe: Any, pixels: Tensor, output_type: str) -> Any:
+        """What :meth:`pixels` gave in the form that was asked for, by the pipeline's own code."""
         ...
 
     def wrapped(self, pictures: Any) -> Any:

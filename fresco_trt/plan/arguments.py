@@ -44,10 +44,15 @@ def _spelt(name: str, value: str | None) -> str:
     return f"{name}={value}" if bare else f'{name}="{value}"'
 
 
+_SIDES = ("width", "height", "num_frames")
+
+
 def _size_of_a_call(name: str, value: str | None) -> str:
-    """The size of a call of a diffusers pipeline, which has two arguments for it."""
-    width, _, height = (value or "").partition("x")
-    return f"width={width}, height={height}" if height.isdigit() else "width and height"
+    """The size of a call of a diffusers pipeline, which has an argument for each of its numbers."""
+    numbers = (value or "").split("x")
+    if len(numbers) not in (2, 3) or not all(each.isdigit() for each in numbers):
+        return "width and height"
+    return ", ".join(f"{name}={each}" for name, each in zip(_SIDES, numbers, strict=False))
 
 
 def _steps_of_a_call(name: str, value: str | None) -> str:

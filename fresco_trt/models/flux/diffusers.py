@@ -16,6 +16,7 @@ from fresco_trt.models.drivers import (
     PipelineDriver,
     check_latents,
     in_colour,
+    is_guided,
     no_picture,
     no_source,
     off_grid,
@@ -37,13 +38,6 @@ if TYPE_CHECKING:
 _NO_ADAPTER = "nothing: the stage graphs attend to text and latents alone"
 
 
-def _is_guided(values: Mapping[str, Any]) -> bool:
-    """Whether diffusers would run the transformer without the prompt as well."""
-    embeds = (values["negative_prompt_embeds"], values["negative_pooled_prompt_embeds"])
-    has = values["negative_prompt"] is not None or all(each is not None for each in embeds)
-    return has and bool(values["true_cfg_scale"] > 1)
-
-
 def _floats(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.float() for name, value in inputs.items()}
 
@@ -60,6 +54,7 @@ class FluxDriver(PipelineDriver):
         "joint_attention_kwargs",
         "negative_pooled_prompt_embeds",
         "negative_prompt_2",
+        "num_images_per_prompt",
         "pooled_prompt_embeds",
         "prompt_2",
     }
@@ -76,7 +71,7 @@ class FluxDriver(PipelineDriver):
         super().check(pipe, values)
         given = [values[name] for name in ("prompt_embeds", "negative_prompt_embeds")]
         shapes = {tuple(each.shape) for each in given if each is not None}
-        if _is_guided(values) and len(shapes) > 1:
+        if is_guided(values) and len(shapes) > 1:
             first, second = (tuple(each.shape) for each in given)
             raise ValueError(
                 "`prompt_embeds` and `negative_prompt_embeds` must have the same shape when passed"
@@ -105,14 +100,14 @@ class FluxDriver(PipelineDriver):
             return {"text": text, "pooled": pooled}
 
         given = encode("")
-        negative = encode("negative_") if _is_guided(values) else None
+        negative = encode("negative_") if is_guided(values) else None
         branches = _floats(given), None if negative is None else _floats(negative)
         return branches, given["text"].dtype
 
     def prompt_tokens(self, pipe: Any, values: Mapping[str, Any], text_tokens: int) -> int | None:
         """As in the protocol, of the second encoder, whose tokens are the text."""
         prompts: list[str] = []
-        for prefix in ("", "negative_") if _is_guided(values) else ("",):
+        for prefix in ("", "negative_") if is_guided(values) else ("",):
             if values[f"{prefix}prompt_embeds"] is not None:
                 return None
             given = values[f"{prefix}prompt_2"] or values[f"{prefix}prompt"]
@@ -182,7 +177,7 @@ class FluxKontextDriver(FluxDriver):
         sides = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         return sides[0] // cell * cell, sides[1] // cell * cell
 
-    def sized(self, width: int, height: int) -> str:
+    def sized(self, width: int, height: int, frames: int = 1) -> str:
         """As in the protocol."""
         return f"{super().sized(width, height)}, max_area={width * height}"
 

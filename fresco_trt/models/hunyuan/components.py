@@ -113,6 +113,15 @@ def scheduler_settings(facts: ModelFacts) -> dict[str, Any]:
 # --- clips ------------------------------------------------------------------------------------
 
 
+def no_features() -> IncompatibleOptions:
+    """What selective edits are refused with."""
+    return IncompatibleOptions(
+        "selective edits of a HunyuanVideo model",
+        expected="a plan without: this family edits nothing",
+        fix="leave that option out",
+    )
+
+
 class _Codec:
     """The pipeline's AutoencoderKLHunyuanVideo, on the CPU in float32."""
 
@@ -150,11 +159,7 @@ class HunyuanDecoder(_Codec):
 
     def features(self, latents: Tensor) -> tuple[Tensor, ...]:
         """Raises IncompatibleOptions: what an edit touches is seen in pictures."""
-        raise IncompatibleOptions(
-            "selective edits of a HunyuanVideo model",
-            expected="a plan without: this family edits nothing",
-            fix="leave that option out",
-        )
+        raise no_features()
 
 
 class HunyuanEncoder(_Codec):

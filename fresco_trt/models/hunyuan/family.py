@@ -14,6 +14,7 @@ from fresco_trt.models import pipeline_folder
 from fresco_trt.models.family import ModelFamily
 from fresco_trt.models.hunyuan import layers, loading, signatures
 from fresco_trt.models.hunyuan.config import COMPONENTS, REPOSITORIES, transformer_config
+from fresco_trt.models.hunyuan.diffusers import HunyuanDriver
 from fresco_trt.models.hunyuan.facts import HUNYUAN_FACTS
 from fresco_trt.models.hunyuan.tokens import HunyuanPatchifier
 
@@ -112,4 +113,5 @@ HUNYUAN = ModelFamily(
     graphs=HunyuanGraphs(),
     weights=HunyuanWeights(),
     components=HunyuanComponents(),
+    diffusers=(HunyuanDriver(),),
 )

@@ -54,6 +54,23 @@ def _angles(width: int, values: Tensor) -> Tensor:
     return torch.outer(values, 1.0 / THETA**exponents).repeat_interleave(2, dim=1)
 
 
+def pack_clip(latents: Tensor) -> Tensor:
+    """Tokens [B,N,4C] of latents [B,C,F,H,W]; channels ordered (c, dy, dx) as in
+    :func:`~fresco_trt.models.packing.pack`.
+    """
+    batch = len(latents)
+    tokens = pack(latents.transpose(1, 2).flatten(0, 1))
+    return tokens.reshape(batch, -1, tokens.shape[-1])
+
+
+def unpack_clip(tokens: Tensor, grid: Grid) -> Tensor:
+    """Latents [B,C,F,H,W] of a whole ``grid``: inverse of :func:`pack_clip`."""
+    batch, _, channels = tokens.shape
+    frames = tokens.reshape(batch * grid.frames, -1, channels)
+    latents = unpack(frames, grid.rows, grid.columns)
+    return latents.reshape(batch, grid.frames, *latents.shape[1:]).transpose(1, 2)
+
+
 @dataclass(frozen=True, slots=True)
 class HunyuanPatchifier:
     """Packing and rotary tables of one model: a :class:`~fresco_trt.models.family.Patchifier`."""
@@ -62,23 +79,14 @@ class HunyuanPatchifier:
     text_tokens: int
 
     def pack(self, latents: Tensor) -> Tensor:
-        """Tokens [B,N,4C] of latents [B,C,F,H,W], or of a picture's [B,C,H,W]; channels ordered
-        (c, dy, dx) as in :func:`~fresco_trt.models.packing.pack`.
-        """
-        if latents.ndim == 4:
-            return pack(latents)
-        batch = len(latents)
-        tokens = pack(latents.transpose(1, 2).flatten(0, 1))
-        return tokens.reshape(batch, -1, tokens.shape[-1])
+        """As :func:`pack_clip`, or tokens of a picture's latents [B,C,H,W]."""
+        return pack(latents) if latents.ndim == 4 else pack_clip(latents)
 
     def unpack(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Latents [B,C,F,H,W] of ``grid``, or [B,C,H,W] where it has one latent frame."""
+        """As :func:`unpack_clip`, or latents [B,C,H,W] where ``grid`` has one latent frame."""
         if grid.frames == 1:
             return unpack(tokens, grid.rows, grid.columns)
-        batch, _, channels = tokens.shape
-        frames = tokens.reshape(batch * grid.frames, -1, channels)
-        latents = unpack(frames, grid.rows, grid.columns)
-        return latents.reshape(batch, grid.frames, *latents.shape[1:]).transpose(1, 2)
+        return unpack_clip(tokens, grid)
 
     def positions(self, grid: Grid, image: int = 0) -> Tensor:
         """As :func:`position_ids`. Raises ValueError for a reference: no model here has one."""

@@ -58,6 +58,7 @@ class QwenDriver(PipelineDriver):
     honoured = HONOURED | {
         "attention_kwargs",
         "negative_prompt_embeds_mask",
+        "num_images_per_prompt",
         "prompt_embeds_mask",
     }
     refused = MappingProxyType({"sigmas": "nothing: the stage plan decides every noise level"})

@@ -60,8 +60,9 @@ def enable(
     """Make a pipeline of diffusers draw with a stage plan, when it is called as ever.
 
     It may be a FluxPipeline or a FluxKontextPipeline, a QwenImagePipeline, QwenImageEditPipeline or
-    QwenImageEditPlusPipeline. ``model`` is whose presets it draws by, where several models have the
-    pipeline's dimensions (None: the first of them, "flux-tiny" before "flux-tiny-turbo").
+    QwenImageEditPlusPipeline, or a HunyuanVideoPipeline. ``model`` is whose presets it draws by,
+    where several models have the pipeline's dimensions (None: the first of them, "flux-tiny" before
+    "flux-tiny-turbo").
     ``stages`` (None: 3), ``preset``, ``delta``, ``shift`` and ``cache`` are those of
     :func:`fresco_trt.plan`; the size comes with each call. One stage without a preset is the plain
     sampler with the call's ``num_inference_steps``; otherwise the preset decides the steps. A cache

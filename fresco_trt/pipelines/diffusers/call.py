@@ -23,12 +23,14 @@ from fresco_trt.plan.arguments import (
     unicode,
     whole,
 )
+from fresco_trt.plan.sizes import with_frames
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from fresco_trt.models.driving import DiffusersDriver, SourcePictures
     from fresco_trt.plan.arguments import Spelling
+    from fresco_trt.plan.sizes import Size
 
 LONGEST = 300
 """Characters of a message of diffusers that are shown: it may have a whole tensor in it."""
@@ -62,6 +64,11 @@ class Call:
         return int(self.values["height"]) // self.cell * self.cell
 
     @property
+    def size(self) -> Size:
+        """Width and height, and the frames of a clip."""
+        return with_frames((self.width, self.height), int(self.values.get("num_frames", 1)))
+
+    @property
     def steps(self) -> int:
         """How many."""
         steps: int = self.values["num_inference_steps"]
@@ -92,7 +99,7 @@ class Call:
             prompts = len(self.prompt_embeds)
         else:
             prompts = len(prompt) if isinstance(prompt, list) else 1
-        return prompts * int(self.values["num_images_per_prompt"])
+        return prompts * int(self.values[self.driver.per_prompt])
 
     @property
     def attention_kwargs(self) -> Mapping[str, Any]:
@@ -134,11 +141,11 @@ def read_call(
     written = frozenset(bound.arguments)
     bound.apply_defaults()
     values = dict(bound.arguments)
-    _check(values, driver.attention_kwargs)
+    _check(values, driver)
     values["width"], values["height"] = driver.size(pipe, values)
     with _own_errors():
         driver.check(pipe, values)
-    cell = 2 * pipe.vae_scale_factor
+    cell = 2 * driver.vae_scale(pipe)
     return Call(driver=driver, values=values, given=written, cell=cell)
 
 
@@ -177,9 +184,9 @@ def spellings(driver: DiffusersDriver) -> Mapping[str, Spelling]:
     """How the options of a plan are spelt in a call of a driver's pipeline."""
 
     def size(name: str, value: str | None) -> str:
-        width, _, height = (value or "").partition("x")
-        if width.isdigit() and height.isdigit():
-            return driver.sized(int(width), int(height))
+        numbers = (value or "").split("x")
+        if len(numbers) in (2, 3) and all(each.isdigit() for each in numbers):
+            return driver.sized(*map(int, numbers))
         return OF_A_CALL["size"](name, value)
 
     return {**OF_A_CALL, "size": size}
@@ -190,7 +197,9 @@ CHECKS: Mapping[str, Callable[[str, Any], Any]] = {
     "height": finite,
     "num_inference_steps": whole,
     "max_sequence_length": whole,
+    "num_frames": whole,
     "num_images_per_prompt": whole,
+    "num_videos_per_prompt": whole,
     "guidance_scale": number,
     "true_cfg_scale": finite,
     "max_area": finite,
@@ -223,8 +232,9 @@ def _check_names(
         )
 
 
-def _check(values: Mapping[str, Any], attention_kwargs: str) -> None:
+def _check(values: Mapping[str, Any], driver: DiffusersDriver) -> None:
     """What the pipeline would find out late, in other words, or not at all."""
+    attention_kwargs = driver.attention_kwargs
     for name, check in {**CHECKS, attention_kwargs: mapping}.items():
         optional(check, name, values.get(name))
     passed = values[attention_kwargs] or {}
@@ -246,9 +256,9 @@ def _check(values: Mapping[str, Any], attention_kwargs: str) -> None:
         given = values.get(name)
         for text in given if isinstance(given, list) else [given]:
             optional(unicode, name, text)
-    pictures, prompt = values["num_images_per_prompt"], values["prompt"]
+    pictures, prompt = values[driver.per_prompt], values["prompt"]
     if pictures < 1 or prompt == []:
-        what = "an empty list of prompts" if prompt == [] else f"num_images_per_prompt={pictures}"
+        what = "an empty list of prompts" if prompt == [] else f"{driver.per_prompt}={pictures}"
         raise IncompatibleOptions(
             what, expected="a picture to draw", fix="pass a prompt, and a whole number from 1 up"
         )
@@ -264,7 +274,7 @@ def _check(values: Mapping[str, Any], attention_kwargs: str) -> None:
 def _check_tensors(values: Mapping[str, Any]) -> None:
     import torch
 
-    tensors = [name for name in values if name.endswith(("_embeds", "_embeds_mask"))] + ["latents"]
+    tensors = [name for name in values if name.endswith(("_embeds", "_mask"))] + ["latents"]
     kinds = {**dict.fromkeys(tensors, torch.Tensor), "generator": torch.Generator}
     for name, kind in kinds.items():
         given = values[name]

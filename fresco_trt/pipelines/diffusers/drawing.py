@@ -102,14 +102,29 @@ def draw(
 
 
 def _check_callback(call: Call, plan: StagePlan) -> None:
-    """Raise IncompatibleOptions for a callback that would be shown pictures of several shapes."""
-    several = plan.edit is not None and call.pictures > 1
-    if several and call.values["callback_on_step_end"] is not None:
+    """Raise IncompatibleOptions for a callback that would be shown pictures of several shapes, or
+    latents of a grid that has none.
+    """
+    if call.values["callback_on_step_end"] is None:
+        return
+    shown = call.values["callback_on_step_end_tensor_inputs"]
+    if any(plan.refined) and "latents" in shown and not call.driver.packs:
+        raise _no_latents("sees")
+    if plan.edit is not None and call.pictures > 1:
         raise IncompatibleOptions(
             f"callback_on_step_end with {call.pictures} pictures of a selective edit",
             expected="one picture: each refines tokens of its own, and as many as it needs",
             fix="leave the callback out, or call the pipeline once for each picture",
         )
+
+
+def _no_latents(does: str) -> IncompatibleOptions:
+    """What a callback is refused with that sees or returns latents where there are none."""
+    return IncompatibleOptions(
+        f"callback_on_step_end that {does} the latents of a mixed grid",
+        expected="a callback without: coarse and fine tokens are no latents of one size",
+        fix="pass callback_on_step_end_tensor_inputs=[], or a preset without a mixed stage",
+    )
 
 
 def _begin(pipe: Any, call: Call, plan: StagePlan) -> None:
@@ -125,12 +140,13 @@ def _result(pipe: Any, call: Call, plan: StagePlan, drawn: Drawn, dtype: torch.d
     """The pictures as the pipeline returns them; of a selective edit with its masks."""
     tokens, output_type = drawn.tokens.to(dtype), call.values["output_type"]
     if output_type == "latent":
-        output = tokens.to(pipe._execution_device)
+        latents = call.driver.shown(tokens, plan.stages[-1].grid)
+        output = latents.to(pipe._execution_device)
     else:
         pixels = call.driver.pixels(pipe, plan, tokens)
         for index in drawn.untouched:
             _show_source(call.source, index, pixels)
-        output = pipe.image_processor.postprocess(pixels, output_type=output_type)
+        output = call.driver.finished(pipe, pixels, output_type)
     if not call.values["return_dict"]:
         return (output,)
     wrapped = call.driver.wrapped(output)
@@ -280,8 +296,10 @@ class Drawing:
 
     def _call_back(self, index: int, timestep: Tensor, steps: Sequence[Step]) -> None:
         """Tell the caller's callback of a step, and go on from the tensors that it returns."""
-        ours = {name: self.inputs[own] for name, own in self.call.driver.callback_tensors.items()}
-        ours["latents"] = torch.cat([step.tokens for step in steps])
+        driver, grid = self.call.driver, self.denoiser.plan.stages[steps[0].stage].grid
+        ours = {name: self.inputs[own] for name, own in driver.callback_tensors.items()}
+        if driver.packs or steps[0].mixed is None:
+            ours["latents"] = driver.shown(torch.cat([step.tokens for step in steps]), grid)
         names = self.call.values["callback_on_step_end_tensor_inputs"]
         shown = {name: ours[name].to(self.dtype) for name in names}
         behind = self._behind().clone()
@@ -293,6 +311,8 @@ class Drawing:
                 expected="a dict, of the tensors to go on from by name, or an empty one",
                 fix="return the callback's last argument",
             )
+        if "latents" in returned and "latents" not in ours:
+            raise _no_latents("returns")
         for name in returned.keys() & ours.keys():
             _replace(name, returned[name], ours[name])
         if not torch.equal(self._behind(), behind):
@@ -303,7 +323,8 @@ class Drawing:
                 fix="leave the others as they are, or enable the pipeline without text_tokens",
             )
         if "latents" in returned:
-            for step, part in zip(steps, ours["latents"].chunk(len(steps)), strict=True):
+            parts = driver.packed(ours["latents"]).chunk(len(steps))
+            for step, part in zip(steps, parts, strict=True):
                 step.tokens.copy_(part)
 
     def _behind(self) -> Tensor:

@@ -121,7 +121,7 @@ def _by_dimensions(pipe: Any, driver: DiffusersDriver, model: str | None) -> Mod
     draws with: those that share them have presets of their own alone. Where none has them, the
     facts are those of a variant.
     """
-    transformer, scale = pipe.transformer, pipe.vae_scale_factor
+    transformer, scale = pipe.transformer, driver.vae_scale(pipe)
     config = {name: _listed(value) for name, value in transformer.config.items()}
     for facts in _drawn_by(driver) if model is None else (_named(model, driver),):
         wanted = family_of(facts).weights.config(facts)
@@ -237,8 +237,8 @@ def _foreign_parts(
 
 def _surrounding_problems(pipe: Any, driver: DiffusersDriver, facts: ModelFacts) -> Iterator[str]:
     scheduler = pipe.scheduler
-    if pipe.vae_scale_factor != facts.vae_scale:
-        yield f"a decoder that enlarges by {pipe.vae_scale_factor}, not {facts.vae_scale}"
+    if (scale := driver.vae_scale(pipe)) != facts.vae_scale:
+        yield f"a decoder that enlarges by {scale}, not {facts.vae_scale}"
     import diffusers
 
     kind = type(scheduler)

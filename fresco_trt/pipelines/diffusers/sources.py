@@ -163,8 +163,7 @@ class OwnTransformer:
         """As :class:`Source`. One stage without a preset has the steps of the call, diffusers'
         default among them; otherwise the preset has its own.
         """
-        size, takes = (_whole(call.width), _whole(call.height)), self.choices.takes_steps
-        plan = self.choices.plan(facts, size, call.steps if takes else None)
+        plan = self.choices.plan(facts, call.size, call.steps if self.choices.takes_steps else None)
         if "num_inference_steps" in call.given:
             check_steps(call, plan)
         return plan
@@ -310,12 +309,13 @@ class BundleEngines:
         for. Several stages have steps of their own: there a call may leave their number out.
         """
         plan = self.bundle.plan
-        width, height = plan.size[:2]
-        if (call.width, call.height) != (width, height):
-            given = ", ".join(call.spelt(name, getattr(call, name)) for name in ("width", "height"))
+        if call.size != plan.size:
+            known = {**call.values, "width": call.width, "height": call.height}
+            names = [name for name in ("width", "height", "num_frames") if name in known]
+            given = ", ".join(call.spelt(name, known[name]) for name in names)
             raise UnsupportedSize(
                 f"{given} with engines for {format_size(plan.size)}",
-                expected=call.driver.sized(width, height),
+                expected=call.driver.sized(*plan.size),
                 fix="pass these, or enable the pipeline with engines for that size",
             )
         if "num_inference_steps" in call.given or len(plan.stages) == 1:
@@ -356,17 +356,6 @@ class BundleEngines:
 
 
 # --- what both ask ------------------------------------------------------------------------------
-
-
-def _whole(side: float) -> int:
-    """A side in pixels, which diffusers takes as 64.0, too. Raises UnsupportedSize for a part."""
-    if int(side) != side:
-        raise UnsupportedSize(
-            f"a side of {side!r} pixels",
-            expected="whole pixels",
-            fix=f"pass {int(side)}, or leave it out",
-        )
-    return int(side)
 
 
 def check_steps(call: Call, plan: StagePlan) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fresco_trt.models.hunyuan.facts import HUNYUAN_VIDEO
+from fresco_trt.models.hunyuan.loading import load_transformer
+from fresco_trt.models.hunyuan.parts import load_codec, load_encoder
 from fresco_trt.models.hunyuan.signatures import BIAS
 from fresco_trt.models.hunyuan.tokens import HunyuanPatchifier
 from fresco_trt.models.masked import HIDDEN
+from fresco_trt.models.parts import load_tokenizer
 from fresco_trt.plan.grid import Grid
 from fresco_trt.run.positions import whole_tables
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
 
@@ -50,3 +55,21 @@ def inputs_of(
         inputs[BIAS] = (torch.arange(facts.text_tokens) >= own).float()[None] * -HIDDEN
         inputs |= whole_tables(HunyuanPatchifier(facts, facts.text_tokens), grid, 0)
     return inputs
+
+
+def diffusers_pipe(facts: ModelFacts, folder: Path) -> Any:
+    """diffusers' pipeline of the parts in ``folder``, with a seeded transformer."""
+    import diffusers
+
+    untyped: Any = diffusers
+    pipe = untyped.HunyuanVideoPipeline(
+        scheduler=untyped.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        vae=load_codec(folder / "vae"),
+        text_encoder=load_encoder(folder / "text_encoder"),
+        text_encoder_2=load_encoder(folder / "text_encoder_2"),
+        tokenizer=load_tokenizer(folder / "tokenizer"),
+        tokenizer_2=load_tokenizer(folder / "tokenizer_2"),
+        transformer=load_transformer("random", facts),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

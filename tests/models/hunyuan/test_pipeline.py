@@ -21,7 +21,6 @@ from fresco_trt.models.hunyuan import components
 from fresco_trt.models.hunyuan.components import HunyuanDecoder, HunyuanEncoder, check_folder
 from fresco_trt.models.hunyuan.family import HUNYUAN
 from fresco_trt.models.hunyuan.loading import load_transformer
-from fresco_trt.models.hunyuan.parts import load_codec, load_encoder
 from fresco_trt.models.hunyuan.prompts import HunyuanPrompt
 from fresco_trt.models.hunyuan.random import write_random_pipeline
 from fresco_trt.models.hunyuan.signatures import BIAS
@@ -30,7 +29,7 @@ from fresco_trt.models.registry import register, unregister
 from fresco_trt.pipelines.checks import check_clips, check_pictures
 from fresco_trt.pipelines.several import FrescoPipelines
 from fresco_trt.plan.making import make_plan
-from tests.models.hunyuan.small import SMALL
+from tests.models.hunyuan.small import SMALL, diffusers_pipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,19 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def theirs(folder: Path, prompt: str) -> dict[str, Any]:
     """Latents and frames of diffusers' own pipeline."""
-    import diffusers
-
-    untyped: Any = diffusers
-    pipe = untyped.HunyuanVideoPipeline(
-        scheduler=untyped.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
-        vae=load_codec(folder / "vae"),
-        text_encoder=load_encoder(folder / "text_encoder"),
-        text_encoder_2=load_encoder(folder / "text_encoder_2"),
-        tokenizer=load_tokenizer(folder / "tokenizer"),
-        tokenizer_2=load_tokenizer(folder / "tokenizer_2"),
-        transformer=load_transformer(folder, FACTS),
-    )
-    pipe.set_progress_bar_config(disable=True)
+    pipe = diffusers_pipe(FACTS, folder)
     return {
         kind: pipe(
             prompt=prompt,
