@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from fresco_trt.models.checkpoint import WEIGHTS_NAME
+from fresco_trt.models.checkpoint import ENCODER_NAME, WEIGHTS_NAME
 from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import SHARES_NAME, bundled_folder
 
@@ -57,8 +57,8 @@ def store_pipeline(model: DemoModel, vae: AutoencoderKL, out: Path) -> None:
 
 
 def store_student(model: DemoModel, out: Path, teacher: str = "flux-tiny") -> None:
-    """Write the transformer in float16, and that its other parts are those of ``teacher``, which
-    must ship whole with the package.
+    """Write the transformer as its difference to that of ``teacher``, in 4 bits, and that its other
+    parts are ``teacher``'s, which must ship whole with the package.
 
     Raises ValueError for a model whose text encoders are not ``teacher``'s: it would be told
     another text than it learnt from.
@@ -69,7 +69,8 @@ def store_student(model: DemoModel, out: Path, teacher: str = "flux-tiny") -> No
         others = [name for name in own if not torch.allclose(own[name], theirs[name], atol=1e-5)]
         if others:
             raise ValueError(f"{part} of the student is not that of {teacher}: {others[0]} differs")
-    model.transformer.to(torch.float16).save_pretrained(out / _TRANSFORMER)
+    model.transformer.save_pretrained(out / _TRANSFORMER)
+    _store_difference(model, out, teacher, 4)
     shares = json.dumps({"parts_of": teacher}, indent=2)
     (out / SHARES_NAME).write_text(f"{shares}\n", encoding="utf-8")
     _finish(out)
@@ -82,9 +83,6 @@ def store_editor(model: DemoModel, out: Path, of: str = "flux-tiny") -> None:
     The encoders' configurations say float32, which loaders make of what is stored.
     """
     from diffusers import FluxKontextPipeline
-    from safetensors.torch import load_file, save_file
-
-    from fresco_trt.models.difference import DIFFERENCE_NAME, coded
 
     start = bundled_folder(of)
     parts: dict[str, Any] = {name: getattr(model, name) for name in (*_ENCODERS, *_TOKENIZERS)}
@@ -97,10 +95,20 @@ def store_editor(model: DemoModel, out: Path, of: str = "flux-tiny") -> None:
     for part in ("vae", "scheduler"):
         shutil.copytree(start / part, out / part, dirs_exist_ok=True)
     _say_float32(out)
-    change = coded(model.transformer.state_dict(), load_file(start / _TRANSFORMER / WEIGHTS_NAME))
+    _store_difference(model, out, of, 8)
+    _finish(out)
+
+
+def _store_difference(model: DemoModel, out: Path, of: str, bits: Literal[4, 8]) -> None:
+    """In place of the transformer's weights that lie there."""
+    from safetensors.torch import save_file
+
+    from fresco_trt.models.difference import DIFFERENCE_NAME, coded, read_whole
+
+    base = read_whole(bundled_folder(of) / _TRANSFORMER)
+    change = coded(model.transformer.state_dict(), base, bits)
     save_file(change, out / _TRANSFORMER / DIFFERENCE_NAME, {"of": of})
     (out / _TRANSFORMER / WEIGHTS_NAME).unlink()
-    _finish(out)
 
 
 def store_video(model: VideoModel, vae: AutoencoderKLHunyuanVideo, out: Path) -> None:
@@ -168,8 +176,13 @@ _TIED = {"encoder.embed_tokens.weight"}
 def _read_part(model: DemoModel, folder: Path, part: str) -> None:
     from safetensors.torch import load_file
 
-    file = folder / part / (WEIGHTS_NAME if part == _TRANSFORMER else "model.safetensors")
-    stored = {name: value.float() for name, value in load_file(file).items()}
+    from fresco_trt.models.difference import read_whole
+
+    is_transformer = part == _TRANSFORMER
+    tensors = (
+        read_whole(folder / part) if is_transformer else load_file(folder / part / ENCODER_NAME)
+    )
+    stored = {name: value.float() for name, value in tensors.items()}
     missing = getattr(model, part).load_state_dict(stored, strict=False).missing_keys
     if set(missing) - _TIED:
         raise ValueError(f"{folder / part} lacks {', '.join(missing)}")

@@ -1,17 +1,18 @@
-"""A transformer that ships as its difference to another packaged model's: half of its size.
+"""A transformer that ships as its difference to another packaged model's: half its size or less.
 
 Beside ``checkpoint.py`` in the data path. A transformer's folder has ``difference.safetensors``,
 whose metadata names the packaged model: ``{"of": "flux-tiny"}``. Every tensor has the name and the
-shape of that model's. A matrix is whole numbers of 8 bits, with a step for each row beside it
-(``.step``); anything else is the float16 difference itself. What is read is plain weights, in the
-other model's own dtype, and the same to the bit everywhere.
+shape of that model's. A matrix is whole numbers of 8 or of 4 bits, with a step for each row beside
+it (``.step``); two of 4 bits share a byte of the type uint8, the first in its lower half, 8 added
+to each. Anything else is the float16 difference itself. What is read is plain weights, in the other
+model's own dtype, and the same to the bit everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fresco_trt.errors import WeightsNotFound
 from fresco_trt.models.checkpoint import WEIGHTS_NAME, check_plain, read_weights
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 DIFFERENCE_NAME = "difference.safetensors"
 _STEP = ".step"
-_CODES = 127
+_ZERO = 8
+"""What is added to codes of 4 bits, for bytes have no sign."""
+
+_CLIPPED = [share / 20 for share in range(20, 5, -1)]
+"""Shares of a row's largest change that its codes of 4 bits may reach to: what is beyond is cut
+off, and the step of all others is finer."""
 
 
 def holds_difference(source: Path) -> bool:
@@ -46,8 +52,13 @@ def read_whole(source: Path) -> dict[str, Tensor]:
     return added(read_weights(base), read_weights(file), f"{file}, of {of},")
 
 
-def coded(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The difference of ``weights`` to ``base``, as it is stored."""
+def coded(
+    weights: Mapping[str, Tensor], base: Mapping[str, Tensor], bits: Literal[4, 8] = 8
+) -> dict[str, Tensor]:
+    """The difference of ``weights`` to ``base``, as it is stored.
+
+    Raises ValueError for 4 bits and a matrix with an odd number of columns.
+    """
     import torch
 
     stored: dict[str, Tensor] = {}
@@ -56,11 +67,39 @@ def coded(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str
         if change.ndim != 2:
             stored[name] = change.half()
             continue
-        step = change.abs().amax(1, keepdim=True) / _CODES
-        safe = step.clamp(min=torch.finfo(torch.float32).tiny)
-        stored[name] = (change / safe).round().to(torch.int8)
+        if bits == 4 and change.shape[1] % 2:
+            raise ValueError(f"{name} has {change.shape[1]} columns; expected pairs of them")
+        codes, step = _nearest(change, _CLIPPED if bits == 4 else [1.0], 2 ** (bits - 1) - 1)
         stored[name + _STEP] = step
+        if bits == 8:
+            stored[name] = codes.to(torch.int8)
+        else:
+            pairs = (codes + _ZERO).to(torch.uint8)
+            stored[name] = pairs[:, ::2] | (pairs[:, 1::2] << 4)
     return stored
+
+
+def _nearest(change: Tensor, shares: Sequence[float], top: int) -> tuple[Tensor, Tensor]:
+    """Codes of a matrix from -top to top, and the step of each row [R,1]: that of the ``shares`` of
+    the row's largest change whose squared error is least.
+    """
+    import torch
+
+    largest = change.abs().amax(1, keepdim=True)
+    step, least = largest / top, torch.full_like(largest, torch.inf)
+    for share in shares:
+        tried = largest * share / top
+        error = (_codes(change, tried, top) * tried - change).square().sum(1, keepdim=True)
+        step = torch.where(error < least, tried, step)
+        least = torch.minimum(least, error)
+    return _codes(change, step, top), step
+
+
+def _codes(change: Tensor, step: Tensor, top: int) -> Tensor:
+    import torch
+
+    safe = step.clamp(min=torch.finfo(torch.float32).tiny)
+    return (change / safe).round().clamp(-top, top)
 
 
 def added(
@@ -74,17 +113,34 @@ def added(
     problems = name_differences(stored.keys(), wanted) or [
         f"{name} has shape {tuple(stored[name].shape)} where {tuple(value.shape)} is wanted"
         for name, value in base.items()
-        if stored[name].shape != value.shape
+        if _shape(stored[name]) != value.shape
     ]
     if problems:
         raise _wrong(f"{what} {'; '.join(problems[:2])}")
     found = {}
     for name, old in base.items():
-        change = stored[name].float()
+        change = _unpacked(stored[name]).float()
         if name in matrices:
             change = change * stored[name + _STEP].float()
         found[name] = (old.float() + change).to(old.dtype)
     return found
+
+
+def _shape(codes: Tensor) -> tuple[int, ...]:
+    """Of the weights that some codes are of."""
+    import torch
+
+    *others, columns = codes.shape
+    return (*others, 2 * columns if codes.dtype == torch.uint8 else columns)
+
+
+def _unpacked(codes: Tensor) -> Tensor:
+    """Codes of 4 bits one by one, and anything else as it is."""
+    import torch
+
+    if codes.dtype != torch.uint8:
+        return codes
+    return torch.stack([codes & 15, codes >> 4], -1).flatten(-2).to(torch.int8) - _ZERO
 
 
 def _model_of(file: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -24,14 +25,21 @@ SMALL = replace(
 BASE, OWN = (random_transformer(SMALL, seed=seed, dtype=torch.float16) for seed in (3, 4))
 
 
+@pytest.fixture(params=[8, 4], ids=["8 bits", "4 bits"])
+def bits(request: pytest.FixtureRequest) -> Literal[4, 8]:
+    """How many a matrix's code takes."""
+    found: Literal[4, 8] = request.param
+    return found
+
+
 @pytest.fixture
-def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: Literal[4, 8]) -> Path:
     """The transformer folder of ``OWN``, as its difference to ``BASE``, which ships."""
     monkeypatch.setattr(difference, "bundled_folder", lambda model: tmp_path / model)
     write_source(BASE, tmp_path / "base" / "transformer")
     folder = write_source(OWN, tmp_path / "own" / "transformer")
     (folder / WEIGHTS_NAME).unlink()
-    save_file(coded(OWN.state_dict(), BASE.state_dict()), *_file(folder))
+    save_file(coded(OWN.state_dict(), BASE.state_dict(), bits), *_file(folder))
     return folder
 
 
@@ -39,6 +47,7 @@ def _file(folder: Path, of: str = "base") -> tuple[Path, dict[str, str]]:
     return folder / DIFFERENCE_NAME, {"of": of}
 
 
+@pytest.mark.parametrize("bits", [8], indirect=True)
 def test_a_difference_is_read_as_plain_weights_within_half_a_step(stored: Path) -> None:
     found, codes = read_whole(stored), load_file(stored / DIFFERENCE_NAME)
     assert found.keys() == BASE.state_dict().keys()
@@ -49,14 +58,31 @@ def test_a_difference_is_read_as_plain_weights_within_half_a_step(stored: Path) 
         assert (error <= step / 2 + 2e-3 * wanted.float().abs() + 2e-5).all(), name
 
 
-def test_a_difference_takes_half_of_the_weights_bytes(stored: Path) -> None:
+@pytest.mark.parametrize("bits", [4], indirect=True)
+def test_4_bits_keep_an_eighth_of_the_change_away(stored: Path) -> None:
+    """A step of its own for each row, which need not reach to the row's largest change."""
+    found, base = read_whole(stored), BASE.state_dict()
+    for name, wanted in OWN.state_dict().items():
+        change = (wanted.float() - base[name].float()).norm()
+        assert (found[name].float() - wanted.float()).norm() <= change / 8 + 1e-3, name
+
+
+def test_a_difference_takes_few_of_the_weights_bytes(stored: Path, bits: int) -> None:
     whole = sum(value.nbytes for value in OWN.state_dict().values())
-    assert (stored / DIFFERENCE_NAME).stat().st_size < 0.6 * whole
+    assert (stored / DIFFERENCE_NAME).stat().st_size < {8: 0.6, 4: 0.35}[bits] * whole
 
 
-def test_no_difference_at_all_gives_the_base() -> None:
+def test_4_bits_stand_in_pairs() -> None:
+    with pytest.raises(ValueError, match="w has 3 columns"):
+        coded({"w": torch.ones(2, 3)}, {"w": torch.zeros(2, 3)}, 4)
+    codes = coded({"w": torch.tensor([[-7.0, 7.0, 1.0, 0.0]])}, {"w": torch.zeros(1, 4)}, 4)
+    assert codes["w"].tolist() == [[0xF1, 0x89]]
+    assert added({"w": torch.zeros(1, 4)}, codes)["w"].tolist() == [[-7, 7, 1, 0]]
+
+
+def test_no_difference_at_all_gives_the_base(bits: Literal[4, 8]) -> None:
     base = BASE.state_dict()
-    again = added(base, coded(base, base))
+    again = added(base, coded(base, base, bits))
     assert all(torch.equal(again[name], value) for name, value in base.items())
 
 

@@ -220,9 +220,11 @@ def test_a_student_is_stored_as_its_transformer_and_read_back(tmp_path: Path) ->
     assert stored == kept
     assert components_folder(out) == TEACHER
     again = read_student(out, TEACHER)
+    teacher = read_pipeline(TEACHER)
     for name, value in again.transformer.state_dict().items():
-        torch.testing.assert_close(value, told[name], msg=name, rtol=1e-3, atol=1e-3)
-    known = read_pipeline(TEACHER).text_encoder.state_dict()
+        change = told[name] - teacher.transformer.state_dict()[name]
+        assert (value - told[name]).norm() <= change.norm() / 8, name
+    known = teacher.text_encoder.state_dict()
     for name, value in again.text_encoder.state_dict().items():
         assert torch.equal(value, known[name])
 
