@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fresco_trt.errors import FrescoError, IncompatibleOptions
+from fresco_trt.errors import FrescoError, IncompatibleOptions, WeightsNotFound
 from fresco_trt.models.flux.components import FluxDecoder, FluxPrompt
 from fresco_trt.models.flux.config import COMPONENTS
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.family import FLUX
 from fresco_trt.models.flux.loading import transformer_from_folder
+from fresco_trt.models.parts import load_tokenizer
 from fresco_trt.models.weights import bundled_folder
 from tests.hostile import configs
 from tests.hostile.digests import replaced
@@ -72,3 +73,15 @@ def test_a_transformer_of_other_settings_is_refused(
     with pytest.raises(FrescoError) as refused:
         transformer_from_folder(path.parent)
     assert isinstance(refused.value, IncompatibleOptions) or "at most" in refused.value.expected
+
+
+def test_a_tokenizer_may_be_as_large_as_that_of_llama_3_and_no_larger_than_twice(
+    folder: Path,
+) -> None:
+    path = folder / "tokenizer" / "tokenizer.json"
+    data = path.read_bytes()
+    replaced(path, data.ljust(17_209_920))  # what meta-llama/Llama-3.1-8B has
+    assert len(load_tokenizer(path.parent)("an apple").input_ids) > 1
+    os.truncate(path, 2 * 17_209_920)
+    with pytest.raises(WeightsNotFound, match=r"tokenizer\.json of tokenizer has over 33554432"):
+        load_tokenizer(path.parent)
