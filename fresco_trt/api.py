@@ -46,13 +46,14 @@ def plan(
     :class:`~fresco_trt.plan.config.CacheConfig` or its spelling, "hicache,interval=3".
 
     ``preset`` may spell its changes, "balanced,delta=0.05", in place of ``delta`` and ``shift``;
+    "balanced,solver=dpmpp_2m" takes the steps by another solver, and
     "turbo,text_tokens=128+256+512" gives coarse stages less of the text's padding.
 
     Raises UnknownModel, UnknownPreset, UnsupportedStages, UnsupportedSize, InvalidArgument for an
     argument of another type, PlanError for a wrong ``steps``, ``delta``, ``shift`` or cache, and
     IncompatibleOptions for a ``delta`` with a model whose spectrum is not known, a preset with
-    mixed stages, or one stage, and for options of a cache that would skip nothing or that nothing
-    would read; all are FrescoErrors.
+    mixed stages, or one stage, for a solver that would change no step, and for options of a cache
+    that would skip nothing or that nothing would read; all are FrescoErrors.
     """
     from fresco_trt.models.registry import model_facts
     from fresco_trt.plan.making import make_plan

@@ -14,12 +14,12 @@ from bench.search.halving import Candidate, Rounds, within
 from fresco_trt.plan.caching import cache_traits
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.presets import Preset
-from fresco_trt.plan.stages import SOLVERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.stages import Solver
 
 BUDGETS: Mapping[str, float] = {"4x": 4.0, "6x": 6.0, "8x": 8.0, "10x": 10.0, "12x": 12.0}
 """Times fewer FLOPs than the plain pipeline's default steps."""
@@ -33,6 +33,9 @@ CONTROL_ROUNDS: Rounds = ((16, 2), (6, 6), (2, 32))
 
 STEPS = 4, 24
 LOG_SHIFTS = (1.6, 2.0, 2.4, 2.8)
+SOLVERS: tuple[Solver, ...] = ("euler", "multistep")
+"""Those that the stored search chose from."""
+
 PREDICTORS: tuple[str, ...] = ("reuse", "taylor", "hicache", "coarse_velocity")
 """Those that need no directions measured first, and no cosine transform at every step."""
 

@@ -31,6 +31,7 @@ RENAMED: Mapping[str, tuple[str, str]] = {
     "--stream-weights": ("--target", "sm89,stream_weights=true"),
     "--delta": ("--preset", "balanced,delta=0.05"),
     "--shift": ("--preset", "balanced,shift=9"),
+    "--solver": ("--preset", "balanced,solver=unipc"),
     "--text-tokens": ("--preset", "balanced,text_tokens=128+256+512"),
 }
 """Each old option, and what could be one, with the one that it is part of and an example of how."""

@@ -30,7 +30,8 @@ Preset = Annotated[
         "--preset",
         help="quality, balanced, fast or turbo; flux also has fresco-30, fresco-18, fresco-11; "
         "then delta= (where SPEED's criterion switches), shift= (time shift of every stage), "
-        "text_tokens=128+256+512 (of each stage; cuts the text's padding). Models that edit have "
+        "solver= (euler, multistep, dpmpp_2m or unipc), text_tokens=128+256+512 (of each stage; "
+        "cuts the text's padding). Models that edit have "
         "specedit, then threshold= (from where on a token is edited), and references=fine (the "
         "source at full size in every stage).",
         show_default="balanced",

@@ -98,6 +98,8 @@ class PresetConfig(Config):
     """Switch where SPEED's spectral criterion says, at this tolerance; 0.01 to 0.2."""
     shift: float | None = None
     """Time shift factor of every stage: above 1, more steps where noise is high."""
+    solver: str | None = None
+    """What takes the steps: euler, multistep, dpmpp_2m or unipc; default the preset's."""
     text_tokens: tuple[int, ...] = ()
     """Text tokens of each stage, coarsest first: all, half or a quarter of the model's. What is cut
     is padding, which the model was trained with: its input changes, and with it the picture."""

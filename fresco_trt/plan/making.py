@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, UnknownPreset, UnsupportedStages
 from fresco_trt.plan.cache_schedule import cached, check_read, find_cache
-from fresco_trt.plan.caching import NO_CACHE
+from fresco_trt.plan.caching import NO_CACHE, spelling_of
 from fresco_trt.plan.config import NONE, CacheConfig, PresetConfig
 from fresco_trt.plan.editing import SELECTIVE_PRESET, EditPlan
 from fresco_trt.plan.facts import ModelFacts
@@ -21,11 +21,14 @@ from fresco_trt.plan.presets import Preset, is_falling
 from fresco_trt.plan.refinement import DEFAULT_WINDOW, Rule, TokenRefinement
 from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas, stretched
 from fresco_trt.plan.sizes import Size, stage_grids
+from fresco_trt.plan.stage import continues
 from fresco_trt.plan.stages import (
     MAX_STEPS,
     REFERENCES,
+    SOLVERS,
     Action,
     References,
+    Solver,
     Stage,
     StagePlan,
     Transition,
@@ -60,7 +63,7 @@ def make_plan(
 
     Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps`` or a
     wrong value in ``preset``, IncompatibleOptions for a ``delta`` that cannot place every switch
-    and for a ``threshold`` or ``references`` that nothing reads, and what
+    and for a ``threshold``, ``references`` or ``solver`` that nothing reads, and what
     :func:`fresco_trt.plan.cache_schedule.cached` raises.
     """
     asked = PresetConfig() if preset is None else PresetConfig.of(preset)
@@ -73,6 +76,9 @@ def make_plan(
         chosen, name = _placed(facts, chosen, size or facts.default_size, asked.delta), ""
     if asked.shift is not None:
         chosen, name = replace(chosen, shift=(_check_shift(asked.shift),) * len(chosen.steps)), ""
+    if asked.solver is not None:
+        name = name if asked.solver == chosen.solver else ""
+        chosen = replace(chosen, solver=_solver(asked.solver))
     if asked.text_tokens:
         _check_text(facts, asked.text_tokens, len(chosen.steps))
         chosen = replace(chosen, text_tokens=asked.text_tokens)
@@ -87,7 +93,10 @@ def make_plan(
     check_measured(facts, cache)
     if cache.name != NONE:
         chosen = replace(chosen, cache=cache)
-    return plan_from_preset(facts, chosen, size=size, name=name or None)
+    plan = plan_from_preset(facts, chosen, size=size, name=name or None)
+    if asked.solver is not None:
+        _check_solver(plan)
+    return plan
 
 
 def plan_from_preset(
@@ -206,6 +215,30 @@ def _check_shift(shift: float) -> float:
             fix="pass one like --preset balanced,shift=3.16, FLUX.1's own at 1024x1024",
         )
     return shift
+
+
+def _solver(asked: str) -> Solver:
+    for each in SOLVERS:
+        if each == asked:
+            return each
+    raise PlanError(
+        f"solver={asked}",
+        expected=_either(SOLVERS),
+        fix=f"write it like --preset {DEFAULT_PRESET},solver={SOLVERS[-1]}",
+    )
+
+
+def _check_solver(plan: StagePlan) -> None:
+    """Raise IncompatibleOptions for a solver whose every step in this plan is Euler's."""
+    if plan.solver == "euler" or any(continues(plan.solver, stage) for stage in plan.stages):
+        return
+    words = "+".join(spelling_of(stage.actions) for stage in plan.stages)
+    last = "" if plan.solver == "multistep" else ", the second of which is not the last"
+    raise IncompatibleOptions(
+        f"solver={plan.solver} for the steps {words}, which all are as euler takes them",
+        expected=f"two full steps in a row in a stage{last}: history is of one grid",
+        fix="leave solver out, or plan more steps",
+    )
 
 
 def _check_text(facts: ModelFacts, given: tuple[int, ...], stages: int) -> None:

@@ -20,7 +20,7 @@ Lift = Literal["nearest", "bilinear", "haar"]
 Noise = Literal["field", "parent", "fresh", "rewind"]
 Positions = Literal["fine", "coarse", "aligned"]
 References = Literal["coarse", "fine"]
-Solver = Literal["euler", "multistep"]
+Solver = Literal["euler", "multistep", "dpmpp_2m", "unipc"]
 
 LIFTS: tuple[Lift, ...] = get_args(Lift)
 NOISES: tuple[Noise, ...] = get_args(Noise)
@@ -141,6 +141,17 @@ class Transition:
             refinements=tuple(TokenRefinement.from_json(each) for each in refinements),
             window=whole(found["window"], "transition window"),
         )
+
+
+def continues(solver: Solver, stage: Stage) -> bool:
+    """Whether a step of the stage is of second order: one that two full steps in a row lead to.
+
+    Of all but "multistep" the step to sigma 0 is not (see :mod:`fresco_trt.run.solver`).
+    """
+    if solver == "euler":
+        return False
+    pairs = zip(pairwise(stage.actions), stage.sigmas[2:], strict=True)
+    return any(pair == ("full", "full") and (end or solver == "multistep") for pair, end in pairs)
 
 
 def stage_to_json(stage: Stage, tokens: int, refined: int) -> dict[str, object]:

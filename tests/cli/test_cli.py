@@ -191,6 +191,7 @@ def test_plan_places_its_switches_by_delta(shell: Shell) -> None:
 PRESETS = {
     "delta": ("flux", "fast,delta=0.1"),
     "shift": ("flux", "fast,shift=4"),
+    "solver": ("flux", "fast,solver=unipc"),
     "text_tokens": ("flux", "turbo,text_tokens=128+256+512"),
     "threshold": ("flux-kontext", "specedit,threshold=0.4"),
     "references": ("flux-kontext", "fast,references=fine"),
@@ -444,6 +445,7 @@ WORDS: list[tuple[list[str], list[str]]] = [
     (["plan", "--model", "flux", "--preset", "delta=1.5"], ["delta=1.5", "between 0.01 and 0.2"]),
     (["plan", "--model", "flux", "--preset", "fast,shift=0"], ["shift=0", "3.16"]),
     (["plan", "--model", "flux", "--preset", "shift=nan"], ["shift=nan", "a number"]),
+    (["plan", "--model", "flux", "--preset", "solver=heun"], ["solver=heun", "dpmpp_2m or unipc"]),
     (["plan", "--model", "flux", "--preset", "delta=nan"], ["delta=nan", "a number"]),
     (
         ["plan", "--model", "flux", "--stages", "1", "--preset", "delta=0.1"],

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+import fresco_trt
 from fresco_trt.errors import (
     FrescoError,
+    IncompatibleOptions,
     InvalidPlan,
     PlanError,
     UnknownPreset,
@@ -21,7 +23,7 @@ from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset, Share
 from fresco_trt.plan.schedule import plain_sigmas, rewind_sigma, stage_sigmas, unshift_sigma
-from fresco_trt.plan.stages import POSITIONS, Positions
+from fresco_trt.plan.stages import POSITIONS, SOLVERS, Positions, Solver, StagePlan
 
 PRESETS = ("quality", "balanced", "fast", "turbo")
 POINTS = [
@@ -253,6 +255,37 @@ def test_each_stage_may_have_a_shift_of_its_own() -> None:
 def test_the_models_shift_is_what_is_meant_when_none_is_given() -> None:
     h = TINY.shift_factor(1024)
     assert plan_from_preset(TINY, replace(GOOD, shift=(h, h, h))) == plan_from_preset(TINY, GOOD)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_solver_is_asked_for_by_its_name(solver: Solver) -> None:
+    """The preset's own changes nothing, not even what the plan is called."""
+    spelt = fresco_trt.plan("flux-tiny", stages=3, preset=f"balanced,solver={solver}")
+    plain = fresco_trt.plan("flux-tiny", stages=3)
+    preset = "balanced" if solver == plain.solver else None
+    assert spelt == replace(plain, solver=solver, preset=preset)
+
+
+@pytest.mark.parametrize(
+    ("steps", "solver", "cache", "missing"),
+    [
+        (1, "multistep", "none", "steps F,"),
+        (2, "dpmpp_2m", "none", "steps FF,"),
+        (2, "unipc", "none", "second of which is not the last"),
+        (5, "multistep", "reuse,actions=FBFBF", "steps FBFBF,"),
+        (5, "unipc", "reuse,actions=FBBFF", "steps FBBFF,"),
+    ],
+)
+def test_a_solver_that_no_step_reads_is_refused(
+    steps: int, solver: str, cache: str, missing: str
+) -> None:
+    def planned(steps: int, cache: str) -> StagePlan:
+        preset = f"balanced,solver={solver}"
+        return fresco_trt.plan("flux-tiny", stages=1, steps=steps, preset=preset, cache=cache)
+
+    with pytest.raises(IncompatibleOptions, match=missing):
+        planned(steps, cache)
+    assert planned(steps + 1, "none").solver == solver
 
 
 @pytest.mark.parametrize("positions", POSITIONS)

@@ -28,7 +28,7 @@ from fresco_trt.plan.caching import (
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import plan_cost
 from fresco_trt.plan.making import make_plan
-from fresco_trt.plan.stages import StagePlan
+from fresco_trt.plan.stages import SOLVERS, Solver, StagePlan
 from fresco_trt.profile.spans import Recorder
 from fresco_trt.run.cache import predictor
 from fresco_trt.run.cache.stage_cache import StageCache
@@ -208,9 +208,10 @@ def test_a_stage_begins_with_an_empty_cache() -> None:
 
 
 @pytest.mark.parametrize("name", ["hicache", "reuse"])
-def test_a_skipped_step_and_the_one_after_it_are_eulers(name: str) -> None:
+@pytest.mark.parametrize("solver", SOLVERS[1:])
+def test_a_skipped_step_and_the_one_after_it_are_eulers(name: str, solver: Solver) -> None:
     """Only where two steps on end are full has a second-order solver something to continue."""
-    plan = replace(plan_of(1, name=name, actions=("FFBFFBB",)), solver="multistep")
+    plan = replace(plan_of(1, name=name, actions=("FFBFFBB",)), solver=solver)
     with ExitStack() as scope:
         steps = steps_of(plan, runners_of(plan, scope))
         latents, euler = next(steps).tokens.clone(), []

@@ -137,7 +137,7 @@ def with_text(plan: StagePlan, *text: int | None) -> StagePlan:
 
 
 PLANS = {
-    "multistep": replace(plan_of(), solver="multistep"),
+    "unipc": replace(plan_of(), solver="unipc"),
     "text": with_text(plan_of(), 2, 3, None),
     "mixed": MIXED,
     **{name: plan_of(name, stages=2) for name in cache_names("feature")},
