@@ -88,7 +88,10 @@ def _mixed_lines(summary: Mapping[str, Any]) -> Iterator[str]:
     """For each mixed stage its tokens of either size, and the rules that chose the fine ones."""
     pairs = zip(summary["stages"][1:], summary["transitions"], strict=True)
     for number, (stage, transition) in enumerate(pairs, start=2):
-        rules = [f"{each['count']} by {each['rule']}" for each in transition["refinements"]]
+        rules = [
+            f"{each['count']} by {each['rule']}{' in tubes' if each.get('tube') else ''}"
+            for each in transition["refinements"]
+        ]
         if rules:
             fine = 4 * stage["refined"]
             found = (

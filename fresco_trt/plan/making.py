@@ -13,12 +13,13 @@ from dataclasses import replace
 from fresco_trt.errors import IncompatibleOptions, PlanError, UnknownPreset, UnsupportedStages
 from fresco_trt.plan.cache_schedule import cached, check_read, find_cache
 from fresco_trt.plan.caching import NO_CACHE, spelling_of
+from fresco_trt.plan.clips import of_a_clip
 from fresco_trt.plan.config import NONE, CacheConfig, PresetConfig
 from fresco_trt.plan.editing import SELECTIVE_PRESET, EditPlan
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.presets import Preset, is_falling
-from fresco_trt.plan.refinement import DEFAULT_WINDOW, Rule, TokenRefinement
+from fresco_trt.plan.refinement import DEFAULT_WINDOW, TokenRefinement
 from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas, stretched
 from fresco_trt.plan.sizes import Size, stage_grids
 from fresco_trt.plan.stage import continues
@@ -83,6 +84,8 @@ def make_plan(
         _check_text(facts, asked.text_tokens, len(chosen.steps))
         chosen = replace(chosen, text_tokens=asked.text_tokens)
         name = "" if min(asked.text_tokens) < facts.text_tokens else name
+    clip = of_a_clip(facts, chosen, asked, size or facts.default_size)
+    chosen, name = clip, name if clip == chosen else ""
     if asked.threshold is not None:
         chosen, name = replace(chosen, edit=_with_threshold(chosen, asked.threshold)), ""
     if asked.references is not None:
@@ -126,8 +129,7 @@ def plan_from_preset(
         preset=name,
         stages=tuple(_full_stage(grids[level], sigmas, text) for level, sigmas, text in rows),
         transitions=tuple(
-            _transition(preset, index, grids[level - 1].tokens)
-            for index, level in enumerate(levels[1:])
+            _transition(preset, index, grids[level - 1]) for index, level in enumerate(levels[1:])
         ),
         solver=preset.solver,
         positions=preset.positions,
@@ -327,20 +329,25 @@ def _sigma_lists(
     return tuple(each if each[-1] else stretched(each, terminal) for each in lists)
 
 
-def _transition(preset: Preset, index: int, coarse_tokens: int) -> Transition:
-    shares = preset.shares[index]
+def _transition(preset: Preset, index: int, coarse: Grid) -> Transition:
+    shares, frames = preset.shares[index], coarse.frames if preset.tube else 1
     return Transition(
         sigma=preset.switch[index],
         restart=preset.restarts[index],
         lift=preset.lift,
         noise=preset.noise,
-        refinements=tuple(_refinement(rule, share, coarse_tokens) for rule, share in shares),
+        refinements=tuple(
+            TokenRefinement(
+                rule=rule, count=frames * _part(share, coarse.tokens // frames), tube=preset.tube
+            )
+            for rule, share in shares
+        ),
         window=preset.window if shares and preset.edit is None else DEFAULT_WINDOW,
     )
 
 
-def _refinement(rule: Rule, share: float, tokens: int) -> TokenRefinement:
-    return TokenRefinement(rule=rule, count=max(min(round(share * tokens), tokens - 1), 1))
+def _part(share: float, tokens: int) -> int:
+    return max(min(round(share * tokens), tokens - 1), 1)
 
 
 def _unsupported_stages(facts: ModelFacts, name: str, stages: int) -> UnsupportedStages:

@@ -35,7 +35,8 @@ class Preset:
     ``restart`` where the next one begins: "rewind" (2s/(1+s)), "same" (s), or one sigma a switch.
     ``refine`` is empty where every switch expands every token, else it has for each switch the
     shares of the coarse grid's tokens that its rules refine, or () for all that is still coarse; a
-    stage after a refinement is mixed, and the one after that stays on its grid. ``shift`` is the
+    stage after a refinement is mixed, and the one after that stays on its grid. With ``tube`` a
+    clip's tokens are refined at the same places in all latent frames. ``shift`` is the
     shift factor of each stage, None for the model's own at full resolution. ``lift``, ``noise`` and
     ``window`` as in :class:`~fresco_trt.plan.stages.Transition`; ``solver``, ``positions`` and
     ``references`` as in :class:`~fresco_trt.plan.stages.StagePlan`; ``cache`` says which steps are
@@ -47,7 +48,7 @@ class Preset:
     Raises InvalidPlan when the lengths disagree, a stage has no step, the switches do not fall
     within (0, 1), a restart lies below its switch, a rewind comes with a lift that it would not
     use, the shares of one coarse grid reach 1, the last stage would be mixed, a shift factor is not
-    positive, or a window or positions come with nothing that reads them.
+    positive, or a window, positions or a tube come with nothing that reads them.
     """
 
     steps: tuple[int, ...]
@@ -56,6 +57,7 @@ class Preset:
     lift: Lift = "bilinear"
     noise: Noise = "field"
     refine: tuple[tuple[Share, ...], ...] = ()
+    tube: bool = False
     shift: tuple[float, ...] | None = None
     window: int = DEFAULT_WINDOW
     solver: Solver = "euler"
@@ -137,6 +139,8 @@ class Preset:
         if self.positions not in allowed:
             given = f"positions {self.positions!r} with {len(flat)} refinements"
             raise _invalid(given, " or ".join(repr(each) for each in allowed))
+        if self.tube and not flat:
+            raise _invalid("a tube without refinements", "shares to refine, or no tube")
 
     def _check_shares(self) -> None:
         refined = 0.0

@@ -22,6 +22,7 @@ from fresco_trt.plan.reading import REMAKE, agree, choice, items, record, text, 
 from fresco_trt.plan.refinement import SELECTIONS as SELECTIONS
 from fresco_trt.plan.refinement import Selection as Selection
 from fresco_trt.plan.refinement import TokenRefinement as TokenRefinement
+from fresco_trt.plan.refinement import check_tubes
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stage import LIFTS as LIFTS
 from fresco_trt.plan.stage import NOISES as NOISES
@@ -100,6 +101,8 @@ class StagePlan:
             _check_grids(self, index)
             _check_rewind(self, index)
             _check_refinements(self, index)
+        every = [each for change in self.transitions for each in change.refinements]
+        check_tubes(every, self.stages[0].grid.frames)
         check_edit(self.edit, self.stages, self.transitions, self.refined)
 
     @property

@@ -166,6 +166,16 @@ def choose(scores: Tensor, candidates: Tensor, count: int) -> Tensor:
     return order.index_select(0, first).sort().values
 
 
+def choose_tubes(scores: Tensor, candidates: Tensor, count: int, frames: int) -> Tensor:
+    """As :func:`choose`, at the same places in each of ``frames``: those of the highest mean score,
+    of places whose tokens are candidates in every frame; ``count`` is a multiple of ``frames``.
+    """
+    free = candidates.reshape(frames, -1)
+    places = choose(scores.reshape(frames, -1).mean(dim=0), free.all(dim=0), count // frames)
+    starts = torch.arange(frames, device=places.device) * free.shape[1]
+    return (starts[:, None] + places).flatten()
+
+
 def select(
     refinements: Sequence[TokenRefinement],
     window: Window,
@@ -178,5 +188,9 @@ def select(
         if refinement.rule == EDITED:
             raise ValueError("tokens that an edit touches, from a window; expected a draft's plan")
         scores = score(refinement.rule, window, generator)
-        left = left.index_fill(0, choose(scores, left, refinement.count), False)
+        if refinement.tube:
+            taken = choose_tubes(scores, left, refinement.count, window.frames)
+        else:
+            taken = choose(scores, left, refinement.count)
+        left = left.index_fill(0, taken, False)
     return candidates.logical_and(left.logical_not())

@@ -37,8 +37,10 @@ from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.config import CacheConfig, PresetConfig, QuantConfig, TargetConfig
 from fresco_trt.plan.cost import SUMMARY_KEYS, plan_summary
 from fresco_trt.plan.making import make_plan
+from fresco_trt.plan.sizes import format_size
 from fresco_trt.plan.stages import StagePlan
 from tests.hostile import reports
+from tests.plan.preset_sizes import size_for
 
 ROOT = Path(__file__).parents[2]
 TINY = bundled_folder("flux-tiny")
@@ -193,6 +195,7 @@ PRESETS = {
     "shift": ("flux", "fast,shift=4"),
     "solver": ("flux", "fast,solver=unipc"),
     "text_tokens": ("flux", "turbo,text_tokens=128+256+512"),
+    "tube": ("hunyuan-video", "fresco-18,tube=true"),
     "threshold": ("flux-kontext", "specedit,threshold=0.4"),
     "references": ("flux-kontext", "fast,references=fine"),
 }
@@ -203,11 +206,14 @@ PRESETS = {
 def test_plan_and_build_take_every_field_of_a_preset(shell: Shell, field: str) -> None:
     model, preset = PRESETS[field]
     facts, asked = model_facts(model), PresetConfig.parse(preset)
-    changed, plain = (make_plan(facts, stages=3, preset=each) for each in (asked, asked.name))
+    size = size_for(facts, asked.name or "")
+    changed, plain = (
+        make_plan(facts, stages=3, preset=each, size=size) for each in (asked, asked.name)
+    )
     assert asked.changed == ("name", field)
     assert replace(changed, preset=plain.preset) != plain
     wanted = json.loads(json.dumps(plan_summary(facts, changed)))
-    arguments = ("--model", model, "--preset", preset, "--json")
+    arguments = ("--model", model, "--preset", preset, "--size", format_size(size), "--json")
     assert shell("plan", *arguments).json == wanted
     drawn_up = shell("build", *arguments, "--weights", "random", "--backend", "eager", "--dry-run")
     assert drawn_up.json["builds"][0]["plan"] == wanted

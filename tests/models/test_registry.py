@@ -7,6 +7,7 @@ import pytest
 from fresco_trt.errors import UnknownModel
 from fresco_trt.models.registry import model_facts, model_names
 from fresco_trt.plan.making import make_plan
+from tests.plan.preset_sizes import size_for
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -68,4 +69,5 @@ def test_every_preset_makes_a_plan(name: str) -> None:
     for preset, schedules in facts.presets.items():
         assert schedules
         for stages in schedules:
-            assert len(make_plan(facts, stages=stages, preset=preset).stages) == stages
+            plan = make_plan(facts, stages=stages, preset=preset, size=size_for(facts, preset))
+            assert len(plan.stages) == stages

@@ -26,7 +26,10 @@ LAW = settings(deadline=None, max_examples=100, database=None)
 def test_json_gives_exactly_the_refinement_back(rule: Selection) -> None:
     refinement = TokenRefinement(rule=rule, count=7)
     assert refinement.to_json() == {"rule": rule, "count": 7}
-    assert TokenRefinement.from_json(refinement.to_json()) == refinement
+    tube = TokenRefinement(rule=rule, count=7, tube=True)
+    assert tube.to_json() == {"rule": rule, "count": 7, "tube": True}
+    for each in (refinement, tube):
+        assert TokenRefinement.from_json(each.to_json()) == each
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,8 @@ def test_json_gives_exactly_the_refinement_back(rule: Selection) -> None:
         {"rule": "edge", "count": 0},
         {"rule": "edge", "count": 7.0},
         {"rule": "edge", "count": True},
+        {"rule": "edge", "count": 7, "tube": 1},
+        {"rule": "edited", "count": 7, "tube": True},
         ["edge", 7],
     ],
 )

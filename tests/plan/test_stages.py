@@ -17,6 +17,7 @@ from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stages import Action, Stage, StagePlan, TokenRefinement, Transition
+from tests.plan.preset_sizes import size_for
 
 Json = Any
 
@@ -92,7 +93,7 @@ def every_plan() -> Iterator[tuple[str, StagePlan]]:
         facts = model_facts(name)
         for preset, schedules in facts.presets.items():
             for stages in schedules:
-                plan = make_plan(facts, stages=stages, preset=preset)
+                plan = make_plan(facts, stages=stages, preset=preset, size=size_for(facts, preset))
                 yield f"{name}-{preset}-{stages}", plan
     yield "by hand", PLAN
     yield "cached", skipping(PLAN)

@@ -20,6 +20,7 @@ from fresco_trt.plan.memory import Parameters, graph_memory
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import StagePlan
 from fresco_trt.plan.stored import check_plan
+from tests.plan.preset_sizes import size_for
 
 FLUX = model_facts("flux")
 CUT = (128, 256, 512)
@@ -39,11 +40,12 @@ def test_a_plan_that_cuts_nothing_is_written_as_it_always_was(name: str) -> None
     facts = model_facts(name)
     for preset, schedules in facts.presets.items():
         for stages in schedules:
-            plan = make_plan(facts, stages=stages, preset=preset)
+            size = size_for(facts, preset)
+            plan = make_plan(facts, stages=stages, preset=preset, size=size)
             written: Any = plan.to_json()
             assert [list(stage) for stage in written["stages"]] == [STAGE_KEYS] * stages
             whole = PresetConfig(name=preset, text_tokens=(facts.text_tokens,) * stages)
-            spelt = make_plan(facts, stages=stages, preset=whole)
+            spelt = make_plan(facts, stages=stages, preset=whole, size=size)
             assert (spelt, spelt.digest()) == (plan, plan.digest())
 
 

@@ -95,6 +95,53 @@ def test_a_mask_that_is_given_is_kept() -> None:
     assert mask.all()
 
 
+# --- latent frames ----------------------------------------------------------------------------
+
+FRAMES = 3
+
+
+def a_clip() -> Window:
+    """A window of which the second frame alone changes its mind, at other places than the noise."""
+    clean = 0.01 * torch.randn(STEPS, FRAMES, TOKENS, DEPTH)
+    clean[:, 1, : TOKENS // 4] *= 100
+    flat = clean.reshape(STEPS, FRAMES * TOKENS, DEPTH)
+    return Window(rows=ROWS, columns=COLUMNS, frames=FRAMES, latents=flat, clean=flat)
+
+
+@pytest.mark.parametrize("rule", SELECTIONS)
+@pytest.mark.parametrize("places", [1, 30, TOKENS - 1])
+def test_tubes_are_the_same_places_in_every_frame(rule: Any, places: int) -> None:
+    """And in turn, of what the first left."""
+    first = TokenRefinement(rule=rule, count=places * FRAMES, tube=True)
+    both = [TokenRefinement(rule=rule, count=FRAMES, tube=True)] * 2
+    for refinements in ([first], both):
+        everything = everyone().repeat(FRAMES)
+        taken = select(refinements, a_clip(), everything, fresh_generator(1)).reshape(FRAMES, -1)
+        assert (taken == taken[0]).all()
+        assert taken.sum() == sum(each.count for each in refinements)
+
+
+def test_tubes_are_where_the_mean_over_the_frames_says_and_others_where_each_frame_does() -> None:
+    window, count = a_clip(), FRAMES * TOKENS // 4
+    everything = everyone().repeat(FRAMES)
+    free, tube = (
+        select([TokenRefinement(rule="changing", count=count, tube=tube)], window, everything, None)
+        for tube in (False, True)
+    )
+    assert tube.reshape(FRAMES, -1)[:, : TOKENS // 4].all()
+    by_frame = free.reshape(FRAMES, -1).sum(dim=1)
+    assert by_frame[1] > max(by_frame[0], by_frame[2])
+    assert free.reshape(FRAMES, -1)[1, : TOKENS // 4].all()
+
+
+def test_a_tube_takes_no_place_that_a_frame_has_lost() -> None:
+    left = everyone().repeat(FRAMES)
+    left[5], left[TOKENS + 9] = False, False
+    count = (TOKENS - 2) * FRAMES
+    taken = select([TokenRefinement(rule="edge", count=count, tube=True)], a_clip(), left, None)
+    assert not taken.reshape(FRAMES, -1)[:, [5, 9]].any()
+
+
 # --- rules that look at the steps -------------------------------------------------------------
 
 

@@ -49,6 +49,23 @@ _PRESETS = {
     },
 }
 
+
+def _fresco(steps: tuple[int, int, int]) -> Preset:
+    """A point of Fresco's, as :mod:`fresco_trt.models.flux.facts` has them."""
+    return Preset(
+        steps=steps,
+        switch=(0.7, 0.55),
+        lift="haar",
+        noise="rewind",
+        refine=((("converged-latent", 0.4),), ()),
+    )
+
+
+# Named by their steps, at 1280x704 and 125 frames those that give the published ratios of FLOPs,
+# 3.91x and 4.92x (arXiv 2601.07462, Table 2); more of these points was not published. The share is
+# the same for both, the switches are those of the model's points for pictures.
+_FRESCO_PRESETS = {"fresco-23": {3: _fresco((4, 10, 9))}, "fresco-18": {3: _fresco((5, 5, 8))}}
+
 HUNYUAN_VIDEO = ModelFacts(
     name="hunyuan-video",
     family="hunyuan",
@@ -75,7 +92,7 @@ HUNYUAN_VIDEO = ModelFacts(
     high_precision=_HIGH_PRECISION,
     shift=None,
     spectrum=None,
-    presets=_PRESETS,
+    presets={**_PRESETS, **_FRESCO_PRESETS},
     temporal_scale=4,
     max_frames=129,
     fixed_shift=7.0,

@@ -23,7 +23,7 @@ from fresco_trt.plan.cache_schedule import find_cache
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import NONE
 from fresco_trt.plan.making import DEFAULT_STAGES, make_plan
-from fresco_trt.plan.sizes import Size, format_size
+from fresco_trt.plan.sizes import Size, format_size, frames_of, size_multiple, with_frames
 from fresco_trt.run.transition import draws
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class OwnTransformer:
         """
         actions = choices.cache.actions if choices.cache is not None else ()
         steps = len(actions[0]) if actions else MANY_STEPS
-        choices.plan(facts, facts.default_size, steps if choices.takes_steps else None)
+        choices.plan(facts, _any_size(facts, choices), steps if choices.takes_steps else None)
         return cls(choices=choices, directions=Directions.of(pipe, facts, choices))
 
     def plan(self, pipe: Any, facts: ModelFacts, call: Call) -> StagePlan:
@@ -356,6 +356,13 @@ class BundleEngines:
 
 
 # --- what both ask ------------------------------------------------------------------------------
+
+
+def _any_size(facts: ModelFacts, choices: Choices) -> Size:
+    """About the model's own size, that every plan suits: the size itself comes with a call."""
+    cell = size_multiple(facts, choices.stage_count, exact=True)
+    width, height = (max(side // cell, 1) * cell for side in facts.default_size[:2])
+    return with_frames((width, height), frames_of(facts.default_size))
 
 
 def check_steps(call: Call, plan: StagePlan) -> None:

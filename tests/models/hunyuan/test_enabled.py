@@ -39,7 +39,7 @@ FACTS = replace(
     SMALL,
     family="enabled-clips",
     text_tokens=TEXT,
-    default_size=(64, 64, 9),
+    default_size=SIZE,  # which has no half: the size comes with a call
     presets={"balanced": {1: Preset(steps=(2,))}, "short": {2: SHORT}, "mixed": {3: MIXED}},
 )
 STAGED: dict[str, Any] = {

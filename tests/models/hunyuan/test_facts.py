@@ -8,14 +8,22 @@ from typing import Any
 import pytest
 import torch
 
-from fresco_trt.errors import FrescoError, PlanError, UnsupportedPrecision, UnsupportedSize
+from fresco_trt.cli.tables import plan_table
+from fresco_trt.errors import (
+    FrescoError,
+    IncompatibleOptions,
+    InvalidPlan,
+    PlanError,
+    UnsupportedPrecision,
+    UnsupportedSize,
+)
 from fresco_trt.files import peak_memory
 from fresco_trt.lower.request import BuildRequest, resolve
 from fresco_trt.models.hunyuan.config import transformer_config
 from fresco_trt.models.hunyuan.facts import HUNYUAN_VIDEO
 from fresco_trt.models.hunyuan.layers import graph_parameters, with_blocks
 from fresco_trt.models.registry import family_of
-from fresco_trt.plan.cost import flops_of_step, plan_summary
+from fresco_trt.plan.cost import flops_of_step, plan_cost, plan_summary
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -82,6 +90,61 @@ def test_a_mixed_stage_needs_a_grid_that_halves() -> None:
         plan_from_preset(HUNYUAN_VIDEO, MIXED)
     plan = plan_from_preset(HUNYUAN_VIDEO, MIXED, size=(960, 544, 129))
     assert plan.tokens == (16_830, 29_454, 67_320)
+
+
+def test_tubes_have_as_many_tokens_in_every_latent_frame(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And a share of each, so that an engine's shape is the plan's alone."""
+    asked: dict[str, Any] = {"stages": 3, "size": (960, 544, 129)}
+    free, tube = (
+        make_plan(HUNYUAN_VIDEO, preset=f"fresco-18{option}", **asked)
+        for option in ("", ",tube=true")
+    )
+    (given,), (found,) = (plan.transitions[0].refinements for plan in (free, tube))
+    assert (given.count, found.count) == (6732, 33 * 204)
+    assert (tube.preset, type(tube).from_json(tube.to_json())) == (None, tube)
+    assert free.to_json()["transitions"] != tube.to_json()["transitions"]
+    plan_table(plan_summary(HUNYUAN_VIDEO, tube))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "refined 6732 by converged-latent in tubes over 3 steps" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"preset": "turbo,tube=true"}, "tube=true with hunyuan-video at 1280x720x129; expected a"),
+        ({"preset": "fresco-18,tube=true", "size": (960, 544)}, "at 960x544; expected a clip"),
+    ],
+)
+def test_a_tube_that_nothing_would_read_is_refused(options: Any, said: str) -> None:
+    with pytest.raises(IncompatibleOptions, match=said):
+        make_plan(HUNYUAN_VIDEO, stages=3, **options)
+
+
+def test_a_plan_has_tubes_of_whole_frames_and_nothing_but_tubes() -> None:
+    tube = replace(MIXED, tube=True)
+    plan = plan_from_preset(HUNYUAN_VIDEO, tube, size=(960, 544, 129))
+    first, second = plan.transitions
+    (own,) = first.refinements
+    for count in (own.count + 1, own.count - 33 + 1):
+        wrong = replace(first, refinements=(replace(own, count=count),))
+        with pytest.raises(InvalidPlan, match=f"tubes of {count} tokens in 33 latent frames"):
+            replace(plan, transitions=(wrong, second))
+    both = (replace(own, count=33), replace(own, count=own.count - 33, tube=False))
+    with pytest.raises(InvalidPlan, match="some refinements that are tubes; expected all"):
+        replace(plan, transitions=(replace(first, refinements=both), second))
+    with pytest.raises(InvalidPlan, match="in 1 latent frames"):
+        plan_from_preset(HUNYUAN_VIDEO, tube, size=(960, 544))
+    with pytest.raises(InvalidPlan, match="a tube without refinements"):
+        Preset(steps=(1,), tube=True)
+
+
+@pytest.mark.parametrize(("preset", "ratio"), [("fresco-23", 3.91), ("fresco-18", 4.92)])
+def test_frescos_points_save_what_the_paper_prints(preset: str, ratio: float) -> None:
+    plan = make_plan(HUNYUAN_VIDEO, stages=3, preset=preset, size=(1280, 704, 125))
+    assert plan.nfe == int(preset.removeprefix("fresco-"))
+    assert plan_cost(HUNYUAN_VIDEO, plan).ratio == pytest.approx(ratio, rel=0.01)
 
 
 @pytest.mark.parametrize(
