@@ -119,13 +119,18 @@ def _edit_lines(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _text_lines(summary: Mapping[str, Any]) -> Iterator[str]:
-    """How much of the text each stage takes, where that is not all of it."""
+    """How much of the text each stage takes and sees, where that is not all of it, as it is."""
     texts = [stage.get("text_tokens") for stage in summary["stages"]]
     if any(texts):
         yield (
             f"text tokens {'+'.join('all' if each is None else str(each) for each in texts)}: "
             "what is cut is padding, which the model was trained to see, so that pictures change"
         )
+    amplifier = summary.get("text_amplifier", 0.0)
+    if amplifier:
+        last, counts = summary["stages"][-1]["tokens"], [e["tokens"] for e in summary["stages"]]
+        weights = ", ".join(f"{(last / count) ** (amplifier / 2):.2f}x" for count in counts)
+        yield f"text amplifier {amplifier:g}: in attention a prompt's tokens weigh {weights}"
 
 
 def _numbered(positions: str) -> str:

@@ -45,8 +45,11 @@ class StageShape:
     ) -> StageShape:
         """Of the stage counted from 0; the rest as in
         :meth:`~fresco_trt.models.family.FamilyGraphs.signature`. No graph has a feature where
-        bypass steps are coarse velocities.
+        bypass steps are coarse velocities. Raises InvalidPlan for a text amplifier of a model whose
+        graphs take no bias.
         """
+        if plan.text_amplifier and not facts.text_biased:
+            raise no_graph("a text amplifier", facts.name)
         if feature is None:
             feature = "bypass" in plan.stages[stage].actions
         return cls(

@@ -103,6 +103,8 @@ class PresetConfig(Config):
     text_tokens: tuple[int, ...] = ()
     """Text tokens of each stage, coarsest first: all, half or a quarter of the model's. What is cut
     is padding, which the model was trained with: its input changes, and with it the picture."""
+    text_amplifier: float | None = None
+    """Of a clip: how much more coarse stages see of the text, Jenga's rho; 0.5 is the paper's."""
     tube: bool = False
     """Of a clip and a preset with a mixed stage: refine the same places in all latent frames."""
     threshold: float | None = None

@@ -46,9 +46,10 @@ class ModelFacts:
     where that is another one. ``true_cfg_default`` is the scale of classifier-free guidance by a
     second pass without the prompt, None for a model that is drawn without; ``text_masked`` says
     that attention does not see the padding of a text, which passes ``text_layers`` blocks of its
-    own before the others. With ``margins`` a grid may be one token larger than half of the next
-    finer one, and stand out over it. ``calibrated`` is False for a model that
-    nothing can be measured of: no codes, no basis of a cache.
+    own before the others, and ``text_biased`` that engines take what hides it as a bias, so that a
+    stage may amplify the rest. With ``margins`` a grid may be one token larger than half of the
+    next finer one, and stand out over it. ``calibrated`` is False for a model that nothing can be
+    measured of: no codes, no basis of a cache.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ModelFacts:
     true_cfg_default: float | None = None
     text_masked: bool = False
     text_layers: int = 0
+    text_biased: bool = False
     margins: bool = False
     calibrated: bool = True
 

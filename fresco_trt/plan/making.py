@@ -135,6 +135,7 @@ def plan_from_preset(
         positions=preset.positions,
         edit=preset.edit,
         references=preset.references,
+        text_amplifier=preset.text_amplifier,
     )
     return cached(plan, preset.cache)
 

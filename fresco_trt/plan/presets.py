@@ -41,6 +41,7 @@ class Preset:
     ``window`` as in :class:`~fresco_trt.plan.stages.Transition`; ``solver``, ``positions`` and
     ``references`` as in :class:`~fresco_trt.plan.stages.StagePlan`; ``cache`` says which steps are
     skipped.
+    ``text_amplifier`` as in :class:`~fresco_trt.plan.stages.StagePlan`.
     ``text_tokens`` of each stage, coarsest first, or () where each takes the whole text. With
     ``edit`` the stages after the first are alternatives (see :mod:`fresco_trt.plan.editing`): they
     are left at the switch 0, and the first one at any.
@@ -66,6 +67,7 @@ class Preset:
     text_tokens: tuple[int, ...] = ()
     edit: EditPlan | None = None
     references: References = "coarse"
+    text_amplifier: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1:

@@ -23,6 +23,10 @@ DTYPES = (
     "bool",
 )
 
+TEXT_BIAS = "text_bias"
+"""The engine input [B,T] that is added to what attention scores a text token with: 0 for a prompt's
+own tokens, unless the stage amplifies the text, and -10,000 for the padding behind them."""
+
 _FIX = "build the bundle again with `fresco-trt build`"
 
 

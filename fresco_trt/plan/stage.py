@@ -28,6 +28,9 @@ POSITIONS: tuple[Positions, ...] = get_args(Positions)
 REFERENCES: tuple[References, ...] = get_args(References)
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
 
+MAX_AMPLIFIER = 4.0
+"""At half the side, a text token's weight is then 16 times its own."""
+
 STAGE_KEYS = (
     "grid",
     "tokens",

@@ -18,13 +18,14 @@ from fresco_trt.plan.caching import CachePlan as CachePlan
 from fresco_trt.plan.editing import EditPlan as EditPlan
 from fresco_trt.plan.editing import check_edit
 from fresco_trt.plan.grid import Grid, Size, is_doubling, is_finer, velocity_grid_of
-from fresco_trt.plan.reading import REMAKE, agree, choice, items, record, text, whole
+from fresco_trt.plan.reading import REMAKE, agree, choice, items, number, record, text, whole
 from fresco_trt.plan.refinement import SELECTIONS as SELECTIONS
 from fresco_trt.plan.refinement import Selection as Selection
 from fresco_trt.plan.refinement import TokenRefinement as TokenRefinement
 from fresco_trt.plan.refinement import check_tubes
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stage import LIFTS as LIFTS
+from fresco_trt.plan.stage import MAX_AMPLIFIER as MAX_AMPLIFIER
 from fresco_trt.plan.stage import NOISES as NOISES
 from fresco_trt.plan.stage import POSITIONS as POSITIONS
 from fresco_trt.plan.stage import REFERENCES as REFERENCES
@@ -54,8 +55,8 @@ _PLAN_KEYS = (
     "stages",
     "transitions",
 )
-_PLAN_EXTRAS = ("edit", "references")
-"""Keys that only some plans of models that edit have: others are written as they were before."""
+_PLAN_EXTRAS = ("edit", "references", "text_amplifier")
+"""Keys that only some plans have: the others are written as they were before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +67,9 @@ class StagePlan:
     numbers come from, or is None. ``solver`` takes the steps; ``positions`` are the units that a
     mixed grid is numbered in, or "aligned": every query's own. ``references`` are reference
     pictures as "coarse" as each stage's tokens are, or "fine" in every stage. ``cache`` predicts
-    what bypass steps start from; a plan has it if and only if it has such steps. Raises InvalidPlan
+    what bypass steps start from; a plan has it if and only if it has such steps. ``text_amplifier``
+    is how much more coarse stages see of the text (:func:`fresco_trt.run.text.amplification`), 0
+    for no more. Raises InvalidPlan
     unless: there is one transition between each two stages; the first starts at or below 1 and the
     last, at scale 1 and in the size's proportions, ends at 0; there are at most :data:`MAX_STEPS`
     steps; no grid is coarser than the one before, and its sides follow its scale; neighbours meet
@@ -90,6 +93,7 @@ class StagePlan:
     references: References = "coarse"
     cache: CachePlan | None = None
     edit: EditPlan | None = None
+    text_amplifier: float = 0.0
 
     def __post_init__(self) -> None:
         _check_length(self)
@@ -217,6 +221,7 @@ class StagePlan:
             "transitions": [transition.to_json() for transition in self.transitions],
             **({} if self.edit is None else {"edit": self.edit.to_json()}),
             **({} if self.references == "coarse" else {"references": self.references}),
+            **({"text_amplifier": self.text_amplifier} if self.text_amplifier else {}),
         }
 
     @classmethod
@@ -246,6 +251,7 @@ class StagePlan:
             cache=None if cache is None else CachePlan.from_json(cache),
             edit=EditPlan.from_json(found["edit"]) if "edit" in found else None,
             references=choice(found.get("references", "coarse"), REFERENCES, "plan references"),
+            text_amplifier=number(found.get("text_amplifier", 0.0), "plan text_amplifier"),
         )
         agree(whole(found["nfe"], "plan nfe"), plan.nfe, "plan nfe")
         for stage, tokens, refined in zip(stages, plan.tokens, plan.refined, strict=True):
@@ -296,6 +302,10 @@ def _check_choices(plan: StagePlan) -> None:
             raise _invalid(f"a plan by {value!r}", f"one of {', '.join(options)}")
     if plan.references == "fine" and len(plan.stages) == 1:
         raise _invalid("references 'fine' in a plan of one stage", "'coarse': both say the same")
+    amplifier, most = plan.text_amplifier, MAX_AMPLIFIER if plan.transitions else 0.0
+    if not 0.0 <= amplifier <= most:
+        given = f"a text amplifier of {amplifier} in {len(plan.stages)} stages"
+        raise _invalid(given, f"at most {MAX_AMPLIFIER}, and a coarse stage to read it")
     if plan.positions != "fine" and not any(each.is_partial for each in plan.transitions):
         # Nothing would read it: on a whole grid both say the same.
         given = f"positions {plan.positions!r} in a plan without a mixed stage"

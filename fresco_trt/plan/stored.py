@@ -109,6 +109,8 @@ def plan_problems(plan: StagePlan, facts: ModelFacts) -> Iterator[tuple[str, str
         yield "a plan that refines what an edit touches", "a plan without 'edit': it edits nothing"
     if plan.references == "fine" and not facts.references:
         yield "a plan with references 'fine'", "a plan without 'references': it takes no pictures"
+    if plan.text_amplifier and not facts.text_biased:
+        yield "a plan with a text amplifier", "a plan without: its engines take no bias of the text"
     yield from _part_problems(plan, facts)
 
 

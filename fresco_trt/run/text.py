@@ -1,4 +1,4 @@
-"""The text of a stage that takes less of it than the prompt is encoded to.
+"""The text of a stage that takes less of it than the prompt is encoded to, or sees more of it.
 
 Beside the stages. Prompts are encoded to one length, the prompt's own tokens first and padding
 behind them. FLUX's attention sees the padding, so that a stage without part of it is another input
@@ -7,6 +7,7 @@ of the model: a choice of the plan's, which costs no token of the prompt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fresco_trt.errors import PromptTooLong
+from fresco_trt.plan.signature import TEXT_BIAS
 
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import StagePlan
@@ -51,10 +53,24 @@ def stage_inputs(
     request: Request, index: int, inputs: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
     """A branch's constant inputs for the stage counted from 0: of a text that is cut, a view, which
-    follows what is written to it.
+    follows what is written to it; the bias of one that is amplified is the stage's own.
     """
+    if more := amplification(request.plan, index):
+        bias = inputs[TEXT_BIAS]
+        inputs = {**inputs, TEXT_BIAS: bias + more * (bias == 0)}
     cut = _cut(request, index)
     return inputs if cut is None else {**inputs, TEXT: inputs[TEXT][:, : cut[0]]}
+
+
+def amplification(plan: StagePlan, index: int) -> float:
+    """What the stage counted from 0 adds to attention's scores of the prompt's own tokens.
+
+    ``rho / 2 * ln(N / n)``, for n tokens in the stage and N in the last one: a text token weighs
+    ``(N / n)^(rho / 2)`` times what it does at full resolution (Jenga, arXiv 2505.16864, whose code
+    adds ``-rho * log2(sqrt(n / N))`` to scores that it takes 2 to the power of). Jenga leaves the
+    text's own queries alone; here all queries see it, for the bias is one row for all of them.
+    """
+    return plan.text_amplifier / 2 * math.log(plan.tokens[-1] / plan.tokens[index])
 
 
 def stage_tables(

@@ -195,6 +195,7 @@ PRESETS = {
     "shift": ("flux", "fast,shift=4"),
     "solver": ("flux", "fast,solver=unipc"),
     "text_tokens": ("flux", "turbo,text_tokens=128+256+512"),
+    "text_amplifier": ("hunyuan-video", "turbo,text_amplifier=0.5"),
     "tube": ("hunyuan-video", "fresco-18,tube=true"),
     "threshold": ("flux-kontext", "specedit,threshold=0.4"),
     "references": ("flux-kontext", "fast,references=fine"),

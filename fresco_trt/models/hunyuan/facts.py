@@ -98,6 +98,7 @@ HUNYUAN_VIDEO = ModelFacts(
     fixed_shift=7.0,
     text_masked=True,
     text_layers=2,
+    text_biased=True,
     margins=True,
     calibrated=False,
 )

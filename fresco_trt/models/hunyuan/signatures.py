@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 from fresco_trt.models.stage_graphs import StageShape, bypass_graph, full_graph, no_graph
 from fresco_trt.plan.caching import CacheSite
 from fresco_trt.plan.facts import ModelFacts
-from fresco_trt.plan.signature import GraphSignature
+from fresco_trt.plan.signature import TEXT_BIAS, GraphSignature
 
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import Action, StagePlan
 
-BIAS = "text_bias"
-"""The engine input [B,T] that is added to what attention scores a text token with: 0 for a prompt's
-own tokens, and -10,000 for the padding behind them, which nothing then sees."""
+BIAS = TEXT_BIAS
 
 
 def full_signature(

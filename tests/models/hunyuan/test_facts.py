@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from fresco_trt.backends.fake import FakeRunner
 from fresco_trt.cli.tables import plan_table
 from fresco_trt.errors import (
     FrescoError,
@@ -21,12 +24,18 @@ from fresco_trt.files import peak_memory
 from fresco_trt.lower.request import BuildRequest, resolve
 from fresco_trt.models.hunyuan.config import transformer_config
 from fresco_trt.models.hunyuan.facts import HUNYUAN_VIDEO
+from fresco_trt.models.hunyuan.family import HUNYUAN
 from fresco_trt.models.hunyuan.layers import graph_parameters, with_blocks
-from fresco_trt.models.registry import family_of
+from fresco_trt.models.registry import family_of, model_facts
 from fresco_trt.plan.cost import flops_of_step, plan_cost, plan_summary
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
+from fresco_trt.plan.signature import TEXT_BIAS
+from fresco_trt.plan.stored import check_plan
+from fresco_trt.run.denoise import Denoiser
+from fresco_trt.run.request import Conditioning, engine_name
+from fresco_trt.run.text import amplification
 
 MIXED = Preset(steps=(2, 1, 1), switch=(0.8, 0.5), refine=((("even", 0.25),), ()), window=1)
 
@@ -138,6 +147,73 @@ def test_a_plan_has_tubes_of_whole_frames_and_nothing_but_tubes() -> None:
         plan_from_preset(HUNYUAN_VIDEO, tube, size=(960, 544))
     with pytest.raises(InvalidPlan, match="a tube without refinements"):
         Preset(steps=(1,), tube=True)
+
+
+def test_coarse_stages_amplify_the_text_as_jenga_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its code adds rho at half the side, -rho * log2(sqrt(1/4)), to what 2 is taken the power of:
+    at rho 0.5 a token of the text weighs 2^0.5 as much.
+    """
+    asked: dict[str, Any] = {"stages": 3, "size": (1280, 704, 129)}
+    plan = make_plan(HUNYUAN_VIDEO, preset="balanced,text_amplifier=0.5", **asked)
+    weights = [math.exp(amplification(plan, index)) for index in range(3)]
+    assert weights == pytest.approx([2, 2**0.5, 1])
+    assert (plan.preset, type(plan).from_json(plan.to_json())) == (None, plan)
+    assert "text_amplifier" not in make_plan(HUNYUAN_VIDEO, **asked).to_json()
+    plan_table(plan_summary(HUNYUAN_VIDEO, plan))
+    assert "a prompt's tokens weigh 2.00x, 1.41x, 1.00x" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_stage_amplifies_a_prompts_own_tokens_and_nothing_else() -> None:
+    plan = replace(plan_from_preset(HUNYUAN_VIDEO, MIXED, size=(64, 64, 9)), text_amplifier=0.5)
+    signatures = {
+        engine_name(index, action): HUNYUAN.graphs.signature(
+            HUNYUAN_VIDEO, plan, index, action, text_tokens=8
+        )
+        for index, action in plan.graphs
+    }
+    bias = torch.tensor([[0.0] * 5 + [-1e4] * 3])
+    shape = signatures["stage1.full"].input("text").shape
+    given = {"text": torch.ones(shape), "pooled": torch.ones(1, 768), "guidance": torch.ones(1)}
+    with ExitStack() as scope:
+        fakes = {name: scope.enter_context(FakeRunner(each)) for name, each in signatures.items()}
+        denoiser = Denoiser.of(HUNYUAN_VIDEO, plan, fakes, text_tokens=8)
+        list(denoiser.steps(Conditioning(inputs={**given, TEXT_BIAS: bias}), 1))
+    for index in range(3):
+        for call in fakes[engine_name(index, "full")].calls:
+            more = amplification(plan, index)
+            assert torch.equal(call[TEXT_BIAS], bias + more * (bias == 0))
+            assert torch.equal(call["text"], given["text"])
+    assert amplification(plan, 1) == pytest.approx(0.25 * math.log(48 / 21))
+
+
+@pytest.mark.parametrize(
+    ("model", "stages", "asked", "said"),
+    [
+        ("flux", 3, "0.5", "text_amplifier=0.5 of flux in 3 stages; expected a coarse stage of"),
+        ("qwen-image", 2, "0.5", "text_amplifier=0.5 of qwen-image in 2 stages"),
+        ("hunyuan-video", 1, "0.5", "text_amplifier=0.5 of hunyuan-video in 1 stage;"),
+        ("hunyuan-video", 2, "-1", "text_amplifier=-1; expected a number above 0, up to 4"),
+        ("hunyuan-video", 2, "5", "text_amplifier=5; expected"),
+    ],
+)
+def test_an_amplifier_that_no_stage_could_read_is_refused(
+    model: str, stages: int, asked: str, said: str
+) -> None:
+    with pytest.raises(PlanError, match=said):
+        make_plan(model_facts(model), stages=stages, preset=f"turbo,text_amplifier={asked}")
+
+
+def test_a_plan_from_a_file_amplifies_where_there_are_engines_for_it() -> None:
+    facts = model_facts("flux")
+    plan = replace(make_plan(facts, stages=2), text_amplifier=0.5)
+    with pytest.raises(InvalidPlan, match="a plan with a text amplifier, for flux"):
+        check_plan(plan, facts)
+    with pytest.raises(InvalidPlan, match="a text amplifier of flux"):
+        family_of(facts).graphs.signature(facts, plan, 0, text_tokens=512)
+    with pytest.raises(InvalidPlan, match=r"a text amplifier of 0\.5 in 1 stages"):
+        replace(make_plan(HUNYUAN_VIDEO, stages=1), text_amplifier=0.5)
 
 
 @pytest.mark.parametrize(("preset", "ratio"), [("fresco-23", 3.91), ("fresco-18", 4.92)])

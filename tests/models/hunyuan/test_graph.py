@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,24 @@ def test_the_graph_is_diffusers_transformer_whatever_the_padding(
     expected = by_diffusers(model, given, own, grid)
     torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(velocity, other)
+
+
+def test_an_amplified_text_is_one_whose_tokens_stand_there_twice() -> None:
+    """Ln 2 more for each of the prompt's own tokens; what refines them sees a mean, and no more."""
+    model, own = load_transformer("random", SMALL), 5
+    given = inputs_of(full_signature(SMALL, CLIP.tokens, T), CLIP, own)
+    amplified = given[BIAS] + math.log(2) * (given[BIAS] == 0)
+    order = torch.tensor([*range(own), *range(T)])
+    rows = torch.tensor([*order, *range(T, T + CLIP.tokens)])
+    twice = given | {name: given[name][:, order] for name in ("text", BIAS)}
+    twice |= {name: given[name][rows] for name in ("rope_cos", "rope_sin")}
+    one = graph_from_signature(model, full_signature(SMALL, CLIP.tokens, T))
+    two = graph_from_signature(model, full_signature(SMALL, CLIP.tokens, T + own))
+    with torch.no_grad():
+        (velocity,), (expected,) = one(*(given | {BIAS: amplified}).values()), two(*twice.values())
+        (plain,) = one(*given.values())
+    torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=1e-5)
+    assert (velocity - plain).abs().max() > 1e-3
 
 
 def test_packing_is_undone_and_positions_are_frame_row_and_column() -> None:
