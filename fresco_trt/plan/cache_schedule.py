@@ -7,9 +7,9 @@ first step is full, and what the stage before computed is never used.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import IncompatibleOptions, InvalidPlan, PlanError
 from fresco_trt.plan.caching import (
@@ -52,6 +52,18 @@ def cached(plan: StagePlan, asked: CacheConfig) -> StagePlan:
     if not any("bypass" in stage.actions for stage in stages):
         raise _skips_nothing(plan, asked)
     return replace(plan, stages=stages, cache=chosen)
+
+
+def as_published(asked: CacheConfig, rows: Mapping[str, CacheConfig], stages: int) -> CacheConfig:
+    """The cache that was asked for with what it leaves open as in the model's own of ``rows``, by
+    name: the papers' tables, which know one stage. Several stages have the usual rule.
+    """
+    if asked.name not in rows or stages > 1:
+        return asked
+    keys = ("max_order",) if asked.actions else ("interval", "warmup_steps", "max_order")
+    open_ = [key for key in keys if getattr(asked, key) is None]
+    changes: dict[str, Any] = {key: getattr(rows[asked.name], key) for key in open_}
+    return replace(asked, **changes)
 
 
 def find_cache(name: str) -> CacheTraits:

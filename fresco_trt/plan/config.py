@@ -30,9 +30,11 @@ class CacheConfig(Config):
     name: str = NONE
     """A predictor's name ("hicache"), or "none"."""
     interval: int | None = None
-    """One full step in so many, in each stage; default 7 with one stage, else 2."""
+    """One full step in so many, in each stage; default with one stage that of the model's papers,
+    or 7, else 2."""
     warmup_steps: int | None = None
-    """Full steps at the start of each stage; default 3 with one stage, else 2."""
+    """Full steps at the start of each stage; default with one stage that of the model's papers, or
+    3, else 2."""
     max_order: int | None = None
     """Order of the extrapolation: 1 a line, 2 a parabola, 3 a cubic; default the predictor's."""
     actions: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.grid import Size
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.schedule import ShiftRule, dynamic_mu
@@ -49,7 +50,8 @@ class ModelFacts:
     own before the others, and ``text_biased`` that engines take what hides it as a bias, so that a
     stage may amplify the rest. With ``margins`` a grid may be one token larger than half of the
     next finer one, and stand out over it. ``calibrated`` is False for a model that nothing can be
-    measured of: no codes, no basis of a cache.
+    measured of: no codes, no basis of a cache. ``caches`` has by its name what the papers' tables
+    of this model have of a cache, in one stage.
     """
 
     name: str
@@ -90,6 +92,7 @@ class ModelFacts:
     text_biased: bool = False
     margins: bool = False
     calibrated: bool = True
+    caches: Mapping[str, CacheConfig] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         contradictions = {

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fresco_trt.errors import IncompatibleOptions, PlanError, UnknownPreset, UnsupportedStages
-from fresco_trt.plan.cache_schedule import cached, check_read, find_cache
+from fresco_trt.plan.cache_schedule import as_published, cached, check_read, find_cache
 from fresco_trt.plan.caching import NO_CACHE, spelling_of
 from fresco_trt.plan.clips import of_a_clip
 from fresco_trt.plan.config import NONE, CacheConfig, PresetConfig
@@ -137,7 +137,7 @@ def plan_from_preset(
         references=preset.references,
         text_amplifier=preset.text_amplifier,
     )
-    return cached(plan, preset.cache)
+    return cached(plan, as_published(preset.cache, facts.caches, len(levels)))
 
 
 def spectral_switches(

@@ -6,6 +6,7 @@ scheduler: every size has the shift 7. The spectrum of these latents was not mea
 
 from __future__ import annotations
 
+from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.presets import Preset
 
@@ -66,6 +67,15 @@ def _fresco(steps: tuple[int, int, int]) -> Preset:
 # the same for both, the switches are those of the model's points for pictures.
 _FRESCO_PRESETS = {"fresco-23": {3: _fresco((4, 10, 9))}, "fresco-18": {3: _fresco((5, 5, 8))}}
 
+# Of 50 steps 10, 8 and 9 are full. TaylorSeer's repository has interval, order and warm-up of this
+# model (arXiv 2503.06923, code). HiCache's table has interval and order (arXiv 2508.16984), SVD-
+# Cache's the interval (2601.07396); their FLOPs are those of a warm-up of one step.
+_CACHES = {
+    "taylor": CacheConfig(name="taylor", interval=5, warmup_steps=1, max_order=1),
+    "hicache": CacheConfig(name="hicache", interval=7, warmup_steps=1, max_order=2),
+    "svd": CacheConfig(name="svd", interval=6, warmup_steps=1),
+}
+
 HUNYUAN_VIDEO = ModelFacts(
     name="hunyuan-video",
     family="hunyuan",
@@ -101,6 +111,7 @@ HUNYUAN_VIDEO = ModelFacts(
     text_biased=True,
     margins=True,
     calibrated=False,
+    caches=_CACHES,
 )
 
 HUNYUAN_FACTS = (HUNYUAN_VIDEO,)

@@ -27,7 +27,9 @@ from fresco_trt.models.hunyuan.facts import HUNYUAN_VIDEO
 from fresco_trt.models.hunyuan.family import HUNYUAN
 from fresco_trt.models.hunyuan.layers import graph_parameters, with_blocks
 from fresco_trt.models.registry import family_of, model_facts
+from fresco_trt.plan.caching import CachePlan
 from fresco_trt.plan.cost import flops_of_step, plan_cost, plan_summary
+from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
@@ -214,6 +216,40 @@ def test_a_plan_from_a_file_amplifies_where_there_are_engines_for_it() -> None:
         family_of(facts).graphs.signature(facts, plan, 0, text_tokens=512)
     with pytest.raises(InvalidPlan, match=r"a text amplifier of 0\.5 in 1 stages"):
         replace(make_plan(HUNYUAN_VIDEO, stages=1), text_amplifier=0.5)
+
+
+CALIBRATED = replace(HUNYUAN_VIDEO, calibrated=True)
+
+
+@pytest.mark.parametrize(
+    ("facts", "cache", "full", "order"),
+    [
+        (HUNYUAN_VIDEO, "taylor", 10, 1),
+        (HUNYUAN_VIDEO, "hicache", 8, 2),
+        (CALIBRATED, "svd", 9, None),
+        (HUNYUAN_VIDEO, "reuse", 9, 0),
+        (HUNYUAN_VIDEO, "taylor,warmup_steps=3", 12, 1),
+        (HUNYUAN_VIDEO, "hicache,interval=5,max_order=1", 10, 1),
+        (HUNYUAN_VIDEO, f"taylor,actions=FFFB{'FB' * 23}", 26, 1),
+        (model_facts("flux"), "taylor", 9, None),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)[:24]),
+)
+def test_caches_of_one_stage_are_those_of_the_papers_tables(
+    facts: ModelFacts, cache: str, full: int, order: int | None
+) -> None:
+    """50 steps of which 10, 8 or 9 are full give the published ratios of FLOPs."""
+    plan = make_plan(facts, stages=1, steps=50, cache=cache)
+    assert plan.full_steps == full
+    assert plan.cache is not None
+    own = plan.cache.traits.default_order if order is None else order
+    assert plan.cache.max_order == own
+
+
+def test_several_stages_keep_the_usual_rule_of_a_cache() -> None:
+    plan = make_plan(HUNYUAN_VIDEO, stages=2, cache="hicache")
+    assert plan.stages[0].actions[:6] == ("full", "full", "bypass", "full", "bypass", "full")
+    assert plan.cache == CachePlan(name="hicache", max_order=2)
 
 
 @pytest.mark.parametrize(("preset", "ratio"), [("fresco-23", 3.91), ("fresco-18", 4.92)])
