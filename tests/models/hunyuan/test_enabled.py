@@ -1,6 +1,6 @@
 """One line on a HunyuanVideoPipeline: diffusers' own clip in one stage, our bundle's in several.
 
-A random model of two narrow blocks at 64x48 and 9 frames.
+A random model of two narrow blocks at 32x48 and 5 frames.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-SIZE = (64, 48, 9)  # 3 rows of tokens, of which there is no half
+SIZE = (32, 48, 5)  # 3 rows of tokens, of which there is no half
 PROMPT = "a red apple"
 TEXT = 24
 SHORT = Preset(steps=(2, 2), switch=(0.7,))
@@ -114,7 +114,7 @@ HONOURED: dict[str, Callable[[Any], dict[str, Any]]] = {
     "callback": lambda pipe: {
         "callback_on_step_end": changed,
         "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
-        "latents": torch.randn(1, 16, 3, 6, 8, generator=seeded(3)[0]),
+        "latents": torch.randn(1, 16, 2, 6, 4, generator=seeded(3)[0]),
     },
 }
 
@@ -132,7 +132,7 @@ def test_frames_have_diffusers_own_form_and_disable_gives_it_back(pipe: Any) -> 
     plain = call(pipe, **given)
     fresco_trt.enable(pipe, stages=1)
     drawn = call(pipe, **given)
-    assert drawn.shape == plain.shape == (1, 9, 48, 64, 3)
+    assert drawn.shape == plain.shape == (1, 5, 48, 32, 3)
     assert np.abs(drawn - plain).max() * 255 <= 2
     fresco_trt.disable(pipe)
     assert type(pipe).__mro__[0].__module__.startswith("diffusers.")
@@ -155,11 +155,11 @@ def test_stages_and_a_cache_draw_our_own_pipelines_clip(pipe: Any, tmp_path: Pat
         (frames,) = call(pipe, callback_on_step_end=see)
         found = np.stack([np.asarray(each, dtype=int) for each in frames])
         assert np.abs(found - wanted).max() <= 2
-    assert {*shapes} == {(3, 4, 4), (3, 6, 8)}  # of each stage, one with a margin
+    assert {*shapes} == {(2, 4, 2), (2, 6, 4)}  # of each stage, one with a margin
     with pytest.raises(
-        UnsupportedSize, match=r"num_frames=5 with engines for 64x48x9.*num_frames=9"
+        UnsupportedSize, match=r"num_frames=9 with engines for 32x48x5.*num_frames=5"
     ):
-        call(pipe, num_frames=5)
+        call(pipe, num_frames=9)
     with pytest.raises(IncompatibleOptions, match=r"a text of .* tokens with engines for 24"):
         call(pipe, prompt="a " * 40, max_sequence_length=64)
     with torch.no_grad():
@@ -177,11 +177,11 @@ GAPS = {"prompt_attention_mask": torch.tensor([[1.0, 0.0, 1.0] * 8] * 2)}
 NO_POOLED = {"pooled_prompt_embeds": None}
 REFUSED: list[tuple[Any, type[Exception], str]] = [
     ({"sigmas": [1.0]}, IncompatibleOptions, "the stage plan decides"),
-    ({"num_frames": 10}, UnsupportedSize, "num_frames=9 or width=64, height=48, num_frames=13"),
+    ({"num_frames": 10}, UnsupportedSize, "num_frames=9 or width=32, height=48, num_frames=13"),
     ({"num_frames": 9.5}, InvalidArgument, "num_frames=9.5; expected a whole number"),
     ({"num_videos_per_prompt": 0}, IncompatibleOptions, "num_videos_per_prompt=0"),
     ({"width": 70}, InvalidArgument, "divisible by 16"),
-    ({"latents": torch.zeros(1, 36, 64)}, IncompatibleOptions, r"\(1, 16, 3, 6, 8\), noise"),
+    ({"latents": torch.zeros(1, 36, 64)}, IncompatibleOptions, r"\(1, 16, 2, 6, 4\), noise"),
     ({"attention_kwargs": {"mask": 1}}, IncompatibleOptions, "attention_kwargs with mask"),
     ({"image": 1}, IncompatibleOptions, "image in a call of an enabled HunyuanVideoPipeline"),
     ({"num_inference_steps": 3}, IncompatibleOptions, "num_inference_steps=3 with a plan of 4"),
@@ -246,7 +246,15 @@ def with_another_scheduler(pipe: Any) -> Callable[[], None]:
     return with_another_part(pipe, pipe, "scheduler", other)
 
 
+def with_a_part_of_several_gpus(pipe: Any) -> Callable[[], None]:
+    """As context parallelism leaves it; diffusers has no plan of it for this transformer."""
+    assert pipe.transformer._cp_plan is None
+    processor = pipe.transformer.transformer_blocks[0].attn.processor
+    return with_another_part(pipe, processor, "_parallel_config", object())
+
+
 CHANGES = {
+    with_a_part_of_several_gpus: "is one part of several in parallel",
     with_an_adapter_on_the_embedder: "whose x_embedder.proj is of the class",
     with_other_positions: "whose rope is of the class",
     with_another_scheduler: "a scheduler of the class",

@@ -168,7 +168,9 @@ def test_coarse_stages_amplify_the_text_as_jenga_does(capsys: pytest.CaptureFixt
 
 
 def test_a_stage_amplifies_a_prompts_own_tokens_and_nothing_else() -> None:
-    plan = replace(plan_from_preset(HUNYUAN_VIDEO, MIXED, size=(64, 64, 9)), text_amplifier=0.5)
+    """And a stage of tubes has the same places of every latent frame."""
+    preset = replace(MIXED, refine=((("edge", 0.25),), ()), tube=True, text_amplifier=0.5)
+    plan = plan_from_preset(HUNYUAN_VIDEO, preset, size=(64, 64, 9))
     signatures = {
         engine_name(index, action): HUNYUAN.graphs.signature(
             HUNYUAN_VIDEO, plan, index, action, text_tokens=8
@@ -181,7 +183,11 @@ def test_a_stage_amplifies_a_prompts_own_tokens_and_nothing_else() -> None:
     with ExitStack() as scope:
         fakes = {name: scope.enter_context(FakeRunner(each)) for name, each in signatures.items()}
         denoiser = Denoiser.of(HUNYUAN_VIDEO, plan, fakes, text_tokens=8)
-        list(denoiser.steps(Conditioning(inputs={**given, TEXT_BIAS: bias}), 1))
+        steps = denoiser.steps(Conditioning(inputs={**given, TEXT_BIAS: bias}), 1)
+        _, _, mixed, _ = (step.mixed for step in steps)
+    assert mixed is not None
+    frames = mixed.refined.reshape(3, 1)
+    assert (frames - frames[0]).flatten().tolist() == [0, 4, 8]
     for index in range(3):
         for call in fakes[engine_name(index, "full")].calls:
             more = amplification(plan, index)
