@@ -5,11 +5,11 @@ The data path, one folder or file a step::
     schedule -> stage plan -> stage graphs -> engines -> bundle => runners -> sampler -> pipeline
     plan/       plan/         lower/          backends/  bundle/   backends/  run/       pipelines/
 
-Left of the double arrow happens once, ahead of time: ``plan`` makes numbers, ``build`` makes a
-bundle of engines. Right of it happens for every picture and needs only the bundle:
-``FrescoPipeline``. The command line, ``fresco-trt``, is a thin shell over the same calls. Beside
-it: ``enable`` puts the sampler into a diffusers pipeline, and ``torch.compile`` takes the backend
-"fresco_trt" for models without a plan.
+Left of the double arrow happens once, ahead of time: ``plan`` makes numbers, ``tune`` finds the
+best ones for weights, ``build`` makes a bundle of engines. Right of it happens for every picture
+and needs only the bundle: ``FrescoPipeline``. The command line, ``fresco-trt``, is a thin shell
+over the same calls. Beside it: ``enable`` puts the sampler into a diffusers pipeline, and
+``torch.compile`` takes the backend "fresco_trt" for models without a plan.
 
 Importing this package imports neither torch nor any engine library; they come with the first call
 that needs them.
@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import FrescoError
 
-# The function ``plan`` shares its name with the subpackage ``fresco_trt.plan``. Python sets that
+# The functions ``plan`` and ``tune`` share their names with subpackages. Python sets such an
 # attribute when the subpackage is first imported, which is here, and only then: the function bound
 # afterwards stays.
 import_module("fresco_trt.plan")
-from fresco_trt.api import plan, pretrained  # noqa: E402
+import_module("fresco_trt.tune")
+from fresco_trt.api import plan, pretrained, tune  # noqa: E402
 
 if TYPE_CHECKING:
     from fresco_trt.lower.build import build
@@ -58,6 +59,7 @@ __all__ = [
     "enable",
     "plan",
     "pretrained",
+    "tune",
 ]
 
 

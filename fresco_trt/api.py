@@ -1,4 +1,4 @@
-"""The light half of the public calls: planning, and where the bundled models are.
+"""The light half of the public calls: planning, tuning, and where the bundled models are.
 
 Beside the data path: names to numbers and names to folders. ``build`` and ``FrescoPipeline``, which
 need torch, stay in their own files; the package's ``__init__`` puts all of them under one roof.
@@ -7,12 +7,23 @@ What a call needs it imports itself: whoever imports the package may want anothe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fresco_trt.errors import WeightsNotFound
-from fresco_trt.plan.arguments import optional, preset_of, python_door, size_of, whole, word
+from fresco_trt.plan.arguments import (
+    finite,
+    flag,
+    optional,
+    place,
+    preset_of,
+    python_door,
+    size_of,
+    whole,
+    word,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fresco_trt.plan.config import CacheConfig, PresetConfig
@@ -66,6 +77,62 @@ def plan(
         steps=optional(whole, "steps", steps),
         cache=cache,
     )
+
+
+@python_door
+def tune(
+    model: str,
+    *,
+    speed: float | None = None,
+    floor: str | None = None,
+    weights: str | None = None,
+    prompts: str | Path | None = None,
+    scorer: str | Callable[..., Any] | None = None,
+    size: Size | str | None = None,
+    backend: str | None = None,
+    quick: bool = False,
+    out: str | Path = "plan.json",
+) -> StagePlan:
+    """The best plan for a model's weights on this machine, among every kind of plan there is.
+
+    Either ``speed`` says how many times less time than the plain pipeline a picture may take, and
+    the closest plan is found; or ``floor``, "ssim=0.9", how close it has to be, and the fastest is.
+    Closeness is to the model's own many-step picture of the same prompt and seed: "ssim", and
+    "perceptual" by an ImageNet network (extra ``tune``). ``scorer`` adds a "score": a function of a
+    PIL picture and its prompt that gives a number, or "module:function"; one unit of it weighs as
+    much as one of SSIM. ``prompts`` is a text file, a prompt a line; by default what the model is
+    calibrated on. ``weights``, ``size`` and ``backend`` are as those of :func:`build`. ``quick``
+    compares fewer candidates on fewer pictures.
+
+    The plan is written to ``out``, as ``fresco-trt plan --json`` writes it, and a table, a report
+    and the engines beside it, in ``<out>.tune``. A call that was killed goes on where it was when
+    it is made again. Plain sampling with few steps competes to the end, and wins where it is best.
+
+    Raises InvalidArgument for an argument of another type, PlanError for a wrong target or scorer,
+    IncompatibleOptions for two targets or none, and where an unfinished run was asked for something
+    else, CalibrationError for prompts that cannot be read, WeightsNotFound, BackendUnavailable,
+    OutputNotWritable, ScorerFailed, and TargetNotReached for a target that nothing reaches, when
+    the best plan there is was written; all are FrescoErrors.
+    """
+    import logging
+
+    from fresco_trt.backends.base import silent
+    from fresco_trt.tune.job import run
+    from fresco_trt.tune.options import Options, parse_floor
+
+    options = Options(
+        model=word("model", model),
+        speed=optional(finite, "speed", speed),
+        floor=None if floor is None else parse_floor(word("floor", floor)),
+        weights=None if weights is None else str(place("weights", weights)),
+        prompts=optional(place, "prompts", prompts),
+        scorer=scorer if scorer is None or callable(scorer) else word("scorer", scorer),
+        size=optional(size_of, "size", size),
+        backend=optional(word, "backend", backend),
+        quick=flag("quick", quick),
+        out=place("out", out),
+    )
+    return run(options, silent, logging.getLogger("fresco_trt.tune").info).plan
 
 
 @python_door

@@ -308,6 +308,21 @@ class ExportInvalid(ProfileError):
     exit_code: ClassVar[int] = 2
 
 
+# --- tuning ---------------------------------------------------------------------------------
+
+
+class TuneError(FrescoError):
+    """A plan could not be tuned."""
+
+
+class ScorerFailed(TuneError):
+    """The user's scorer raised, or gave what is no number."""
+
+
+class TargetNotReached(TuneError):
+    """No candidate is as fast, or as close, as was asked; the best there is was written."""
+
+
 # --- showing what there is --------------------------------------------------------------------
 
 

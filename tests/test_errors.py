@@ -60,6 +60,9 @@ TREE = {
     "ProfileError": (errors.FrescoError, 1),
     "ProfilerUnavailable": (errors.ProfileError, 2),
     "ExportInvalid": (errors.ProfileError, 2),
+    "TuneError": (errors.FrescoError, 1),
+    "ScorerFailed": (errors.TuneError, 1),
+    "TargetNotReached": (errors.TuneError, 1),
     "ReportError": (errors.FrescoError, 2),
 }
 

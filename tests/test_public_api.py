@@ -48,6 +48,13 @@ SIGNATURES = {
     ),
     "disable": "(pipe: 'Any') -> 'None'",
     "pretrained": "(name: 'str') -> 'Path'",
+    "tune": (
+        "(model: 'str', *, speed: 'float | None' = None, floor: 'str | None' = None, "
+        "weights: 'str | None' = None, prompts: 'str | Path | None' = None, "
+        "scorer: 'str | Callable[..., Any] | None' = None, size: 'Size | str | None' = None, "
+        "backend: 'str | None' = None, quick: 'bool' = False, "
+        "out: 'str | Path' = 'plan.json') -> 'StagePlan'"
+    ),
     "FrescoPipeline.from_bundle": (
         "(path: 'str | os.PathLike[str]', *, trust_native_code: 'bool' = False, "
         "verify_key: 'str | Path | None' = None, lazy: 'bool' = False, contexts: 'int' = 1) "

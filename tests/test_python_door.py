@@ -37,6 +37,18 @@ OF_BUILD = {name: WRONG[name] for name in ("model", "stages", "preset", "size", 
     "weights": [3, "/nope", object()],
     "out": [3, "/proc/x/y"],
 }
+OF_TUNE = {
+    "model": WRONG["model"],
+    "size": [each for each in WRONG["size"] if each != "72x72"],  # has one stage, which is enough
+    "speed": ["x", nan, inf, 0, 1, -1, True],
+    "floor": [3, "x", "ssim", "ssim=x", "ssim=2", "lpips=0.1", "score=0.5"],
+    "weights": [3, "/nope", object()],
+    "prompts": [3, "/nope"],
+    "scorer": [3, "x", "json:nothing"],
+    "backend": [3, "nope"],
+    "quick": [1, "yes", None],
+    "out": [3, "/proc/x/y.json", "plan.txt"],
+}
 OF_ENABLE = {name: WRONG[name] for name in ("stages", "preset", "delta", "shift", "cache")} | {
     "model": [3, "nope"],
     "engines": [3, "/nope", "/etc/passwd"],
@@ -102,6 +114,16 @@ def test_build_refuses_in_its_own_words(tmp_path: Path) -> None:
     for name, value in cases(OF_BUILD):
         refused(lambda **wrong: fresco_trt.build(**{**base, **wrong}), name, value)
     assert not (tmp_path / "out").exists()
+
+
+def test_tune_refuses_in_its_own_words(tmp_path: Path) -> None:
+    base: dict[str, Any] = {"model": "flux-tiny", "size": (64, 64), "backend": "eager"}
+    base |= {"out": tmp_path / "plan.json"}
+    for name, value in cases(OF_TUNE):
+        given = base if name == "floor" else {**base, "speed": 2.0}
+        refused(lambda given=given, **wrong: fresco_trt.tune(**{**given, **wrong}), name, value)
+    refused(lambda **wrong: fresco_trt.tune(**base, **wrong), "floor", None)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("path", [None, 3, "", "/etc/passwd", "/nope"])

@@ -131,8 +131,11 @@ class EnginePool:
         transformer: Module,
         progress: Progress = silent,
         quantizer: Quantizer | None = None,
+        *,
+        precision: str = "fp32",
     ) -> None:
-        """Build engines of these kinds, over one file of weights, quantised where asked.
+        """Build engines of these kinds, over one file of weights, in the ``precision`` that those
+        of the transformer have, or quantised where asked.
 
         Once a folder, with every kind: graphs that came later would lie over weights of another
         layout. Raises what the backend's ``build`` raises, ExportError, and ValueError for a folder
@@ -144,7 +147,10 @@ class EnginePool:
             raise ValueError(f"engines for {given} tokens in a folder with some for {list(have)}")
         self._folder.mkdir(parents=True, exist_ok=True)
         ordered = {kind: signatures[kind] for kind in wanted}
-        files = self._built(ordered, transformer, progress, quantizer)
+        if quantizer is not None:
+            precision = quantizer.recipe.precision
+        options = BuildOptions(folder=self._folder, precision=precision, progress=progress)
+        files = self._built(ordered, transformer, options, quantizer)
         stored = {kind.key: list(names) for kind, names in zip(wanted, files, strict=True)}
         with writing(self._folder):
             (self._folder / LIST).write_text(json.dumps(stored) + "\n", encoding="utf-8")
@@ -172,15 +178,13 @@ class EnginePool:
         self,
         signatures: Mapping[Kind, GraphSignature],
         transformer: Module,
-        progress: Progress,
+        options: BuildOptions,
         quantizer: Quantizer | None,
     ) -> list[tuple[str, ...]]:
         from fresco_trt.lower.export import export_stages
         from fresco_trt.lower.weights import write_source
 
-        family = family_of(self._facts)
-        precision = "fp32" if quantizer is None else quantizer.recipe.precision
-        options = BuildOptions(folder=self._folder, precision=precision, progress=progress)
+        family, progress = family_of(self._facts), options.progress
         with TemporaryDirectory(dir=self._folder, prefix=".work-") as work:
             source = Path(work) / "transformer"
             graphs: tuple[StageGraph, ...] = tuple(

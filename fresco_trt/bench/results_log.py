@@ -96,6 +96,14 @@ def differences(path: Path, header: Mapping[str, Any]) -> list[str]:
     return _differences(lines[0], header)
 
 
+def unfinished(path: Path) -> Line:
+    """The header of a log that something was measured into and that was not completed; empty for
+    any other file, and for none.
+    """
+    lines = _lines(path) if path.is_file() else []
+    return {} if len(lines) < 2 or _is_complete(lines) else lines[0]
+
+
 def _is_complete(lines: Sequence[Line]) -> bool:
     return any("complete" in line for line in lines)
 

@@ -29,6 +29,7 @@ from fresco_trt.cli.report import report
 from fresco_trt.cli.serve import serve
 from fresco_trt.cli.sign import sign
 from fresco_trt.cli.termination import TERMINATED, termination
+from fresco_trt.cli.tune import tune
 from fresco_trt.cli.verify import verify
 from fresco_trt.cli.video import video
 from fresco_trt.errors import FrescoError
@@ -43,7 +44,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     *(plan, build, generate, edit, video, verify, inspect, sign, doctor, calibrate, bench, report),
-    *(export_triton, profile, serve),
+    *(tune, export_triton, profile, serve),
 )
 for command in COMMANDS:
     app.command(cls=Command)(command)

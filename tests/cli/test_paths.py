@@ -39,6 +39,7 @@ COMMANDS = {
     "sign": ["sign", "--engines", "x", "--key"],
     "prompts": ["calibrate", *TINY, "--measure", "basis", "--prompts"],
     "report": ["bench", *TINY, "--out"],
+    "tune": ["tune", *TINY, "--speed", "2", "--prompts"],
 }
 
 
@@ -64,6 +65,7 @@ def test_a_command_refuses_it_by_the_option(
     [
         lambda path: fresco_trt.build("flux-tiny", stages=2, backend="eager", out=path),
         lambda path: fresco_trt.build("flux-tiny", stages=2, backend="eager", weights=path),
+        lambda path: fresco_trt.tune("flux-tiny", speed=2.0, out=path),
         lambda path: fresco_trt.FrescoPipeline.from_bundle(path),
         lambda path: fresco_trt.FrescoPipeline.from_bundle(Path(path)),
         lambda path: fresco_trt.FrescoPipeline.from_bundle("x", verify_key=path),

@@ -1,0 +1,246 @@
+"""A whole tune of the demo's student at 64x64: files, resuming, scorers, targets out of reach."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL.Image import Image
+
+from fresco_trt.cli.main import main
+from fresco_trt.errors import (
+    CalibrationError,
+    IncompatibleOptions,
+    PlanError,
+    ScorerFailed,
+    TargetNotReached,
+)
+from fresco_trt.models.registry import model_facts
+from fresco_trt.plan.stored import check_plan, read_plan
+from fresco_trt.tune import job
+from fresco_trt.tune.job import Effort
+from fresco_trt.tune.options import Options, parse_floor
+from fresco_trt.tune.prompts import MOST, read_prompts
+from fresco_trt.tune.scorer import load_scorer, score_of
+
+MODEL = "flux-tiny-turbo"
+EFFORT = Effort(rounds=((8, 1), (3, 2)), turns=1, sampled=6, beside=1)
+
+
+def silent(*told: object) -> None:
+    """Nobody listens."""
+
+
+def options_of(folder: Path, **given: Any) -> Options:
+    (folder / "prompts.txt").write_text("a star\n\na cat on a red background\n", encoding="utf-8")
+    asked = {"model": MODEL, "size": (64, 64), "backend": "eager", "out": folder / "plan.json"}
+    target = {} if "floor" in given else {"speed": 1.5}
+    return Options(**{**asked, **target, "prompts": folder / "prompts.txt", **given})
+
+
+def run(options: Options, said: list[str] | None = None) -> job.Tuned:
+    return job.run(options, silent, silent if said is None else said.append, EFFORT)
+
+
+class Killed(BaseException):
+    """What ends a run at once."""
+
+
+class Counting:
+    """A scorer that remembers its calls, and ends the run or fails at one of them."""
+
+    def __init__(self, at: int | None = None, then: Callable[[], float] = lambda: 0.0) -> None:
+        self.at, self.then, self.calls = at, then, list[str]()
+
+    def __call__(self, picture: Image, prompt: str) -> float:
+        self.calls.append(prompt)
+        return self.then() if len(self.calls) == self.at else float(picture.width == 64)
+
+
+def killed() -> float:
+    raise Killed
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a run was killed and gone on with."""
+    return tmp_path_factory.mktemp("tune")
+
+
+@pytest.fixture(scope="module")
+def tuned(folder: Path) -> tuple[job.Tuned, int, list[str]]:
+    """A run that was killed, refused with other arguments, and gone on with; how many pictures were
+    scored before and after; and what it said.
+    """
+    before, after, said = Counting(5, killed), Counting(), list[str]()
+    with pytest.raises(Killed):
+        run(options_of(folder, scorer=before))
+    with pytest.raises(IncompatibleOptions, match=r"--speed 1.5, now 2.0") as caught:
+        run(options_of(folder, scorer=before, speed=2.0))
+    assert "--weights" not in str(caught.value)
+    found = run(options_of(folder, scorer=after), said)
+    return found, len(after.calls), said
+
+
+def test_a_killed_run_goes_on_where_it_was(tuned: tuple[job.Tuned, int, list[str]]) -> None:
+    found, scored, said = tuned
+    assert any("going on" in each for each in said)
+    assert any("engines of an earlier run" in each for each in said)
+    judged = sum(row["pictures"] for row in found.document["rows"])
+    assert scored == judged - 3 + 2  # three were kept, and the two many-step pictures are scored
+
+
+def test_the_plan_is_one_that_a_build_takes(
+    folder: Path, tuned: tuple[job.Tuned, int, list[str]]
+) -> None:
+    plan = read_plan(folder / "plan.json")
+    check_plan(plan, model_facts(MODEL))
+    assert plan == tuned[0].plan
+
+
+def test_the_document_has_all_that_was_found(
+    folder: Path, tuned: tuple[job.Tuned, int, list[str]]
+) -> None:
+    stored = json.loads((folder / "plan.tune" / "tune.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(tuned[0].document))
+    rows = stored["rows"]
+    assert stored["winner"] == rows[0]["name"]
+    assert stored["control"] in {row["name"] for row in rows[: stored["finalists"]]}
+    families = {row["family"] for row in rows}
+    assert "few-step" in families
+    assert len(families) > 2
+    assert all(row["speed"] >= 1.5 and -1 <= row["ssim"] < 1 + 1e-6 for row in rows)
+    assert all(row["pictures"] == 2 for row in rows[: stored["finalists"]])
+    assert rows[0]["score"] == 1.0
+    assert stored["reference"]["steps"] == 4
+    assert stored["beside"]["winner"]["speed"] > 0
+
+
+def test_the_report_shows_the_winner_beside_the_many_steps(
+    folder: Path, tuned: tuple[job.Tuned, int, list[str]]
+) -> None:
+    page = (folder / "plan.tune" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == len(tuned[0].pictures) >= 2
+    assert tuned[0].document["winner"] in page
+    assert page.count("<svg") >= 3
+
+
+def test_a_score_that_is_none_takes_its_candidate_out(
+    folder: Path, tuned: tuple[job.Tuned, int, list[str]]
+) -> None:
+    said = list[str]()
+    scorer = Counting(2, lambda: float("nan"))  # the first is the many-step picture's
+    found = run(options_of(folder, scorer=scorer), said)
+    ((name, reason),) = found.document["left_out"].items()
+    assert "the scorer gave nan" in reason
+    assert f"{name} is out" in " ".join(said)
+    assert name not in {row["name"] for row in found.document["rows"]}
+    with pytest.raises(ScorerFailed, match="the scorer raised ZeroDivisionError"):
+        run(options_of(folder, scorer=lambda picture, prompt: 1 / 0))
+
+
+def test_what_nothing_reaches_is_approached(
+    folder: Path, tuned: tuple[job.Tuned, int, list[str]]
+) -> None:
+    options = options_of(folder, floor=parse_floor("ssim=0.99999"), out=folder / "plan.json")
+    (options.state / "log.jsonl").unlink()
+    with pytest.raises(TargetNotReached, match=r"no plan reaches --floor ssim=0.99999") as caught:
+        run(options)
+    assert caught.value.exit_code == 1
+    stored = json.loads((options.state / "tune.json").read_text(encoding="utf-8"))
+    assert not stored["reached"]
+    assert read_plan(options.out).digest() == read_plan(options.out).digest()
+
+
+# --- wrong requests ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "without a prompt"),
+        (b"\n \n", "without a prompt"),
+        (b"caf\xe9\n", "cannot be read"),
+        (b"a cat\n" * 10_000, "with 10000 prompts"),
+    ],
+)
+def test_prompts_that_are_none_are_refused(tmp_path: Path, data: bytes, problem: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(data)
+    with pytest.raises(CalibrationError, match=problem):
+        read_prompts(path)
+    path.write_bytes(b"a cat\n" * MOST)
+    assert len(read_prompts(path)) == MOST
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ([], "neither --speed nor --floor"),
+        (["--speed", "8", "--floor", "ssim=0.9"], "--speed and --floor"),
+        (["--speed", "1"], "above 1"),
+        (["--speed", "nan"], "above 1"),
+        (["--floor", "lpips=0.1"], "one of ssim, perceptual, score"),
+        (["--floor", "ssim=1.5"], "between 0 and 1"),
+        (["--floor", "score=1"], "without a scorer"),
+        (["--speed", "8", "--scorer", "json"], "it has no module and function"),
+        (["--speed", "8", "--scorer", "json:nothing"], "AttributeError"),
+        (["--speed", "8", "--out", "plan.txt"], "ends in .json"),
+        (["--speed", "8", "--prompts", "nowhere.txt"], "cannot be read"),
+        (["--speed", "8", "--size", "60x64"], "60x64"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_is_made(
+    given: list[str],
+    problem: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["tune", "--model", "flux-tiny", "--backend", "eager", *given]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert problem in said
+    assert "Fix: " in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_nothing_is_measured_of_is_refused() -> None:
+    with pytest.raises(IncompatibleOptions, match="a tune of qwen-image-edit"):
+        job.run(Options(model="qwen-image-edit", speed=5.0), silent, silent)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (float("inf"), "gave inf"),
+        ("0.9", "type str"),
+        ([0.9], "type list"),
+        (None, "type NoneType"),
+    ],
+)
+def test_a_score_is_one_number(given: object, problem: str) -> None:
+    import numpy as np
+    import torch
+
+    picture = Image()
+    with pytest.raises(ScorerFailed, match=problem):
+        score_of(lambda *asked: given, picture, "x")
+    with pytest.raises(ScorerFailed, match="shape"):
+        score_of(lambda *asked: np.array([0.9]), picture, "x")
+    for fine in (1, np.float32(1), torch.tensor(1.0), True):
+        assert score_of(lambda *asked, fine=fine: fine, picture, "x") == 1.0
+
+
+def test_a_scorer_is_looked_for_in_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_scorer.py").write_text("def score(picture, prompt):\n    return 2\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_scorer("own_scorer:score")(None, "") == 2
+    for wrong in ("own_scorer:nothing", "no_such_module:score", "own_scorer:__name__"):
+        with pytest.raises(PlanError, match="--scorer"):
+            load_scorer(wrong)
