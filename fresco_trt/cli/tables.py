@@ -40,8 +40,18 @@ def plan_table(summary: Mapping[str, Any]) -> None:
     )
     for line in (*_preset_lines(summary), *_memory_lines(summary)):
         say(line)
+    for line in _tuned_lines(summary):
+        say(line)
+
+
+def _tuned_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the preset was chosen on the model's weights, and what does that where it was not."""
     if summary["presets_of"] is not None:
-        say(f"generic presets, those of {summary['presets_of']}: not searched for this model")
+        yield f"generic presets, those of {summary['presets_of']}"
+    if summary["preset_tuned"] is False:
+        command = summary["tune_command"]
+        better = f": {command} finds the best plan for yours" if command else ""
+        yield f"the preset {summary['preset']} is not tuned on weights{better}"
 
 
 def _tflops(number: float) -> str:

@@ -216,6 +216,21 @@ def preset_ratios(facts: ModelFacts, plan: StagePlan, steps: int) -> dict[str, f
     return ratios
 
 
+def is_tuned(facts: ModelFacts) -> bool:
+    """Whether a model's presets were chosen by what its own weights draw with them."""
+    return facts.tuned and facts.presets_of is None
+
+
+def tune_command(facts: ModelFacts, plan: StagePlan, ratio: float) -> str | None:
+    """The command that finds a plan about ``ratio`` times faster than the plain one for the model's
+    weights; None where the plan's preset is tuned or it has none, and for a model that is not tuned
+    yet.
+    """
+    if plan.preset is None or is_tuned(facts) or not facts.calibrated:
+        return None
+    return f"fresco-trt tune --model {facts.name} --speed {max(1.1, ratio):.2g}"
+
+
 SUMMARY_KEYS = (
     "flops_ratio",
     "tflops",
@@ -229,6 +244,8 @@ SUMMARY_KEYS = (
     "path_flops_ratios",
     "preset_flops_ratios",
     "score_bytes",
+    "preset_tuned",
+    "tune_command",
 )
 """What a plan's summary has beside the plan: it follows from the plan and the model."""
 
@@ -241,8 +258,9 @@ def plan_summary(
     The keys of :meth:`StagePlan.to_json`, and :data:`SUMMARY_KEYS`; ``baseline`` is {steps,
     tflops}, ``presets_of`` the model whose presets a variant borrows, ``path_flops_ratios`` the
     ratio of each path that a request may take: several where what an edit touches decides;
-    ``preset_flops_ratios`` as :func:`preset_ratios`, ``score_bytes`` as :func:`score_bytes`. Same
-    errors as :func:`plan_cost`.
+    ``preset_flops_ratios`` as :func:`preset_ratios`, ``score_bytes`` as :func:`score_bytes`;
+    ``preset_tuned`` whether the plan's preset is :func:`is_tuned`, None without one, and
+    ``tune_command`` as :func:`tune_command`. Same errors as :func:`plan_cost`.
     """
     cost = plan_cost(facts, plan, baseline_steps)
     steps = facts.default_steps if baseline_steps is None else baseline_steps
@@ -260,4 +278,6 @@ def plan_summary(
         "path_flops_ratios": [cost.baseline_flops / each for each in path_flops(facts, plan)],
         "preset_flops_ratios": preset_ratios(facts, plan, steps),
         "score_bytes": score_bytes(facts, plan),
+        "preset_tuned": None if plan.preset is None else is_tuned(facts),
+        "tune_command": tune_command(facts, plan, cost.ratio),
     }

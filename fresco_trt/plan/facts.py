@@ -51,7 +51,8 @@ class ModelFacts:
     stage may amplify the rest. With ``margins`` a grid may be one token larger than half of the
     next finer one, and stand out over it. ``calibrated`` is False for a model that nothing can be
     measured of: no codes, no basis of a cache. ``caches`` has by its name what the papers' tables
-    of this model have of a cache, in one stage.
+    of this model have of a cache, in one stage. ``tuned`` says that the presets were chosen by what
+    the model's own weights draw with them.
     """
 
     name: str
@@ -93,6 +94,7 @@ class ModelFacts:
     margins: bool = False
     calibrated: bool = True
     caches: Mapping[str, CacheConfig] = field(default_factory=dict, hash=False)
+    tuned: bool = False
 
     def __post_init__(self) -> None:
         contradictions = {

@@ -191,3 +191,16 @@ def test_the_summary_has_what_scripts_rely_on(stages: int) -> None:
         assert {"grid", "tokens", "steps", "sigma_start", "sigma_end", "actions"} <= set(stage)
     assert summary["tflops"] == pytest.approx(sum(summary["stage_tflops"]))  # type: ignore[call-overload]
     assert summary["baseline"] == {"steps": 50, "tflops": pytest.approx(3718.1, rel=1e-4)}
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_a_preset_that_no_weights_chose_says_what_tunes_it(name: str) -> None:
+    facts = model_facts(name)
+    plan = make_plan(facts, stages=2)
+    summary = plan_summary(facts, plan)
+    assert summary["preset_tuned"] is (name == "flux-tiny")
+    command = summary["tune_command"]
+    assert (command is not None) == (name != "flux-tiny" and facts.calibrated)
+    assert command is None or f"tune --model {name} --speed " in str(command)
+    found = plan_summary(facts, replace(plan, preset=None))
+    assert found["preset_tuned"] is found["tune_command"] is None

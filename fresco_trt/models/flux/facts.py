@@ -16,8 +16,8 @@ from fresco_trt.plan.refinement import EDITED
 from fresco_trt.plan.schedule import ShiftRule
 from fresco_trt.plan.spectrum import FLUX_1, Spectrum
 
-# At least 3x, 5x, 8x and 12x fewer FLOPs than 50 full steps: what bench/search/ found best at
-# these budgets (bench/results/flux-tiny-<K>stage-presets.json). One stage is the plain sampler.
+# At least 3x, 5x, 8x and 12x fewer FLOPs than 50 full steps: what a search found best at these
+# budgets (bench/results/flux-tiny-<K>stage-presets.json). One stage is the plain sampler.
 _TINY_PRESETS = {
     "quality": {
         1: Preset(steps=(16,)),
@@ -202,12 +202,17 @@ FLUX_TINY = ModelFacts(
         side=64,
     ),
     presets=_TINY_PRESETS,
+    tuned=True,
 )
 
 # A student of FLUX_TINY (demo/distil.py), over its encoders and codec. Its sigmas follow the same
 # rule: at four steps they are the strides that it learnt.
 FLUX_TINY_TURBO = replace(
-    FLUX_TINY, name="flux-tiny-turbo", default_steps=4, presets=_TINY_TURBO_PRESETS
+    FLUX_TINY,
+    name="flux-tiny-turbo",
+    default_steps=4,
+    presets=_TINY_TURBO_PRESETS,
+    tuned=False,
 )
 
 FLUX_DEV = ModelFacts(
@@ -361,6 +366,7 @@ FLUX_TINY_KONTEXT = replace(
     spectrum=None,
     references=1,
     presets=_TINY_KONTEXT_PRESETS,
+    tuned=False,
 )
 
 FLUX_FACTS = (
