@@ -8,7 +8,7 @@ Code of the repository, not of the package. Run from its root:
     python -m bench.ablations      a preset with one part exchanged at a time
     python -m bench.combinations   stages, caches, precisions and distilling in every combination
     python -m bench.oracle         an exact flow in place of the model
-    python -m bench.search         presets, and steps to answer from a cache, among random plans
+    python -m bench.presets        the demo's presets, by `fresco-trt tune` at every speed
     python -m bench.gpu            time and memory on a GPU
     python -m bench.contact_sheet  pictures to look at
     python -m bench.tables         stored results as Markdown

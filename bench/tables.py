@@ -277,13 +277,11 @@ def stored(name: str) -> dict[str, Any]:
 
 def result_tables() -> Iterator[str]:
     """Every table that docs/results.md has to show, of the results that are stored."""
-    from bench.search.report import cache_schedule_table, presets_table
+    from bench.found_presets import presets_table
 
     yield main_job_table(stored("main-job"))
     yield fitness_table(stored("demo-fitness"))
     yield presets_table([stored(f"flux-tiny-{stages}stage-presets") for stages in (2, 3)])
-    if (RESULTS / "flux-tiny-cache-schedules.json").is_file():
-        yield cache_schedule_table(stored("flux-tiny-cache-schedules"))
     for name in ("flux-tiny", "flux-tiny-oracle", "flux-tiny-ablations"):
         if (RESULTS / f"{name}.json").is_file():
             document = stored(name)

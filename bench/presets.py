@@ -1,0 +1,227 @@
+"""The demo's presets and its best plans at every speed: `fresco-trt tune` at each, on one set of
+engines and pictures.
+
+    python -m bench.presets            stores bench/results/flux-tiny-tuned.json; hours
+    python -m bench.presets --show     the stored presets as the facts spell them
+
+A picture is judged as the bench judges it: by its closeness to the many steps, and by whether it
+shows what its caption says. Scenes are none of the bench's, so that what was chosen on some is
+measured on others. At each speed the best of all is stored, the best of each number of stages, and
+the best of plain sampling with few steps. A killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fresco_trt.bench.plain import MODEL, judged_scenes
+from fresco_trt.models.registry import model_facts
+from fresco_trt.plan.making import plan_from_preset
+from fresco_trt.tune.cost import plan_seconds
+from fresco_trt.tune.entrants import Entrants, entrants
+from fresco_trt.tune.families import Ground, reference
+from fresco_trt.tune.gallery import Gallery, pictures_of
+from fresco_trt.tune.halving import Outcome, Standing, halve
+from fresco_trt.tune.job import FULL, QUICK, Effort, Request, measured, resolve
+from fresco_trt.tune.options import Options
+from fresco_trt.tune.state import State
+from fresco_trt.tune.stored import beside_control, preset_from_json, row_of, verdict
+from fresco_trt.tune.studio import Studio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from PIL.Image import Image
+
+    from fresco_trt.backends.base import Progress
+    from fresco_trt.bench.scenes.scene import Scene
+    from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.tune.families import Candidate
+
+    Say = Callable[[str], None]
+
+OUT = Path("bench/results") / f"{MODEL}-tuned.json"
+
+SCENES_SEED = 4052
+"""Where the tune's scenes come from; the bench's have another seed."""
+
+NAMED: Mapping[str, float] = {"quality": 3.0, "balanced": 5.0, "fast": 8.0, "turbo": 12.0}
+"""Speeds of the presets."""
+
+SPEEDS = (3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0, 16.0, 20.0, 25.0)
+"""Speeds that are tuned, those of the presets among them."""
+
+
+class DemoScorer:
+    """1 for a picture that shows what its caption says, by the demo's classifier, else 0."""
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        from fresco_trt.bench.scenes.judge import load_judge
+
+        self._judge = load_judge()
+        self._scenes = {scene.caption: scene for scene in scenes}
+
+    def __call__(self, picture: Image, prompt: str) -> float:
+        import numpy as np
+
+        from fresco_trt.bench.scenes.judge import verdicts
+        from fresco_trt.bench.scenes.pictures import scaled
+
+        pixels = scaled(np.array(picture)[None])
+        return float(verdicts(self._judge, pixels, [self._scenes[prompt]])[0].right)
+
+
+def study(
+    options: Options, speeds: Sequence[float], effort: Effort, progress: Progress, say: Say
+) -> dict[str, Any]:
+    """Tune at every speed and store what was found; the stored document."""
+    from fresco_trt.bench.record import circumstances, store
+
+    where = circumstances()
+    request = resolve(options, effort, say)
+    with ExitStack() as scope:
+        state = State(options.state, {**request.header, "--speed": list(speeds)})
+        say(f"{state.said} in {options.state}")
+        setup = replace(request.setup, engines=state.engines(request.engines))
+        studio = Studio(setup, scope)
+        ground = Ground(facts=request.facts, size=request.size, prompt_tokens=studio.prompt_tokens)
+        seconds = measured(ground, studio, state, effort, progress, say)
+        found = []
+        for speed in speeds:
+            say(f"{speed:g}x")
+            field = entrants(ground, seconds, speed, effort.rounds[0][0])
+            gallery = Gallery(
+                studio=studio,
+                judge=request.judge,
+                truth=reference(ground),
+                state=state,
+                progress=progress,
+                say=say,
+                pictures=pictures_of(effort.rounds, len(field.candidates)),
+            )
+            found.append(_at(speed, field, gallery, request, seconds))
+        document = {
+            **where,
+            "model": options.model,
+            "size": list(request.size),
+            "backend": request.setup.backend.name,
+            "metrics": list(request.judge.metrics),
+            "prompts": len(set(request.setup.prompts)),
+            "pictures": effort.rounds[-1][1],
+            "reference": {
+                "steps": request.facts.default_steps,
+                "seconds": plan_seconds(reference(ground), seconds),
+            },
+            "step_seconds": seconds,
+            "speeds": found,
+        }
+        store(document, options.out)
+        state.complete()
+    return document
+
+
+def _at(
+    speed: float,
+    field: Entrants,
+    gallery: Gallery,
+    request: Request,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The best at a speed, of all and of each number of stages."""
+
+    def held(pool: Sequence[Candidate]) -> Outcome:
+        return halve(pool, field.speeds, gallery, request.effort.rounds)
+
+    def row(standing: Standing) -> dict[str, Any]:
+        return row_of(standing, plan_seconds(standing.candidate.plan, seconds) or 0.0)
+
+    every = held(field.candidates)
+    found: dict[str, Any] = {
+        "speed": speed,
+        "reached": field.reached,
+        "best": row(every.winner),
+        "beside_control": beside_control(every.winner, every.control),
+        "verdict": verdict(every),
+        "control": None if every.control is None else row(every.control),
+        "stages": {},
+    }
+    for count in sorted({len(each.plan.stages) for each in field.candidates}):
+        # A preset of one stage is plain sampling.
+        own = [each for each in field.candidates if len(each.plan.stages) == count]
+        own = own if count > 1 else [each for each in own if each.is_control]
+        if own:
+            found["stages"][str(count)] = row(held(own).winner)
+    return found
+
+
+# --- reading what was found ---------------------------------------------------------------------
+
+
+def tuned_presets(document: Mapping[str, Any]) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """The presets that a stored tune chose: name, number of stages and the stored row."""
+    by_speed = {each["speed"]: each for each in document["speeds"]}
+    for name, speed in NAMED.items():
+        for count, row in by_speed.get(speed, {"stages": {}})["stages"].items():
+            yield name, int(count), row
+
+
+def unlike(document: Mapping[str, Any], facts: ModelFacts) -> list[str]:
+    """What a model ships that is not what a stored tune chose, a line each."""
+    found = []
+    for name, count, row in tuned_presets(document):
+        shipped, chosen = facts.presets[name].get(count), preset_from_json(row["preset"])
+        if shipped is None or plan_from_preset(facts, shipped) != plan_from_preset(facts, chosen):
+            found.append(f"{name} of {count} stages: {shipped}, tuned {chosen}")
+    return found
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def main(
+    speeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Speeds to tune, with commas between them.",
+            show_default=", ".join(map(str, SPEEDS)),
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer candidates on fewer pictures.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the stored presets alone.")] = False,
+    out: Annotated[Path, typer.Option(help="File.")] = OUT,
+) -> None:
+    """Tune the demo at every speed, and store the best plans."""
+    import json
+
+    from fresco_trt.cli import display
+
+    if show:
+        for name, count, row in tuned_presets(json.loads(out.read_text(encoding="utf-8"))):
+            print(f"{name}, {count}: {preset_from_json(row['preset'])}")
+        return
+    effort = QUICK if quick else FULL
+    scenes = judged_scenes(effort.pictures, SCENES_SEED)
+    options = Options(model=MODEL, speed=2.0, out=out, scorer=DemoScorer(scenes))
+    options.state.mkdir(parents=True, exist_ok=True)
+    prompts = options.state / "prompts.txt"
+    prompts.write_text("".join(f"{scene.caption}\n" for scene in scenes), encoding="utf-8")
+    options = replace(options, prompts=prompts)
+    asked = SPEEDS if speeds is None else [float(each) for each in speeds.split(",")]
+    with display.progress() as report:
+        document = study(options, asked, effort, report, display.note)
+    for each in document["speeds"]:
+        best = each["best"]
+        print(f"{each['speed']:g}x: {best['name']} {best['speed']:.2f}x, {each['verdict']}")
+    print(f"differs from what ships: {len(unlike(document, model_facts(MODEL)))}")
+    print(f"stored {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
