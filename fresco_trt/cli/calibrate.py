@@ -16,7 +16,11 @@ from fresco_trt.cli.options import Json, Model
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.lower.calibrate.options import DEMO, OUT, READS, SCENES, Measure, Options
 from fresco_trt.lower.calibrate.run_amax import run_amax, run_sensitivity
-from fresco_trt.lower.calibrate.run_features import run_basis, run_cache_schedule
+from fresco_trt.lower.calibrate.run_features import (
+    run_basis,
+    run_cache_schedule,
+    run_sea_schedule,
+)
 from fresco_trt.lower.calibrate.run_spectrum import run_spectrum
 from fresco_trt.plan.config import CacheConfig, QuantConfig
 
@@ -31,9 +35,9 @@ def calibrate(
     measure: Annotated[
         str,
         typer.Option(
-            help="spectrum (for --preset NAME,delta=), basis (for --cache svd), cache-schedule "
-            "(for --cache NAME,actions=), amax (for --precision int8 or fp8) or sensitivity "
-            "(for keep=)."
+            help="spectrum (for --preset NAME,delta=), basis (for --cache svd), cache-schedule or "
+            "sea-schedule (for --cache NAME,actions=), amax (for --precision int8 or fp8) or "
+            "sensitivity (for keep=)."
         ),
     ] = "spectrum",
     pictures: Annotated[
@@ -74,7 +78,8 @@ def calibrate(
     tolerance: Annotated[
         float | None,
         typer.Option(
-            help="Of a cache schedule: largest relative error of a velocity.",
+            help="Of a cache schedule: largest relative error of a velocity. Of a SeaCache one: "
+            "the sum of relative changes that a full step follows.",
             show_default="several",
         ),
     ] = None,
@@ -136,6 +141,7 @@ def _measurements() -> Mapping[Measure, tuple[Measurement, Callable[[Any], None]
         "spectrum": (partial(run_spectrum, scenes=drawn_scenes), tables.spectrum_table),
         "basis": (run_basis, tables.basis_table),
         "cache-schedule": (run_cache_schedule, tables.cache_schedule_table),
+        "sea-schedule": (run_sea_schedule, tables.sea_schedule_table),
         "amax": (run_amax, tables.amax_table),
         "sensitivity": (run_sensitivity, tables.sensitivity_table),
     }

@@ -76,6 +76,28 @@ def cache_schedule_table(summary: Mapping[str, Any]) -> None:
     say(f"{summary['prompts']} prompts\n{summary['file']}")
 
 
+def sea_schedule_table(summary: Mapping[str, Any]) -> None:
+    """For each threshold the actions to pass, and the mean change that a step brings."""
+    rows = [
+        (
+            f"{each['threshold']:g}",
+            "+".join(each["actions"]),
+            f"{each['full_steps']} of {summary['steps']}",
+        )
+        for each in summary["schedules"]
+    ]
+    title = f"{summary['model']}, {summary['stages']} stages, {summary['preset']}: steps to skip"
+    table(title, ("threshold", "actions=", "full steps"), rows)
+    changes = [
+        change
+        for stage in summary["schedules"][0]["changes"]
+        for change in stage
+        if change is not None
+    ]
+    span = f"{min(changes):.2g} to {max(changes):.2g} a step" if changes else "no step to skip"
+    say(f"change: {span}, {summary['prompts']} prompts\n{summary['file']}")
+
+
 def _worst_skip(each: Mapping[str, Any]) -> str:
     pairs = [
         (letter, error)

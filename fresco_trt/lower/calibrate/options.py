@@ -18,12 +18,13 @@ DEMO = "flux-tiny"
 SCENES = 512
 OUT = Path("calibration")
 
-Measure = Literal["spectrum", "basis", "cache-schedule", "amax", "sensitivity"]
+Measure = Literal["spectrum", "basis", "cache-schedule", "sea-schedule", "amax", "sensitivity"]
 
 _FILES: Mapping[Measure, str] = {
     "spectrum": "spectrum.json",
     "basis": "basis.safetensors",
     "cache-schedule": "cache-schedule.json",
+    "sea-schedule": "sea-schedule.json",
     "amax": "amax.safetensors",
     "sensitivity": "sensitivity.json",
 }
@@ -40,6 +41,7 @@ READS: Mapping[Measure, tuple[str, ...]] = {
     "spectrum": ("pictures", "scenes"),
     "basis": (*_ASKED, "energy"),
     "cache-schedule": (*_ASKED, "cache", "stages", "preset", "tolerance"),
+    "sea-schedule": (*_ASKED, "stages", "preset", "tolerance"),
     "amax": _QUANTISED,
     "sensitivity": _QUANTISED,
 }
@@ -75,9 +77,12 @@ class Options:
         """What a measurement of one plan is of, in the words of its file's name."""
         if self.measure in ("spectrum", "basis"):
             return ()
-        what = self._predictor if self.measure == "cache-schedule" else self.quantised.name
         size = () if self.size is None else (self.size,)
-        return (*size, f"{self.stages or STAGES}stage", self.preset or DEFAULT_PRESET, what)
+        plan = (*size, f"{self.stages or STAGES}stage", self.preset or DEFAULT_PRESET)
+        if self.measure == "sea-schedule":
+            return plan
+        what = self._predictor if self.measure == "cache-schedule" else self.quantised.name
+        return (*plan, what)
 
     @property
     def _predictor(self) -> str:

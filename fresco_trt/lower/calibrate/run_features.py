@@ -1,6 +1,6 @@
 """`fresco-trt calibrate` of features: the basis of SVD-Cache, and steps to skip.
 
-Beside the data path. Both walk trajectories of a plan with the eager model, every step in full
+Beside the data path. All walk trajectories of a plan with the eager model, every step in full
 (:mod:`fresco_trt.lower.calibrate.trajectories`).
 """
 
@@ -81,6 +81,31 @@ def run_cache_schedule(options: Options, progress: Progress) -> dict[str, Any]:
         "version": __version__,
         **measured_on(reference, plan),
         "cache": cache.to_json(),
+        "steps": plan.nfe,
+        "schedules": [each.to_json() for each in lists],
+    }
+    store_json(document, options.path)
+    return document
+
+
+def run_sea_schedule(options: Options, progress: Progress) -> dict[str, Any]:
+    """Measure where the input of the first block has changed enough for a full step, and store the
+    lists; what was stored. Raises as :func:`run_cache_schedule`.
+    """
+    from fresco_trt.lower.calibrate.spectral_change import THRESHOLDS, measure_change_schedule
+    from fresco_trt.models.registry import model_facts
+    from fresco_trt.plan.making import make_plan
+
+    facts = model_facts(options.model)
+    check_calibrated(facts, "a calibration")
+    plan = make_plan(facts, stages=options.stages or STAGES, preset=options.preset)
+    thresholds = THRESHOLDS if options.tolerance is None else (options.tolerance,)
+    reference = reference_of(options, facts, plan, progress)
+    lists = measure_change_schedule(reference, plan, thresholds, progress=progress)
+    document = {
+        "schema": SCHEMA,
+        "version": __version__,
+        **measured_on(reference, plan),
         "steps": plan.nfe,
         "schedules": [each.to_json() for each in lists],
     }
