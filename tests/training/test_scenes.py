@@ -40,7 +40,7 @@ from training.scenes.scene import (
 
 
 @cache
-def drawn(count: int = 400, seed: int = 3) -> tuple[Captioned, ...]:
+def drawn(count: int = 250, seed: int = 3) -> tuple[Captioned, ...]:
     rng = random.Random(seed)
     return tuple(captioned(random_scene(rng), rng) for _ in range(count))
 

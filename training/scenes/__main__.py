@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fresco_trt.errors import FrescoError
+from training.scenes.batches import Recipe, SceneBatches
 from training.scenes.captions import captioned
 from training.scenes.drawings import StoredDrawings, fetch_archives, store_drawings
 from training.scenes.scene import APART, random_scene
@@ -55,6 +57,31 @@ def sheet(
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet_of(scenes, StoredDrawings(stored), side).save(out)
     print(out)
+
+
+@app.command()
+def speed(
+    stored: Stored = Path("training-out/drawings.zip"),
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that draw; 0 measures a core's own time.")
+    ] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Pictures in a batch.")] = 64,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of each size.")] = 4,
+) -> None:
+    """Draw pictures of each size, and say how many a second there are.
+
+    The first batches of a size, in which the drawings are read, do not count.
+    """
+    clock = time.monotonic if workers else time.process_time
+    with SceneBatches(Recipe(seed=0), StoredDrawings(stored), workers) as drawn:
+        for side in (64, 128, 256):
+            for _ in range(-(-batches // 4) + workers):
+                drawn.take(count, side, side)
+            begun = clock()
+            for _ in range(batches):
+                drawn.take(count, side, side)
+            rate = count * batches / (clock() - begun)
+            print(f"{side}x{side}: {rate:.0f} a second{'' if workers else ' of a core'}")
 
 
 if __name__ == "__main__":

@@ -87,7 +87,8 @@ PACKAGES: tuple[Package, ...] = (
 class StoredDrawings:
     """Drawings of a file that `store_drawings` wrote; each is read when it is first asked for.
 
-    Raises FileMissing for a path that is no file, ContentInvalid for a file of something else.
+    Processes that it is sent to open the file themselves. Raises FileMissing for a path that is no
+    file, ContentInvalid for a file of something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -104,7 +105,11 @@ class StoredDrawings:
             raise _foreign(path, str(error)) from error
         if lost:
             raise _foreign(path, f"no {min(lost)} in it")
+        self._path = path
         self.levels: Callable[[str, str], Sequence[Image.Image]] = lru_cache(None)(self._levels)
+
+    def __reduce__(self) -> tuple[type[StoredDrawings], tuple[Path]]:
+        return StoredDrawings, (self._path,)
 
     def _levels(self, name: str, style: str) -> Sequence[Image.Image]:
         return halvings(Image.open(io.BytesIO(self._files.read(entry(name, style)))))
