@@ -14,6 +14,7 @@ from fresco_trt.errors import FrescoError
 from training.scenes.batches import Recipe, SceneBatches
 from training.scenes.captions import captioned
 from training.scenes.drawings import StoredDrawings, fetch_archives, store_drawings
+from training.scenes.objects import OBJECTS
 from training.scenes.scene import APART, random_scene
 from training.scenes.sheet import sheet_of
 
@@ -82,6 +83,39 @@ def speed(
                 drawn.take(count, side, side)
             rate = count * batches / (clock() - begun)
             print(f"{side}x{side}: {rate:.0f} a second{'' if workers else ' of a core'}")
+
+
+@app.command()
+def judge(
+    work: Annotated[
+        Path, typer.Option(help="Folder of the checkpoint and of what is kept.")
+    ] = Path("training-out/judge"),
+    stored: Stored = Path("training-out/drawings.zip"),
+    minutes: Annotated[float, typer.Option(help="Time budget, all resumed parts together.")] = 10,
+    objects: Annotated[
+        int, typer.Option(min=8, max=len(OBJECTS), help="Only so many objects, for a trial.")
+    ] = len(OBJECTS),
+    side: Annotated[int, typer.Option(help="Pixels a side of what it looks at.")] = 128,
+    batch: Annotated[int, typer.Option(min=2)] = 64,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that draw scenes.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    seed: int = 0,
+) -> None:
+    """Train the judge of facts; it goes on where it was killed, and is kept only if it is good."""
+    from training.scenes.judge_training import JudgeOptions, train_judge
+
+    if side < 32 or side % 16:
+        raise typer.BadParameter(f"--side {side}; expected a multiple of 16 from 32 on")
+    options = JudgeOptions(
+        objects=objects,
+        side=side,
+        batch=batch,
+        minutes=minutes,
+        workers=workers,
+        device=device,
+        seed=seed,
+    )
+    train_judge(options, StoredDrawings(stored), work)
 
 
 if __name__ == "__main__":
