@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,6 +60,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
     # What calls the kernels, 2 s a piece; the kernels are compiled as ever.
     os.environ["AOT_INDUCTOR_COMPILE_WRAPPER_OPT_LEVEL"] = "O0"
+    # Nothing that a test leaves has to outlast the machine, and each sync waits for the disk.
+    config.add_cleanup(partial(setattr, os, "fsync", os.fsync))
+    os.fsync = os.fstat  # which knows a closed descriptor too
     # Tracing a graph makes millions of objects that nothing refers to in circles: a sixth of its
     # time went into looking for such.
     gc.set_threshold(200_000, 20, 100)
@@ -66,15 +70,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the pages, then the files that take long, then those that draw and train: begun
-    last, one of them would run beside an idle core. The types, which are checked beside all of
-    them, are asked for at the end.
+    """Begin with the pages, and with the servers, which wait while the types are checked beside
+    them; then the files that take long, then those that draw and train: begun last, one of them
+    would run beside an idle core. The types are asked for at the end.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
+    draws = {"bench", "models", "pipelines", "training"}
 
-    def place(item: pytest.Item) -> tuple[bool, bool, bool, bool]:
-        name, draws = item.path.name, item.path.parent.name in {"pipelines", "training"}
-        return name == "test_types.py", name != "test_docs.py", item.path not in slow, not draws
+    def place(item: pytest.Item) -> tuple[bool, ...]:
+        name, folder = item.path.name, item.nodeid.split("/")[1]
+        first = name == "test_docs.py", folder == "serve", item.path in slow, folder in draws
+        return name == "test_types.py", *(not each for each in first)
 
     items.sort(key=place)
 

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,30 +70,37 @@ def traced_once(temporary: pytest.TempPathFactory) -> Iterator[None]:
 
 @contextmanager
 def operators_once() -> Iterator[None]:
-    """Within the scope, torch's table of ONNX operators is read once, not once a graph."""
+    """Within the scope, torch's table of ONNX operators is read once, not once a graph, and its C++
+    operators are made known to Python once, not a hundred times a graph.
+    """
+    from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+    read, make_known = _remembering()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", _remembering())
+        patch.setattr(ONNXRegistry, "from_torchlib", read)
+        patch.setattr(utils, "_materialize_cpp_cia_ops", make_known)
         yield
 
 
 @cache
-def _remembering() -> Any:
+def _remembering() -> tuple[Any, Any]:
+    from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    return staticmethod(cache(ONNXRegistry.from_torchlib))
+    read = staticmethod(cache(ONNXRegistry.from_torchlib))
+    return read, cache(utils._materialize_cpp_cia_ops)
 
 
 @contextmanager
-def compiled_once(temporary: pytest.TempPathFactory) -> Iterator[None]:
+def compiled_once(temporary: pytest.TempPathFactory, helper: Any = None) -> Iterator[None]:
     """Within the scope, inductor compiles only what no process of the run has compiled before.
 
     A file's name says all that its code relies on. What is compiled is, in a process of its own, as
-    where there are many cores; a run of the tests has something for the others to do.
+    where there are many cores; a run of the tests has something for the others to do. That process
+    is ``helper`` where one is given.
     """
     from fresco_trt.backends.inductor import backend, pool, worker
-    from tests import cxx
 
     store = shared_folder(temporary) / "compiled"
     store.mkdir(exist_ok=True)
@@ -111,8 +118,35 @@ def compiled_once(temporary: pytest.TempPathFactory) -> Iterator[None]:
         for piece in pieces:
             shutil.copyfile(store / piece.path.name, piece.path)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, _reading_headers_once(store):
         patch.setattr(backend, "compile_pieces", remembered)
+        if helper is not None:
+            patch.setattr(pool, "_helpers", lambda *given: nullcontext([helper]))
+        yield
+
+
+@contextmanager
+def compiling_helper(temporary: pytest.TempPathFactory) -> Iterator[Any]:
+    """A process that compiles for several builds: torch's compiler takes longer to import and to
+    make its patterns than most pieces take to compile.
+    """
+    from fresco_trt.backends.inductor import pool
+
+    store = shared_folder(temporary) / "compiled"
+    store.mkdir(exist_ok=True)
+    with (
+        _reading_headers_once(store),
+        pool._helpers(1, temporary.mktemp("helper"), 1) as helpers,
+    ):
+        yield helpers[0]
+
+
+@contextmanager
+def _reading_headers_once(store: Path) -> Iterator[None]:
+    """Within the scope, a process starts with a compiler that keeps what it read in ``store``."""
+    from tests import cxx
+
+    with pytest.MonkeyPatch.context() as patch:
         if shutil.which(cxx.COMPILER) and "CXX" not in os.environ:
             with locked(store / cxx.COMPILER):
                 patch.setenv("CXX", str(cxx.script(store)))

@@ -29,8 +29,10 @@ PATIENCE = 600  # seconds, against a hang; nothing is measured
 # What was imported stays, and no program's collector has to look through it.
 _SERVER = """
 import functools, gc, json, os, select, signal, socket, sys, traceback
-import onnx_ir.passes.common, onnxruntime, onnxscript.optimizer, torch, torch._dynamo
+import onnx_ir.passes.common, onnxruntime, onnxscript.optimizer, pydantic.main, torch
+import torch._dynamo, torch.export._trace
 from diffusers import FluxPipeline
+from torch._export import utils
 from torch.onnx._internal.exporter import _core
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -38,6 +40,8 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 read = functools.cache(ONNXRegistry.from_torchlib)
 read()
 ONNXRegistry.from_torchlib = staticmethod(read)
+utils._materialize_cpp_cia_ops = functools.cache(utils._materialize_cpp_cia_ops)
+utils._collect_all_valid_cia_ops()
 gc.freeze()
 
 def program(task):

@@ -47,12 +47,6 @@ from fresco_trt.plan.stages import Stage, StagePlan
 ZERO = "0" * 64
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Syncing takes most of the time here; the tests of a full disk count the calls."""
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
-
-
 def plan() -> StagePlan:
     grid = Grid(height=4, width=4, scale=1.0)
     stage = Stage(grid=grid, sigmas=(1.0, 0.3, 0.0), actions=("full", "full"))

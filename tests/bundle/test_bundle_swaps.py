@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +12,6 @@ from fresco_trt.bundle import open_bundle
 from fresco_trt.errors import BundleChanged, EngineFailed, FileMissing
 from tests.bundle.test_bundle import write
 from tests.hostile.swaps import SWAPS, rebuilt, taken_away
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
 
 
 @pytest.fixture

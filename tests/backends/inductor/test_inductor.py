@@ -61,10 +61,10 @@ from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.verify import verify_bundle
 from tests.backends.host_device import HostDevice
-from tests.once import compiled_once
+from tests.once import compiled_once, compiling_helper
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 pytestmark = pytest.mark.slow
 
@@ -160,7 +160,14 @@ def engines_of(source: Path, folder: Path, told: list[tuple[str, float]]) -> dic
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def helper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The process that compiles for all builds of this file."""
+    with compiling_helper(tmp_path_factory) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, helper: Any) -> Built:
     """Compiled once for all tests of this file: a part takes seconds."""
     folder = tmp_path_factory.mktemp("inductor")
     temporary, told = folder / "temporary", list[tuple[str, float]]()
@@ -175,7 +182,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         backend="inductor",
         out=folder / "bundle",
     )
-    with pytest.MonkeyPatch.context() as patch, compiled_once(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch, compiled_once(tmp_path_factory, helper):
         patch.setattr(tempfile, "tempdir", str(temporary))
         patch.setenv("TMPDIR", str(temporary))
         # All that is compiled in one go: the bundle has files of these engines.
@@ -602,7 +609,10 @@ def test_a_bundle_is_reused_on_its_kind_of_machine_only(
 
 
 def test_a_quantised_bundle_multiplies_fp8_codes(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    helper: Any,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a star on a plain red background\na cat on a checked blue background\n")
@@ -618,7 +628,7 @@ def test_a_quantised_bundle_multiplies_fp8_codes(
         backend="inductor",
         out=tmp_path / "b",
     )
-    with compiled_once(tmp_path_factory):
+    with compiled_once(tmp_path_factory, helper):
         built = run(request)
     record = built.bundle.manifest.quantized
     assert record is not None
