@@ -94,12 +94,11 @@ class BuildOptions:
 class BackendFacts:
     """What a backend is on this machine. ``version`` is None where the library is not installed;
     ``device`` is where a runner's outputs live ("cpu" or "cuda"); ``rest`` the precision of what a
-    quantised graph leaves as it is. ``simulated`` are precisions that are rounded to and then
-    multiplied in ``rest``: right in their errors, no faster. ``machine`` identifies the kind of
-    machine that engines built here are for, where they run on no other. ``layouts`` has "profiles"
-    where one engine takes several shapes; ``streams`` says whether engines run with part of their
-    weights on the host, ``contexts`` whether runners that one backend loads of one engine share its
-    weights and may be called at once. ``memory`` is what it adds to a graph's bytes, if measured.
+    quantised graph leaves as it is; ``simulated`` are those rounded to and then multiplied in
+    ``rest``: right in their errors, no faster. ``machine`` is the kind that engines built here are
+    for, if they run on no other. ``layouts`` has "profiles" where an engine takes several shapes;
+    ``streams`` says that weights may be on the host, ``contexts`` that runners of one engine share
+    them and may be called at once, ``sparse`` that attention may be. ``memory`` is what it adds.
     """
 
     name: str
@@ -115,6 +114,7 @@ class BackendFacts:
     layouts: tuple[str, ...] = ("static",)
     streams: bool = False
     contexts: bool = False
+    sparse: bool = False
     memory: Library | None = None
 
 

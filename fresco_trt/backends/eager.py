@@ -90,6 +90,7 @@ class EagerBackend(TorchBackend):
             device=torch_device(),
             # On a GPU they share a stream and the memory of their graphs.
             contexts=torch_device() == "cpu",
+            sparse=True,
             memory=MEMORY,
         )
 

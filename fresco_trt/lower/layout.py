@@ -15,6 +15,7 @@ from fresco_trt.files import peak_memory
 from fresco_trt.plan.batches import batch_problem
 from fresco_trt.plan.config import LAYOUTS, PROFILES, STATIC
 from fresco_trt.plan.cost import WEIGHT_BYTES, longest
+from fresco_trt.plan.sparse import SPARSE
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import BackendFacts
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.signature import GraphSignature
     from fresco_trt.plan.stages import Action, StagePlan
+
+
+def check_attention(
+    facts: ModelFacts, plan: StagePlan, about: BackendFacts, precision: str
+) -> None:
+    """Raise as :func:`check_sparse` and :func:`check_scores`."""
+    check_sparse(plan, about)
+    check_scores(facts, plan, about, precision)
 
 
 def check_scores(facts: ModelFacts, plan: StagePlan, about: BackendFacts, precision: str) -> None:
@@ -40,6 +49,17 @@ def check_scores(facts: ModelFacts, plan: StagePlan, about: BackendFacts, precis
             expected=f"at most the {machine / 1e9:,.1f} GB of memory that this machine has",
             fix="pass a smaller --size, or --backend inductor, whose attention is fused",
         )
+
+
+def check_sparse(plan: StagePlan, about: BackendFacts) -> None:
+    """Raise IncompatibleOptions for sparse attention of a library that has no kernel for it."""
+    if plan.sparse_attention is None or about.sparse:
+        return
+    raise IncompatibleOptions(
+        f"{SPARSE}={plan.sparse_attention:g} with the backend {about.name}",
+        expected="eager, for what it draws: no library here has a kernel for chosen blocks of keys",
+        fix=f"pass --backend eager, or leave {SPARSE} out of --preset or the plan",
+    )
 
 
 def check_layout(layout: str, plan: StagePlan, about: BackendFacts) -> None:

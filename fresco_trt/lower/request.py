@@ -15,7 +15,7 @@ from fresco_trt.backends.base import check_precision
 from fresco_trt.backends.choosing import choose, this_gpu
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, UnsupportedPrecision
 from fresco_trt.files.canonical_json import MANIFEST_NAME
-from fresco_trt.lower.layout import check_batch, check_layout, check_scores, check_streaming
+from fresco_trt.lower.layout import check_attention, check_batch, check_layout, check_streaming
 from fresco_trt.models.registry import family_of, model_facts
 from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.config import CacheConfig, PresetConfig, QuantConfig, TargetConfig
@@ -166,7 +166,7 @@ def resolve(request: BuildRequest) -> Resolved:
     _check_form(recipe, about)
     check_layout(target.layout, plan, about)
     check_batch(target.batch, plan)
-    check_scores(facts, plan, about, rest_of(quant.precision, about))
+    check_attention(facts, plan, about, rest_of(quant.precision, about))
     if target.stream_weights:
         check_streaming(target.layout, plan, about)
     return Resolved(

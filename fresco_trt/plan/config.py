@@ -111,6 +111,9 @@ class PresetConfig(Config):
     """Of a clip and a preset with a mixed stage: refine the same places in all latent frames."""
     threshold: float | None = None
     """The discrepancy between draft and source from which a token is edited, of selective edits."""
+    sparse_attention: float | None = None
+    """Of HunyuanVideo: the share of the clip's blocks of keys that each block of queries attends
+    to, over 0 and at most 1; the text always is. Default all of them, without choosing."""
     references: str | None = None
     """Of models that edit: "coarse", the source in each stage as coarse as what is drawn, or "fine"
     in all of them, for more tokens in the coarse ones. Default "coarse"."""

@@ -16,6 +16,7 @@ from fresco_trt.errors import InvalidPlan, UnsupportedSize
 from fresco_trt.plan.caching import CacheSite
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import check_steps, make_plan
+from fresco_trt.plan.sparse import tokens_unseen
 from fresco_trt.plan.stages import StagePlan
 
 WEIGHT_BYTES: Mapping[str, int] = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1}
@@ -46,6 +47,7 @@ def flops_of_step(
     references: int = 0,
     refined: int = 0,
     text_tokens: int | None = None,
+    sparse: float | None = None,
 ) -> float:
     """FLOPs of one full forward with ``tokens`` image tokens, batch 1; ``text_tokens`` None: the
     model's own. ``references`` are the tokens of reference pictures.
@@ -53,11 +55,12 @@ def flops_of_step(
     With S the sum of all three and hidden width H, per block: ``(4 + 2*mlp_ratio) * H^2 * 2 * S``
     for the projections and ``4 * H * S^2`` for attention. FLUX.1-dev at 1024x1024 gives 74.36e12;
     published counts say 74.39e12. What the text passes alone is counted with it. With ``refined``,
-    of a phase-aligned graph: its coarse tokens see one of each four children.
+    of a phase-aligned graph: its coarse tokens see one of each four children. ``sparse`` is the
+    share of the clip's blocks that its tokens attend to; to choose them costs next to nothing.
     """
     length = tokens + references + (facts.text_tokens if text_tokens is None else text_tokens)
     projections = (4 + 2 * facts.mlp_ratio) * facts.hidden**2 * 2 * length
-    unseen = (tokens - 4 * refined) * 3 * refined
+    unseen = (tokens - 4 * refined) * 3 * refined + tokens * tokens_unseen(tokens, sparse)
     attention = 4 * facts.hidden * (length**2 - unseen)
     return float(facts.blocks * (projections + attention)) + _flops_of_text(facts, text_tokens)
 
@@ -76,13 +79,16 @@ def flops_of_bypass(
     *,
     references: int = 0,
     text_tokens: int | None = None,
+    sparse: float | None = None,
 ) -> float:
     """FLOPs of a step that starts from the cached feature: final modulation and projection, and at
     the trunk one block before them, the only one that sees the text and the references.
     """
     modulation = 2 * facts.hidden * 2 * facts.hidden
     projection = 2 * tokens * facts.hidden * facts.in_channels
-    whole = flops_of_step(facts, tokens, references=references, text_tokens=text_tokens)
+    whole = flops_of_step(
+        facts, tokens, references=references, text_tokens=text_tokens, sparse=sparse
+    )
     text = _flops_of_text(facts, text_tokens)
     block = (whole - text) / facts.blocks + text
     return float(modulation + projection) + (block if site == "trunk" else 0.0)
@@ -158,10 +164,22 @@ def stage_flops(facts: ModelFacts, plan: StagePlan) -> tuple[float, ...]:
         coarse = 0.0 if small is None else flops_of_step(facts, small.tokens, text_tokens=text)
         price = {
             "full": flops_of_step(
-                facts, tokens, references=behind, refined=refined, text_tokens=text
+                facts,
+                tokens,
+                references=behind,
+                refined=refined,
+                text_tokens=text,
+                sparse=plan.sparse_attention,
             ),
             "bypass": coarse
-            or flops_of_bypass(facts, tokens, site, references=behind, text_tokens=text),
+            or flops_of_bypass(
+                facts,
+                tokens,
+                site,
+                references=behind,
+                text_tokens=text,
+                sparse=plan.sparse_attention,
+            ),
         }
         twice = sum(pair == ("full", "bypass") for pair in pairwise(stage.actions))
         once = sum(price[action] for action in stage.actions) + coarse * twice

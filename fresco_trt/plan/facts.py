@@ -48,11 +48,12 @@ class ModelFacts:
     second pass without the prompt, None for a model that is drawn without; ``text_masked`` says
     that attention does not see the padding of a text, which passes ``text_layers`` blocks of its
     own before the others, and ``text_biased`` that engines take what hides it as a bias, so that a
-    stage may amplify the rest. With ``margins`` a grid may be one token larger than half of the
-    next finer one, and stand out over it. ``calibrated`` is False for a model that nothing can be
-    measured of: no codes, no basis of a cache. ``caches`` has by its name what the papers' tables
-    of this model have of a cache, in one stage. ``tuned`` says that the presets were chosen by what
-    the model's own weights draw with them.
+    stage may amplify the rest. ``sparse_attention`` says that attention may be over chosen blocks
+    of keys. With ``margins`` a grid may be one token larger than half of the next finer one, and
+    stand out over it. ``calibrated`` is False for a model that nothing can be measured of: no
+    codes, no basis of a cache. ``caches`` has by its name what the papers' tables of this model
+    have of a cache, in one stage. ``tuned`` says that the presets were chosen by what the model's
+    own weights draw with them.
     """
 
     name: str
@@ -91,6 +92,7 @@ class ModelFacts:
     text_masked: bool = False
     text_layers: int = 0
     text_biased: bool = False
+    sparse_attention: bool = False
     margins: bool = False
     calibrated: bool = True
     caches: Mapping[str, CacheConfig] = field(default_factory=dict, hash=False)

@@ -22,6 +22,7 @@ from fresco_trt.plan.presets import Preset, is_falling
 from fresco_trt.plan.refinement import DEFAULT_WINDOW, TokenRefinement
 from fresco_trt.plan.schedule import plain_sigmas, stage_sigmas, stretched
 from fresco_trt.plan.sizes import Size, stage_grids
+from fresco_trt.plan.sparse import SPARSE, share_problem
 from fresco_trt.plan.stage import continues
 from fresco_trt.plan.stages import (
     MAX_STEPS,
@@ -64,8 +65,8 @@ def make_plan(
 
     Raises UnknownPreset, UnsupportedStages, UnsupportedSize, PlanError for a wrong ``steps`` or a
     wrong value in ``preset``, IncompatibleOptions for a ``delta`` that cannot place every switch
-    and for a ``threshold``, ``references`` or ``solver`` that nothing reads, and what
-    :func:`fresco_trt.plan.cache_schedule.cached` raises.
+    and for a ``threshold``, ``references``, ``solver`` or ``sparse_attention`` that nothing reads,
+    and what :func:`fresco_trt.plan.cache_schedule.cached` raises.
     """
     asked = PresetConfig() if preset is None else PresetConfig.of(preset)
     name = asked.name or DEFAULT_PRESET
@@ -99,7 +100,7 @@ def make_plan(
     plan = plan_from_preset(facts, chosen, size=size, name=name or None)
     if asked.solver is not None:
         _check_solver(plan)
-    return plan
+    return _with_sparse(facts, plan, asked.sparse_attention)
 
 
 def plan_from_preset(
@@ -270,6 +271,22 @@ def _with_threshold(preset: Preset, threshold: float) -> EditPlan:
             fix=f"pass one like --preset {SELECTIVE_PRESET},threshold={preset.edit.threshold:g}",
         )
     return replace(preset.edit, threshold=threshold)
+
+
+def _with_sparse(facts: ModelFacts, plan: StagePlan, share: float | None) -> StagePlan:
+    if share is None:
+        return plan
+    if not facts.sparse_attention:
+        raise IncompatibleOptions(
+            f"{SPARSE}={share:g} with {facts.name}",
+            expected="dense attention: there is no such graph of this model's family",
+            fix=f"leave {SPARSE} out, or pass --model hunyuan-video",
+        )
+    if (problem := share_problem(share)) is not None:
+        given, expected = problem
+        fix = f"write it like --preset {DEFAULT_PRESET},{SPARSE}=0.3"
+        raise PlanError(given, expected=expected, fix=fix)
+    return replace(plan, sparse_attention=share, preset=None)
 
 
 def _references(facts: ModelFacts, asked: str, stages: int) -> References:

@@ -73,13 +73,15 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GraphSignature:
-    """Inputs and outputs in call order. A name occurs once among all of them.
+    """Inputs and outputs in call order. A name occurs once among all of them. ``key_blocks`` is how
+    many blocks of the image's keys each block of queries attends to, None for all of them.
 
-    Raises InvalidPlan for a repeated name or a side with no tensor.
+    Raises InvalidPlan for a repeated name, a side with no tensor or a count below 1.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    key_blocks: int | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.outputs:
@@ -88,6 +90,8 @@ class GraphSignature:
         repeated = sorted(name for name, times in Counter(names).items() if times > 1)
         if repeated:
             raise _invalid(f"a graph that repeats {', '.join(repeated)}", "each name once")
+        if self.key_blocks is not None and not _is_static(self.key_blocks):
+            raise _invalid(f"a graph of {self.key_blocks} key_blocks", "1 or more, or no such key")
 
     def input(self, name: str) -> TensorSpec:
         """The input called ``name``. Raises KeyError that lists the inputs."""
@@ -98,20 +102,24 @@ class GraphSignature:
         return _find(self.outputs, name)
 
     def to_json(self) -> dict[str, object]:
-        """``{inputs: [...], outputs: [...]}``."""
+        """``{inputs: [...], outputs: [...]}``, and ``key_blocks`` where there is a count."""
         return {
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
+            **({} if self.key_blocks is None else {"key_blocks": self.key_blocks}),
         }
 
     @classmethod
     def from_json(cls, value: object) -> GraphSignature:
         """Inverse of :meth:`to_json`. Raises InvalidPlan."""
-        found = record(value, ("inputs", "outputs"), "signature")
+        found = record(value, ("inputs", "outputs"), "signature", ("key_blocks",))
         return cls(
             inputs=tuple(TensorSpec.from_json(spec) for spec in items(found["inputs"], "inputs")),
             outputs=tuple(
                 TensorSpec.from_json(spec) for spec in items(found["outputs"], "outputs")
+            ),
+            key_blocks=(
+                whole(found["key_blocks"], "key_blocks") if "key_blocks" in found else None
             ),
         )
 

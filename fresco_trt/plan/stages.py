@@ -24,6 +24,7 @@ from fresco_trt.plan.refinement import Selection as Selection
 from fresco_trt.plan.refinement import TokenRefinement as TokenRefinement
 from fresco_trt.plan.refinement import check_tubes
 from fresco_trt.plan.schedule import rewind_sigma
+from fresco_trt.plan.sparse import SPARSE, check_share, share_from_json
 from fresco_trt.plan.stage import LIFTS as LIFTS
 from fresco_trt.plan.stage import MAX_AMPLIFIER as MAX_AMPLIFIER
 from fresco_trt.plan.stage import NOISES as NOISES
@@ -55,7 +56,7 @@ _PLAN_KEYS = (
     "stages",
     "transitions",
 )
-_PLAN_EXTRAS = ("edit", "references", "text_amplifier")
+_PLAN_EXTRAS = ("edit", "references", "text_amplifier", SPARSE)
 """Keys that only some plans have: the others are written as they were before."""
 
 
@@ -69,14 +70,13 @@ class StagePlan:
     pictures as "coarse" as each stage's tokens are, or "fine" in every stage. ``cache`` predicts
     what bypass steps start from; a plan has it if and only if it has such steps. ``text_amplifier``
     is how much more coarse stages see of the text (:func:`fresco_trt.run.text.amplification`), 0
-    for no more. Raises InvalidPlan
+    for no more; ``sparse_attention`` the share of blocks of keys that is seen. Raises InvalidPlan
     unless: there is one transition between each two stages; the first starts at or below 1 and the
     last, at scale 1 and in the size's proportions, ends at 0; there are at most :data:`MAX_STEPS`
     steps; no grid is coarser than the one before, and its sides follow its scale; neighbours meet
     at the transition's sigmas; a rewind from s to a grid r times finer restarts at r*s/(1+(r-1)*s);
     a mixed grid doubles the whole one before it, stays until every token is expanded, and is not
-    the last; and the refinements leave a token coarse and look back over no more steps than there
-    are.
+    the last; and refinements leave a token coarse and look back over no more steps than there are.
 
     With ``edit`` the first stage is a draft, and one of those after it draws what the edit touches.
     They are alternatives: one mixed stage or more, each of more tokens, then the whole grid, all of
@@ -94,6 +94,7 @@ class StagePlan:
     cache: CachePlan | None = None
     edit: EditPlan | None = None
     text_amplifier: float = 0.0
+    sparse_attention: float | None = None
 
     def __post_init__(self) -> None:
         _check_length(self)
@@ -222,6 +223,7 @@ class StagePlan:
             **({} if self.edit is None else {"edit": self.edit.to_json()}),
             **({} if self.references == "coarse" else {"references": self.references}),
             **({"text_amplifier": self.text_amplifier} if self.text_amplifier else {}),
+            **({} if self.sparse_attention is None else {SPARSE: self.sparse_attention}),
         }
 
     @classmethod
@@ -252,6 +254,7 @@ class StagePlan:
             edit=EditPlan.from_json(found["edit"]) if "edit" in found else None,
             references=choice(found.get("references", "coarse"), REFERENCES, "plan references"),
             text_amplifier=number(found.get("text_amplifier", 0.0), "plan text_amplifier"),
+            sparse_attention=share_from_json(found),
         )
         agree(whole(found["nfe"], "plan nfe"), plan.nfe, "plan nfe")
         for stage, tokens, refined in zip(stages, plan.tokens, plan.refined, strict=True):
@@ -300,6 +303,7 @@ def _check_choices(plan: StagePlan) -> None:
     for value, options in chosen:
         if value not in options:
             raise _invalid(f"a plan by {value!r}", f"one of {', '.join(options)}")
+    check_share(plan.sparse_attention)
     if plan.references == "fine" and len(plan.stages) == 1:
         raise _invalid("references 'fine' in a plan of one stage", "'coarse': both say the same")
     amplifier, most = plan.text_amplifier, MAX_AMPLIFIER if plan.transitions else 0.0

@@ -111,6 +111,8 @@ def plan_problems(plan: StagePlan, facts: ModelFacts) -> Iterator[tuple[str, str
         yield "a plan with references 'fine'", "a plan without 'references': it takes no pictures"
     if plan.text_amplifier and not facts.text_biased:
         yield "a plan with a text amplifier", "a plan without: its engines take no bias of the text"
+    if plan.sparse_attention is not None and not facts.sparse_attention:
+        yield "a plan with sparse_attention", "a plan without: its attention is dense"
     yield from _part_problems(plan, facts)
 
 

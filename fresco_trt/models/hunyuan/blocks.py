@@ -10,6 +10,7 @@ weights' own type.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,7 +27,9 @@ from fresco_trt.models.hunyuan.graph import (
     through,
 )
 from fresco_trt.models.hunyuan.signatures import BIAS
+from fresco_trt.models.hunyuan.sparse import Layout, Sparse, layout_of
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
+from fresco_trt.plan.sparse import BLOCK, blocks_of
 
 _GIVEN = ("pooled", "timestep", "guidance")
 _ENTERED = ("latents", "text", BIAS, "timestep")
@@ -50,29 +53,37 @@ class Condition(nn.Module):
 
 
 class Enter(nn.Module):
-    """Both embedders, and what hides the text's padding."""
+    """Both embedders, what hides the text's padding, and where sparse attention has tokens."""
 
     def __init__(self, transformer: Any) -> None:
         super().__init__()
         self.convolution = transformer.x_embedder.proj
         self.context_embedder = transformer.context_embedder
         self.dtype = transformer.proj_out.weight.dtype
+        self.axes = tuple(transformer.config.rope_axes_dim)
 
     def forward(
-        self, latents: Tensor, text: Tensor, text_bias: Tensor, timestep: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``tokens`` [B,N,H], ``context`` [B,T,H] and ``bias`` [B,1,1,T+N]."""
+        self, latents: Tensor, text: Tensor, text_bias: Tensor, timestep: Tensor, *rope: Tensor
+    ) -> tuple[Tensor, ...]:
+        """``tokens`` [B,N,H], ``context`` [B,T,H] and ``bias`` [B,1,1,T+N]; with ``rope``, cos and
+        sin, what a :class:`~fresco_trt.models.hunyuan.sparse.Layout` has, too.
+        """
         tokens = embedded(self.convolution, latents.to(self.dtype))
         context = refined(self.context_embedder, text, text_bias, timestep, self.dtype)
-        return tokens, context, bias_of(text_bias, latents, self.dtype)
+        bias = bias_of(text_bias, latents, self.dtype)
+        if not rope:
+            return tokens, context, bias
+        cos, sin = rope
+        return tokens, context, bias, *layout_of((cos, sin), self.axes, bias, text.shape[1])
 
 
 class Block(nn.Module):
-    """One block, double-stream or single-stream."""
+    """One block, double-stream or single-stream; with ``key_blocks`` its attention is sparse."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, key_blocks: int | None = None) -> None:
         super().__init__()
         self.block = block
+        self.key_blocks = key_blocks
 
     def forward(
         self,
@@ -82,11 +93,14 @@ class Block(nn.Module):
         rope_cos: Tensor,
         rope_sin: Tensor,
         condition: Tensor,
+        *layout: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Both streams after the block, contiguous: a single-stream block's are parts of one
         tensor, and what is compiled for the next block relies on the strides of its inputs.
         """
         shared = Shared(condition=condition, bias=bias, rope=(rope_cos, rope_sin))
+        if self.key_blocks is not None:
+            shared = shared._replace(sparse=Sparse(Layout(*layout), self.key_blocks))
         streams = through((self.block,), Streams(tokens, context), shared)
         return streams.tokens.contiguous(), streams.context.contiguous()
 
@@ -122,15 +136,34 @@ def _block_parts(
     text = signature.input("text").shape[1]
     streams = [tokens, spec("context", (batch, text, hidden), dtype)]
     bias = spec("bias", (batch, 1, 1, text + count), dtype)
-    given = [signature.input(name) for name in _ENTERED]
-    yield part("enter", f"enter-{count}", given, [*streams, bias], [Enter(transformer)])
-    inputs = [*streams, bias, *(signature.input(name) for name in _ROPE), vector]
+    entered = [signature.input(name) for name in _ENTERED]
+    rope = [signature.input(name) for name in _ROPE]
+    layout: list[TensorSpec] = []
+    if signature.key_blocks is not None:
+        entered, layout = [*entered, *rope], _layout(batch, text, count, dtype)
+    outputs = [*streams, bias, *layout]
+    yield part("enter", f"enter-{count}", entered, outputs, [Enter(transformer)])
+    inputs = [*streams, bias, *rope, vector, *layout]
     kinds: dict[str, Sequence[nn.Module]] = {"double": transformer.transformer_blocks}
     if any(each.name == RESIDUAL for each in signature.inputs):
         kinds = {"double": kinds["double"][:1]}
     else:
         kinds["single"] = transformer.single_transformer_blocks
     for kind, blocks in kinds.items():
-        yield part(
-            kind, f"{kind}-{count}", inputs, after(streams), [Block(block) for block in blocks]
-        )
+        layers = [Block(each, signature.key_blocks) for each in blocks]
+        made = part(kind, f"{kind}-{count}", inputs, after(streams), layers)
+        # Compiled code relies on how many blocks there are, which no tensor's shape says.
+        counted = replace(made.signature, key_blocks=signature.key_blocks)
+        yield replace(made, signature=counted)
+
+
+def _layout(batch: int, text: int, tokens: int, dtype: str) -> list[TensorSpec]:
+    """Of a :class:`~fresco_trt.models.hunyuan.sparse.Layout`."""
+    image = blocks_of(tokens)
+    places = (blocks_of(text) + image) * BLOCK
+    return [
+        spec("order", (places,), "int64"),
+        spec("hidden", (batch, places), dtype),
+        spec("place", (text + tokens,), "int64"),
+        spec("lift", (image, image), "float32"),
+    ]

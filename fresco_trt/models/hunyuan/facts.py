@@ -109,6 +109,7 @@ HUNYUAN_VIDEO = ModelFacts(
     text_masked=True,
     text_layers=2,
     text_biased=True,
+    sparse_attention=True,
     margins=True,
     calibrated=False,
     caches=_CACHES,

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fresco_trt.models.cutting import leave
 from fresco_trt.models.hunyuan.signatures import BIAS
+from fresco_trt.models.hunyuan.sparse import Sparse, layout_of, sparse_attention
 from fresco_trt.models.masked import HIDDEN, turned
 from fresco_trt.plan.caching import FEATURES, CacheSite
 
@@ -35,11 +36,17 @@ class FullGraph(nn.Module):
 
     # ``Any`` because diffusers' attributes carry no types.
     def __init__(
-        self, transformer: Any, *, feature: bool = False, site: CacheSite = "final"
+        self,
+        transformer: Any,
+        *,
+        feature: bool = False,
+        site: CacheSite = "final",
+        key_blocks: int | None = None,
     ) -> None:
         super().__init__()
         self.transformer: Any = transformer
         self.feature, self.site = feature, site
+        self.key_blocks = key_blocks
 
     def forward(
         self,
@@ -58,7 +65,8 @@ class FullGraph(nn.Module):
         after the last block, or at the trunk what all blocks after the first added to them.
         """
         model = self.transformer
-        streams, shared = entered(model, latents, text, text_bias, pooled, timestep, *rest)
+        inputs = (latents, text, text_bias, pooled, timestep, *rest)
+        streams, shared = entered(model, *inputs, key_blocks=self.key_blocks)
         blocks = blocks_of(model)
         first = through(blocks[:1], streams, shared)
         last = through(blocks[1:], first, shared).tokens
@@ -77,7 +85,7 @@ class TrunkBypassGraph(FullGraph):
     def forward(self, residual: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Velocity [B,N,C] from ``residual`` [B,N,H] and the inputs of :class:`FullGraph`."""
         model = self.transformer
-        streams, shared = entered(model, *inputs)
+        streams, shared = entered(model, *inputs, key_blocks=self.key_blocks)
         first = through(blocks_of(model)[:1], streams, shared).tokens
         return (leave(model, first + residual.to(first.dtype), shared.condition),)
 
@@ -117,13 +125,14 @@ class Streams(NamedTuple):
 
 class Shared(NamedTuple):
     """What all blocks are called with beside both streams: the modulation vector ``condition``
-    [B,H] at the step's sigma, ``bias`` [B,1,1,T+N] that is added to every score of attention, and
-    ``rope``, cos and sin [T+N, head_dim].
+    [B,H] at the step's sigma, ``bias`` [B,1,1,T+N] that is added to every score of attention,
+    ``rope``, cos and sin [T+N, head_dim], and how attention is ``sparse``, None for dense.
     """
 
     condition: Tensor
     bias: Tensor
     rope: tuple[Tensor, Tensor]
+    sparse: Sparse | None = None
 
 
 def entered(
@@ -134,8 +143,10 @@ def entered(
     pooled: Tensor,
     timestep: Tensor,
     *rest: Tensor,
+    key_blocks: int | None = None,
 ) -> tuple[Streams, Shared]:
-    """Both streams in front of the first block, and what all blocks share, from the graph's inputs.
+    """Both streams in front of the first block, and what all blocks share, from the graph's inputs;
+    attention is over ``key_blocks`` blocks of the clip, None for all of them.
 
     Raises ``TypeError`` on a wrong number of inputs.
     """
@@ -149,7 +160,11 @@ def entered(
         context=refined(transformer.context_embedder, text, text_bias, timestep, dtype),
     )
     bias = bias_of(text_bias, latents, dtype)
-    return streams, Shared(condition=condition, bias=bias, rope=(rope_cos, rope_sin))
+    shared = Shared(condition=condition, bias=bias, rope=(rope_cos, rope_sin))
+    if key_blocks is not None:
+        layout = layout_of(shared.rope, transformer.config.rope_axes_dim, bias, text.shape[1])
+        shared = shared._replace(sparse=Sparse(layout, key_blocks))
+    return streams, shared
 
 
 def embedded(convolution: Any, tokens: Tensor) -> Tensor:
@@ -269,7 +284,10 @@ def _joint(heads: Sequence[Tensor], shared: Shared) -> Tensor:
     """Attention of text and image tokens over both, text in front: [B,T+N,H]."""
     cos, sin = (table[None, :, None] for table in shared.rope)
     query, key, value = heads
-    return _attention(turned(query, cos, sin), turned(key, cos, sin), value, shared.bias)
+    query, key = turned(query, cos, sin), turned(key, cos, sin)
+    if shared.sparse is not None:
+        return sparse_attention(query, key, value, shared.sparse)
+    return _attention(query, key, value, shared.bias)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -299,7 +317,12 @@ def graph_from_signature(transformer: nn.Module, signature: GraphSignature) -> n
     if BIAS not in inputs:
         return BypassGraph(transformer).eval()
     if FEATURES["trunk"] in inputs:
-        return TrunkBypassGraph(transformer).eval()
+        return TrunkBypassGraph(transformer, key_blocks=signature.key_blocks).eval()
     outputs = {spec.name for spec in signature.outputs}
     site: CacheSite = "trunk" if FEATURES["trunk"] in outputs else "final"
-    return FullGraph(transformer, feature=FEATURES[site] in outputs, site=site).eval()
+    return FullGraph(
+        transformer,
+        feature=FEATURES[site] in outputs,
+        site=site,
+        key_blocks=signature.key_blocks,
+    ).eval()

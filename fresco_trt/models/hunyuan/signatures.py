@@ -5,12 +5,14 @@ Numbers only; importing this file imports no torch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fresco_trt.models.stage_graphs import StageShape, bypass_graph, full_graph, no_graph
 from fresco_trt.plan.caching import CacheSite
 from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.signature import TEXT_BIAS, GraphSignature
+from fresco_trt.plan.sparse import blocks_kept
 
 if TYPE_CHECKING:
     from fresco_trt.plan.stages import Action, StagePlan
@@ -101,14 +103,26 @@ def stage_signature(
             raise no_graph(given, "a HunyuanVideo model")
     shape = StageShape.of(facts, plan, stage, text_tokens=text_tokens, feature=feature)
     if action == "bypass":
-        return bypass_signature(
+        found = bypass_signature(
             facts, shape.tokens, shape.text_tokens, site=shape.site, batch=batch
         )
-    return full_signature(
-        facts,
-        shape.tokens,
-        shape.text_tokens,
-        feature=shape.feature,
-        site=shape.site,
-        batch=batch,
-    )
+    else:
+        found = full_signature(
+            facts,
+            shape.tokens,
+            shape.text_tokens,
+            feature=shape.feature,
+            site=shape.site,
+            batch=batch,
+        )
+    attends = any(each.name == BIAS for each in found.inputs)
+    return sparse_signature(found, plan.sparse_attention) if attends else found
+
+
+def sparse_signature(dense: GraphSignature, share: float | None) -> GraphSignature:
+    """That of the same graph with attention over a ``share`` of the clip's blocks; None: ``dense``
+    itself.
+    """
+    if share is None:
+        return dense
+    return replace(dense, key_blocks=blocks_kept(dense.input("latents").shape[1], share))
