@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fresco_trt
-from tests.pipelines.demo import new_pipe
+from fresco_trt.models.registry import model_facts
+from tests.pipelines.demo import TURBO_STEPS, new_pipe
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,15 @@ def pipe(shared: Any) -> Iterator[Any]:
     """A pipeline that is plain before and after the test."""
     yield shared
     fresco_trt.disable(shared)
+
+
+@pytest.fixture(scope="module")
+def few_steps() -> Iterator[None]:
+    """Turbo in three stages takes 16 steps: fewer, for a file that is not about how many."""
+    turbo: Any = model_facts("flux-tiny").presets["turbo"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(turbo, 3, replace(turbo[3], steps=TURBO_STEPS))
+        yield
 
 
 @pytest.fixture(scope="module")

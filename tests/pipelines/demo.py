@@ -6,6 +6,11 @@ from typing import Any
 
 import fresco_trt
 
+TURBO_STEPS = (4, 2, 2)
+"""What turbo's three stages take with the fixture ``few_steps``: as few as leave a cache something
+to skip.
+"""
+
 
 def new_pipe() -> Any:
     import diffusers

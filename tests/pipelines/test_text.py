@@ -30,9 +30,11 @@ PRESET = "turbo,text_tokens=32+64+128"
 PROMPT = "a red apple on a plain blue background"
 LONG = "a red apple " * 15
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(few_steps: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("text") / "bundle"
     return fresco_trt.build(
         "flux-tiny", preset=PRESET, size=(64, 64), backend="eager", weights=None, out=out
