@@ -24,10 +24,10 @@ from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.tune.cost import plan_seconds
 from fresco_trt.tune.entrants import Entrants, entrants
-from fresco_trt.tune.families import Ground, reference
+from fresco_trt.tune.families import reference
 from fresco_trt.tune.gallery import Gallery, pictures_of
 from fresco_trt.tune.halving import Outcome, Standing, halve
-from fresco_trt.tune.job import FULL, QUICK, Effort, Request, measured, resolve
+from fresco_trt.tune.job import FULL, QUICK, Effort, Request, ground_of, measured, resolve
 from fresco_trt.tune.options import Options
 from fresco_trt.tune.state import State
 from fresco_trt.tune.stored import beside_control, preset_from_json, row_of, verdict
@@ -89,7 +89,7 @@ def study(
         say(f"{state.said} in {options.state}")
         setup = replace(request.setup, engines=state.engines(request.engines))
         studio = Studio(setup, scope)
-        ground = Ground(facts=request.facts, size=request.size, prompt_tokens=studio.prompt_tokens)
+        ground = ground_of(request, studio, state, progress)
         seconds = measured(ground, studio, state, effort, progress, say)
         found = []
         for speed in speeds:

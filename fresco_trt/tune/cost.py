@@ -56,16 +56,22 @@ def plan_seconds(plan: StagePlan, seconds: Seconds) -> float | None:
 
 def covering(plans: Iterable[StagePlan]) -> list[StagePlan]:
     """Few of the plans that have every kind of all of them, steps without a transition before them:
-    each time the plan with most kinds that are still missing, the shortest of such.
+    each time the plan with most kinds that are still missing for the tokens that it runs.
     """
-    rows = [(plan, {each[-1] for each in step_kinds(plan)}) for plan in plans]
-    missing = {kind for _, kinds in rows for kind in kinds}
+    rows = [(plan, {each[-1] for each in step_kinds(plan)}, _tokens(plan)) for plan in plans]
+    missing = {kind for _, kinds, _ in rows for kind in kinds}
     chosen: list[StagePlan] = []
     while missing:
-        plan, kinds = max(rows, key=lambda row: (len(row[1] & missing), -row[0].nfe))
+        plan, kinds, _ = max(rows, key=lambda row: len(row[1] & missing) / row[2])
         chosen.append(plan)
         missing -= kinds
     return chosen
+
+
+def _tokens(plan: StagePlan) -> int:
+    """Tokens of all steps in full, and one for each that is answered."""
+    rows = zip(plan.stages, plan.tokens, strict=True)
+    return plan.nfe + sum(tokens * stage.actions.count("full") for stage, tokens in rows)
 
 
 def medians(samples: Sequence[tuple[Kinds, float]]) -> dict[str, float]:

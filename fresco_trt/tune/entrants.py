@@ -5,6 +5,7 @@ Numbers only; between the measured seconds and the contest.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -66,7 +67,7 @@ def entrants(
     speed = speed_by(ground, seconds)
     each = max(1, count // max(1, len(families)))
     if target is None:
-        found = [*_spread(ground, speed, each, families), *_ladder(ground, speed)]
+        found = [*_spread(ground, speed, each, families), *_ladder(ground, speed, count)]
     else:
         found = [*_at(ground, speed, each, families, target), *_controls_at(ground, speed, target)]
     reached = bool(found)
@@ -118,7 +119,7 @@ def _controls_at(ground: Ground, speed: Speed, target: float) -> list[Candidate]
     """Plain sampling with the most steps that are as fast as asked."""
     for steps in range(ground.default_steps - 1, 0, -1):
         every = controls(ground, steps)
-        if every and (speed(every[0].plan) or 0.0) >= target:
+        if (speed(every[0].plan) or 0.0) >= target:
             return every
     return []
 
@@ -146,13 +147,17 @@ def _spread(
                 )
 
 
-def _ladder(ground: Ground, speed: Speed) -> Iterator[Candidate]:
-    """Controls in each band of speeds: the most steps that are so fast, at every shift."""
+def _ladder(ground: Ground, speed: Speed, count: int) -> Iterator[Candidate]:
+    """About ``count`` controls: in each band of speeds the most steps that are so fast, as users
+    have them and at some of the other shifts and solvers.
+    """
+    rng = random.Random("few-step")
     for low, high in pairwise(BANDS):
         for steps in range(ground.default_steps - 1, 0, -1):
-            every = controls(ground, steps)
-            if every and within(speed, low, high)(every[0].plan):
-                yield from every
+            first, *others = controls(ground, steps)
+            if within(speed, low, high)(first.plan):
+                yield first
+                yield from rng.sample(others, min(len(others), count // len(BANDS)))
                 break
 
 

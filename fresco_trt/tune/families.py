@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from fresco_trt.errors import FrescoError
@@ -59,11 +60,16 @@ KNOWN_WORDS = (("FBFFF", 2.2), ("FBFBFF", 1.6), ("FBFBFF", 2.2), ("FBFBFFF", 1.6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """What candidates are made for: a model at a size, and the most tokens that a prompt has."""
+    """What candidates are made for: a model at a size, and the most tokens that a prompt has.
+
+    ``changes`` are points (sigma, sum so far), sigmas falling, of what SeaCache adds up on the many
+    steps; empty where that was not measured.
+    """
 
     facts: ModelFacts
     size: Size
     prompt_tokens: int = 1
+    changes: tuple[tuple[float, float], ...] = ()
 
     @property
     def default_steps(self) -> int:
@@ -142,8 +148,7 @@ def reference(ground: Ground) -> StagePlan:
 
 
 def _cached_preset(ground: Ground, rng: random.Random) -> Preset | None:
-    names = [name for name in cache_names("feature") if not cache_traits(name).needs_basis]
-    return _with_word(ground, rng, rng.choice(names))
+    return _with_word(ground, rng, rng.choice(_feature_caches()))
 
 
 def _coarse_preset(ground: Ground, rng: random.Random) -> Preset | None:
@@ -158,6 +163,41 @@ def _with_word(ground: Ground, rng: random.Random, name: str) -> Preset:
         solver=rng.choice(SOLVERS),
         cache=_cache(rng, name, (word,)),
     )
+
+
+def _changed_preset(ground: Ground, rng: random.Random) -> Preset | None:
+    """One stage that is run in full where the input of the first block has changed enough."""
+    from fresco_trt.lower.calibrate.spectral_change import accumulated
+
+    if not ground.changes:
+        return None
+    preset = Preset(
+        steps=(rng.randint(3, max(3, ground.default_steps // 2)),),
+        shift=_shift(_mu(rng)),
+        solver=rng.choice(SOLVERS),
+    )
+    plan = plan_of(ground, preset)
+    if plan is None:
+        return None
+    sums = [change_at(ground.changes, sigma) for sigma in plan.stages[0].sigmas[:-1]]
+    steps = [after - before for before, after in pairwise(sums)]
+    threshold = (sums[-1] - sums[0]) / rng.randint(2, len(sums))
+    word = spelling_of(accumulated(steps, threshold, ends=True))
+    return replace(preset, cache=_cache(rng, rng.choice(_feature_caches()), (word,)))
+
+
+def change_at(changes: Sequence[tuple[float, float]], sigma: float) -> float:
+    """The sum of changes at a sigma, between the points of :class:`Ground`."""
+    for (high, above), (low, below) in pairwise(changes):
+        if sigma >= low:
+            share = (high - min(sigma, high)) / (high - low)
+            return above + share * (below - above)
+    return changes[-1][1]
+
+
+def _feature_caches() -> list[str]:
+    """Predictors that need no directions measured first."""
+    return [name for name in cache_names("feature") if not cache_traits(name).needs_basis]
 
 
 def _known_coarse(ground: Ground) -> Iterator[Preset]:
@@ -194,8 +234,7 @@ def _known_stages(ground: Ground) -> Iterator[Preset]:
 
 
 def _staged_cache_preset(ground: Ground, rng: random.Random) -> Preset | None:
-    names = [name for name in cache_names("feature") if not cache_traits(name).needs_basis]
-    return _last_cached(_staged_preset(ground, rng), rng, rng.choice(names))
+    return _last_cached(_staged_preset(ground, rng), rng, rng.choice(_feature_caches()))
 
 
 def _staged_coarse_preset(ground: Ground, rng: random.Random) -> Preset | None:
@@ -216,7 +255,8 @@ def _staged_text_preset(ground: Ground, rng: random.Random) -> Preset | None:
     if preset is None or len(texts) < 2:
         return None
     chosen = tuple(rng.choice(texts) for _ in preset.steps[:-1])
-    return replace(preset, text_tokens=(*sorted(chosen), texts[-1]))
+    cut = min(chosen) < texts[-1]
+    return replace(preset, text_tokens=(*sorted(chosen), texts[-1])) if cut else None
 
 
 def _mixed_preset(ground: Ground, rng: random.Random) -> Preset | None:
@@ -230,6 +270,7 @@ def _mixed_preset(ground: Ground, rng: random.Random) -> Preset | None:
 
 FAMILIES: tuple[Family, ...] = (
     Family(name="cache", draw=_cached_preset),
+    Family(name="cache, by change", draw=_changed_preset),
     Family(name="coarse-velocity", draw=_coarse_preset, known=_known_coarse),
     Family(name="stages", draw=_staged_preset, known=_known_stages),
     Family(name="stages, cache", draw=_staged_cache_preset),

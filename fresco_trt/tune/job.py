@@ -65,7 +65,7 @@ class Effort:
 
 
 FULL = Effort(rounds=((240, 2), (60, 6), (16, 16), (5, 32)), turns=5, sampled=120, beside=8)
-QUICK = Effort(rounds=((40, 1), (14, 3), (5, 8)), turns=3, sampled=60, beside=3)
+QUICK = Effort(rounds=((40, 1), (14, 3), (5, 8)), turns=3, sampled=60, beside=2)
 
 
 def effort_of(options: Options) -> Effort:
@@ -234,7 +234,7 @@ def _network(options: Options, say: Say) -> Any:
 def contest(request: Request, studio: Studio, state: State, progress: Progress, say: Say) -> Tuned:
     """Build, time, draw and judge; raises as :func:`run`."""
     options, effort = request.options, request.effort
-    ground = Ground(facts=request.facts, size=request.size, prompt_tokens=studio.prompt_tokens)
+    ground = ground_of(request, studio, state, progress)
     seconds = measured(ground, studio, state, effort, progress, say)
     field = entrants(ground, seconds, options.speed, effort.rounds[0][0])
     if not field.reached:
@@ -279,6 +279,21 @@ def contest(request: Request, studio: Studio, state: State, progress: Progress, 
         "rows": _rows(outcome, field, ground, seconds),
     }
     return Tuned(outcome=outcome, document=document, pictures=pictures)
+
+
+MOST_WALKED = 10**9
+"""Parameters of the largest model that is walked without engines."""
+
+
+def ground_of(request: Request, studio: Studio, state: State, progress: Progress) -> Ground:
+    """What candidates are made for, with the changes of a model that is small enough to be walked
+    without engines.
+    """
+    ground = Ground(facts=request.facts, size=request.size, prompt_tokens=studio.prompt_tokens)
+    if request.facts.parameters > MOST_WALKED:
+        return ground
+    found = state.once("changes", lambda: studio.changes(reference(ground), progress))
+    return replace(ground, changes=tuple((sigma, total) for sigma, total in found))
 
 
 def measured(

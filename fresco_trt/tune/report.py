@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 COLOURS: Mapping[str, str] = {
     CONTROL: INK,
     **{
-        family.name: (*STAGE_COLOURS, "#f0e442")[place % 7] for place, family in enumerate(FAMILIES)
+        family.name: (*STAGE_COLOURS, "#f0e442", "#8c564b")[place % 8]
+        for place, family in enumerate(FAMILIES)
     },
 }
 """What a family is drawn in."""

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from fresco_trt.bench.engines import EnginePool, signatures_of
+from fresco_trt.lower.calibrate.basis import Reference
+from fresco_trt.lower.calibrate.spectral_change import measure_change_schedule
 from fresco_trt.models.registry import family_of
 from fresco_trt.run.denoise import Denoiser, HeldPatchifier
 from fresco_trt.run.request import Conditioning
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.run.sampler import Step
     from fresco_trt.tune.judge import Pixels
+
+
+WALKED = 2
+"""Prompts that changes are the mean of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +95,25 @@ class Studio:
         transformer = weights.load(setup.weights, setup.facts, dtype=dtype)
         self._pool.build(signatures, transformer, progress, precision=setup.precision)
         return f"{len(signatures)} engines built"
+
+    def changes(self, plan: StagePlan, progress: Progress) -> list[tuple[float, float]]:
+        """What SeaCache adds up on a plan of one stage, in full, at each of its sigmas: points
+        (sigma, sum so far), the mean of :data:`WALKED` prompts. Runs the model without engines.
+        """
+        setup = self.setup
+        progress("measuring changes", 0.0)
+        transformer = family_of(setup.facts).weights.load(setup.weights, setup.facts)
+        reference = Reference(
+            facts=setup.facts,
+            transformer=transformer,
+            weights_sha256="",
+            pipeline=setup.pipeline,
+            prompts=setup.prompts[:WALKED],
+            pictures=setup.sources[:WALKED],
+        )
+        (found,) = measure_change_schedule(reference, plan, (1.0,), progress=progress)
+        sums = accumulate(found.changes[0], lambda total, each: total + (each or 0.0), initial=0.0)
+        return list(zip(plan.stages[0].sigmas, list(sums)[1:], strict=False))
 
     # --- pictures ---------------------------------------------------------------------------------
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL.Image import Image
 
+from bench import presets
 from fresco_trt.cli.main import main
 from fresco_trt.errors import (
     CalibrationError,
@@ -20,14 +22,15 @@ from fresco_trt.errors import (
 )
 from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.stored import check_plan, read_plan
-from fresco_trt.tune import job
+from fresco_trt.tune import families, job
 from fresco_trt.tune.job import Effort
-from fresco_trt.tune.options import Options, parse_floor
+from fresco_trt.tune.judge import Judge
+from fresco_trt.tune.options import Options
 from fresco_trt.tune.prompts import MOST, read_prompts
 from fresco_trt.tune.scorer import load_scorer, score_of
 
 MODEL = "flux-tiny-turbo"
-EFFORT = Effort(rounds=((8, 1), (3, 2)), turns=1, sampled=6, beside=1)
+EFFORT = Effort(rounds=((7, 1), (3, 2)), turns=1, sampled=4, beside=1)
 
 
 def silent(*told: object) -> None:
@@ -64,6 +67,15 @@ def killed() -> float:
     raise Killed
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few_controls() -> Iterator[None]:
+    """Four of 28."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(families, "LOG_SHIFTS", (1.6,))
+        patch.setattr(families, "SOLVERS", ("euler", "multistep"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a run was killed and gone on with."""
@@ -72,10 +84,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(folder: Path) -> tuple[job.Tuned, int, list[str]]:
-    """A run that was killed, refused with other arguments, and gone on with; how many pictures were
-    scored before and after; and what it said.
+    """A run that was killed, refused with other arguments, and gone on with, when one score was
+    none; how many pictures were scored then, and what the run said.
     """
-    before, after, said = Counting(5, killed), Counting(), list[str]()
+    before, after, said = Counting(5, killed), Counting(2, lambda: float("nan")), list[str]()
     with pytest.raises(Killed):
         run(options_of(folder, scorer=before))
     with pytest.raises(IncompatibleOptions, match=r"--speed 1.5, now 2.0") as caught:
@@ -90,7 +102,8 @@ def test_a_killed_run_goes_on_where_it_was(tuned: tuple[job.Tuned, int, list[str
     assert any("going on" in each for each in said)
     assert any("engines of an earlier run" in each for each in said)
     judged = sum(row["pictures"] for row in found.document["rows"])
-    assert scored == judged - 3 + 2  # three were kept, and the two many-step pictures are scored
+    # Three were kept, one is out, and the two many-step pictures are scored too.
+    assert scored == judged - 3 + 1 + 2
 
 
 def test_the_plan_is_one_that_a_build_takes(
@@ -109,9 +122,9 @@ def test_the_document_has_all_that_was_found(
     rows = stored["rows"]
     assert stored["winner"] == rows[0]["name"]
     assert stored["control"] in {row["name"] for row in rows[: stored["finalists"]]}
-    families = {row["family"] for row in rows}
-    assert "few-step" in families
-    assert len(families) > 2
+    kinds = {row["family"] for row in rows}
+    assert "few-step" in kinds
+    assert len(kinds) > 2
     assert all(row["speed"] >= 1.5 and -1 <= row["ssim"] < 1 + 1e-6 for row in rows)
     assert all(row["pictures"] == 2 for row in rows[: stored["finalists"]])
     assert rows[0]["score"] == 1.0
@@ -129,30 +142,42 @@ def test_the_report_shows_the_winner_beside_the_many_steps(
 
 
 def test_a_score_that_is_none_takes_its_candidate_out(
-    folder: Path, tuned: tuple[job.Tuned, int, list[str]]
+    tuned: tuple[job.Tuned, int, list[str]],
 ) -> None:
-    said = list[str]()
-    scorer = Counting(2, lambda: float("nan"))  # the first is the many-step picture's
-    found = run(options_of(folder, scorer=scorer), said)
-    ((name, reason),) = found.document["left_out"].items()
+    document, said = tuned[0].document, " ".join(tuned[2])
+    ((name, reason),) = document["left_out"].items()
     assert "the scorer gave nan" in reason
-    assert f"{name} is out" in " ".join(said)
-    assert name not in {row["name"] for row in found.document["rows"]}
-    with pytest.raises(ScorerFailed, match="the scorer raised ZeroDivisionError"):
-        run(options_of(folder, scorer=lambda picture, prompt: 1 / 0))
+    assert f"{name} is out" in said
+    assert name not in {row["name"] for row in document["rows"]}
 
 
-def test_what_nothing_reaches_is_approached(
-    folder: Path, tuned: tuple[job.Tuned, int, list[str]]
+def test_what_nothing_reaches_is_written_and_raised(
+    folder: Path, tuned: tuple[job.Tuned, int, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = options_of(folder, floor=parse_floor("ssim=0.99999"), out=folder / "plan.json")
-    (options.state / "log.jsonl").unlink()
-    with pytest.raises(TargetNotReached, match=r"no plan reaches --floor ssim=0.99999") as caught:
-        run(options)
-    assert caught.value.exit_code == 1
-    stored = json.loads((options.state / "tune.json").read_text(encoding="utf-8"))
-    assert not stored["reached"]
-    assert read_plan(options.out).digest() == read_plan(options.out).digest()
+    best = replace(tuned[0], document={**tuned[0].document, "reached": False})
+    monkeypatch.setattr(job, "contest", lambda *given: best)
+    options = options_of(folder, speed=900.0)
+    options.out.unlink()
+    with pytest.raises(TargetNotReached, match=r"no plan reaches --speed 900; the best is") as told:
+        job.run(options, silent, silent, EFFORT)
+    assert told.value.exit_code == 1
+    assert read_plan(options.out) == best.plan
+
+
+def test_the_study_of_presets_stores_the_best_of_each_number_of_stages(
+    folder: Path, tuned: tuple[job.Tuned, int, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, effort = options_of(folder), replace(EFFORT, rounds=((1, 1),))
+    document = json.loads(json.dumps(presets.study(options, (1.5,), effort, silent, silent)))
+    assert document == json.loads(options.out.read_text(encoding="utf-8"))
+    (first,) = document["speeds"]
+    assert first["stages"].keys() >= {"1", "2"}
+    assert first["stages"]["1"]["family"] == first["control"]["family"] == "few-step"
+    assert first["stages"]["2"]["stages"] == 2
+    assert first["best"]["speed"] >= first["speed"] == 1.5
+    monkeypatch.setattr(presets, "NAMED", {"quality": 1.5})
+    found = [(name, count) for name, count, _ in presets.tuned_presets(document)]
+    assert found[:2] == [("quality", 1), ("quality", 2)]
 
 
 # --- wrong requests ---------------------------------------------------------------------------
@@ -233,6 +258,16 @@ def test_a_score_is_one_number(given: object, problem: str) -> None:
         score_of(lambda *asked: np.array([0.9]), picture, "x")
     for fine in (1, np.float32(1), torch.tensor(1.0), True):
         assert score_of(lambda *asked, fine=fine: fine, picture, "x") == 1.0
+
+
+def test_a_many_step_picture_that_cannot_be_scored_ends_the_run() -> None:
+    import numpy as np
+
+    judge = Judge(scorer=lambda picture, prompt: 1 / 0)
+    with pytest.raises(ScorerFailed, match="the scorer raised ZeroDivisionError"):
+        judge.truth(np.zeros((16, 16, 3), np.uint8), "x")
+    assert Judge().metrics == ("ssim",)
+    assert judge.metrics == ("ssim", "score")
 
 
 def test_a_scorer_is_looked_for_in_the_working_folder(

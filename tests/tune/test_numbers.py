@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +19,7 @@ from fresco_trt.tune.families import (
     LOG_SHIFTS,
     Candidate,
     Ground,
+    change_at,
     controls,
     reference,
     sampled,
@@ -26,7 +28,9 @@ from fresco_trt.tune.halving import Figures, Standing, difference, halve
 from fresco_trt.tune.options import Floor
 from fresco_trt.tune.stored import preset_from_json, preset_to_json
 
-GROUND = Ground(facts=model_facts("flux-tiny"), size=(64, 64), prompt_tokens=20)
+CHANGES = ((1.0, 0.0), (0.9, 2.0), (0.2, 3.0), (0.0, 5.0))
+GROUND = Ground(facts=model_facts("flux-tiny"), size=(64, 64), prompt_tokens=20, changes=CHANGES)
+BY_CHANGE = next(each for each in FAMILIES if each.name == "cache, by change")
 KINDS = universe(GROUND, 12)
 
 
@@ -66,14 +70,26 @@ def test_the_families_are_of_every_kind() -> None:
             len(each.plan.stages) - 1
         }
     assert all(e.plan.velocity_grid for e in by_family["stages, coarse-velocity"])
-    assert any(e.plan.cuts_text for e in by_family["stages, text"])
+    assert all(e.plan.cuts_text for e in by_family["stages, text"])
     assert all(any(e.plan.refined) for e in by_family["stages, mixed"])
 
 
+def test_changes_are_summed_between_the_points() -> None:
+    sums = [change_at(CHANGES, sigma) for sigma in (1.0, 0.95, 0.9, 0.55, 0.1, 0.0)]
+    assert sums == pytest.approx([0.0, 1.0, 2.0, 2.5, 4.0, 5.0])
+
+
+def test_what_changes_by_steps_is_run_in_full_there() -> None:
+    for each in sampled(BY_CHANGE, GROUND, lambda plan: True, count=8):
+        (stage,) = each.plan.stages
+        assert stage.actions[0] == stage.actions[-1] == "full"
+        assert "bypass" in stage.actions
+    unknown = replace(GROUND, changes=())
+    assert not sampled(BY_CHANGE, unknown, lambda plan: True, count=1)
+
+
 def test_no_stage_takes_less_text_than_a_prompt_has() -> None:
-    short, longer = (
-        Ground(facts=GROUND.facts, size=GROUND.size, prompt_tokens=tokens) for tokens in (30, 40)
-    )
+    short, longer = (replace(GROUND, prompt_tokens=tokens) for tokens in (30, 40))
     assert short.texts == (32, 64, 128)
     assert longer.texts == (64, 128)
 
