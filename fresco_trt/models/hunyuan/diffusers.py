@@ -91,10 +91,7 @@ class HunyuanDriver(PipelineDriver):
         source: SourcePictures | None,
         text_tokens: int | None,
     ) -> tuple[Branches, torch.dtype]:
-        """``text`` [B,T,D], ``text_bias`` [B,T] and ``pooled`` [B,P]. A clip is drawn in float32
-        whatever the weights are.
-        """
-        import torch
+        """``text`` [B,T,D], ``text_bias`` [B,T] and ``pooled`` [B,P]."""
 
         def encode(prefix: str) -> tuple[Tensor, ...]:
             found = pipe.encode_prompt(
@@ -117,7 +114,7 @@ class HunyuanDriver(PipelineDriver):
             )
         length = text_tokens or max(text.shape[1] for text, *_ in branches)
         given, *others = (_of_length(length, *branch) for branch in branches)
-        return (given, others[0] if others else None), torch.float32
+        return (given, others[0] if others else None), pipe.transformer.dtype
 
     def prompt_tokens(self, pipe: Any, values: Mapping[str, Any], text_tokens: int) -> int | None:
         """As in the protocol: not known, for no plan cuts a text whose padding is masked."""
@@ -126,7 +123,11 @@ class HunyuanDriver(PipelineDriver):
     def start(
         self, pipe: Any, facts: ModelFacts, plan: StagePlan, given: Mapping[str, Any]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """As in the protocol."""
+        """As in the protocol. The noise is float32 whatever the weights are; every step rounds what
+        the pipeline goes on from.
+        """
+        import torch
+
         grid, (width, height) = plan.stages[-1].grid, plan.size[:2]
         shape = (given["pictures"], facts.latent_channels, grid.frames, grid.height, grid.width)
         check_latents(given["latents"], shape)
@@ -136,7 +137,7 @@ class HunyuanDriver(PipelineDriver):
             height,
             width,
             frames_of(plan.size),
-            given["dtype"],
+            torch.float32,
             pipe._execution_device,
             given["generator"],
             given["latents"],

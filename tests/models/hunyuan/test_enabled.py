@@ -5,6 +5,7 @@ A random model of two narrow blocks at 32x48 and 5 frames.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -137,6 +138,19 @@ def test_frames_have_diffusers_own_form_and_disable_gives_it_back(pipe: Any) -> 
     fresco_trt.disable(pipe)
     assert type(pipe).__mro__[0].__module__.startswith("diffusers.")
     assert np.array_equal(call(pipe, **given), plain)
+
+
+def test_half_precision_draws_too(shared: Any) -> None:
+    """From noise in float32; the plain pipeline rounds its latents after each step, too."""
+    pipe = copy.copy(shared)
+    pipe.transformer = copy.deepcopy(shared.transformer).to(torch.bfloat16)
+    plain = latents(pipe, **HONOURED["true guidance"](pipe))
+    fresco_trt.enable(pipe, stages=1)
+    drawn = latents(pipe, **HONOURED["true guidance"](pipe))
+    assert drawn.dtype == plain.dtype == torch.bfloat16
+    apart = (drawn.float() - plain.float()).abs()
+    assert apart.max() < 0.1
+    assert apart.mean() < 0.03
 
 
 def test_stages_and_a_cache_draw_our_own_pipelines_clip(pipe: Any, tmp_path: Path) -> None:
