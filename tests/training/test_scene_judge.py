@@ -18,7 +18,7 @@ from tests.training.discs import Discs
 from training.scenes import judge_training
 from training.scenes.batches import Recipe, SceneBatches
 from training.scenes.captions import KINDS, Captioned, is_true
-from training.scenes.judge import PAINTS, WHOLE, FactJudge, Seen, contrary, score, verdicts
+from training.scenes.judge import PAINTS, RARER, WHOLE, FactJudge, Seen, contrary, score, verdicts
 from training.scenes.judge_training import (
     JudgeOptions,
     JudgeRun,
@@ -118,6 +118,17 @@ def test_a_judge_that_sees_nothing_finds_no_object_and_no_relation() -> None:
     for facts, found in zip(stated, verdicts(blind, torch.empty(0), stated), strict=True):
         for fact, held in zip(facts, found, strict=True):
             assert held == (fact.kind in WHOLE)
+
+
+def test_a_paint_that_looks_like_own_colours_counts_and_one_that_does_not_is_wrong() -> None:
+    each = next(each for each in scenes() if any(item.paint for item in each.scene.items))
+    (said, *_) = [fact for fact in each.facts if fact.kind == "paint"]
+    seen = truth((each,))
+    for own, right in ((-RARER, True), (-RARER + 2, False)):
+        for item in each.scene.items:
+            cell = int(item.y * CELLS), int(item.x * CELLS)
+            seen.paint[(0, 0, *cell)] = CERTAIN + own
+        assert verdicts(Sure(seen), torch.empty(0), [[said]]) == [[right]]
 
 
 def test_a_score_is_the_share_of_facts_and_nothing_for_none() -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from fresco_trt.bench.scenes.scene import COLOURS
 from training.scenes.captions import Fact, is_true
 from training.scenes.objects import OBJECTS, STYLES
-from training.scenes.scene import LIGHTS, RELATIONS, TEXTURES, Scene
+from training.scenes.scene import LIGHTS, PAINTED, RELATIONS, TEXTURES, Scene
 
 if TYPE_CHECKING:
     import random
@@ -35,6 +35,15 @@ WHOLE: dict[str, tuple[str, ...]] = {
 
 PAINTS = (None, *COLOURS)
 """An object's paint, None for its own colours."""
+
+RARER = math.log(PAINTED / (1 - PAINTED) / (len(COLOURS) - 1))
+"""How much rarer, in logits, an object of one paint is in scenes than one in its own colours."""
+
+DOUBT = math.log(2)
+"""By how much more likely an object's own colours may be than a paint that still counts as right.
+
+A red heart that was painted red looks like any other: a network can only say how often it was.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,12 +190,14 @@ def _found(seen: Seen, index: int, object_index: int) -> Found | None:
     row, column = divmod(int(heat.argmax()), columns)
     if heat[row, column] <= 0:
         return None
+    paint = seen.paint[index, :, row, column].clone()
+    paint[0] += RARER - DOUBT
     dx, dy, side = seen.box[index, :, row, column].sigmoid().tolist()
     return Found(
         x=(column + dx) / columns,
         y=(row + dy) / rows,
         side=side,
-        paint=PAINTS[int(seen.paint[index, :, row, column].argmax())],
+        paint=PAINTS[int(paint.argmax())],
         hidden=seen.hidden[index, 0, row, column].item(),
     )
 
