@@ -57,8 +57,8 @@ def check_sparse(plan: StagePlan, about: BackendFacts) -> None:
         return
     raise IncompatibleOptions(
         f"{SPARSE}={plan.sparse_attention:g} with the backend {about.name}",
-        expected="eager, for what it draws: no library here has a kernel for chosen blocks of keys",
-        fix=f"pass --backend eager, or leave {SPARSE} out of --preset or the plan",
+        expected="inductor or eager: no other has attention over chosen blocks of keys",
+        fix=f"pass --backend inductor, or leave {SPARSE} out of --preset or the plan",
     )
 
 

@@ -134,6 +134,7 @@ class FamilyGraphs(Protocol):
         """A graph of :meth:`module` as parts, for engines compiled block by block. With ``fuse``
         layers of a part that share an input may be one product. Their weights then are one tensor,
         and the graph's own are parts of it: moved there unless they are, without a second copy.
+        Sparse attention then is a kernel, which does what it should only where it was compiled.
         """
         ...
 

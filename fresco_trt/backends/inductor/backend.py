@@ -147,6 +147,7 @@ class InductorBackend(TorchBackend):
             rest="bf16" if device == "cuda" else "fp32",
             simulated=() if device == "cuda" else ("fp8",),
             machine=str(this_host(device)) if usable else None,
+            sparse=True,
             memory=MEMORY,
         )
 

@@ -61,7 +61,9 @@ def choose_attention(parts: Sequence[Part], options: BuildOptions) -> None:
     tried: dict[Operands, Choice] = {}
     for part in parts:
         name = name_of(part, DEFAULT)
-        operands = None if name in known else _operands(part, options)
+        # Sparse attention is a kernel of its own: there is nothing to choose.
+        measured = name in known or part.signature.key_blocks is not None
+        operands = None if measured else _operands(part, options)
         if operands is not None:
             if operands not in tried:
                 options.progress(f"time attention of {part.name}", 0.0)

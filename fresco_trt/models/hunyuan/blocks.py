@@ -78,12 +78,16 @@ class Enter(nn.Module):
 
 
 class Block(nn.Module):
-    """One block, double-stream or single-stream; with ``key_blocks`` its attention is sparse."""
+    """One block, double-stream or single-stream; with ``key_blocks`` its attention is sparse, by
+    FlexAttention if ``flex`` says so.
+    """
 
-    def __init__(self, block: nn.Module, key_blocks: int | None = None) -> None:
+    def __init__(
+        self, block: nn.Module, key_blocks: int | None = None, *, flex: bool = False
+    ) -> None:
         super().__init__()
         self.block = block
-        self.key_blocks = key_blocks
+        self.key_blocks, self.flex = key_blocks, flex
 
     def forward(
         self,
@@ -100,7 +104,8 @@ class Block(nn.Module):
         """
         shared = Shared(condition=condition, bias=bias, rope=(rope_cos, rope_sin))
         if self.key_blocks is not None:
-            shared = shared._replace(sparse=Sparse(Layout(*layout), self.key_blocks))
+            sparse = Sparse(Layout(*layout), self.key_blocks, flex=self.flex)
+            shared = shared._replace(sparse=sparse)
         streams = through((self.block,), Streams(tokens, context), shared)
         return streams.tokens.contiguous(), streams.context.contiguous()
 
@@ -108,14 +113,15 @@ class Block(nn.Module):
 # --- the cut ----------------------------------------------------------------------------------
 
 
-def cut(graph: Any, signature: GraphSignature) -> StageCut:
+def cut(graph: Any, signature: GraphSignature, *, flex: bool = False) -> StageCut:
     """The parts of a stage graph of this family, as ``graph.graph_from_signature`` makes it for
-    ``signature``.
+    ``signature``; sparse attention is FlexAttention if ``flex`` says so, which has to be compiled.
     """
-    return StageCut(signature=signature, parts=tuple(_parts(graph.transformer, signature)))
+    parts = tuple(_parts(graph.transformer, signature, flex))
+    return StageCut(signature=signature, parts=parts)
 
 
-def _parts(transformer: Any, signature: GraphSignature) -> Iterator[Part]:
+def _parts(transformer: Any, signature: GraphSignature, flex: bool) -> Iterator[Part]:
     dtype = str(transformer.proj_out.weight.dtype).removeprefix("torch.")
     velocity = signature.output("velocity")
     batch, count, _ = velocity.shape
@@ -125,13 +131,14 @@ def _parts(transformer: Any, signature: GraphSignature) -> Iterator[Part]:
     given = [each for each in signature.inputs if each.name in _GIVEN]
     yield part("condition", "condition", given, [vector], [Condition(transformer)])
     if any(each.name == BIAS for each in signature.inputs):
-        yield from _block_parts(transformer, signature, tokens, vector)
+        yield from _block_parts(transformer, signature, (tokens, vector), flex)
     yield part("leave", f"leave-{count}", [tokens, vector], [velocity], [Leave(transformer)])
 
 
 def _block_parts(
-    transformer: Any, signature: GraphSignature, tokens: TensorSpec, vector: TensorSpec
+    transformer: Any, signature: GraphSignature, given: tuple[TensorSpec, TensorSpec], flex: bool
 ) -> Iterator[Part]:
+    tokens, vector = given
     (batch, count, hidden), dtype = tokens.shape, tokens.dtype
     text = signature.input("text").shape[1]
     streams = [tokens, spec("context", (batch, text, hidden), dtype)]
@@ -150,7 +157,7 @@ def _block_parts(
     else:
         kinds["single"] = transformer.single_transformer_blocks
     for kind, blocks in kinds.items():
-        layers = [Block(each, signature.key_blocks) for each in blocks]
+        layers = [Block(each, signature.key_blocks, flex=flex) for each in blocks]
         made = part(kind, f"{kind}-{count}", inputs, after(streams), layers)
         # Compiled code relies on how many blocks there are, which no tensor's shape says.
         counted = replace(made.signature, key_blocks=signature.key_blocks)

@@ -40,10 +40,10 @@ class HunyuanGraphs:
         return graph_from_signature(transformer, signature)
 
     def cut(self, graph: Module, signature: GraphSignature, *, fuse: bool = False) -> StageCut:
-        """As :func:`~fresco_trt.models.hunyuan.blocks.cut`; nothing is fused."""
+        """As :func:`~fresco_trt.models.hunyuan.blocks.cut`; sparse attention alone is fused."""
         from fresco_trt.models.hunyuan.blocks import cut
 
-        return cut(graph, signature)
+        return cut(graph, signature, flex=fuse)
 
     def attention(self, transformer: Module) -> Mapping[str, Callable[[Module], None]]:
         """None: no products but torch's own, for nothing is quantised."""

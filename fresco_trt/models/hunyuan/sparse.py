@@ -4,14 +4,15 @@ Beside ``graph.py``, which it takes the place of dense attention in. Image token
 order of a Hilbert curve and cut into blocks of 128. A block of queries sees all of the text, and so
 many blocks of the image, head by head: itself, then its neighbours, then those whose mean key is
 nearest to its mean query (Jenga's AttenCarve, arXiv 2505.16864, with a fixed count and no floor of
-probability). This is plain torch, under a mask: what a kernel is to be held against, and no faster
-than dense attention.
+probability). It is one rule in two forms: :func:`_masked`, plain torch under a mask, is what
+engines are held against and no faster than dense attention; :func:`_flexible` is torch's
+FlexAttention, which inductor compiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from torch.nn import functional
 from fresco_trt.models.hunyuan.config import THETA
 from fresco_trt.models.masked import HIDDEN
 from fresco_trt.plan.sparse import BLOCK
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 _BITS = 10
 """Of a place along an axis, in halves of a token: a clip has at most 511 tokens along a side."""
@@ -44,10 +48,13 @@ class Layout(NamedTuple):
 
 
 class Sparse(NamedTuple):
-    """How attention is sparse: ``key_blocks`` of the image for each block of queries."""
+    """How attention is sparse: ``key_blocks`` of the image for each block of queries, by torch's
+    FlexAttention if ``flex`` says so.
+    """
 
     layout: Layout
     key_blocks: int
+    flex: bool = False
 
 
 # --- order ------------------------------------------------------------------------------------
@@ -138,7 +145,7 @@ def sparse_attention(query: Tensor, key: Tensor, value: Tensor, sparse: Sparse) 
     query, key, value = (each.transpose(1, 2)[:, :, order] for each in (query, key, value))
     own = ~_repeated(order, place)
     chosen = blocks_chosen(query, key, own, lift, sparse.key_blocks)
-    found = _masked(query, key, value, hidden, chosen)
+    found = (_flexible if sparse.flex else _masked)(query, key, value, hidden, chosen)
     return found[:, :, place].transpose(1, 2).flatten(2)
 
 
@@ -176,3 +183,44 @@ def _masked(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, chosen: T
         mask = torch.where(shown, hidden[:, None], -torch.inf)[:, :, None]
         rows.append(functional.scaled_dot_product_attention(block, key, value, attn_mask=mask))
     return torch.cat(rows, dim=2)
+
+
+def _flexible(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, chosen: Tensor) -> Tensor:
+    """[B,heads,P,d]: torch's FlexAttention, which reads the blocks of a list and no others. Only
+    where it is compiled: without, torch takes no notice of the list.
+    """
+    from torch.nn.attention import flex_attention as library
+
+    def biased(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        # Of an input of the compiled code: inductor takes nothing here that it computed itself.
+        return score + hidden[batch, column]
+
+    untyped: Any = library
+    mask = block_mask(chosen, query.shape[2] // BLOCK)
+    found: Tensor = untyped.flex_attention(query, key, value, score_mod=biased, block_mask=mask)
+    return found
+
+
+def block_mask(chosen: Tensor, blocks: int) -> BlockMask:
+    """What each of so many ``blocks`` of queries reads: those of the text everything, the others
+    the text and the ``chosen`` [B,heads,n,count] of the image.
+    """
+    from torch.nn.attention import flex_attention as library
+
+    batch, heads, image, count = chosen.shape
+    text = blocks - image
+    every = torch.arange(blocks, device=chosen.device)
+    front = every[:text].expand(batch, heads, image, text)
+    unread = every[: image - count].expand(batch, heads, image, image - count)
+    rows = torch.cat([front, text + chosen, unread], dim=-1)
+    indices = torch.cat([every.expand(batch, heads, text, blocks), rows], dim=2)
+    counts = torch.where(every < text, blocks, text + count).expand(batch, heads, blocks)
+    untyped: Any = library.BlockMask
+    mask: BlockMask = untyped.from_kv_blocks(
+        counts.int().contiguous(),
+        indices.int().contiguous(),
+        BLOCK_SIZE=BLOCK,
+        seq_lengths=(blocks * BLOCK, blocks * BLOCK),
+        compute_q_blocks=False,
+    )
+    return mask
