@@ -85,6 +85,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: a second of each test that asks for a collection went
+    into looking through it.
+    """
+    gc.freeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, with the reason, what needs a device or a library that is not here."""
     if item.get_closest_marker("rtx") and find_spec("tensorrt_rtx") is None:

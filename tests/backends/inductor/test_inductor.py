@@ -406,15 +406,12 @@ def test_opening_again_leaves_no_more_tensors_behind(
     monkeypatch.setattr(inductor, "_EMPTIED", {})  # those of other tests are not told apart
     gc.collect()
     gc.freeze()  # what is there already is not gone through three times
-    try:
-        for _ in range(3):
-            with InductorBackend().load(built.folder, engine) as runner:
-                assert worst(runner(engine.inputs()), engine.expected()) < 1e-5
-            gc.collect()
-            kept = (torch.Tensor, torch.UntypedStorage)
-            counts.append(sum(issubclass(type(each), kept) for each in gc.get_objects()))
-    finally:
-        gc.unfreeze()
+    for _ in range(3):
+        with InductorBackend().load(built.folder, engine) as runner:
+            assert worst(runner(engine.inputs()), engine.expected()) < 1e-5
+        gc.collect()
+        kept = (torch.Tensor, torch.UntypedStorage)
+        counts.append(sum(issubclass(type(each), kept) for each in gc.get_objects()))
     assert counts[2] == counts[1] > 0
 
 
