@@ -161,7 +161,7 @@ def test_a_picture_states_nothing() -> None:
         assert (each.caption == "a picture") == (not each.facts)
         nothing = captioned(each.scene, random.Random(0), detail=0)
         assert (nothing.caption, nothing.facts) == ("a picture", ())
-    assert any(not each.facts for each in drawn())
+    assert 0.08 < sum(not each.facts for each in drawn()) / len(drawn()) < 0.2
 
 
 def test_everything_is_named_where_all_is_asked_for() -> None:
