@@ -27,9 +27,10 @@ from fresco_trt.tune.families import Ground, reference
 from fresco_trt.tune.gallery import Gallery, pictures_of
 from fresco_trt.tune.halving import Outcome, Rounds, halve
 from fresco_trt.tune.judge import Judge
+from fresco_trt.tune.options import name_of
 from fresco_trt.tune.perceptual import FIX, find_weights, load_network, required_weights
 from fresco_trt.tune.prompts import asked_of
-from fresco_trt.tune.scorer import load_scorer, name_of
+from fresco_trt.tune.scorer import load_scorer
 from fresco_trt.tune.state import DOCUMENT, REPORT, State, package_identity, weights_identity
 from fresco_trt.tune.stored import beside_control, families_of, row_of, verdict
 from fresco_trt.tune.studio import Setup, Studio
@@ -64,8 +65,12 @@ class Effort:
         return max(self.beside, *(pictures for _, pictures in self.rounds))
 
 
-FULL = Effort(rounds=((240, 2), (60, 6), (16, 16), (5, 32)), turns=5, sampled=120, beside=8)
+FULL = Effort(rounds=((160, 2), (40, 6), (12, 14), (5, 32)), turns=5, sampled=120, beside=8)
 QUICK = Effort(rounds=((40, 1), (14, 3), (5, 8)), turns=3, sampled=60, beside=2)
+
+
+MOST_WALKED = 10**9
+"""Parameters of the largest model that is walked without engines."""
 
 
 def effort_of(options: Options) -> Effort:
@@ -238,7 +243,7 @@ def contest(request: Request, studio: Studio, state: State, progress: Progress, 
     seconds = measured(ground, studio, state, effort, progress, say)
     field = entrants(ground, seconds, options.speed, effort.rounds[0][0])
     if not field.reached:
-        say(f"no plan is {options.speed:g}x faster; comparing the fastest ones")
+        say("no plan is as fast as asked; the fastest ones are compared")
     gallery = Gallery(
         studio=studio,
         judge=request.judge,
@@ -254,6 +259,7 @@ def contest(request: Request, studio: Studio, state: State, progress: Progress, 
     beside, pictures = side_by_side(gallery, shown, effort.beside, progress)
     document = {
         **circumstances(),
+        "command": options.line,
         "model": options.model,
         "size": list(request.size),
         "backend": request.setup.backend.name,
@@ -279,10 +285,6 @@ def contest(request: Request, studio: Studio, state: State, progress: Progress, 
         "rows": _rows(outcome, field, ground, seconds),
     }
     return Tuned(outcome=outcome, document=document, pictures=pictures)
-
-
-MOST_WALKED = 10**9
-"""Parameters of the largest model that is walked without engines."""
 
 
 def ground_of(request: Request, studio: Studio, state: State, progress: Progress) -> Ground:

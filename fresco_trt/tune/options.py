@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fresco_trt.errors import IncompatibleOptions, OutputNotWritable, PlanError
+from fresco_trt.plan.sizes import format_size
 
 if TYPE_CHECKING:
     from fresco_trt.plan.sizes import Size
@@ -89,9 +90,35 @@ class Options:
         return self.out.with_name(f"{self.out.stem}.tune")
 
     @property
+    def line(self) -> str:
+        """The command that asks for this."""
+        scorer = self.scorer if self.scorer is None else name_of(self.scorer)
+        given: Mapping[str, object] = {
+            "--model": self.model,
+            "--weights": self.weights,
+            "--speed": None if self.speed is None else f"{self.speed:g}",
+            "--floor": self.floor,
+            "--prompts": self.prompts,
+            "--scorer": scorer,
+            "--size": None if self.size is None else format_size(self.size),
+            "--backend": self.backend,
+            "--out": self.out,
+        }
+        parts = [f"{name} {value}" for name, value in given.items() if value is not None]
+        return " ".join(["fresco-trt tune", *parts, *(["--quick"] if self.quick else [])])
+
+    @property
     def target(self) -> str:
         """What was asked for, in words."""
         return f"speed {self.speed:g}" if self.floor is None else f"{self.floor}"
+
+
+def name_of(scorer: Scorer) -> str:
+    """What a scorer is called, as ``module:function`` where it has such a name."""
+    if isinstance(scorer, str):
+        return scorer
+    name = getattr(scorer, "__qualname__", type(scorer).__qualname__)
+    return f"{getattr(scorer, '__module__', '')}:{name}"
 
 
 def parse_floor(text: str) -> Floor:

@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 _EXPECTED = "a function of a picture and its prompt that gives one finite number"
 
 
-def name_of(scorer: Scorer) -> str:
-    """What a scorer is called, as ``module:function`` where it has such a name."""
-    if isinstance(scorer, str):
-        return scorer
-    name = getattr(scorer, "__qualname__", type(scorer).__qualname__)
-    return f"{getattr(scorer, '__module__', '')}:{name}"
-
-
 def load_scorer(scorer: Scorer) -> Callable[..., Any]:
     """The function that was given or is spelt; modules are looked for in the working folder too.
 

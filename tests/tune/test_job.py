@@ -144,6 +144,7 @@ def test_the_document_has_all_that_was_found(
     assert all(row["pictures"] == 2 for row in rows[: stored["finalists"]])
     assert rows[0]["score"] == 1.0
     assert stored["reference"]["steps"] == 4
+    assert stored["command"].startswith(f"fresco-trt tune --model {MODEL} --speed 1.5 --prompts ")
     assert stored["beside"]["winner"]["speed"] > 0
 
 
