@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fresco_trt
 from fresco_trt.backends.base import BuildOptions, StageGraph
@@ -26,7 +26,9 @@ from fresco_trt.backends.inductor import build as inductor_build
 from fresco_trt.backends.inductor import probe as inductor_probe
 from fresco_trt.backends.inductor import unpacking
 from fresco_trt.backends.inductor.backend import BLOCKS, HOST, InductorBackend
+from fresco_trt.backends.inductor.build import weights_of
 from fresco_trt.backends.inductor.naming import file_of
+from fresco_trt.backends.inductor.pool import Piece
 from fresco_trt.backends.inductor.runtime import needed
 from fresco_trt.backends.preparing import prepare
 from fresco_trt.backends.transformer import FOLDER, WEIGHTS, SharedTransformers
@@ -57,10 +59,15 @@ from fresco_trt.models.flux.loading import (
     transformer_from_folder,
 )
 from fresco_trt.models.flux.signatures import bypass_signature, full_signature
+from fresco_trt.models.hunyuan import blocks as video_blocks
+from fresco_trt.models.hunyuan import graph as video_graph
+from fresco_trt.models.hunyuan import signatures as video_signatures
+from fresco_trt.models.hunyuan.loading import load_transformer as load_video
 from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.signature import GraphSignature
 from fresco_trt.verify import verify_bundle
 from tests.backends.host_device import HostDevice
+from tests.models.hunyuan.small import CLIP, SMALL
 from tests.once import compiled_once, compiling_helper
 
 if TYPE_CHECKING:
@@ -637,3 +644,44 @@ def test_a_quantised_bundle_multiplies_fp8_codes(
     kept = 4 * with_blocks(FLUX_TINY, (1, 1)).parameters - record.float32_bytes
     assert weights == pytest.approx(record.bytes + kept, rel=0.01)
     verify_bundle(built.bundle.folder).require()
+
+
+# --- clips ------------------------------------------------------------------------------------
+
+
+class Both(nn.Module):
+    """A double-stream block, then a single-stream one, of the same inputs."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(
+        self, tokens: Tensor, context: Tensor, bias: Tensor, cos: Tensor, sin: Tensor, by: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        streams = self.first(tokens, context, bias, cos, sin, by)
+        found: tuple[Tensor, Tensor] = self.second(*streams, bias, cos, sin, by)
+        return found
+
+
+def test_a_block_of_each_kind_of_hunyuan_video_equals_eager(
+    helper: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As one piece, though engines have one for each: that is half of the compiler's work."""
+    whole = video_signatures.full_signature(SMALL, CLIP.tokens, SMALL.text_tokens)
+    graph = video_graph.graph_from_signature(load_video("random", SMALL), whole)
+    parts = {part.kind: part for part in video_blocks.cut(graph, whole, flex=True).parts}
+    double, single = parts["double"], parts["single"]
+    assert double.signature == single.signature
+    blocks, path = Both(double.layers[0], single.layers[0]), tmp_path / "blocks.pt2"
+    piece = Piece(layer=blocks, signature=double.signature, path=path)
+    untyped: Any = inductor
+    with compiled_once(tmp_path_factory, helper):
+        untyped.compile_pieces([piece], "cpu", 1, lambda name: None)
+    generator = torch.Generator().manual_seed(2)
+    inputs = [torch.randn(spec.shape, generator=generator) for spec in double.signature.inputs]
+    compiled = inductor.CompiledLayer(unpacking.unpacked(path), weights_of(blocks))
+    with torch.no_grad():
+        expected = blocks(*inputs)
+    for each, other in zip(compiled(*inputs), expected, strict=True):
+        torch.testing.assert_close(each, other, atol=1e-4, rtol=1e-5)
