@@ -30,7 +30,7 @@ def plan_table(summary: Mapping[str, Any]) -> None:
     table(title, ("stage", "latent", "tokens", "steps", "sigma", "TFLOP"), rows)
     for line in (*_mixed_lines(summary), *_edit_lines(summary), *_text_lines(summary)):
         say(line)
-    for line in _cached_lines(summary):
+    for line in (*_sparse_lines(summary), *_cached_lines(summary)):
         say(line)
     baseline = summary["baseline"]
     solver = "" if summary["solver"] == "euler" else f"{summary['solver']} "
@@ -79,6 +79,13 @@ def _memory_lines(summary: Mapping[str, Any]) -> Iterator[str]:
         f"memory in bf16: weights {_size(weights)}, live tensors about {_size(live)} with fused "
         f"attention; without, {_size(summary['score_bytes'])} more for each matrix of scores"
     )
+
+
+def _sparse_lines(summary: Mapping[str, Any]) -> Iterator[str]:
+    """How much of a clip attention sees, where that is not all of it."""
+    share = summary.get("sparse_attention")
+    if share is not None:
+        yield f"attention sees {100 * share:.3g}% of a clip's blocks of keys, and all of the text"
 
 
 def _cached_lines(summary: Mapping[str, Any]) -> Iterator[str]:

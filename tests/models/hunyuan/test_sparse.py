@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from fresco_trt.cli.main import main
 from fresco_trt.errors import IncompatibleOptions, InvalidPlan, PlanError
 from fresco_trt.lower.request import BuildRequest, resolve
 from fresco_trt.models.hunyuan.blocks import cut
@@ -213,6 +214,14 @@ def test_a_plan_has_the_share_and_costs_less() -> None:
         for stage in range(2)
     ]
     assert counts == [blocks_kept(each, 0.3) for each in plan.tokens]
+
+
+def test_the_plan_command_says_how_much_is_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "--model", "hunyuan-video", "--stages", "2", "--size", "512x320x61"]
+    assert main([*asked, "--preset", "turbo,sparse_attention=0.3"]) == 0
+    assert "attention sees 30% of a clip's blocks of keys" in capsys.readouterr().out
+    assert main(asked) == 0
+    assert "attention sees" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
