@@ -184,6 +184,8 @@ def test_the_study_of_presets_stores_the_best_of_each_number_of_stages(
     folder: Path, tuned: tuple[job.Tuned, int, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options, effort = options_of(folder), replace(EFFORT, rounds=((1, 1),))
+    monkeypatch.setattr(Studio, "time", lambda *given: tuned[0].document["step_seconds"])
+    monkeypatch.setattr(Studio, "changes", lambda *given: [])
     document = json.loads(json.dumps(presets.study(options, (1.5,), effort, silent, silent)))
     assert document == json.loads(options.out.read_text(encoding="utf-8"))
     (first,) = document["speeds"]
