@@ -18,6 +18,7 @@ from fresco_trt.tune.families import (
     Family,
     Ground,
     controls,
+    plain,
     reference,
     sampled,
 )
@@ -118,9 +119,8 @@ def within(speed: Speed, low: float, high: float) -> Callable[[StagePlan], bool]
 def _controls_at(ground: Ground, speed: Speed, target: float) -> list[Candidate]:
     """Plain sampling with the most steps that are as fast as asked."""
     for steps in range(ground.default_steps - 1, 0, -1):
-        every = controls(ground, steps)
-        if (speed(every[0].plan) or 0.0) >= target:
-            return every
+        if (speed(plain(ground, steps)) or 0.0) >= target:
+            return controls(ground, steps)
     return []
 
 
@@ -154,8 +154,8 @@ def _ladder(ground: Ground, speed: Speed, count: int) -> Iterator[Candidate]:
     rng = random.Random("few-step")
     for low, high in pairwise(BANDS):
         for steps in range(ground.default_steps - 1, 0, -1):
-            first, *others = controls(ground, steps)
-            if within(speed, low, high)(first.plan):
+            if within(speed, low, high)(plain(ground, steps)):
+                first, *others = controls(ground, steps)
                 yield first
                 yield from rng.sample(others, min(len(others), count // len(BANDS)))
                 break

@@ -139,9 +139,12 @@ def controls(ground: Ground, steps: int) -> list[Candidate]:
 
 def reference(ground: Ground) -> StagePlan:
     """The many steps that closeness and speed are measured against."""
-    return plan_from_preset(
-        ground.facts, Preset(steps=(ground.default_steps,)), size=ground.size, name=None
-    )
+    return plain(ground, ground.default_steps)
+
+
+def plain(ground: Ground, steps: int) -> StagePlan:
+    """Plain sampling with so many steps, as users have it."""
+    return plan_from_preset(ground.facts, Preset(steps=(steps,)), size=ground.size)
 
 
 # --- the families -----------------------------------------------------------------------------
