@@ -180,6 +180,33 @@ def unlike(document: Mapping[str, Any], facts: ModelFacts) -> list[str]:
     return found
 
 
+def tuned_table(document: Mapping[str, Any]) -> str:
+    """The best plan at every speed beside plain sampling with few steps, as Markdown."""
+    metrics = document["metrics"]
+    lines = [
+        f"| at least | the best | steps | speed | {' | '.join(metrics)} "
+        f"| control: steps | {' | '.join(metrics)} | worth more, in pairs |",
+        f"|--:|---|--:|--:|{'--:|' * (2 * len(metrics) + 1)}---|",
+        *(_tuned_row(each, metrics) for each in document["speeds"]),
+    ]
+    told = f"{document['pictures']} pictures each, {document['prompts']} prompts."
+    return "\n".join([*lines, "", told])
+
+
+def _tuned_row(entry: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    best, control, beside = entry["best"], entry["control"], entry["beside_control"]
+    more = "the control is the best" if beside is None else f"{beside['mean']:+.3f}"
+    if beside is not None and beside["low"] is not None:
+        more += f" ({beside['low']:+.3f} to {beside['high']:+.3f})"
+    cells = [f"{entry['speed']:g}x", best["family"], f"{best['full_steps']} of {best['steps']}"]
+    cells += [f"{best['speed']:.1f}", *(f"{best[name]:.3f}" for name in metrics)]
+    if control is None:
+        cells += ["none so fast", *("" for _ in metrics)]
+    else:
+        cells += [str(control["steps"]), *(f"{control[name]:.3f}" for name in metrics)]
+    return f"| {' | '.join((*cells, more))} |"
+
+
 # --- the command ------------------------------------------------------------------------------
 
 

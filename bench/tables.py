@@ -281,6 +281,10 @@ def result_tables() -> Iterator[str]:
 
     yield main_job_table(stored("main-job"))
     yield fitness_table(stored("demo-fitness"))
+    if (RESULTS / "flux-tiny-tuned.json").is_file():
+        from bench.presets import tuned_table  # which imports torch
+
+        yield tuned_table(stored("flux-tiny-tuned"))
     yield presets_table([stored(f"flux-tiny-{stages}stage-presets") for stages in (2, 3)])
     for name in ("flux-tiny", "flux-tiny-oracle", "flux-tiny-ablations"):
         if (RESULTS / f"{name}.json").is_file():

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.found_presets import BUDGETS, SLACK, found_preset, preset_of, presets_table
-from bench.presets import NAMED, SPEEDS, tuned_presets, unlike
+from bench.presets import NAMED, SPEEDS, tuned_presets, tuned_table, unlike
 from bench.tables import RESULTS, stored
 from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.config import CacheConfig
@@ -48,6 +48,25 @@ def test_a_preset_that_a_tune_did_not_choose_is_found() -> None:
     assert found.startswith("fast of 2 stages")
     assert len(list(tuned_presets(tuned_of(presets)))) == 12
     assert set(NAMED.values()) <= set(SPEEDS)
+
+
+def test_the_best_stands_beside_the_control() -> None:
+    def row(family: str, ssim: float) -> dict[str, Any]:
+        return {"family": family, "steps": 9, "full_steps": 5, "speed": 8.25, "ssim": ssim}
+
+    beside = {"mean": 0.1, "low": 0.05, "high": 0.15}
+    control, best = row("few-step", 0.8), row("stages", 0.9)
+    speeds = [
+        {"speed": 8.0, "best": best, "control": control, "beside_control": beside},
+        {"speed": 9.0, "best": control, "control": control, "beside_control": None},
+    ]
+    document = {"metrics": ["ssim"], "pictures": 32, "prompts": 32, "speeds": speeds}
+    lines = tuned_table(document).splitlines()
+    assert lines[2] == (
+        "| 8x | stages | 5 of 9 | 8.2 | 0.900 | 9 | 0.800 | +0.100 (+0.050 to +0.150) |"
+    )
+    assert lines[3].endswith("| 0.800 | the control is the best |")
+    assert len({line.count("|") for line in lines[:4]}) == 1
 
 
 # --- the search before ------------------------------------------------------------------------
