@@ -196,6 +196,7 @@ PRESETS = {
     "solver": ("flux", "fast,solver=unipc"),
     "text_tokens": ("flux", "turbo,text_tokens=128+256+512"),
     "text_amplifier": ("hunyuan-video", "turbo,text_amplifier=0.5"),
+    "sparse_attention": ("hunyuan-video", "turbo,sparse_attention=0.3"),
     "tube": ("hunyuan-video", "fresco-18,tube=true"),
     "threshold": ("flux-kontext", "specedit,threshold=0.4"),
     "references": ("flux-kontext", "fast,references=fine"),

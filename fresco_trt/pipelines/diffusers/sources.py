@@ -359,7 +359,11 @@ class BundleEngines:
 
 
 def _any_size(facts: ModelFacts, choices: Choices) -> Size:
-    """About the model's own size, that every plan suits: the size itself comes with a call."""
+    """About the model's own size, that every plan suits: the size itself comes with a call. Stages
+    that the model has not are the plan's to refuse.
+    """
+    if choices.stage_count not in facts.stage_counts:
+        return facts.default_size
     cell = size_multiple(facts, choices.stage_count, exact=True)
     width, height = (max(side // cell, 1) * cell for side in facts.default_size[:2])
     return with_frames((width, height), frames_of(facts.default_size))

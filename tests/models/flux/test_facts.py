@@ -63,6 +63,7 @@ def test_schnell_is_unguided_and_unshifted() -> None:
 
 def test_the_student_is_its_teacher_but_for_steps_and_presets() -> None:
     own = {"name": "flux-tiny-turbo", "default_steps": 4, "presets": FLUX_TINY_TURBO.presets}
+    own |= {"tuned": False}
     assert replace(FLUX_TINY, **own) == FLUX_TINY_TURBO
     steps = {name: schedules[1].steps for name, schedules in FLUX_TINY_TURBO.presets.items()}
     assert steps == {"quality": (4,), "balanced": (3,), "fast": (2,), "turbo": (1,)}
