@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -168,12 +169,11 @@ def test_a_score_that_is_none_takes_its_candidate_out(
 
 
 def test_what_nothing_reaches_is_written_and_raised(
-    folder: Path, tuned: tuple[job.Tuned, int, list[str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tuned: tuple[job.Tuned, int, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = replace(tuned[0], document={**tuned[0].document, "reached": False})
     monkeypatch.setattr(job, "contest", lambda *given: best)
-    options = options_of(folder, speed=900.0)
-    options.out.unlink()
+    options = options_of(tmp_path, speed=900.0)
     with pytest.raises(TargetNotReached, match=r"no plan reaches --speed 900; the best is") as told:
         job.run(options, silent, silent, EFFORT)
     assert told.value.exit_code == 1
@@ -181,9 +181,14 @@ def test_what_nothing_reaches_is_written_and_raised(
 
 
 def test_the_study_of_presets_stores_the_best_of_each_number_of_stages(
-    folder: Path, tuned: tuple[job.Tuned, int, list[str]], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    tuned: tuple[job.Tuned, int, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options, effort = options_of(folder), replace(EFFORT, rounds=((1, 1),))
+    """On engines that lie there already."""
+    again = shutil.copytree(folder, tmp_path / "again")
+    options, effort = options_of(again), replace(EFFORT, rounds=((1, 1),))
     monkeypatch.setattr(Studio, "time", lambda *given: tuned[0].document["step_seconds"])
     monkeypatch.setattr(Studio, "changes", lambda *given: [])
     document = json.loads(json.dumps(presets.study(options, (1.5,), effort, silent, silent)))
