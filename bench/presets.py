@@ -28,10 +28,10 @@ from fresco_trt.tune.families import reference
 from fresco_trt.tune.gallery import Gallery, pictures_of
 from fresco_trt.tune.halving import Outcome, Standing, halve
 from fresco_trt.tune.job import FULL, QUICK, Effort, Request, ground_of, measured, resolve
+from fresco_trt.tune.model_runner import ModelRunner
 from fresco_trt.tune.options import Options
 from fresco_trt.tune.state import State
 from fresco_trt.tune.stored import beside_control, preset_from_json, row_of, verdict
-from fresco_trt.tune.studio import Studio
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,15 +88,15 @@ def study(
         state = State(options.state, {**request.header, "--speed": list(speeds)})
         say(f"{state.said} in {options.state}")
         setup = replace(request.setup, engines=state.engines(request.engines))
-        studio = Studio(setup, scope)
-        ground = ground_of(request, studio, state, progress)
-        seconds = measured(ground, studio, state, effort, progress, say)
+        runner = ModelRunner(setup, scope)
+        ground = ground_of(request, runner, state, progress)
+        seconds = measured(ground, runner, state, effort, progress, say)
         found = []
         for speed in speeds:
             say(f"{speed:g}x")
             field = entrants(ground, seconds, speed, effort.rounds[0][0])
             gallery = Gallery(
-                studio=studio,
+                runner=runner,
                 judge=request.judge,
                 truth=reference(ground),
                 state=state,

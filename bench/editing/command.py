@@ -127,7 +127,7 @@ def _engines(options: Options) -> tuple[Engines, list[EditPoint]]:
             raise IncompatibleOptions(
                 f"--quant {name} with the backend {options.backend}",
                 expected=f"one of {', '.join(known)}" if known else "nothing quantised with it",
-                fix="pass one of these, or --backend onnxruntime",
+                fix="pass one of these" if known else "leave it out, or pass --backend onnxruntime",
             )
     points += quantised(points, options.quant)
     return Engines(facts, folder, library, size, points), points

@@ -2,7 +2,7 @@
 
 Called by :mod:`fresco_trt.run.sampler` once a step, after the engine. A solver belongs to one stage
 of one request: entering a stage makes a new one, which is how history is dropped at a transition.
-Neither calls the model more than once a step, and neither allocates while it steps.
+None calls the model more than once a step, and none allocates while it steps.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from fresco_trt.tune.families import Candidate
     from fresco_trt.tune.halving import Figures, Rounds
     from fresco_trt.tune.judge import Judge, Pixels
+    from fresco_trt.tune.model_runner import ModelRunner
     from fresco_trt.tune.state import State
-    from fresco_trt.tune.studio import Studio
 
 _OUT = "left out"
 
@@ -30,7 +30,7 @@ class Gallery:
     out, and ``say`` is told why; ``left_out`` has the reasons by name.
     """
 
-    studio: Studio
+    runner: ModelRunner
     judge: Judge
     truth: StagePlan
     state: State
@@ -61,11 +61,11 @@ class Gallery:
         return {name: figures for name, figures in kept.items() if _OUT not in figures}
 
     def _draw(self, missing: Sequence[Candidate], number: int) -> None:
-        prompt = self.studio.setup.prompts[number]
+        prompt = self.runner.setup.prompts[number]
         truth = self.judge.truth(self.true_picture(number), prompt)
         for each in missing:
             try:
-                pixels, _ = self.studio.draw(each.plan, number)
+                pixels, _ = self.runner.draw(each.plan, number)
                 found = self.judge.figures(pixels, truth, prompt)
                 figures: dict[str, Any] = {str(name): value for name, value in found.items()}
             except FrescoError as error:
@@ -78,7 +78,7 @@ class Gallery:
     def true_picture(self, number: int) -> Pixels:
         """The many-step picture of a number."""
         if number not in self._truths:
-            self._truths[number] = self.studio.draw(self.truth, number)[0]
+            self._truths[number] = self.runner.draw(self.truth, number)[0]
         return self._truths[number]
 
     def _advance(self, count: int) -> None:

@@ -27,13 +27,13 @@ from fresco_trt.tune.families import Ground, reference
 from fresco_trt.tune.gallery import Gallery, pictures_of
 from fresco_trt.tune.halving import Outcome, Rounds, halve
 from fresco_trt.tune.judge import Judge
+from fresco_trt.tune.model_runner import ModelRunner, Setup
 from fresco_trt.tune.options import name_of
 from fresco_trt.tune.perceptual import FIX, find_weights, load_network, required_weights
 from fresco_trt.tune.prompts import asked_of
 from fresco_trt.tune.scorer import load_scorer
 from fresco_trt.tune.state import DOCUMENT, REPORT, State, package_identity, weights_identity
 from fresco_trt.tune.stored import beside_control, families_of, row_of, verdict
-from fresco_trt.tune.studio import Setup, Studio
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress
@@ -108,8 +108,8 @@ def run(options: Options, progress: Progress, say: Say, effort: Effort | None = 
         state = State(options.state, request.header)
         say(f"{state.said} in {options.state}")
         setup = replace(request.setup, engines=state.engines(request.engines))
-        studio = Studio(setup, scope)
-        tuned = contest(request, studio, state, progress, say)
+        runner = ModelRunner(setup, scope)
+        tuned = contest(request, runner, state, progress, say)
         write(options, tuned)
         state.complete()
     if not tuned.document["reached"]:
@@ -236,16 +236,18 @@ def _network(options: Options, say: Say) -> Any:
 # --- the contest ------------------------------------------------------------------------------
 
 
-def contest(request: Request, studio: Studio, state: State, progress: Progress, say: Say) -> Tuned:
+def contest(
+    request: Request, runner: ModelRunner, state: State, progress: Progress, say: Say
+) -> Tuned:
     """Build, time, draw and judge; raises as :func:`run`."""
     options, effort = request.options, request.effort
-    ground = ground_of(request, studio, state, progress)
-    seconds = measured(ground, studio, state, effort, progress, say)
+    ground = ground_of(request, runner, state, progress)
+    seconds = measured(ground, runner, state, effort, progress, say)
     field = entrants(ground, seconds, options.speed, effort.rounds[0][0])
     if not field.reached:
         say("no plan is as fast as asked; the fastest ones are compared")
     gallery = Gallery(
-        studio=studio,
+        runner=runner,
         judge=request.judge,
         truth=reference(ground),
         state=state,
@@ -287,26 +289,26 @@ def contest(request: Request, studio: Studio, state: State, progress: Progress, 
     return Tuned(outcome=outcome, document=document, pictures=pictures)
 
 
-def ground_of(request: Request, studio: Studio, state: State, progress: Progress) -> Ground:
+def ground_of(request: Request, runner: ModelRunner, state: State, progress: Progress) -> Ground:
     """What candidates are made for, with the changes of a model that is small enough to be walked
     without engines.
     """
-    ground = Ground(facts=request.facts, size=request.size, prompt_tokens=studio.prompt_tokens)
+    ground = Ground(facts=request.facts, size=request.size, prompt_tokens=runner.prompt_tokens)
     if request.facts.parameters > MOST_WALKED:
         return ground
-    found = state.once("changes", lambda: studio.changes(reference(ground), progress))
+    found = state.once("changes", lambda: runner.changes(reference(ground), progress))
     return replace(ground, changes=tuple((sigma, total) for sigma, total in found))
 
 
 def measured(
-    ground: Ground, studio: Studio, state: State, effort: Effort, progress: Progress, say: Say
+    ground: Ground, runner: ModelRunner, state: State, effort: Effort, progress: Progress, say: Say
 ) -> dict[str, float]:
     """Seconds of every kind of step of the candidates, on engines that are built if need be."""
     plans = [each.plan for each in universe(ground, effort.sampled)]
     timed = covering([reference(ground), *plans])
-    say(studio.require([reference(ground), *plans], progress))
+    say(runner.require([reference(ground), *plans], progress))
     found: dict[str, float] = state.once(
-        "seconds", lambda: studio.time(timed, effort.turns, progress)
+        "seconds", lambda: runner.time(timed, effort.turns, progress)
     )
     return found
 
@@ -350,7 +352,7 @@ def side_by_side(
     for number in range(count):
         for place, (name, plan) in enumerate(plans.items()):
             progress("side by side", (number + place / len(plans)) / count)
-            pixels, seconds = gallery.studio.draw(plan, number)
+            pixels, seconds = gallery.runner.draw(plan, number)
             pictures[name].append(pixels)
             taken[name].append(seconds)
     progress("side by side", 1.0)

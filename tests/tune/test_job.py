@@ -27,10 +27,10 @@ from fresco_trt.plan.stored import check_plan, read_plan
 from fresco_trt.tune import families, job
 from fresco_trt.tune.job import Effort
 from fresco_trt.tune.judge import Judge
+from fresco_trt.tune.model_runner import ModelRunner
 from fresco_trt.tune.options import Options
 from fresco_trt.tune.prompts import MOST, read_prompts
 from fresco_trt.tune.scorer import load_scorer, score_of
-from fresco_trt.tune.studio import Studio
 
 MODEL = "flux-tiny-turbo"
 EFFORT = Effort(rounds=((7, 1), (3, 2)), turns=1, sampled=4, beside=1)
@@ -73,9 +73,9 @@ def killed() -> float:
 @pytest.fixture(scope="module", autouse=True)
 def _few_controls_on_a_steady_clock() -> Iterator[None]:
     """Four controls of 28; a second for each 64 tokens, whatever this machine does beside."""
-    timed = Studio.time
+    timed = ModelRunner.time
 
-    def steady(self: Studio, *given: Any) -> dict[str, float]:
+    def steady(self: ModelRunner, *given: Any) -> dict[str, float]:
         found = timed(self, *given)
         assert min(found.values()) >= 0.0
         return {kind: 0.0 if " to " in kind else _tokens(kind) / 64 for kind in found}
@@ -83,7 +83,7 @@ def _few_controls_on_a_steady_clock() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(families, "LOG_SHIFTS", (1.6,))
         patch.setattr(families, "SOLVERS", ("euler", "multistep"))
-        patch.setattr(Studio, "time", steady)
+        patch.setattr(ModelRunner, "time", steady)
         yield
 
 
@@ -189,8 +189,8 @@ def test_the_study_of_presets_stores_the_best_of_each_number_of_stages(
     """On engines that lie there already."""
     again = shutil.copytree(folder, tmp_path / "again")
     options, effort = options_of(again), replace(EFFORT, rounds=((1, 1),))
-    monkeypatch.setattr(Studio, "time", lambda *given: tuned[0].document["step_seconds"])
-    monkeypatch.setattr(Studio, "changes", lambda *given: [])
+    monkeypatch.setattr(ModelRunner, "time", lambda *given: tuned[0].document["step_seconds"])
+    monkeypatch.setattr(ModelRunner, "changes", lambda *given: [])
     document = json.loads(json.dumps(presets.study(options, (1.5,), effort, silent, silent)))
     assert document == json.loads(options.out.read_text(encoding="utf-8"))
     (first,) = document["speeds"]

@@ -57,7 +57,7 @@ class Setup:
     sources: tuple[Image, ...] = ()
 
 
-class Studio:
+class ModelRunner:
     """Draws the picture of any number by any plan whose engines were built.
 
     Engines are loaded when a plan first needs them and freed by ``scope``.
