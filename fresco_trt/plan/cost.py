@@ -246,7 +246,8 @@ def tune_command(facts: ModelFacts, plan: StagePlan, ratio: float) -> str | None
     """
     if plan.preset is None or is_tuned(facts) or not facts.calibrated:
         return None
-    return f"fresco-trt tune --model {facts.name} --speed {max(1.1, ratio):.2g}"
+    # Prompts do not come with a model: the command without them would be refused.
+    return f"fresco-trt tune --model {facts.name} --speed {max(1.1, ratio):.2g} --prompts FILE"
 
 
 SUMMARY_KEYS = (

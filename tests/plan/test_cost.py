@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -201,6 +202,8 @@ def test_a_preset_that_no_weights_chose_says_what_tunes_it(name: str) -> None:
     assert summary["preset_tuned"] is (name == "flux-tiny")
     command = summary["tune_command"]
     assert (command is not None) == (name != "flux-tiny" and facts.calibrated)
-    assert command is None or f"tune --model {name} --speed " in str(command)
+    assert command is None or re.fullmatch(
+        rf"fresco-trt tune --model {re.escape(name)} --speed [0-9.]+ --prompts FILE", str(command)
+    )
     found = plan_summary(facts, replace(plan, preset=None))
     assert found["preset_tuned"] is found["tune_command"] is None
