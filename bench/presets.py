@@ -7,7 +7,8 @@ engines and pictures.
 A picture is judged as the bench judges it: by its closeness to the many steps, and by whether it
 shows what its caption says. Scenes are none of the bench's, so that what was chosen on some is
 measured on others. At each speed the best of all is stored, the best of each number of stages, and
-the best of plain sampling with few steps. A killed run goes on where it was.
+the best of plain sampling with few steps. A killed run goes on where it was, and a run of some
+speeds is gone on with by one of more.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from fresco_trt.tune.entrants import Entrants, entrants
 from fresco_trt.tune.families import reference
 from fresco_trt.tune.gallery import Gallery, pictures_of
 from fresco_trt.tune.halving import Outcome, Standing, halve
-from fresco_trt.tune.job import FULL, QUICK, Effort, Request, ground_of, measured, resolve
+from fresco_trt.tune.job import QUICK, Effort, Request, ground_of, measured, resolve
 from fresco_trt.tune.model_runner import ModelRunner
 from fresco_trt.tune.options import Options
 from fresco_trt.tune.state import State
@@ -55,6 +56,9 @@ NAMED: Mapping[str, float] = {"quality": 3.0, "balanced": 5.0, "fast": 8.0, "tur
 
 SPEEDS = (3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0, 16.0, 20.0, 25.0)
 """Speeds that are tuned, those of the presets among them."""
+
+SHARED = Effort(rounds=((80, 1), (24, 4), (8, 10), (3, 24)), turns=5, sampled=120, beside=8)
+"""A third of what ``fresco-trt tune`` draws for its one speed: each of these has three contests."""
 
 
 class DemoScorer:
@@ -85,7 +89,7 @@ def study(
     where = circumstances()
     request = resolve(options, effort, say)
     with ExitStack() as scope:
-        state = State(options.state, {**request.header, "--speed": list(speeds)})
+        state = State(options.state, request.header)
         say(f"{state.said} in {options.state}")
         setup = replace(request.setup, engines=state.engines(request.engines))
         runner = ModelRunner(setup, scope)
@@ -121,7 +125,8 @@ def study(
             "speeds": found,
         }
         store(document, options.out)
-        state.complete()
+        if set(SPEEDS) <= set(speeds):
+            state.complete()
     return document
 
 
@@ -233,7 +238,7 @@ def main(
         for name, count, row in tuned_presets(json.loads(out.read_text(encoding="utf-8"))):
             print(f"{name}, {count}: {preset_from_json(row['preset'])}")
         return
-    effort = QUICK if quick else FULL
+    effort = QUICK if quick else SHARED
     scenes = judged_scenes(effort.pictures, SCENES_SEED)
     options = Options(model=MODEL, speed=2.0, out=out, scorer=DemoScorer(scenes))
     options.state.mkdir(parents=True, exist_ok=True)
