@@ -23,15 +23,11 @@ import typer
 from fresco_trt.bench.plain import MODEL, judged_scenes
 from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.making import plan_from_preset
+from fresco_trt.tune.contest import Contest
 from fresco_trt.tune.cost import plan_seconds
-from fresco_trt.tune.entrants import Entrants, entrants
 from fresco_trt.tune.families import reference
-from fresco_trt.tune.gallery import Gallery, pictures_of
-from fresco_trt.tune.halving import Outcome, Standing, halve
-from fresco_trt.tune.job import QUICK, Effort, Request, ground_of, measured, resolve
-from fresco_trt.tune.model_runner import ModelRunner
 from fresco_trt.tune.options import Options
-from fresco_trt.tune.state import State
+from fresco_trt.tune.request import QUICK, Effort, resolve
 from fresco_trt.tune.stored import beside_control, preset_from_json, row_of, verdict
 
 if TYPE_CHECKING:
@@ -42,7 +38,7 @@ if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress
     from fresco_trt.bench.scenes.scene import Scene
     from fresco_trt.plan.facts import ModelFacts
-    from fresco_trt.tune.families import Candidate
+    from fresco_trt.tune.halving import Standing
 
     Say = Callable[[str], None]
 
@@ -57,12 +53,21 @@ NAMED: Mapping[str, float] = {"quality": 3.0, "balanced": 5.0, "fast": 8.0, "tur
 SPEEDS = (3.0, 4.0, 5.0, 6.5, 8.0, 10.0, 12.0, 16.0, 20.0, 25.0)
 """Speeds that are tuned, those of the presets among them."""
 
-SHARED = Effort(rounds=((80, 1), (24, 4), (8, 10), (3, 24)), turns=5, sampled=120, beside=8)
-"""A third of what ``fresco-trt tune`` draws for its one speed: each of these has three contests."""
+SHARED = Effort(
+    rounds=((80, 1), (20, 4), (8, 10), (3, 24)), near=24, turns=5, sampled=120, beside=8
+)
+"""A third of what ``fresco-trt tune`` draws for its one speed: each of these has four contests."""
+
+WEIGHT = 0.25
+"""What a picture that shows all of its caption is worth more than one that does not, in SSIM. At 1
+a few pictures on the verge, which the many steps draw wrong too, would decide alone.
+"""
 
 
 class DemoScorer:
-    """1 for a picture that shows what its caption says, by the demo's classifier, else 0."""
+    """How sure the demo's classifier is that a picture shows what its caption says, times
+    :data:`WEIGHT`.
+    """
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         from fresco_trt.bench.scenes.judge import load_judge
@@ -73,11 +78,11 @@ class DemoScorer:
     def __call__(self, picture: Image, prompt: str) -> float:
         import numpy as np
 
-        from fresco_trt.bench.scenes.judge import verdicts
+        from fresco_trt.bench.scenes.judge import confidences
         from fresco_trt.bench.scenes.pictures import scaled
 
         pixels = scaled(np.array(picture)[None])
-        return float(verdicts(self._judge, pixels, [self._scenes[prompt]])[0].right)
+        return WEIGHT * confidences(self._judge, pixels, [self._scenes[prompt]])[0]
 
 
 def study(
@@ -89,26 +94,11 @@ def study(
     where = circumstances()
     request = resolve(options, effort, say)
     with ExitStack() as scope:
-        state = State(options.state, request.header)
-        say(f"{state.said} in {options.state}")
-        setup = replace(request.setup, engines=state.engines(request.engines))
-        runner = ModelRunner(setup, scope)
-        ground = ground_of(request, runner, state, progress)
-        seconds = measured(ground, runner, state, effort, progress, say)
+        contest = Contest.open(request, scope, progress, say)
         found = []
         for speed in speeds:
             say(f"{speed:g}x")
-            field = entrants(ground, seconds, speed, effort.rounds[0][0])
-            gallery = Gallery(
-                runner=runner,
-                judge=request.judge,
-                truth=reference(ground),
-                state=state,
-                progress=progress,
-                say=say,
-                pictures=pictures_of(effort.rounds, len(field.candidates)),
-            )
-            found.append(_at(speed, field, gallery, request, seconds))
+            found.append(_at(speed, contest))
         document = {
             **where,
             "model": options.model,
@@ -119,33 +109,31 @@ def study(
             "pictures": effort.rounds[-1][1],
             "reference": {
                 "steps": request.facts.default_steps,
-                "seconds": plan_seconds(reference(ground), seconds),
+                "seconds": plan_seconds(reference(contest.ground), contest.seconds),
             },
-            "step_seconds": seconds,
+            "step_seconds": contest.seconds,
             "speeds": found,
         }
         store(document, options.out)
         if set(SPEEDS) <= set(speeds):
-            state.complete()
+            contest.state.complete()
     return document
 
 
-def _at(
-    speed: float,
-    field: Entrants,
-    gallery: Gallery,
-    request: Request,
-    seconds: Mapping[str, float],
-) -> dict[str, Any]:
+def _at(speed: float, contest: Contest) -> dict[str, Any]:
     """The best at a speed, of all and of each number of stages."""
-
-    def held(pool: Sequence[Candidate]) -> Outcome:
-        return halve(pool, field.speeds, gallery, request.effort.rounds)
+    field = contest.entrants_at(speed)
+    gallery = contest.gallery(field)
 
     def row(standing: Standing) -> dict[str, Any]:
-        return row_of(standing, plan_seconds(standing.candidate.plan, seconds) or 0.0)
+        found = row_of(standing, plan_seconds(standing.candidate.plan, contest.seconds) or 0.0)
+        bounds = found.get("score_interval")
+        found |= {"score": found["score"] / WEIGHT} if "score" in found else {}
+        found |= {"score_interval": [each / WEIGHT for each in bounds]} if bounds else {}
+        return found
 
-    every = held(field.candidates)
+    every = contest.hold(field, gallery, speed)
+    judged = [each.candidate for each in every.everyone]
     found: dict[str, Any] = {
         "speed": speed,
         "reached": field.reached,
@@ -155,12 +143,13 @@ def _at(
         "control": None if every.control is None else row(every.control),
         "stages": {},
     }
-    for count in sorted({len(each.plan.stages) for each in field.candidates}):
+    for count in sorted({len(each.plan.stages) for each in judged}):
         # A preset of one stage is plain sampling.
-        own = [each for each in field.candidates if len(each.plan.stages) == count]
+        own = [each for each in judged if len(each.plan.stages) == count]
         own = own if count > 1 else [each for each in own if each.is_control]
         if own:
-            found["stages"][str(count)] = row(held(own).winner)
+            pool = replace(field, candidates=tuple(own))
+            found["stages"][str(count)] = row(contest.hold(pool, gallery, speed).winner)
     return found
 
 

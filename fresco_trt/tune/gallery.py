@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.tune.families import Candidate
     from fresco_trt.tune.halving import Figures, Rounds
-    from fresco_trt.tune.judge import Judge, Pixels
+    from fresco_trt.tune.judge import Judge, Truth
     from fresco_trt.tune.model_runner import ModelRunner
     from fresco_trt.tune.state import State
 
@@ -26,7 +26,8 @@ _OUT = "left out"
 class Gallery:
     """What :func:`~fresco_trt.tune.halving.halve` asks for figures.
 
-    ``truth`` is the plan of the many steps. A candidate whose picture cannot be drawn or judged is
+    ``truth`` is the plan of the many steps, and ``truths`` are its pictures by number, drawn when
+    they are first needed. A candidate whose picture cannot be drawn or judged is
     out, and ``say`` is told why; ``left_out`` has the reasons by name.
     """
 
@@ -37,8 +38,8 @@ class Gallery:
     progress: Progress
     say: Callable[[str], None]
     pictures: int
+    truths: dict[int, Truth] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
-    _truths: dict[int, Pixels] = field(default_factory=dict)
     _done: int = 0
     _drawn: int = 0
     _began: float = field(default_factory=perf_counter)
@@ -62,7 +63,10 @@ class Gallery:
 
     def _draw(self, missing: Sequence[Candidate], number: int) -> None:
         prompt = self.runner.setup.prompts[number]
-        truth = self.judge.truth(self.true_picture(number), prompt)
+        if number not in self.truths:
+            pixels, _ = self.runner.draw(self.truth, number)
+            self.truths[number] = self.judge.truth(pixels, prompt)
+        truth = self.truths[number]
         for each in missing:
             try:
                 pixels, _ = self.runner.draw(each.plan, number)
@@ -74,12 +78,6 @@ class Gallery:
             self.state.keep(_key(each, number), figures)
             self._drawn += 1
             self._advance(1)
-
-    def true_picture(self, number: int) -> Pixels:
-        """The many-step picture of a number."""
-        if number not in self._truths:
-            self._truths[number] = self.runner.draw(self.truth, number)[0]
-        return self._truths[number]
 
     def _advance(self, count: int) -> None:
         self._done = min(self._done + count, self.pictures)

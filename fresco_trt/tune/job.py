@@ -2,80 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fresco_trt.backends.base import unavailable
-from fresco_trt.backends.choosing import choose, this_gpu
 from fresco_trt.bench.record import circumstances
-from fresco_trt.errors import IncompatibleOptions, TargetNotReached
+from fresco_trt.errors import TargetNotReached
 from fresco_trt.files.atomic_file import check_writable, store_json
-from fresco_trt.models.pretrained import whole_folder
-from fresco_trt.models.registry import family_of, model_facts
-from fresco_trt.models.weights import find_transformer
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.cost import plan_summary
-from fresco_trt.plan.facts import check_calibrated
-from fresco_trt.plan.sizes import check_size
-from fresco_trt.tune.cost import covering, plan_seconds
-from fresco_trt.tune.entrants import Entrants, entrants, universe
-from fresco_trt.tune.families import Ground, reference
-from fresco_trt.tune.gallery import Gallery, pictures_of
-from fresco_trt.tune.halving import Outcome, Rounds, halve
-from fresco_trt.tune.judge import Judge
-from fresco_trt.tune.model_runner import ModelRunner, Setup
-from fresco_trt.tune.options import name_of
-from fresco_trt.tune.perceptual import FIX, find_weights, load_network, required_weights
-from fresco_trt.tune.prompts import asked_of
-from fresco_trt.tune.scorer import load_scorer
-from fresco_trt.tune.state import DOCUMENT, REPORT, State, package_identity, weights_identity
+from fresco_trt.tune.contest import Contest
+from fresco_trt.tune.cost import plan_seconds
+from fresco_trt.tune.halving import Outcome
+from fresco_trt.tune.request import Effort, effort_of, resolve
+from fresco_trt.tune.state import DOCUMENT, REPORT
 from fresco_trt.tune.stored import beside_control, families_of, row_of, verdict
 
 if TYPE_CHECKING:
     from fresco_trt.backends.base import Progress
-    from fresco_trt.plan.facts import ModelFacts
-    from fresco_trt.plan.sizes import Size
     from fresco_trt.plan.stages import StagePlan
     from fresco_trt.tune.families import Candidate
+    from fresco_trt.tune.gallery import Gallery
     from fresco_trt.tune.judge import Pixels
     from fresco_trt.tune.options import Options
 
     Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effort:
-    """How much is looked at: the contest's ``rounds``; how many times each timed plan is drawn
-    (``turns``); candidates of each family that engines are built for (``sampled``); and pictures
-    that the winner, the control and the many steps draw side by side at the end.
-    """
-
-    rounds: Rounds
-    turns: int
-    sampled: int
-    beside: int
-
-    @property
-    def pictures(self) -> int:
-        """Prompts and seeds that are used."""
-        return max(self.beside, *(pictures for _, pictures in self.rounds))
-
-
-FULL = Effort(rounds=((160, 2), (40, 6), (12, 14), (5, 32)), turns=5, sampled=120, beside=8)
-QUICK = Effort(rounds=((40, 1), (14, 3), (5, 8)), turns=3, sampled=60, beside=2)
-
-
-MOST_WALKED = 10**9
-"""Parameters of the largest model that is walked without engines."""
-
-
-def effort_of(options: Options) -> Effort:
-    """What the options ask for."""
-    return QUICK if options.quick else FULL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,160 +58,29 @@ def run(options: Options, progress: Progress, say: Say, effort: Effort | None = 
     check_writable(options.out)
     request = resolve(options, effort, say)
     with ExitStack() as scope:
-        state = State(options.state, request.header)
-        say(f"{state.said} in {options.state}")
-        setup = replace(request.setup, engines=state.engines(request.engines))
-        runner = ModelRunner(setup, scope)
-        tuned = contest(request, runner, state, progress, say)
+        contest = Contest.open(request, scope, progress, say)
+        tuned = compare(contest)
         write(options, tuned)
-        state.complete()
+        contest.state.complete()
     if not tuned.document["reached"]:
         raise not_reached(options, tuned.document)
     return tuned
 
 
-# --- the request ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """Options with nothing left open. ``header`` tells a run from another, ``engines`` what
-    engines are of.
-    """
-
-    options: Options
-    effort: Effort
-    facts: ModelFacts
-    size: Size
-    setup: Setup
-    judge: Judge
-    header: dict[str, Any]
-    engines: str
-
-
-def resolve(options: Options, effort: Effort, say: Say) -> Request:
-    """Check everything that can be checked before an engine is built; raises as :func:`run`."""
-    facts = model_facts(options.model)
-    check_calibrated(facts, "a tune")
-    size = options.size or facts.default_size
-    check_size(facts, size, 1)
-    scorer = None if options.scorer is None else load_scorer(options.scorer)
-    setup, identity = _setup(options, facts, size, effort, say)
-    judge = Judge(network=_network(options, say), scorer=scorer)
-    about = setup.backend.describe()
-    header = {
-        "--model": options.model,
-        "--speed": options.speed,
-        "--floor": None if options.floor is None else str(options.floor),
-        "--scorer": None if options.scorer is None else name_of(options.scorer),
-        "--size": list(size),
-        "--backend": about.name,
-        "metrics": list(judge.metrics),
-        "prompts": _digest(setup),
-        "rounds": [list(each) for each in effort.rounds],
-        "weights": identity,
-        "package": package_identity(),
-    }
-    return Request(
-        options=options,
-        effort=effort,
-        facts=facts,
-        size=size,
-        setup=setup,
-        judge=judge,
-        header=header,
-        engines=f"{facts.name} {identity} {about.name} {about.version} {setup.precision}",
-    )
-
-
-def _setup(
-    options: Options, facts: ModelFacts, size: Size, effort: Effort, say: Say
-) -> tuple[Setup, str]:
-    """What is drawn with, and what tells its weights from others."""
-    chosen = choose(options.backend, None, this_gpu(), lambda about: True)
-    for missing in chosen.backend.check():
-        raise unavailable(chosen.backend.name, missing)
-    if chosen.defaults is not None:
-        say(f"tunes with {chosen.defaults}")
-    prompts, sources = asked_of(facts, size, options.prompts, effort.pictures)
-    given = _given_weights(options, facts)
-    components = family_of(facts).components
-    pipeline = whole_folder(components.find(options.weights, facts.name))
-    components.check(pipeline, facts)
-    setup = Setup(
-        facts=facts,
-        weights=options.weights,
-        pipeline=pipeline,
-        backend=chosen.backend,
-        precision=chosen.precision,
-        engines=options.state,
-        prompts=prompts,
-        sources=sources,
-    )
-    return setup, weights_identity(pipeline, *given)
-
-
-def _given_weights(options: Options, facts: ModelFacts) -> list[Path]:
-    """The transformer that ``--weights`` names, if it does. Raises as reading it, before anything
-    is built, and IncompatibleOptions for random ones.
-    """
-    if options.weights is None:
-        return []
-    if options.weights == "random":
-        raise IncompatibleOptions(
-            "a tune of random weights",
-            expected="weights that draw: plans are chosen by their pictures",
-            fix="pass --weights with a diffusers folder, or leave it out for the bundled ones",
-        )
-    return [find_transformer(Path(options.weights), model=facts.name, repository=None)]
-
-
-def _digest(setup: Setup) -> str:
-    digest = hashlib.sha256("\n".join(setup.prompts).encode())
-    for source in setup.sources:
-        digest.update(source.tobytes())
-    return digest.hexdigest()
-
-
-def _network(options: Options, say: Say) -> Any:
-    """The network that says how close pictures look; None, and said so, where it is not here and
-    the target can do without.
-    """
-    if options.floor is not None and options.floor.metric == "perceptual":
-        return load_network(required_weights(f"--floor {options.floor}"))
-    path = find_weights()
-    if path is None:
-        say(f"closeness is SSIM alone: the network for how pictures look is not here ({FIX})")
-        return None
-    return load_network(path)
-
-
 # --- the contest ------------------------------------------------------------------------------
 
 
-def contest(
-    request: Request, runner: ModelRunner, state: State, progress: Progress, say: Say
-) -> Tuned:
-    """Build, time, draw and judge; raises as :func:`run`."""
-    options, effort = request.options, request.effort
-    ground = ground_of(request, runner, state, progress)
-    seconds = measured(ground, runner, state, effort, progress, say)
-    field = entrants(ground, seconds, options.speed, effort.rounds[0][0])
+def compare(contest: Contest) -> Tuned:
+    """Draw and judge what competes; raises as :func:`run`."""
+    request, options = contest.request, contest.request.options
+    field = contest.entrants_at(options.speed)
     if not field.reached:
-        say("no plan is as fast as asked; the fastest ones are compared")
-    gallery = Gallery(
-        runner=runner,
-        judge=request.judge,
-        truth=reference(ground),
-        state=state,
-        progress=progress,
-        say=say,
-        pictures=pictures_of(effort.rounds, len(field.candidates)),
-    )
-    outcome = halve(field.candidates, field.speeds, gallery, effort.rounds, options.floor)
-    progress("comparing plans", 1.0)
+        contest.say("no plan is as fast as asked; the fastest ones are compared")
+    gallery = contest.gallery(field)
+    outcome = contest.hold(field, gallery, options.speed)
+    contest.progress("comparing plans", 1.0)
     shown = _shown(outcome)
-    beside, pictures = side_by_side(gallery, shown, effort.beside, progress)
+    beside, pictures = side_by_side(gallery, shown, request.effort.beside, contest.progress)
     document = {
         **circumstances(),
         "command": options.line,
@@ -271,12 +93,12 @@ def contest(
         "metrics": list(request.judge.metrics),
         "scorer": request.header["--scorer"],
         "prompts": len(set(request.setup.prompts)),
-        "pictures": effort.rounds[-1][1],
+        "pictures": request.effort.rounds[-1][1],
         "reference": {
             "steps": request.facts.default_steps,
-            "seconds": plan_seconds(reference(ground), seconds),
+            "seconds": plan_seconds(gallery.truth, contest.seconds),
         },
-        "step_seconds": seconds,
+        "step_seconds": contest.seconds,
         "candidates": families_of(outcome.everyone),
         "left_out": gallery.left_out,
         "winner": outcome.winner.candidate.name,
@@ -284,38 +106,12 @@ def contest(
         "verdict": verdict(outcome),
         "beside": beside,
         "finalists": len(outcome.finalists),
-        "rows": _rows(outcome, field, ground, seconds),
+        "rows": _rows(outcome, contest.seconds),
     }
     return Tuned(outcome=outcome, document=document, pictures=pictures)
 
 
-def ground_of(request: Request, runner: ModelRunner, state: State, progress: Progress) -> Ground:
-    """What candidates are made for, with the changes of a model that is small enough to be walked
-    without engines.
-    """
-    ground = Ground(facts=request.facts, size=request.size, prompt_tokens=runner.prompt_tokens)
-    if request.facts.parameters > MOST_WALKED:
-        return ground
-    found = state.once("changes", lambda: runner.changes(reference(ground), progress))
-    return replace(ground, changes=tuple((sigma, total) for sigma, total in found))
-
-
-def measured(
-    ground: Ground, runner: ModelRunner, state: State, effort: Effort, progress: Progress, say: Say
-) -> dict[str, float]:
-    """Seconds of every kind of step of the candidates, on engines that are built if need be."""
-    plans = [each.plan for each in universe(ground, effort.sampled)]
-    timed = covering([reference(ground), *plans])
-    say(runner.require([reference(ground), *plans], progress))
-    found: dict[str, float] = state.once(
-        "seconds", lambda: runner.time(timed, effort.turns, progress)
-    )
-    return found
-
-
-def _rows(
-    outcome: Outcome, field: Entrants, ground: Ground, seconds: dict[str, float]
-) -> list[dict[str, Any]]:
+def _rows(outcome: Outcome, seconds: dict[str, float]) -> list[dict[str, Any]]:
     rows = []
     for place, each in enumerate(outcome.everyone):
         row = row_of(each, plan_seconds(each.candidate.plan, seconds) or 0.0)

@@ -25,15 +25,15 @@ from fresco_trt.errors import (
 from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.stored import check_plan, read_plan
 from fresco_trt.tune import families, job
-from fresco_trt.tune.job import Effort
 from fresco_trt.tune.judge import Judge
 from fresco_trt.tune.model_runner import ModelRunner
 from fresco_trt.tune.options import Options
 from fresco_trt.tune.prompts import MOST, read_prompts
+from fresco_trt.tune.request import Effort
 from fresco_trt.tune.scorer import load_scorer, score_of
 
 MODEL = "flux-tiny-turbo"
-EFFORT = Effort(rounds=((7, 1), (3, 2)), turns=1, sampled=4, beside=1)
+EFFORT = Effort(rounds=((7, 1), (3, 2)), near=2, turns=1, sampled=4, beside=1)
 
 
 def silent(*told: object) -> None:
@@ -172,7 +172,7 @@ def test_what_nothing_reaches_is_written_and_raised(
     tmp_path: Path, tuned: tuple[job.Tuned, int, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     best = replace(tuned[0], document={**tuned[0].document, "reached": False})
-    monkeypatch.setattr(job, "contest", lambda *given: best)
+    monkeypatch.setattr(job, "compare", lambda *given: best)
     options = options_of(tmp_path, speed=900.0)
     with pytest.raises(TargetNotReached, match=r"no plan reaches --speed 900; the best is") as told:
         job.run(options, silent, silent, EFFORT)

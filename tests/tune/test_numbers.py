@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -25,6 +25,7 @@ from fresco_trt.tune.families import (
     sampled,
 )
 from fresco_trt.tune.halving import Figures, Standing, difference, halve
+from fresco_trt.tune.neighbours import neighbours
 from fresco_trt.tune.options import Floor
 from fresco_trt.tune.stored import preset_from_json, preset_to_json
 
@@ -175,6 +176,47 @@ def test_without_a_speed_they_are_of_every_speed(seconds: dict[str, float]) -> N
     assert speeds[-1] > 20.0
     names = [each.name for each in found.candidates]
     assert len(set(names)) == len(names)
+
+
+# --- neighbours -------------------------------------------------------------------------------
+
+
+def _told(preset: Preset) -> dict[str, object]:
+    """The settings of a preset, those of its cache among them; of skipped steps, which."""
+    found = asdict(preset)
+    return {name: each for name, each in found.items() if name != "cache"} | found["cache"]
+
+
+@pytest.mark.parametrize("leader", KINDS[1::7], ids=lambda leader: leader.name)
+def test_a_neighbour_is_another_plan_of_the_same_kind(leader: Candidate) -> None:
+    found = neighbours(leader, GROUND, lambda plan: True, count=12)
+    assert found == neighbours(leader, GROUND, lambda plan: True, count=12)
+    assert len({leader.plan.digest(), *(each.plan.digest() for each in found)}) == 13
+    assert len({leader.name, *(each.name for each in found)}) == 13
+    assert {each.family for each in found} == {leader.family}
+    assert {len(each.plan.stages) for each in found} == {len(leader.plan.stages)}
+    known = neighbours(leader, GROUND, lambda plan: True, count=6, known=found)
+    assert not {each.plan.digest() for each in known} & {each.plan.digest() for each in found}
+    for each in found:
+        before, after = _told(leader.preset), _told(each.preset)
+        changed = {name for name in before if before[name] != after[name]}
+        spelt = {"actions", "interval", "warmup_steps"}  # the leader's, step by step
+        assert changed - spelt <= {"steps"} or len(changed - spelt) <= 3
+
+
+def test_all_that_a_plan_has_is_changed_and_only_what_is_acceptable_is_taken() -> None:
+    leader = next(each for each in KINDS if each.family == "stages, cache")
+    found = neighbours(leader, GROUND, lambda plan: True, count=150)
+    changed = {
+        name
+        for each in found
+        for name, value in _told(each.preset).items()
+        if value != _told(leader.preset)[name]
+    }
+    assert changed >= {"shift", "solver", "steps", "actions", "name", "switch", "lift", "restart"}
+    few = neighbours(leader, GROUND, lambda plan: plan.nfe < leader.plan.nfe, count=5)
+    assert few
+    assert all(each.plan.nfe < leader.plan.nfe for each in few)
 
 
 # --- the contest ------------------------------------------------------------------------------

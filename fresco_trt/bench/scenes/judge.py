@@ -8,6 +8,7 @@ place of Inception's), so that a picture may differ from a reference and still c
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from importlib import resources
@@ -90,6 +91,22 @@ def verdicts(judge: Judge, pictures: torch.Tensor, scenes: Sequence[Scene]) -> l
             objects=all(seen[i, names.index(p.name)] > 0 for p in scene.placements),
             colour=colours[i].argmax().item() == tones.index(scene.background.colour),
             pattern=patterns[i].argmax().item() == PATTERNS.index(scene.background.pattern),
+        )
+        for i, scene in enumerate(scenes)
+    ]
+
+
+@torch.no_grad()
+def confidences(judge: Judge, pictures: torch.Tensor, scenes: Sequence[Scene]) -> list[float]:
+    """How sure the judge is of all claims of each caption: the product of their probabilities."""
+    seen, colours, patterns = judge(pictures)
+    objects, tones, kinds = seen.sigmoid(), colours.softmax(dim=1), patterns.softmax(dim=1)
+    names, hues = list(OBJECTS), list(COLOURS)
+    return [
+        float(
+            math.prod(objects[i, names.index(p.name)].item() for p in scene.placements)
+            * tones[i, hues.index(scene.background.colour)].item()
+            * kinds[i, PATTERNS.index(scene.background.pattern)].item()
         )
         for i, scene in enumerate(scenes)
     ]

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from fresco_trt.bench.scenes.judge import held_out_accuracy, load_judge, verdicts
+from fresco_trt.bench.scenes.judge import confidences, held_out_accuracy, load_judge, verdicts
 from fresco_trt.bench.scenes.pictures import pictures_of
 from fresco_trt.bench.scenes.scene import COLOURS, random_scene
 
@@ -25,6 +25,8 @@ def test_a_caption_of_another_picture_is_judged_wrong() -> None:
     judge = load_judge()
     assert sum(v.right for v in verdicts(judge, pictures, scenes)) >= 38
     assert sum(v.right for v in verdicts(judge, pictures, scenes[1:] + scenes[:1])) <= 2
+    assert sum(each > 0.5 for each in confidences(judge, pictures, scenes)) >= 38
+    assert sum(each > 0.1 for each in confidences(judge, pictures, scenes[1:] + scenes[:1])) <= 4
 
 
 def test_one_wrong_claim_makes_a_picture_wrong() -> None:
