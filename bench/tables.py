@@ -3,7 +3,8 @@
 python -m bench.tables            prints them
 python -m bench.tables --write    puts those of bench.gpu into docs/results.md, and those of
                                   bench.serving and bench.stress into docs/serve.md, those of
-                                  bench.editing into docs/edit.md
+                                  bench.editing into docs/edit.md, and that of bench.fitness into
+                                  docs/demo.md
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.editing.tables import editing_tables, quantised_tables
+from bench.fitness.tables import fitness_command, fitness_table, fitness_verdict
 from bench.serving_tables import serving_table, stress_table
 from fresco_trt.bench.figures import has_interval
 from fresco_trt.bench.table import bench_head, bench_row, bench_table, how, interval, named, number
@@ -27,6 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 SERVE_PAGE = PAGE.with_name("serve.md")
 EDIT_PAGE = PAGE.with_name("edit.md")
+DEMO_PAGE = PAGE.with_name("demo.md")
 
 GPU_RESULTS = ("gpu", "gpu-fp8", "gpu-fp8-rowwise")
 GPU_MARKS = "<!-- of bench.gpu -->", "<!-- end of bench.gpu -->"
@@ -34,6 +37,7 @@ SERVING_MARKS = "<!-- of bench.serving -->", "<!-- end of bench.serving -->"
 STRESS_MARKS = "<!-- of bench.stress -->", "<!-- end of bench.stress -->"
 EDITING_MARKS = "<!-- of bench.editing -->", "<!-- end of bench.editing -->"
 QUANTISED_MARKS = "<!-- of bench.editing --quant -->", "<!-- end of bench.editing --quant -->"
+FITNESS_MARKS = "<!-- of bench.fitness -->", "<!-- end of bench.fitness -->"
 """Around the tables of a page that --write replaces."""
 
 
@@ -64,21 +68,6 @@ def _main_job_row(row: dict[str, Any]) -> str:
         f"| {row['method']} | {seconds['median']:.2f} ({seconds['low']:.2f} to "
         f"{seconds['high']:.2f}) | {speedup['median']:.2f} | {row['score']:.2f} | {psnr} |"
     )
-
-
-def fitness_table(document: dict[str, Any]) -> str:
-    """One row a plain operating point of `demo-fitness.json`, with 95% intervals."""
-    lines = [
-        "| plain pipeline | prompt score (95%) | Frechet distance to renders (95%) |",
-        "|---|--:|--:|",
-        *(
-            f"| {row['name']} | {row['score']:.2f} ({row['score_low']:.2f} to "
-            f"{row['score_high']:.2f}) | {row['distance']:.1f} ({row['distance_low']:.1f} to "
-            f"{row['distance_high']:.1f}) |"
-            for row in document["rows"]
-        ),
-    ]
-    return "\n".join(lines)
 
 
 def methods_table(document: dict[str, Any]) -> str:
@@ -280,7 +269,6 @@ def result_tables() -> Iterator[str]:
     from bench.found_presets import presets_table
 
     yield main_job_table(stored("main-job"))
-    yield fitness_table(stored("demo-fitness"))
     if (RESULTS / "flux-tiny-tuned.json").is_file():
         from bench.presets import tuned_table  # which imports torch
 
@@ -344,6 +332,13 @@ def with_editing_tables(page: str) -> str:
     return page
 
 
+def with_demo_tables(page: str) -> str:
+    """As :func:`with_gpu_tables`, that of bench.fitness and what it comes to."""
+    document = stored("demo-fitness")
+    parts = fitness_table(document), fitness_verdict(document), fitness_command(document)
+    return _with_tables(page, FITNESS_MARKS, iter(parts))
+
+
 def _with_tables(page: str, marks: tuple[str, str], tables: Iterator[str]) -> str:
     before, after = page.split(marks[0])[0], page.split(marks[1])[1]
     return "\n\n".join([before + marks[0], *tables, marks[1] + after])
@@ -362,6 +357,7 @@ def main(
         (PAGE, with_gpu_tables),
         (SERVE_PAGE, with_server_tables),
         (EDIT_PAGE, with_editing_tables),
+        (DEMO_PAGE, with_demo_tables),
     ):
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
 

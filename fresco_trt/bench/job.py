@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from fresco_trt.backends.base import Progress
     from fresco_trt.bench.options import Options
+    from fresco_trt.plan.facts import ModelFacts
 
 RENDERS, QUICK_RENDERS = 1000, 300
 """True pictures that the Frechet distance is taken to."""
@@ -97,12 +98,7 @@ def run(options: Options, progress: Progress, study: Study = METHODS) -> dict[st
         every = table_named(study.points)(setup.facts, setup.size)
         points = chosen(every, options.methods, options.quick)
         drawing = dict.fromkeys(point.model for point in points)
-        if is_judged(setup.facts.name) and find_spec("resvg_py") is None:
-            raise PlanError(
-                "a bench of the demo without resvg-py",
-                expected="what draws the true pictures that drawings are judged by",
-                fix="pip install 'fresco-trt[bench]'",
-            )
+        check_renderer(setup.facts)
         instrument = study.instrument(setup, options.quick)
         where = circumstances() | {"command": options.line(study.program)}
         folders = [setup.of(model).pipeline for model in drawing]
@@ -162,6 +158,16 @@ def setup_of(options: Options, scope: ExitStack, progress: Progress) -> Setup:
         renders=QUICK_RENDERS if options.quick else RENDERS,
         progress=progress,
     )
+
+
+def check_renderer(facts: ModelFacts) -> None:
+    """Raise PlanError where true pictures of a judged model cannot be drawn."""
+    if is_judged(facts.name) and find_spec("resvg_py") is None:
+        raise PlanError(
+            "a bench of the demo without resvg-py",
+            expected="what draws the true pictures that drawings are judged by",
+            fix="pip install 'fresco-trt[bench]'",
+        )
 
 
 def pipeline_folder(weights: str | None, model: str) -> Path:

@@ -25,6 +25,7 @@ from fresco_trt.plan.presets import Preset
 if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
+    from fresco_trt.plan.stages import Solver
 
     PointTable = Callable[[ModelFacts, Size], Sequence[Point]]
 
@@ -172,21 +173,25 @@ def _few_step(facts: ModelFacts) -> Iterator[Point]:
             variant="diffusers, default shift",
             quick=steps in _QUICK_FEW,
         )
-    yield _engine_steps(default, None, quick=False)
+    yield engine_steps(default, None, quick=False)
     shifts = SHIFTS if facts.shift is not None else ()
     for steps in (each for each in FEW_STEPS if each < default):
-        yield _engine_steps(steps, None, quick=steps in _QUICK_FEW)
+        yield engine_steps(steps, None, quick=steps in _QUICK_FEW)
         for mu in shifts:
-            yield _engine_steps(steps, mu, quick=(steps, mu) in _QUICK_TUNED)
+            yield engine_steps(steps, mu, quick=(steps, mu) in _QUICK_TUNED)
 
 
-def _engine_steps(steps: int, mu: float | None, *, quick: bool) -> Point:
+def engine_steps(
+    steps: int, mu: float | None = None, solver: Solver = "euler", *, quick: bool = False
+) -> Point:
+    """Plain steps on our one-stage engine, at the model's own log-shift unless told otherwise."""
     shift = None if mu is None else (math.exp(mu),)
+    how = ("engine", "default shift" if mu is None else f"mu {mu:g}")
     return Point(
         method="few-step",
-        settings=Preset(steps=(steps,), shift=shift),
+        settings=Preset(steps=(steps,), shift=shift, solver=solver),
         preset=f"{steps} steps",
-        variant="engine, default shift" if mu is None else f"engine, mu {mu:g}",
+        variant=", ".join(how if solver == "euler" else (*how, solver)),
         quick=quick,
     )
 

@@ -63,6 +63,26 @@ def wilson_interval(right: int, total: int, z: float = 1.96) -> tuple[float, flo
     return (centre - spread) / scale, (centre + spread) / scale
 
 
+def lost_interval(
+    ours: Sequence[float], theirs: Sequence[float], draws: int = 1000
+) -> tuple[float, float, float]:
+    """Share of their score that ours lost, and its 95% interval; negative where ours is higher.
+
+    The scores of each scene are a pair, and the interval is that of ``draws`` resamples of the
+    pairs (bootstrap). Raises ValueError where theirs is 0 in all scenes: nothing can be lost.
+    """
+    if not any(theirs):
+        raise ValueError("a reference that scores 0 in all scenes; expected some score to lose")
+    pairs = torch.tensor([ours, theirs], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(theirs), (draws, len(theirs)), generator=generator)
+    kept, whole = pairs[:, picks].sum(dim=2)
+    spread = 1 - kept[whole > 0] / whole[whole > 0]
+    ends = torch.quantile(spread, torch.tensor([0.025, 0.975], dtype=torch.float64))
+    lost = 1 - float(pairs[0].sum() / pairs[1].sum())
+    return lost, min(float(ends[0]), lost), max(float(ends[1]), lost)
+
+
 def distance_interval(
     features: Tensor, real: Tensor, draws: int = 20
 ) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ import torch
 from fresco_trt.bench.quality import (
     distance_interval,
     frechet_distance,
+    lost_interval,
     mean_interval,
     median_interval,
     wilson_interval,
@@ -126,3 +127,16 @@ def test_the_interval_holds_the_share_and_narrows_with_evidence() -> None:
     assert few[0] < many[0] < 0.8 < many[1] < few[1]
     # Wilson's published example: 10 of 10 leaves 0.722 possible.
     assert wilson_interval(10, 10)[0] == pytest.approx(0.722, abs=1e-3)
+
+
+def test_what_is_lost_is_lost_by_the_same_scenes() -> None:
+    theirs = [1, 0] * 50
+    lost, low, high = lost_interval(theirs, theirs)
+    assert (lost, low, high) == (0, 0, 0)  # though each set alone is unsure by a fifth
+    fewer = [1, 0] * 40 + [0, 0] * 10
+    lost, low, high = lost_interval(fewer, theirs)
+    assert lost == pytest.approx(0.2)
+    assert 0.05 < low < 0.2 < high < 0.35
+    assert lost_interval(theirs, fewer)[0] == pytest.approx(-0.25)
+    with pytest.raises(ValueError, match="scores 0"):
+        lost_interval(theirs, [0] * 100)

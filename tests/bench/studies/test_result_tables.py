@@ -1,5 +1,5 @@
-"""The figures of docs/results.md, docs/serve.md and docs/edit.md are those of the stored files, to
-the digit.
+"""The figures of docs/results.md, docs/serve.md, docs/edit.md and docs/demo.md are those of the
+stored files, to the digit.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import pytest
 
 from bench.tables import (
     EDITING_MARKS,
+    FITNESS_MARKS,
     GPU_MARKS,
     SERVING_MARKS,
     STRESS_MARKS,
     result_tables,
+    with_demo_tables,
     with_editing_tables,
     with_gpu_tables,
     with_server_tables,
@@ -24,6 +26,7 @@ DOCS = Path(__file__).parents[3] / "docs"
 PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
 SERVE = (DOCS / "serve.md").read_text(encoding="utf-8")
 EDIT = (DOCS / "edit.md").read_text(encoding="utf-8")
+DEMO = (DOCS / "demo.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("table", list(result_tables()))
@@ -38,6 +41,7 @@ def test_the_page_shows_what_is_stored(table: str) -> None:
         (SERVE, SERVING_MARKS, with_server_tables),
         (SERVE, STRESS_MARKS, with_server_tables),
         (EDIT, EDITING_MARKS, with_editing_tables),
+        (DEMO, FITNESS_MARKS, with_demo_tables),
     ],
 )
 def test_writing_the_tables_changes_nothing_that_is_up_to_date(
