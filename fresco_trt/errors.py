@@ -11,7 +11,7 @@ the parts below (a runner called outside its scope) is not in this tree; it stay
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -27,6 +27,11 @@ def one_line(text: str) -> str:
     """
     line = " ".join(_ESCAPE.sub("", text).split())
     return line if line.isprintable() else "".join(c if c.isprintable() else "?" for c in line)
+
+
+def either(names: Sequence[str]) -> str:
+    """What may be given, in words: ``one``, ``one or other``, ``one, other or third``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _bounded(text: str) -> str:

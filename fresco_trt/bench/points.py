@@ -17,8 +17,9 @@ from fresco_trt.bench.methods import METHODS, CacheDit, FirstBlock, Method, Poin
 from fresco_trt.bench.plain import Plain
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.caching import cache_names
+from fresco_trt.plan.changes import spectral_switches
 from fresco_trt.plan.config import CacheConfig
-from fresco_trt.plan.making import find_preset, plan_from_preset, spectral_switches
+from fresco_trt.plan.making import find_preset, plan_from_preset
 from fresco_trt.plan.matching import MatchedShifts, ralu_preset
 from fresco_trt.plan.presets import Preset
 

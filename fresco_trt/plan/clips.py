@@ -1,6 +1,6 @@
 """Changes of a preset that only clips have.
 
-Under :mod:`fresco_trt.plan.making`, which applies what was asked for.
+Under :mod:`fresco_trt.plan.changes`, which applies what was asked for.
 """
 
 from __future__ import annotations

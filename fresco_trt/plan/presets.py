@@ -21,6 +21,8 @@ from fresco_trt.plan.refinement import grid_levels as levels_of
 from fresco_trt.plan.schedule import rewind_sigma
 from fresco_trt.plan.stages import POSITIONS, SOLVERS, Lift, Noise, Positions, References, Solver
 
+DEFAULT_PRESET = "balanced"
+
 Share = tuple[Rule, float]
 """A rule, and the share of the coarse grid's tokens that it refines."""
 

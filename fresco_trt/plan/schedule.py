@@ -12,6 +12,11 @@ import math
 import struct
 from dataclasses import dataclass
 
+MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
+
+SIGMA_TOLERANCE = 1e-6
+"""Sigmas this close are one sigma: they were computed along two routes in double precision."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShiftRule:

@@ -1,7 +1,7 @@
 """Power spectra of latents: what SPEED's criterion needs to know of a model's VAE.
 
 Beside the schedule: :func:`fresco_trt.plan.schedule.spectral_switch` turns a spectrum and a
-frequency into a sigma, :func:`fresco_trt.plan.making.spectral_switches` does it for every switch.
+frequency into a sigma, :func:`fresco_trt.plan.changes.spectral_switches` does it for every switch.
 """
 
 from __future__ import annotations

@@ -17,21 +17,27 @@ from fresco_trt.plan.caching import Action as Action
 from fresco_trt.plan.caching import CachePlan as CachePlan
 from fresco_trt.plan.editing import EditPlan as EditPlan
 from fresco_trt.plan.editing import check_edit
-from fresco_trt.plan.grid import Grid, Size, is_doubling, is_finer, velocity_grid_of
+from fresco_trt.plan.grid import Grid, Size, velocity_grid_of
+from fresco_trt.plan.meetings import check_meetings
 from fresco_trt.plan.reading import REMAKE, agree, choice, items, number, record, text, whole
 from fresco_trt.plan.refinement import SELECTIONS as SELECTIONS
 from fresco_trt.plan.refinement import Selection as Selection
 from fresco_trt.plan.refinement import TokenRefinement as TokenRefinement
 from fresco_trt.plan.refinement import check_tubes
-from fresco_trt.plan.schedule import rewind_sigma
+from fresco_trt.plan.schedule import MAX_STEPS
 from fresco_trt.plan.sparse import SPARSE, check_share, share_from_json
 from fresco_trt.plan.stage import LIFTS as LIFTS
-from fresco_trt.plan.stage import MAX_AMPLIFIER as MAX_AMPLIFIER
+from fresco_trt.plan.stage import (
+    MAX_AMPLIFIER,
+    STAGE_EXTRAS,
+    STAGE_KEYS,
+    stage_from_json,
+    stage_to_json,
+)
 from fresco_trt.plan.stage import NOISES as NOISES
 from fresco_trt.plan.stage import POSITIONS as POSITIONS
 from fresco_trt.plan.stage import REFERENCES as REFERENCES
 from fresco_trt.plan.stage import SOLVERS as SOLVERS
-from fresco_trt.plan.stage import STAGE_EXTRAS, STAGE_KEYS, stage_from_json, stage_to_json
 from fresco_trt.plan.stage import Lift as Lift
 from fresco_trt.plan.stage import Noise as Noise
 from fresco_trt.plan.stage import Positions as Positions
@@ -39,11 +45,6 @@ from fresco_trt.plan.stage import References as References
 from fresco_trt.plan.stage import Solver as Solver
 from fresco_trt.plan.stage import Stage as Stage
 from fresco_trt.plan.stage import Transition as Transition
-
-MAX_STEPS = 1000  # diffusers' training schedule has no more levels than this
-
-SIGMA_TOLERANCE = 1e-6
-"""Sigmas this close are one sigma: they were computed along two routes in double precision."""
 
 _PLAN_KEYS = (
     "model",
@@ -72,11 +73,12 @@ class StagePlan:
     is how much more coarse stages see of the text (:func:`fresco_trt.run.text.amplification`), 0
     for no more; ``sparse_attention`` the share of blocks of keys that is seen. Raises InvalidPlan
     unless: there is one transition between each two stages; the first starts at or below 1 and the
-    last, at scale 1 and in the size's proportions, ends at 0; there are at most :data:`MAX_STEPS`
-    steps; no grid is coarser than the one before, and its sides follow its scale; neighbours meet
-    at the transition's sigmas; a rewind from s to a grid r times finer restarts at r*s/(1+(r-1)*s);
-    a mixed grid doubles the whole one before it, stays until every token is expanded, and is not
-    the last; and refinements leave a token coarse and look back over no more steps than there are.
+    last, at scale 1 and in the size's proportions, ends at 0; there are at most
+    :data:`~fresco_trt.plan.schedule.MAX_STEPS` steps; no grid is coarser than the one before, and
+    its sides follow its scale; neighbours meet at the transition's sigmas; a rewind from s to a
+    grid r times finer restarts at r*s/(1+(r-1)*s); a mixed grid doubles the whole one before it,
+    stays until every token is expanded, and is not the last; and refinements leave a token coarse
+    and look back over no more steps than there are.
 
     With ``edit`` the first stage is a draft, and one of those after it draws what the edit touches.
     They are alternatives: one mixed stage or more, each of more tokens, then the whole grid, all of
@@ -101,11 +103,8 @@ class StagePlan:
         _check_ends(self)
         _check_choices(self)
         _check_cache(self)
-        for index in range(len(self.transitions)):
-            _check_meeting(self, index)
-            _check_grids(self, index)
-            _check_rewind(self, index)
-            _check_refinements(self, index)
+        is_edit = self.edit is not None
+        check_meetings(self.stages, self.transitions, self.refined, self.tokens, is_edit=is_edit)
         every = [each for change in self.transitions for each in change.refinements]
         check_tubes(every, self.stages[0].grid.frames)
         check_edit(self.edit, self.stages, self.transitions, self.refined)
@@ -333,66 +332,6 @@ def _check_cache(plan: StagePlan) -> None:
 
 def _bypassing(plan: StagePlan) -> list[int]:
     return [index for index, stage in enumerate(plan.stages) if "bypass" in stage.actions]
-
-
-def _check_meeting(plan: StagePlan, index: int) -> None:
-    transition = plan.transitions[index]
-    before, after = plan.stages[index], plan.stages[index + 1]
-    if abs(before.sigmas[-1] - transition.sigma) > SIGMA_TOLERANCE:
-        given = f"stage {index + 1} ends at sigma {before.sigmas[-1]}"
-        raise _invalid(given, f"the transition's, {transition.sigma}")
-    if abs(after.sigmas[0] - transition.restart) > SIGMA_TOLERANCE:
-        given = f"stage {index + 2} starts at sigma {after.sigmas[0]}"
-        raise _invalid(given, f"the transition's restart, {transition.restart}")
-
-
-def _check_grids(plan: StagePlan, index: int) -> None:
-    before, after = plan.stages[index].grid, plan.stages[index + 1].grid
-    if not is_finer(before, after):
-        given = f"stage {index + 2} on {after} at scale {after.scale} after {before}"
-        raise _invalid(given, "the same grid, or all of height, width and scale larger alike")
-
-
-def _check_rewind(plan: StagePlan, index: int) -> None:
-    transition = plan.transitions[index]
-    if transition.noise != "rewind":
-        return
-    # Out of a mixed stage the grid stays, but every token that is expanded goes to twice its own.
-    grids = plan.stages[index].grid, plan.stages[index + 1].grid
-    ratio = 2.0 if plan.refined[index] else grids[1].scale / grids[0].scale
-    end = rewind_sigma(transition.sigma, ratio)
-    if abs(transition.restart - end) > SIGMA_TOLERANCE:
-        given = f"a rewind from {transition.sigma} to {transition.restart}"
-        raise _invalid(given, f"{end}, the level the expansion ends at")
-
-
-def _check_refinements(plan: StagePlan, index: int) -> None:
-    before, after = plan.stages[index], plan.stages[index + 1]
-    transition, refined = plan.transitions[index], plan.refined[index]
-    if refined and after.grid != before.grid:
-        given = f"stage {index + 2} on {after.grid} after a mixed stage on {before.grid}"
-        raise _invalid(given, "the same grid")
-    if not transition.is_partial:
-        return
-    if not refined and not is_doubling(before.grid, after.grid):
-        raise _invalid(f"a mixed stage on {after.grid} after {before.grid}", "twice the sides")
-    _check_refined(plan, index)
-    if transition.window > before.steps and plan.edit is None:
-        given = f"a window of {transition.window} steps after a stage of {before.steps}"
-        raise _invalid(given, f"at most {before.steps}")
-    if index == len(plan.transitions) - 1:
-        raise _invalid("a last stage on a mixed grid", "one more transition, to the full grid")
-
-
-def _check_refined(plan: StagePlan, index: int) -> None:
-    count, refined = plan.transitions[index].count or 0, plan.refined[index]
-    coarse = (plan.tokens[index] - 4 * refined) if refined else plan.stages[index].grid.tokens
-    if coarse < 2:
-        expected = "no refinements: the last one is expanded with the rest"
-        raise _invalid(f"{count} tokens refined of {coarse} still coarse", expected)
-    if count >= coarse:
-        given = f"{count} tokens refined of {coarse} still coarse"
-        raise _invalid(given, f"from 1 to {coarse - 1}, or no refinements for all")
 
 
 def _invalid(given: str, expected: str) -> InvalidPlan:

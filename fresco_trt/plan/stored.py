@@ -15,8 +15,9 @@ from fresco_trt.errors import IncompatibleOptions, InvalidPlan, PlanError, error
 from fresco_trt.plan.cache_schedule import check_read
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.cost import SUMMARY_KEYS
+from fresco_trt.plan.schedule import SIGMA_TOLERANCE
 from fresco_trt.plan.sizes import stage_grids
-from fresco_trt.plan.stages import SIGMA_TOLERANCE, StagePlan
+from fresco_trt.plan.stages import StagePlan
 
 if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fresco_trt.errors import SignatureMismatch
 from fresco_trt.models.family import guided
-from fresco_trt.plan.stages import SIGMA_TOLERANCE
+from fresco_trt.plan.schedule import SIGMA_TOLERANCE
 from fresco_trt.run.cache.stage_cache import StageCache
 from fresco_trt.run.editing import Decision, decide, decide_again, decide_by_mask
 from fresco_trt.run.resample import block_mean

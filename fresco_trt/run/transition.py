@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fresco_trt.plan.schedule import rewind_sigma
-from fresco_trt.plan.stages import SIGMA_TOLERANCE
+from fresco_trt.plan.schedule import SIGMA_TOLERANCE, rewind_sigma
 from fresco_trt.run.noise import NoisePyramid, level_of
 from fresco_trt.run.resample import LIFTS, cropped
 

@@ -10,9 +10,10 @@ import pytest
 
 from fresco_trt.errors import FrescoError, IncompatibleOptions, PlanError, UnsupportedSize
 from fresco_trt.models.registry import model_facts, model_names
+from fresco_trt.plan.changes import spectral_switches
 from fresco_trt.plan.config import PresetConfig
 from fresco_trt.plan.facts import ModelFacts
-from fresco_trt.plan.making import make_plan, spectral_switches
+from fresco_trt.plan.making import make_plan
 from fresco_trt.plan.schedule import plain_sigmas, rewind_sigma
 from fresco_trt.plan.spectrum import FLUX_1, WAN_2_1, Spectrum
 

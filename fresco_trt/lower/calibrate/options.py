@@ -9,7 +9,7 @@ from typing import Literal
 
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.plan.config import CacheConfig, QuantConfig
-from fresco_trt.plan.making import DEFAULT_PRESET
+from fresco_trt.plan.presets import DEFAULT_PRESET
 from fresco_trt.plan.recipes import Recipe, find_recipe
 
 DEMO = "flux-tiny"

@@ -1,7 +1,7 @@
 """The radial power spectrum of a model's latents, and the power law that is fitted to it.
 
 Beside the build: measured once for a VAE, stored in `calibration/`, and written into the model's
-facts, from which :func:`fresco_trt.plan.making.spectral_switches` places switches.
+facts, from which :func:`fresco_trt.plan.changes.spectral_switches` places switches.
 
 What is measured is the square of each channel's orthonormal cosine transform (DCT-II), averaged
 over channels and pictures, of latents normalised as the sampler sees them. So
