@@ -6,6 +6,7 @@ Code of the repository, not of the package. Run from its root:
     python -m bench.fitness        whether the demo model is a yardstick
     python -m bench.editing        ways to edit: what is made, what is left alone, and how fast
     python -m bench.ablations      a preset with one part exchanged at a time
+    python -m bench.caches         every cache on the plain steps and on presets
     python -m bench.combinations   stages, caches, precisions and distilling in every combination
     python -m bench.oracle         an exact flow in place of the model
     python -m bench.presets        the demo's presets, by `fresco-trt tune` at every speed

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from fresco_trt.plan.facts import ModelFacts
+    from fresco_trt.plan.stages import Solver
 
 Group = Literal[
     "plain",
@@ -65,6 +66,9 @@ TUNED: Mapping[int, float] = dict.fromkeys((7, 5, 4, 3), 1.15)
 """The log-shift of few-step controls that was best, on other scenes than those measured. One step
 goes from 1 to 0 whatever the shift.
 """
+
+SOLVERS: tuple[Solver, ...] = ("dpmpp_2m", "unipc")
+"""Of second order: tuned controls are drawn by each of them too."""
 
 PEER_STEPS = (28, 14, 7)
 """The first are those of the published constants."""
@@ -141,10 +145,13 @@ def _controls() -> Iterator[EditPoint]:
     for steps in FEW_STEPS:
         label, preset = f"{steps} step{'s' * (steps > 1)}", Preset(steps=(steps,))
         yield EditPoint(group="few-step", label=label, preset=preset)
-        if steps in TUNED:
-            tuned = replace(preset, shift=(math.exp(TUNED[steps]),))
-            label = f"{label}, mu {TUNED[steps]:g}"
-            yield EditPoint(group="few-step", label=label, preset=tuned)
+        if steps not in TUNED:
+            continue
+        tuned = replace(preset, shift=(math.exp(TUNED[steps]),))
+        yield EditPoint(group="few-step", label=f"{label}, mu {TUNED[steps]:g}", preset=tuned)
+        for solver in SOLVERS:
+            way = f"{label}, mu {TUNED[steps]:g}, {solver}"
+            yield EditPoint(group="few-step", label=way, preset=replace(tuned, solver=solver))
 
 
 def _peers() -> Iterator[EditPoint]:

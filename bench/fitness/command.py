@@ -77,7 +77,7 @@ class Clock:
     def begin(self, studio: Studio) -> None:
         """Time a step, and say what all that is left takes."""
         wall, cores = (self._left * each / 60 for each in studio.step_seconds())
-        self._say(f"{self._left} steps: about {wall:.0f} minutes, {cores:.0f} of one core's")
+        self._say(f"{self._left} steps: about {wall:.0f} min, {cores:.0f} min of one core")
         self._done, self._began = 0, perf_counter()
 
     def tell(self, what: str, entries: Iterable[Entry]) -> None:
@@ -85,7 +85,7 @@ class Clock:
         steps = steps_of(entries)
         self._left, self._done = self._left - steps, self._done + steps
         left = self._left * (perf_counter() - self._began) / self._done
-        self._say(f"{what}, {left / 60:.1f} minutes left")
+        self._say(f"{what}, {left / 60:.1f} min left")
 
 
 def run(options: Options, progress: Progress, say: Say) -> dict[str, Any]:

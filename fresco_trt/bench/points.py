@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING
 from fresco_trt.bench.methods import METHODS, CacheDit, FirstBlock, Method, Point, TaylorSeer
 from fresco_trt.bench.plain import Plain
 from fresco_trt.errors import IncompatibleOptions
-from fresco_trt.plan.caching import cache_names
 from fresco_trt.plan.changes import spectral_switches
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.making import find_preset, plan_from_preset
 from fresco_trt.plan.matching import MatchedShifts, ralu_preset
 from fresco_trt.plan.presets import Preset
+from fresco_trt.plan.stage import continues
 
 if TYPE_CHECKING:
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
-    from fresco_trt.plan.stages import Solver
+    from fresco_trt.plan.stages import Action, Solver
 
     PointTable = Callable[[ModelFacts, Size], Sequence[Point]]
 
@@ -41,16 +41,24 @@ FEW_STEPS = (16, 10, 7, 5, 4, 3, 2)
 DIFFUSERS_STEPS = (10, 5)
 """Few steps that diffusers takes: as users have them, and to see that they are the engine's."""
 
-SHIFTS = (1.6, 2.2)
-"""Log-shifts tried for the few-step control, on the engine: it takes the pipeline's own steps in
-less time, which makes it the stronger control. FLUX's own is 1.15 at full size; below it the demo
-lost score at 7 steps and closeness at 6 and 9 (bench/results/demo-fitness.json, main-job.json), and
-at 3 closeness at every number of steps. At 2 and 3 steps lower ones, down to -1, scored no better
-than FLUX's own (16 scenes that are not the bench's)."""
+WAYS: tuple[tuple[float, Solver], ...] = (
+    (1.6, "euler"),
+    (2.2, "euler"),
+    (1.6, "dpmpp_2m"),
+    (2.2, "dpmpp_2m"),
+    (1.6, "unipc"),
+)
+"""Log-shifts and solvers that the few-step control is tuned over, on the engine: it takes the
+pipeline's own steps in less time, which makes it the stronger control. FLUX's own shift is 1.15 at
+full size; below it the demo lost score at 7 steps and closeness at 6 and 9
+(bench/results/main-job.json), and at 3 closeness at every number of steps. At 2 and 3 steps lower
+ones, down to -1, scored no better than FLUX's own (16 scenes that are not the bench's). Solvers of
+second order take few steps closer to the many; "multistep" does not (6 steps, 10 scenes that are
+not the bench's)."""
 
 TUNED = 2.2
-"""The one of them that kept closest to the 50 steps from 5 steps on: what caches on fewer steps
-take, the peers' and ours."""
+"""The shift of these that kept Euler's steps closest to the 50 from 5 steps on: what caches on
+fewer steps take, the peers' and ours."""
 
 INTERVALS, FEWER_INTERVALS = (4, 6, 8), (2, 3, 4)
 BLOCK_THRESHOLDS = (0.2, 0.4)
@@ -66,9 +74,10 @@ SPECTRAL_STEPS = ((8, 8), (5, 5), (4, 3), (3, 2), (6, 6, 8), (4, 4, 5), (3, 3, 3
 SWITCHES: Mapping[int, tuple[float, ...]] = {2: (0.75,), 3: (0.85, 0.7)}
 """Where spectral stages end on a model whose spectrum is not known."""
 
-CACHE_INTERVALS = (3, 5, 7)
+CACHES: Mapping[str, tuple[int, ...]] = {"reuse": (7,), "hicache": (3, 7)}
 CACHED_PRESETS = ("balanced", "fast")
-"""What our caches are measured at: one full step in so many, alone and on these presets."""
+"""Our caches, at one full step in so many, alone on the plain steps and on these presets; the
+repository's study of caches has all the others."""
 
 TUNED_CACHES: tuple[tuple[float, int, int, tuple[str, ...]], ...] = (
     (0.4, 2, 2, ("taylor",)),
@@ -104,8 +113,8 @@ FEWEST: Mapping[tuple[int, ...], tuple[float, ...]] = {
 """Steps and ends of stages beyond the fastest preset, where plain sampling has 2 or 3 steps left;
 chosen on the demo among 27 such plans, on 16 scenes that are not the bench's."""
 
-_QUICK_FEW, _QUICK_TUNED = (10, 5, 2), ((10, 1.6), (10, 2.2), (5, 1.6), (5, 2.2))
-_QUICK_CACHES = (("hicache", 7), ("svd", 7))
+_QUICK_FEW, _QUICK_TUNED = (10, 5, 2), (10, 5)
+_QUICK_WAYS = ((2.2, "euler"), (1.6, "dpmpp_2m"), (2.2, "dpmpp_2m"))
 _QUICK_THRESHOLDS = (0.2, 0.4, 0.24, 0.48)
 
 # RALU's settings for FLUX.1-dev: steps, ends as times (0 noise, 1 clean), share of the coarse
@@ -130,7 +139,7 @@ def points_of(facts: ModelFacts, size: Size | None = None) -> tuple[Point, ...]:
         *_cached(facts),
         *_spectral(facts, size),
         *_ralu(),
-        *_caches(facts),
+        *cached_points(facts, CACHES),
         *_tuned_caches(facts),
         *_coarse(facts),
         *_fresco(facts),
@@ -164,7 +173,9 @@ def table_named(name: str) -> PointTable:
 
 
 def _few_step(facts: ModelFacts) -> Iterator[Point]:
-    """The plain sampler with fewer steps: diffusers' own, and our one-stage engine at any shift."""
+    """The plain sampler with fewer steps: diffusers' own, and our one-stage engine at any shift and
+    by any solver that so few steps leave a step to.
+    """
     default = facts.default_steps
     for steps in (each for each in DIFFUSERS_STEPS if each < default):
         yield Point(
@@ -174,12 +185,26 @@ def _few_step(facts: ModelFacts) -> Iterator[Point]:
             variant="diffusers, default shift",
             quick=steps in _QUICK_FEW,
         )
-    yield engine_steps(default, None, quick=False)
-    shifts = SHIFTS if facts.shift is not None else ()
     for steps in (each for each in FEW_STEPS if each < default):
         yield engine_steps(steps, None, quick=steps in _QUICK_FEW)
-        for mu in shifts:
-            yield engine_steps(steps, mu, quick=(steps, mu) in _QUICK_TUNED)
+        for mu, solver in _ways(facts):
+            quick = steps in _QUICK_TUNED and (mu, solver) in _QUICK_WAYS
+            if _takes(facts, steps, solver):
+                yield engine_steps(steps, mu, solver, quick=quick)
+
+
+def _ways(facts: ModelFacts) -> Sequence[tuple[float | None, Solver]]:
+    """What the control is tuned over; on a model whose sigmas have no shift, over solvers alone."""
+    if facts.shift is not None:
+        return WAYS
+    solvers = dict.fromkeys(solver for _, solver in WAYS)
+    return [(None, solver) for solver in solvers if solver != "euler"]
+
+
+def _takes(facts: ModelFacts, steps: int, solver: Solver) -> bool:
+    """Whether so few steps leave a solver one that Euler would take otherwise."""
+    (stage,) = plan_from_preset(facts, Preset(steps=(steps,))).stages
+    return solver == "euler" or continues(solver, stage)
 
 
 def engine_steps(
@@ -267,17 +292,21 @@ def _ralu() -> Iterator[Point]:
         yield Point(method="ralu", settings=settings, preset=label, quick=label in ("4x", "7x"))
 
 
-def _caches(facts: ModelFacts) -> Iterator[Point]:
-    """Our caches: alone on the plain steps, and on the presets that the others are compared at."""
+def cached_points(facts: ModelFacts, caches: Mapping[str, Sequence[int]]) -> Iterator[Point]:
+    """Caches at some intervals: alone on the plain steps, and on presets at the most stages.
+
+    Without points that draw what another does: short stages make two intervals the same, and a
+    predictor that has seen one step reuses it.
+    """
     stages = max(facts.stage_counts)
     plain = Preset(steps=(facts.default_steps,))
-    for name in cache_names("feature"):
-        for interval, alone in _intervals(facts, plain, name, warmup=3):
-            label, quick = f"{name}, interval {interval}", (name, interval) in _QUICK_CACHES
+    for name, intervals in caches.items():
+        for interval, alone in _intervals(facts, plain, name, intervals, warmup=3):
+            label, quick = f"{name}, interval {interval}", interval > 6
             yield Point(method="cache", settings=alone, preset=label, quick=quick)
         for preset in CACHED_PRESETS:
             base = find_preset(facts, preset, stages)
-            for interval, both in _intervals(facts, base, name, warmup=1):
+            for interval, both in _intervals(facts, base, name, intervals, warmup=1):
                 label = f"{name}, interval {interval}"
                 yield Point(method="fresco", settings=both, preset=preset, variant=label)
 
@@ -320,19 +349,25 @@ def _skips(facts: ModelFacts, settings: Preset) -> bool:
 
 
 def _intervals(
-    facts: ModelFacts, base: Preset, name: str, warmup: int
+    facts: ModelFacts, base: Preset, name: str, intervals: Iterable[int], warmup: int
 ) -> Iterator[tuple[int, Preset]]:
-    """``base`` at each interval, once where short stages make two of them the same."""
+    """``base`` at each interval that draws what no other does."""
     seen = set()
-    for interval in CACHE_INTERVALS:
+    for interval in intervals:
         cache = CacheConfig(name=name, interval=interval, warmup_steps=warmup)
         settings = replace(base, cache=cache)
         if not _skips(facts, settings):
             continue
         actions = tuple(stage.actions for stage in plan_from_preset(facts, settings).stages)
-        if actions not in seen:
+        if actions not in seen and (name == "reuse" or any(map(_predicts, actions))):
             seen.add(actions)
             yield interval, settings
+
+
+def _predicts(actions: Sequence[Action]) -> bool:
+    """Whether a stage skips a step after two full ones, which a predictor needs for a direction."""
+    skipped = [index for index, action in enumerate(actions) if action == "bypass"]
+    return any(actions[:index].count("full") > 1 for index in skipped)
 
 
 def _fresco(facts: ModelFacts) -> Iterator[Point]:

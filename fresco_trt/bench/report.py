@@ -12,8 +12,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from fresco_trt.bench.methods import PEERS, Point
-from fresco_trt.bench.plain import Plain
 from fresco_trt.bench.quality import DECIBELS, distance_interval, mean_interval, median_interval
+from fresco_trt.plan.presets import Preset
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,12 +146,12 @@ def _rounded(value: Any) -> Any:
 
 
 def tuned(points: Sequence[Point], rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The rows to show, and those of time shifts that were tried and are not the best.
+    """The rows to show, and those of shifts and solvers that were tried and are not the best.
 
-    Of the few-step points of one step count and one carrier, the default shift's row stays, and of
-    the tuned ones the best by score and the best by SSIM, under the variant "<who>, tuned (mu
-    ..., best score)". They are chosen on the very scenes they are shown for: that favours the
-    control.
+    Of the few-step points of one step count and one carrier, the row of Euler's steps at the
+    default shift stays, and of the tuned ones the best by score and the best by SSIM, under the
+    variant "<who>, tuned (mu ..., <solver>, best score)"; Euler's is not named. They are chosen on
+    the very scenes that they are shown for: that favours the control.
     """
     groups: dict[tuple[str | None, str], list[Row]] = {}
     for point, row in zip(points, rows, strict=True):
@@ -169,10 +169,13 @@ def tuned(points: Sequence[Point], rows: Sequence[Row]) -> tuple[list[Row], list
 
 
 def _is_tuned(point: Point) -> bool:
-    """Whether it is a few-step point with a time shift that is not the model's own."""
+    """Whether it is a few-step point with a shift or a solver that is not the model's own."""
     settings = point.settings
-    shift = settings.mu if isinstance(settings, Plain) else getattr(settings, "shift", None)
-    return point.method == "few-step" and shift is not None
+    if point.method != "few-step":
+        return False
+    if isinstance(settings, Preset):
+        return settings.shift is not None or settings.solver != "euler"
+    return settings.mu is not None
 
 
 def _best(group: Sequence[Row]) -> list[tuple[Row, str]]:
@@ -188,8 +191,8 @@ def _best(group: Sequence[Row]) -> list[tuple[Row, str]]:
 
 
 def _tuned_variant(row: Row, label: str) -> str:
-    who, shift = str(row["variant"]).split(", ", maxsplit=1)
-    return f"{who}, tuned ({shift}, {label})"
+    who, way = str(row["variant"]).split(", ", maxsplit=1)
+    return f"{who}, tuned ({way}, {label})"
 
 
 # --- what the rows say together ---------------------------------------------------------------

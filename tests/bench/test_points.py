@@ -8,10 +8,10 @@ import pytest
 
 from fresco_trt.bench.methods import METHODS, Point
 from fresco_trt.bench.plain import Plain
-from fresco_trt.bench.points import SHIFTS, TUNED, chosen, points_of
+from fresco_trt.bench.points import TUNED, WAYS, cached_points, chosen, points_of
 from fresco_trt.errors import IncompatibleOptions
 from fresco_trt.models.registry import model_facts, model_names
-from fresco_trt.plan.caching import NO_CACHE, cache_names
+from fresco_trt.plan.caching import NO_CACHE
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from tests.bench.halving import halving
@@ -65,13 +65,30 @@ def test_few_steps_are_tried_with_both_carriers_and_tuned_on_the_faster() -> Non
     found: dict[str, set[tuple[int, str]]] = {"diffusers": set(), "engine": set()}
     for point in points_of(TINY):
         if point.method == "few-step" and point.nfe < TINY.default_steps:
-            who, shift = str(point.variant).split(", ")
-            found[who].add((point.nfe, shift))
-    shifts = {"default shift", "mu 1.6", "mu 2.2"}
-    assert {shift for _, shift in found["diffusers"]} == {"default shift"}
+            who, way = str(point.variant).split(", ", maxsplit=1)
+            found[who].add((point.nfe, way))
+    assert {way for _, way in found["diffusers"]} == {"default shift"}
     assert {steps for steps, _ in found["diffusers"] & found["engine"]} == {10, 5}
-    steps = {steps for steps, _ in found["engine"]}
-    assert found["engine"] == {(each, shift) for each in steps for shift in shifts}
+    first_order = {"default shift", "mu 1.6", "mu 2.2"}
+    second_order = {"mu 1.6, dpmpp_2m", "mu 2.2, dpmpp_2m", "mu 1.6, unipc"}
+    for steps in {steps for steps, _ in found["engine"]}:
+        # Of two steps a second-order solver takes none.
+        ways = first_order if steps == 2 else first_order | second_order
+        assert {way for each, way in found["engine"] if each == steps} == ways
+
+
+def test_where_no_shift_is_the_control_is_tuned_over_solvers_alone() -> None:
+    facts = model_facts("flux-schnell")
+    points = [point for point in points_of(facts) if point.method == "few-step" and point.nfe == 3]
+    assert facts.shift is None
+    ways = ["default shift", "default shift, dpmpp_2m", "default shift, unipc"]
+    assert [point.variant for point in points] == [f"engine, {way}" for way in ways]
+
+
+def test_the_short_version_tunes_over_solvers_too() -> None:
+    quick = chosen(points_of(TINY), ["few-step"], quick=True)
+    solvers = {p.settings.solver for p in quick if isinstance(p.settings, Preset)}
+    assert solvers == {"euler", "dpmpp_2m"}
 
 
 def test_presets_are_measured_at_every_number_of_stages_but_one() -> None:
@@ -108,16 +125,18 @@ def test_spectral_points_follow_the_spectrum_where_there_is_one() -> None:
     assert (point.settings.noise, point.settings.lift) == ("rewind", "haar")
 
 
-def test_every_cache_is_measured_alone_and_on_presets() -> None:
-    points = [p for p in points_of(TINY) if isinstance(p.settings, Preset)]
-    cached = [p for p in points if isinstance(p.settings, Preset) and p.settings.cache != NO_CACHE]
-    for name in cache_names("feature"):
-        own = [
-            p for p in cached if isinstance(p.settings, Preset) and p.settings.cache.name == name
-        ]
-        alone = [p for p in own if p.method == "cache" and p.nfe == TINY.default_steps]
-        assert [plan_from_preset(TINY, p.settings).full_steps for p in alone] == [18, 12, 9]  # type: ignore[arg-type]
-        assert {p.preset for p in own if p.method == "fresco"} == {"balanced", "fast"}
+def test_a_cache_is_measured_alone_and_on_presets_where_it_draws_what_no_other_does() -> None:
+    points = list(cached_points(TINY, {"reuse": (7,), "hicache": (3, 7)}))
+    names = [point.name for point in points]
+    assert len(set(names)) == len(names)
+    alone = {point.preset for point in points if point.method == "cache"}
+    assert alone == {"reuse, interval 7", "hicache, interval 3", "hicache, interval 7"}
+    staged = [(point.preset, point.variant) for point in points if point.method == "fresco"]
+    for preset in ("balanced", "fast"):
+        assert (preset, "reuse, interval 7") in staged
+        # A stage so short has one full step, and all predictors reuse it.
+        assert (preset, "hicache, interval 7") not in staged
+    assert set(names) <= {point.name for point in points_of(TINY)}
 
 
 def test_caches_on_fewer_steps_take_the_shift_that_the_peers_and_the_control_take() -> None:
@@ -125,7 +144,7 @@ def test_caches_on_fewer_steps_take_the_shift_that_the_peers_and_the_control_tak
     fewer_steps = [p for p in points if p.method == "cache" and p.nfe < TINY.default_steps]
     coarse = [p for p in fewer_steps if "coarse_velocity" in p.name]
     assert {p.preset[p.preset.index("mu") :].split(",")[0] for p in coarse if p.preset} <= {
-        f"mu {mu:g}" for mu in SHIFTS
+        f"mu {mu:g}" for mu, _ in WAYS
     }
     ours = [p for p in fewer_steps if p not in coarse]
     assert {"taylor", "hicache", "reuse"} <= {p.name.split(", ")[3] for p in ours}
@@ -136,7 +155,7 @@ def test_caches_on_fewer_steps_take_the_shift_that_the_peers_and_the_control_tak
     peers = [p for p in points if p.method in ("taylorseer", "first-block", "cache-dit")]
     fewer = {getattr(p.settings, "mu", None) for p in peers if p.nfe < TINY.default_steps}
     assert fewer == {TUNED}
-    assert TUNED in SHIFTS
+    assert (TUNED, "euler") in WAYS
 
 
 def test_a_run_too_short_to_skip_a_step_has_no_cache_on_it() -> None:

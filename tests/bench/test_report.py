@@ -13,8 +13,10 @@ from fresco_trt.bench.evaluator import decode, encode
 from fresco_trt.bench.instrument import Scores
 from fresco_trt.bench.methods import Point
 from fresco_trt.bench.plain import Plain
+from fresco_trt.bench.points import engine_steps
 from fresco_trt.bench.report import document_of, frontier, rows_of, tuned
 from fresco_trt.plan.presets import Preset
+from fresco_trt.plan.stages import Solver
 
 CONTRACT = {
     *("method", "preset", "ablation", "variant", "nfe", "flops_ratio", "peak_mb", "ssim", "psnr"),
@@ -167,6 +169,29 @@ def test_the_best_shifts_are_shown_beside_the_default_one() -> None:
         "diffusers, tuned (mu 0.8, best score and ssim)",
     ]
     assert [each["variant"] for each in tried] == ["diffusers, mu 0.4"]
+
+
+def test_the_control_is_tuned_over_solvers_as_over_shifts() -> None:
+    ways: list[tuple[float | None, Solver, float]] = [
+        (None, "euler", 0.7),
+        (None, "dpmpp_2m", 0.75),
+        (1.6, "euler", 0.8),
+        (1.6, "dpmpp_2m", 0.9),
+    ]
+    points = [engine_steps(7, mu, solver) for mu, solver, _ in ways]
+    found = [
+        row("few-step", 7.0, preset=point.preset, variant=point.variant, ssim=ssim)
+        for point, (_, _, ssim) in zip(points, ways, strict=True)
+    ]
+    shown, tried = tuned(points, found)
+    assert [each["variant"] for each in shown] == [
+        "engine, default shift",
+        "engine, tuned (mu 1.6, dpmpp_2m, best score and ssim)",
+    ]
+    assert [each["variant"] for each in tried] == [
+        "engine, default shift, dpmpp_2m",
+        "engine, mu 1.6",
+    ]
 
 
 def test_every_row_is_either_shown_or_kept_as_tried() -> None:

@@ -207,7 +207,7 @@ def test_a_model_that_does_not_edit_is_refused(options: Options) -> None:
 
 def test_quantised_points_stand_beside_those_that_are_not(options: Options, tmp_path: Path) -> None:
     """On the same library, with amax that are measured here."""
-    given = replace(options, out=tmp_path / "editing.json", scenes=1, only=("steps, mu",))
+    given = replace(options, out=tmp_path / "editing.json", scenes=1, only=("3 steps, mu",))
     document = run(replace(given, backend="onnxruntime", quant=("int8",)))
     rows = {row["name"]: row for row in document["rows"]}
     bare = [name for name, row in rows.items() if row["quant"] is None]

@@ -192,7 +192,7 @@ def test_a_killed_run_goes_on_in_the_tune_and_in_the_scenes(
     assert document["scenes"] == 4
     assert {"machine", "command", "commit", "rows", "tuning", "fit"} <= document.keys()
     assert f"{tune.steps_left(0, 4)} steps: about" in said[1]
-    assert any(line.startswith("scene 4 of 4, 0.0 minutes left") for line in said)
+    assert any(line.startswith("scene 4 of 4, 0.0 min left") for line in said)
 
 
 def test_another_request_does_not_go_on_with_it(
