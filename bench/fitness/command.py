@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bench.fitness import tune
-from bench.fitness.entries import REFERENCE, STEPS, Entry, steps_of
+from bench.fitness.entries import Entry, steps_of, with_tuned
 from bench.fitness.tables import fitness_table, fitness_verdict
 from bench.study import SOURCES
 from fresco_trt.bench.instrument import LeftOut
@@ -110,7 +110,7 @@ def run(options: Options, progress: Progress, say: Say) -> dict[str, Any]:
         clock = Clock(tune.steps_left(len(seen), options.scenes - len(log.scenes)), say)
         if len(seen) < tune.SCENES:
             _tune(setup, seen, log, clock)
-        entries = [REFERENCE, *(Entry(steps=steps) for steps in STEPS), *tune.tuned(seen)]
+        entries = with_tuned(tune.tuned(seen))
         if not all(number in log.scenes for number in range(options.scenes)):
             _measure(setup, entries, network, log, clock)
         scenes = [log.scenes[number]["scores"] for number in range(options.scenes)]

@@ -42,6 +42,11 @@ REFERENCE = Entry(steps=50)
 STEPS = (28, 14, 10, 7, 5, 4, 3)
 
 
+def with_tuned(tuned: Iterable[Entry]) -> list[Entry]:
+    """The reference, and then every number of steps as users take them and as they were tuned."""
+    return [REFERENCE, *(each for entry in tuned for each in (Entry(steps=entry.steps), entry))]
+
+
 def steps_of(entries: Iterable[Entry]) -> int:
     """Steps of a scene that is drawn by the reference and by entries."""
     return sum({each.point.name: each.steps for each in (REFERENCE, *entries)}.values())

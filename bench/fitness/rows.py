@@ -94,14 +94,16 @@ def _spread(name: str, interval: Interval | None) -> Row:
 
 
 def _target(target: Target, rows: Sequence[Row]) -> Row:
-    """Whether so much is lost. As measured: the interval may hold the target all the same."""
+    """Whether so much is lost, and surely anything: the interval may hold the target all the same,
+    but not 0.
+    """
     row = next(r for r in rows if (r["steps"], r["tuned"]) == (target.steps, target.tuned))
     return {
         "steps": target.steps,
         "tuned": target.tuned,
         "least": target.least,
         **{key: row[key] for key in ("lost", "lost_low", "lost_high")},
-        "met": row["lost"] is not None and row["lost"] >= target.least,
+        "met": row["lost"] is not None and row["lost"] >= target.least and row["lost_low"] > 0,
     }
 
 

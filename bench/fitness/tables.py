@@ -16,7 +16,7 @@ COLUMNS = {
     "lost": ("of it lost, in pairs (95%)", 3),
     "ssim": ("SSIM to 50 steps (95%)", 3),
     "distance": ("distance, the judge's features (95%)", 1),
-    "imagenet_distance": ("distance, ImageNet features (95%)", 2),
+    "imagenet_distance": ("distance, ImageNet features (95%)", 1),
 }
 """Figures that rows may have: what they are called, and their digits."""
 
