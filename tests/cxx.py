@@ -23,14 +23,11 @@ KERNEL, WRAPPER = ".kernel.cpp", ".wrapper.cpp"
 
 HEADERS = {
     KERNEL: ("torch/csrc/inductor/cpp_prefix.h",),
-    WRAPPER: (
-        "torch/csrc/inductor/aoti_include/cpu.h",
-        "torch/csrc/inductor/aoti_runtime/model_container.h",
-        "iostream",
-        "regex",
-    ),
+    WRAPPER: ("torch/csrc/inductor/aoti_include/cpu.h",),
 }
-"""What these begin with."""
+"""What these begin with, and each of them needs. Of a kept header's templates the compiler makes
+anew for each file those that the header itself calls.
+"""
 
 LAST = '} // extern "C"\n'
 """The last line of what all wrappers begin with, which is about no model."""
@@ -42,9 +39,11 @@ TEMPLATES = """
     std::string::const_iterator, std::string::const_iterator, std::smatch&, const std::regex&,
     std::regex_constants::match_flag_type, std::__detail::_RegexExecutorPolicy, bool);
 #endif
+{0} template class torch::aot_inductor::AOTInductorModelBase<torch::aot_inductor::AOTInductorModel>;
 """
-"""The regular expression's parts, as GNU's library has named them since its 12th version. Where it
-is another, they are made anew for each piece.
+"""What all models are made of, which are one class in every file; and the regular expression's
+parts, as GNU's library has named them since its 12th version. Where it is another, these are made
+anew for each piece.
 """
 
 

@@ -23,15 +23,16 @@ from fresco_trt.bench.table import bench_table
 from fresco_trt.cli import main as cli
 from fresco_trt.models.registry import model_facts
 from tests.bench.files import check_files
+from tests.bench.shallow import shallow_models
 
 TINY = model_facts("flux-tiny")
 SMALL = ["--size", "64x64", "--backend", "eager", "--quick"]
 
 
 @pytest.fixture
-def quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less of what is the same for every run: plain steps, presets, true renders, and memory
-    processes.
+def quick_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Less of what is the same for every run: blocks, plain steps, presets, true renders, and
+    memory processes.
     """
 
     def few(*given: Any, **options: Any) -> list[Point]:
@@ -39,10 +40,10 @@ def quick_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         return [each for each in points if each.preset not in {"quality", "balanced", "fast"}]
 
     monkeypatch.setattr(job, "chosen", few)
-    shorter = replace(TINY, default_steps=8)
-    monkeypatch.setattr(job, "model_facts", lambda name: shorter)
     monkeypatch.setattr(job, "QUICK_RENDERS", 20)
     monkeypatch.setattr(job, "peak_mb", lambda setup, point, table: 123.0)
+    with shallow_models(tmp_path / "models"):
+        yield
 
 
 def bench(*arguments: object) -> int:
@@ -134,17 +135,18 @@ def test_a_run_leaves_its_files_and_a_killed_one_its_measurements(
     monkeypatch: pytest.MonkeyPatch,
     quick_parts: None,
 ) -> None:
-    request = ("--methods", "fresco,ralu,taylorseer", "--out", tmp_path, "--json")
+    out = tmp_path / "out"
+    request = ("--methods", "fresco,ralu,taylorseer", "--out", out, "--json")
     with killed_before_writing(monkeypatch):
         assert bench("--scenes", 3, *request) == cli.INTERRUPTED
-    assert not (tmp_path / "flux-tiny-quick.json").exists()
+    assert not (out / "flux-tiny-quick.json").exists()
     capsys.readouterr()
     assert bench("--scenes", 2, *request) == 0
     said = capsys.readouterr()
     assert "going on" in said.err
     document = json.loads(said.out)
     assert document["scenes"] == 2
-    check_files(document, tmp_path, bench_table(document))
+    check_files(document, out, bench_table(document))
     assert {row["method"] for row in document["rows"]} == {"plain", "fresco", "ralu", "taylorseer"}
     assert all(row["peak_mb"] == 123.0 for row in document["rows"])
     assert all(row["distance_low"] < row["distance_high"] for row in document["rows"])

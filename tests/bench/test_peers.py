@@ -8,11 +8,12 @@ import torch
 from fresco_trt.bench.methods import CacheDit, FirstBlock, TaylorSeer
 from fresco_trt.bench.peers import DiffusersMethods
 from fresco_trt.bench.plain import Plain
+from fresco_trt.models.flux.layers import with_blocks
 from fresco_trt.models.registry import model_facts
-from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.cost import flops_of_step
+from tests.shallow import shallow_pipeline
 
-TINY = model_facts("flux-tiny")
+TINY = with_blocks(model_facts("flux-tiny"), (1, 1))
 STEPS, TOKENS = 9, 64
 CACHES = {
     "taylorseer": TaylorSeer(steps=STEPS, interval=4),
@@ -23,8 +24,9 @@ DIT = CacheDit(steps=STEPS, threshold=0.9, taylor=False)
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> DiffusersMethods:
-    return DiffusersMethods(bundled_folder(TINY.name), TINY, (64, 64))
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> DiffusersMethods:
+    folder = shallow_pipeline(tmp_path_factory.mktemp("pipeline") / "shallow")
+    return DiffusersMethods(folder, TINY, (64, 64))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from fresco_trt.plan.facts import ModelFacts
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from tests.bench.files import check_files
+from tests.bench.shallow import shallow_models
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -141,12 +142,14 @@ Run = Callable[..., tuple[dict[str, Any], list[Point]]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Run]:
     """A short run of one scene at the plain steps of the distilled model, by models and recipes:
     its document, and the points that it was asked for.
 
-    Exporting is what takes long: stages and caches on quantised engines are tested where these are
-    built.
+    Exporting is what takes long: of one block of each kind, and stages and caches on quantised
+    engines are tested where these are built.
     """
     monkeypatch.setattr(job, "QUICK_RENDERS", 20)
     monkeypatch.setattr(job, "peak_mb", lambda setup, point, table: 123.0)
@@ -166,7 +169,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         document = json.loads((tmp_path / "flux-tiny-combinations-quick.json").read_text())
         return document, chosen(combined_points(TINY, [TURBO]), None, quick=True)
 
-    return run
+    with shallow_models(tmp_path_factory.mktemp("models")):
+        yield run
 
 
 @pytest.mark.slow

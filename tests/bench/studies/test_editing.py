@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import typer
 
-from bench.editing import command, figures
+from bench.editing import command, engines, figures
 from bench.editing.command import Options, run
 from bench.editing.engines import Engines, Made, Prepared
 from bench.editing.peers import peer_draws
@@ -205,8 +205,12 @@ def test_a_model_that_does_not_edit_is_refused(options: Options) -> None:
 # --- quantised --------------------------------------------------------------------------------
 
 
-def test_quantised_points_stand_beside_those_that_are_not(options: Options, tmp_path: Path) -> None:
-    """On the same library, with amax that are measured here."""
+@pytest.mark.usefixtures("traced_once")
+def test_quantised_points_stand_beside_those_that_are_not(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the same library, with amax that are measured here, on few prompts."""
+    monkeypatch.setattr(engines, "AMAX_PROMPTS", 2)
     given = replace(options, out=tmp_path / "editing.json", scenes=1, only=("3 steps, mu",))
     document = run(replace(given, backend="onnxruntime", quant=("int8",)))
     rows = {row["name"]: row for row in document["rows"]}
@@ -249,10 +253,10 @@ def test_a_pipeline_whose_cache_skips_nothing_makes_the_plain_edit(tmp_path: Pat
         EditPoint(group="plain", label="2 steps", preset=Preset(steps=(2,))),
         EditPoint(group="taylorseer", label="1", peer=TaylorSeer(steps=2, interval=1)),
     ]
-    engines = Engines(facts, bundled_folder("flux-tiny"), backend("eager"), (64, 64), points)
-    prepared = engines.prepared(judged_edits(1)[0])
+    built = Engines(facts, bundled_folder("flux-tiny"), backend("eager"), (64, 64), points)
+    prepared = built.prepared(judged_edits(1)[0])
     with ExitStack() as scope:
-        draws = engines.draws(tmp_path / "built", scope, silent) | peer_draws(engines, points)
+        draws = built.draws(tmp_path / "built", scope, silent) | peer_draws(built, points)
         plain, theirs = (draws[point.name](prepared, 3) for point in points)
     assert np.abs(plain.pixels.astype(int) - theirs.pixels).max() <= 2
     assert theirs.flops == pytest.approx(plain.flops, rel=1e-3)
