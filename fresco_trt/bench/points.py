@@ -53,8 +53,7 @@ pipeline's own steps in less time, which makes it the stronger control. FLUX's o
 full size; below it the demo lost score at 7 steps and closeness at 6 and 9
 (bench/results/main-job.json), and at 3 closeness at every number of steps. At 2 and 3 steps lower
 ones, down to -1, scored no better than FLUX's own (16 scenes that are not the bench's). Solvers of
-second order take few steps closer to the many; "multistep" does not (6 steps, 10 scenes that are
-not the bench's)."""
+second order take few steps closer to the many (20 scenes that are not the bench's)."""
 
 TUNED = 2.2
 """The shift of these that kept Euler's steps closest to the 50 from 5 steps on: what caches on

@@ -16,6 +16,7 @@ from bench.tables import (
     SERVING_MARKS,
     STRESS_MARKS,
     result_tables,
+    stored,
     with_demo_tables,
     with_editing_tables,
     with_gpu_tables,
@@ -32,6 +33,14 @@ DEMO = (DOCS / "demo.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize("table", list(result_tables()))
 def test_the_page_shows_what_is_stored(table: str) -> None:
     assert table in PAGE
+
+
+def test_the_page_of_the_demo_says_plainly_what_it_cannot_judge() -> None:
+    fit = stored("demo-fitness").get("fit", False)
+    assert ("**Fit to judge by**" in DEMO) == fit
+    assert ("**Not fit to judge by**" in DEMO) != fit
+    # The list below holds for a model that is not fit; of another it would be untrue.
+    assert ("because few steps\n  lose none" in DEMO) != fit
 
 
 @pytest.mark.parametrize(
