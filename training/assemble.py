@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from training.model import DemoModel
     from training.video_model import VideoModel
 
-VIDEO_SHIFT = 3.0
-"""Time shift of the video demo's sampler, of HunyuanVideo's kind: the same at every size."""
-
 
 def store_pipeline(model: DemoModel, vae: AutoencoderKL, out: Path) -> None:
     """Write the pipeline folder; the transformer and codec in float16, the encoders in float32.
@@ -124,7 +121,7 @@ def store_video(model: VideoModel, vae: AutoencoderKLHunyuanVideo, out: Path) ->
         tokenizer=model.tokenizer,
         transformer=model.transformer.to(torch.float16),
         vae=vae.to(torch.float16),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=VIDEO_SHIFT),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=model_facts("hunyuan-tiny").fixed_shift),
         text_encoder_2=encoders[1],
         tokenizer_2=model.tokenizer_2,
     )

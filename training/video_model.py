@@ -108,7 +108,8 @@ def new_encoders(seed: int) -> tuple[LlamaModel, CLIPTextModel]:
         LlamaConfig(
             vocab_size=known + len(MARKS),
             num_hidden_layers=2 + SKIPPED,
-            max_position_embeddings=512,
+            # Of no matter, for positions turn; loaders take none over the widest tensor.
+            max_position_embeddings=2 * TEXT_WIDTH,
             **shape,
         )
     )

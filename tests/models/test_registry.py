@@ -27,6 +27,7 @@ def test_the_supported_names() -> None:
         "qwen-image-edit",
         "qwen-image-edit-2511",
         "hunyuan-video",
+        "hunyuan-tiny",
     }
 
 
@@ -37,7 +38,8 @@ def test_the_supported_names() -> None:
         ("flux_schnell", "flux-schnell"),
         ("kontext", "flux-kontext"),
         ("Flux", "flux"),
-        ("hunyuan", "hunyuan-video"),
+        ("hunyuan-vid", "hunyuan-video"),
+        ("hunyuan", "hunyuan-tiny"),
     ],
 )
 def test_a_misspelt_name_is_told_the_nearest(name: str, nearest: str) -> None:

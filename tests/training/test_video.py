@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import warnings
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,10 @@ import torch
 import typer
 
 from fresco_trt.bench.scenes.clips import FRAMES, clip_stream, videos_of
+from fresco_trt.models.hunyuan.components import check_folder
+from fresco_trt.models.hunyuan.facts import HUNYUAN_TINY
+from fresco_trt.models.hunyuan.loading import load_transformer
+from fresco_trt.models.hunyuan.prompts import HunyuanPrompt
 from training import video, video_vae
 from training.assemble import store_video
 from training.curriculum import TrainingPhase
@@ -68,6 +73,18 @@ def pipe(work: Path) -> HunyuanVideoPipeline:
         folder, low_cpu_mem_usage=False, dtype=torch.float32
     )
     return pipe
+
+
+def test_a_build_by_the_demos_name_takes_what_is_stored(
+    work: Path, pipe: HunyuanVideoPipeline
+) -> None:
+    check_folder(work / "hunyuan-tiny", HUNYUAN_TINY)
+    load_transformer(work / "hunyuan-tiny", HUNYUAN_TINY)
+    encode = HunyuanPrompt(work / "hunyuan-tiny", HUNYUAN_TINY.text_tokens)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(encode.tokens(clip.caption) < HUNYUAN_TINY.text_tokens for clip in CLIPS)
+        assert encode(CAPTION)["text"].shape == (1, HUNYUAN_TINY.text_tokens, 64)
 
 
 def test_a_clip_has_four_latent_frames_and_comes_back_in_its_shape(

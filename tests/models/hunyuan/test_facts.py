@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fresco_trt.backends.fake import FakeRunner
+from fresco_trt.bench.scenes.clips import FRAMES
 from fresco_trt.cli.tables import plan_table
 from fresco_trt.errors import (
     FrescoError,
@@ -23,7 +24,7 @@ from fresco_trt.errors import (
 from fresco_trt.files import peak_memory
 from fresco_trt.lower.request import BuildRequest, resolve
 from fresco_trt.models.hunyuan.config import transformer_config
-from fresco_trt.models.hunyuan.facts import HUNYUAN_VIDEO
+from fresco_trt.models.hunyuan.facts import HUNYUAN_TINY, HUNYUAN_VIDEO
 from fresco_trt.models.hunyuan.family import HUNYUAN
 from fresco_trt.models.hunyuan.layers import graph_parameters, with_blocks
 from fresco_trt.models.registry import family_of, model_facts
@@ -55,6 +56,24 @@ def test_parameters_are_those_of_the_transformer() -> None:
     assert graph_parameters(HUNYUAN_VIDEO).whole == HUNYUAN_VIDEO.parameters
 
 
+def test_the_demos_dimensions_are_those_of_what_is_trained() -> None:
+    from training.video import LENGTH, SIDE
+    from training.video_model import TEXT_WIDTH, new_transformer
+
+    made: Any = new_transformer()
+    wanted = transformer_config(HUNYUAN_TINY)
+    assert {name: _listed(made.config[name]) for name in wanted} == wanted
+    assert sum(each.numel() for each in made.parameters()) == HUNYUAN_TINY.parameters
+    assert graph_parameters(HUNYUAN_TINY).whole == HUNYUAN_TINY.parameters
+    assert HUNYUAN_TINY.default_size == (SIDE, SIDE, FRAMES)
+    assert HUNYUAN_TINY.text_tokens >= LENGTH
+    assert {HUNYUAN_TINY.text_dim, HUNYUAN_TINY.pooled_dim} == {TEXT_WIDTH}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def test_height_and_width_grow_and_latent_frames_stay() -> None:
     """45 rows of tokens have no half: coarse grids stand out by part of a token."""
     plan = make_plan(HUNYUAN_VIDEO, stages=3)
@@ -68,15 +87,18 @@ def test_height_and_width_grow_and_latent_frames_stay() -> None:
 
 
 @pytest.mark.parametrize("stages", [2, 3])
-def test_presets_save_what_they_are_named_for(stages: int) -> None:
-    plan = make_plan(HUNYUAN_VIDEO, stages=stages)
+@pytest.mark.parametrize("facts", [HUNYUAN_VIDEO, HUNYUAN_TINY], ids=lambda facts: facts.name)
+def test_presets_save_what_they_are_named_for(facts: ModelFacts, stages: int) -> None:
+    plan = make_plan(facts, stages=stages)
+    summary: Any = plan_summary(facts, plan)
+    found = {name: round(ratio) for name, ratio in summary["preset_flops_ratios"].items()}
+    wanted = {"quality": 3, "balanced": 5, "fast": 7, "turbo": 10}
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_scores_and_the_texts_own_blocks_are_counted() -> None:
+    plan = make_plan(HUNYUAN_VIDEO, stages=2)
     summary: Any = plan_summary(HUNYUAN_VIDEO, plan)
-    assert {name: round(ratio) for name, ratio in summary["preset_flops_ratios"].items()} == {
-        "quality": 3,
-        "balanced": 5,
-        "fast": 7,
-        "turbo": 10,
-    }
     assert summary["score_bytes"] == 2 * 24 * (118_800 + 256) ** 2
     plain = flops_of_step(replace(HUNYUAN_VIDEO, text_layers=0), 118_800)
     assert plain < flops_of_step(HUNYUAN_VIDEO, 118_800) < 1.0001 * plain
@@ -272,6 +294,11 @@ def test_frescos_points_save_what_the_paper_prints(preset: str, ratio: float) ->
             lambda: resolve(BuildRequest(model="hunyuan-video", precision="fp8")),
             UnsupportedPrecision,
             "--precision fp8 of hunyuan-video",
+        ),
+        (
+            lambda: resolve(BuildRequest(model="hunyuan-tiny", precision="int8")),
+            UnsupportedPrecision,
+            "--precision int8 of hunyuan-tiny",
         ),
         (lambda: with_blocks(HUNYUAN_VIDEO, (1,)), PlanError, "from 1,1 to 20,40"),
         (

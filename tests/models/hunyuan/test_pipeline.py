@@ -112,12 +112,16 @@ def test_stages_draw_with_a_cache_a_size_that_has_no_half(folder: Path, tmp_path
 
 
 def test_the_command_writes_a_clip_and_a_strip(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """With the small model, which its name builds from random weights."""
     pytest.importorskip("imageio_ffmpeg")
-    plan = make_plan(FACTS, stages=2, preset="turbo", size=(32, 32, 5))
-    made = fresco_trt.build(plan, weights=str(folder), backend="eager", out=tmp_path / "bundle")
-    given = ["video", "--engines", str(made), "--prompt", PROMPT, "--json"]
+    made = str(tmp_path / "bundle")
+    asked = ["build", "--model", "hunyuan-tiny", "--weights", "random", "--stages", "2"]
+    options = ["--preset", "turbo", "--size", "32x32x5", "--backend", "eager", "--out", made]
+    assert main([*asked, *options]) == 0
+    capsys.readouterr()
+    given = ["video", "--engines", made, "--prompt", "a pig", "--json"]
     out, picture = tmp_path / "out" / "clip.mp4", tmp_path / "strip.png"
     assert main([*given, "--out", str(out), "--strip", str(picture)]) == 0
     told = json.loads(capsys.readouterr().out)
