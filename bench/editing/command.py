@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bench.plots import beside
 from bench.study import SOURCES
+from bench.turns import check_reference, opened_log
 from fresco_trt.backends import backend as backend_named
 from fresco_trt.bench.job import pipeline_folder
 from fresco_trt.bench.record import circumstances, store
-from fresco_trt.bench.results_log import ResultsLog, differences, inputs_digest
+from fresco_trt.bench.results_log import inputs_digest
 from fresco_trt.cli import display
 from fresco_trt.errors import FrescoError, IncompatibleOptions
 from fresco_trt.files.process_folder import process_folder
@@ -26,7 +28,6 @@ from fresco_trt.plan.sizes import check_size, parse_size
 if TYPE_CHECKING:
     from bench.editing.engines import Draw, Engines
     from bench.editing.points import EditPoint
-    from fresco_trt.bench.instrument import LeftOut
     from fresco_trt.bench.scenes.edits import Edit
     from fresco_trt.bench.scenes.judge import Judge
 
@@ -74,13 +75,13 @@ def run(options: Options) -> dict[str, Any]:
     request |= {"seed": options.seed, "backend": options.backend}
     where = circumstances() | request | {"threads": torch.get_num_threads()}
     header = {**where, "points": [point.name for point in points]}
-    log = _log(options, header | inputs_digest(engines.folder, sources=SOURCES))
+    log = opened_log(options.out, header | inputs_digest(engines.folder, sources=SOURCES))
     with ExitStack() as scope:
         built = Path(scope.enter_context(tempfile.TemporaryDirectory(dir=process_folder())))
         draws, left_out = warmed_up(_draws(engines, points, built, scope), engines.prepared)
-        _check_plain(points[0], left_out)
+        check_reference(points[0].name, left_out)
         usable = [point for point in points if point.name in draws]
-        scores = measure(edits, draws, engines.prepared, judge, log, _say)
+        scores = measure(edits, draws, engines.prepared, judge, log)
         rows = rows_of(usable, edits, scores)
         document = where | {
             "bounds": _bounds(engines, edits, judge),
@@ -89,8 +90,8 @@ def run(options: Options) -> dict[str, Any]:
             "left_out": [asdict(each) for each in left_out],
         }
         store(document, options.out)
-        figures.pareto(document, figures.beside(options.out, "pareto.png"))
-        sheet = figures.beside(options.out, "pictures.jpg")
+        figures.pareto(document, beside(options.out, "pareto.png"))
+        sheet = beside(options.out, "pictures.jpg")
         figures.contact_sheet(engines, draws, rows, edits, sheet)
     log.complete()
     return document
@@ -144,31 +145,6 @@ def _draws(
     return {point.name: found[point.name] for point in points}
 
 
-def _log(options: Options, header: dict[str, Any]) -> ResultsLog:
-    """What was measured so far. Raises IncompatibleOptions for what another request began."""
-    path = options.out.with_suffix(".jsonl")
-    if differs := differences(path, header):
-        raise IncompatibleOptions(
-            f"{path} of an unfinished run that differs in {', '.join(differs)}",
-            expected="the same arguments, code, weights and machine, to go on with it",
-            fix=f"finish that run with its own, or delete {path} to measure anew",
-        )
-    log = ResultsLog(path, header)
-    _say(log.said)
-    return log
-
-
-def _check_plain(plain: EditPoint, left_out: list[LeftOut]) -> None:
-    for each in left_out:
-        _say(f"not measured: {each.what}: {each.reason}")
-        if each.what == plain.name:
-            raise IncompatibleOptions(
-                f"the plain edit, which all else is measured against: {each.reason}",
-                expected="a model that draws",
-                fix="pass --weights with a whole pipeline folder of the model",
-            )
-
-
 def _bounds(engines: Engines, edits: list[Edit], judge: Judge) -> list[dict[str, Any]]:
     """The worst and the best that edits may be: nothing done, and all of it."""
     from bench.editing.rows import quality_of
@@ -186,10 +162,6 @@ def _bounds(engines: Engines, edits: list[Edit], judge: Judge) -> list[dict[str,
             scores.append({"made": verdict.made, "outside": verdict.outside})
         found.append({"name": name, **quality_of([edit.kind for edit in edits], scores)})
     return found
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def main(

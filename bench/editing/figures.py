@@ -8,17 +8,15 @@ draws the first of them again.
 from __future__ import annotations
 
 import json
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from bench import plots
 from bench.editing.points import COLOURS, GROUPS, PEERS
-from fresco_trt.bench.figures import undominated
-from fresco_trt.errors import BackendUnavailable
+from bench.plots import check_plots as check_plots
 from fresco_trt.files.atomic_file import replacing
 
 if TYPE_CHECKING:
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-_MARKERS = ("*", "o", "P", "s", "D", "v", "^", "<", ">", "X")
-_TICKS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30)
 QUALITIES = {"score": "edits made", "outside": "PSNR outside of the edit, dB"}
 
 SHOWN = 8
@@ -42,84 +38,23 @@ AT_LEAST = 5.0
 """The speed-up from which rows are chosen for the sheet."""
 
 
-def beside(out: Path, ending: str) -> Path:
-    """Where a picture of a result lies: its name, then the ending."""
-    return out.with_name(f"{out.stem}-{ending}")
-
-
 # --- the plot ---------------------------------------------------------------------------------
-
-
-def check_plots() -> None:
-    """Raise BackendUnavailable without matplotlib, before anything is measured."""
-    if find_spec("matplotlib") is None:
-        raise BackendUnavailable(
-            "no matplotlib to plot what is measured",
-            expected="matplotlib, which comes with the extra 'bench'",
-            fix="pip install 'fresco-trt[bench]'",
-        )
 
 
 def pareto(document: Mapping[str, Any], path: Path) -> None:
     """Draw edits made, and what is left alone, over the measured speed-up, as a PNG.
 
-    A line joins the points of a group that no other of it beats in both. Raises ImportError without
-    matplotlib.
+    Raises ImportError without matplotlib.
     """
-    figures: Any = import_module("matplotlib.figure")
-    figure = figures.Figure(figsize=(6.4 * len(QUALITIES), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(QUALITIES))
-    for panel, quality in zip(panels, QUALITIES, strict=True):
-        _panel(panel, document, quality)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=-(-len(labels) // 2), frameon=False
-    )
     width, height = document["size"]
-    figure.suptitle(
-        f"{document['model']} {width}x{height}, {document['backend']} engines, "
-        f"{document['scenes']} edits; bars are 95% intervals"
+    plot = plots.Plot(
+        title=f"{document['model']} {width}x{height}, {document['backend']} engines, "
+        f"{document['scenes']} edits; bars are 95% intervals",
+        colours={group: COLOURS[group] for group in GROUPS},
+        qualities=QUALITIES,
+        speed="speed-up over the plain edit, measured",
     )
-    with replacing(path) as partial:
-        figure.savefig(partial, format="png", dpi=130)
-
-
-def _panel(panel: Any, document: Mapping[str, Any], quality: str) -> None:
-    rows = document["rows"]
-    # Of quantised engines hollow.
-    recipes = dict.fromkeys(row.get("quant") for row in rows)
-    series = product(zip(GROUPS, _MARKERS, strict=True), recipes)
-    for (group, marker), recipe in series:
-        own = [row for row in rows if (row["group"], row.get("quant")) == (group, recipe)]
-        if not own:
-            continue
-        speeds, values = [row["speedup"] for row in own], [row[quality] for row in own]
-        front = undominated(list(zip(speeds, values, strict=True)))
-        panel.plot(*zip(*front, strict=True), color=COLOURS[group], linewidth=1.0, alpha=0.6)
-        ends = [
-            [abs(row[quality] - row[f"{quality}_{side}"]) for row in own]
-            for side in ("low", "high")
-        ]
-        panel.errorbar(
-            speeds,
-            values,
-            yerr=ends,
-            fmt=marker,
-            color=COLOURS[group],
-            markerfacecolor=COLOURS[group] if recipe is None else "white",
-            label=group if recipe is None else f"{group}, {recipe}",
-            markersize=5.5,
-            elinewidth=0.5,
-        )
-    panel.axhline(rows[0][quality], color=COLOURS["plain"], linewidth=0.7, linestyle=":")
-    panel.set_xscale("log")
-    most = max(row["speedup"] for row in rows)
-    ticks = [tick for tick in _TICKS if tick <= max(most, 5)]
-    panel.set_xticks(ticks, [str(tick) for tick in ticks])
-    panel.minorticks_off()
-    panel.set_xlabel("speed-up over the plain edit, measured")
-    panel.set_ylabel(QUALITIES[quality])
-    panel.grid(alpha=0.25)
+    plots.pareto(document["rows"], plot, path)
 
 
 # --- the sheet --------------------------------------------------------------------------------
@@ -203,7 +138,7 @@ def _masks(made: Made, edit: Edit) -> Image:
 
 def main(result: Path) -> None:
     """Draw the plot of a stored result, beside it."""
-    path = beside(result, "pareto.png")
+    path = plots.beside(result, "pareto.png")
     pareto(json.loads(result.read_text(encoding="utf-8")), path)
     print(f"stored {path}")
 

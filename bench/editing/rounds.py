@@ -1,17 +1,12 @@
-"""The measurement: every edit made by every point in turn, and kept as soon as it is judged.
-
-Points take turns within an edit, so that a ratio compares neighbours in time; who begins moves on
-from edit to edit, so that no point always follows the same one. One edit warms up, apart.
-"""
+"""The measurement: every edit made by every point in turn, and kept as soon as it is judged."""
 
 from __future__ import annotations
 
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fresco_trt.bench.instrument import LeftOut, said
+from bench import turns
 from fresco_trt.bench.scenes.edit_judge import edit_verdicts, judged_edits
 from fresco_trt.bench.scenes.edits import changed
 from fresco_trt.bench.scenes.pictures import scaled
@@ -20,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from bench.editing.engines import Draw, Made, Prepared
+    from fresco_trt.bench.instrument import LeftOut
     from fresco_trt.bench.results_log import ResultsLog
     from fresco_trt.bench.scenes.edits import Edit
     from fresco_trt.bench.scenes.judge import Judge
@@ -28,23 +24,13 @@ Scores = dict[str, Any]
 """Of one edit by one point: made, outside, seconds, engine_seconds, flops, stage and iou; None for
 what it does not have."""
 
-WARM_UP_SEED = 10**6
-
 
 def warmed_up(
     draws: Mapping[str, Draw], prepare: Callable[[Edit], Prepared]
 ) -> tuple[dict[str, Draw], list[LeftOut]]:
     """Draw an edit that no round has with each point; those that cannot are left out."""
-    (edit,) = judged_edits(1, seed=WARM_UP_SEED)
-    prepared, left_out, usable = prepare(edit), [], {}
-    for name, draw in draws.items():
-        try:
-            draw(prepared, WARM_UP_SEED)
-        except Exception as error:  # a peer's code raises whatever it likes
-            left_out.append(LeftOut(what=name, reason=said(error)))
-        else:
-            usable[name] = draw
-    return usable, left_out
+    (edit,) = judged_edits(1, seed=turns.WARM_UP_SEED)
+    return turns.warmed_up(draws, prepare(edit))
 
 
 def measure(
@@ -53,25 +39,15 @@ def measure(
     prepare: Callable[[Edit], Prepared],
     judge: Judge,
     log: ResultsLog,
-    say: Callable[[str], None],
 ) -> list[dict[str, Scores]]:
-    """The scores of every edit by the name of its point, with the edit's number as its seed.
+    """The scores of every edit by the name of its point, with the edit's number as its seed."""
 
-    Goes on from what ``log`` holds; what a round raises leaves the rounds before it there.
-    """
-    began, done = perf_counter(), len(log.scenes)
-    for number, edit in enumerate(edits):
-        if number in log.scenes:
-            continue
-        prepared, names = prepare(edit), list(draws)
-        first = number % len(names)
-        made = {name: draws[name](prepared, number) for name in names[first:] + names[:first]}
-        line = {"kind": edit.kind, "instruction": edit.instruction}
-        log.add_scene(number, {**line, "scores": scores_of(judge, edit, made)})
-        each = (perf_counter() - began) / (len(log.scenes) - done)
-        left = (len(edits) - len(log.scenes)) * each
-        say(f"edit {number + 1} of {len(edits)}: {each:.1f} s each, {left / 60:.1f} minutes left")
-    return [log.scenes[number]["scores"] for number in range(len(edits))]
+    def line(edit: Edit, made: Mapping[str, Made]) -> dict[str, Any]:
+        scores = scores_of(judge, edit, made)
+        return {"kind": edit.kind, "instruction": edit.instruction, "scores": scores}
+
+    lines = turns.take_turns("edit", edits, draws, prepare, line, log)
+    return [each["scores"] for each in lines]
 
 
 def scores_of(judge: Judge, edit: Edit, made: Mapping[str, Made]) -> dict[str, Scores]:

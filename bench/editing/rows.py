@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bench.ratios import flops_ratio, host_share, rounded
 from fresco_trt.bench.quality import DECIBELS, mean_interval, wilson_interval
 from fresco_trt.bench.scenes.edits import KINDS
 
@@ -45,11 +46,11 @@ def row_of(
         "gained": sum(a["made"] and not b["made"] for a, b in zip(scores, plain, strict=True)),
         "lost": sum(b["made"] and not a["made"] for a, b in zip(scores, plain, strict=True)),
         **_speed(kinds, scores, plain),
-        "flops_ratio": _flops_ratio(scores, plain),
-        "host_share": _host_share(scores),
+        "flops_ratio": flops_ratio(scores, plain),
+        "host_share": host_share(scores),
         **_found(point, scores),
     }
-    return {key: _rounded(value) for key, value in row.items()}
+    return {key: rounded(value) for key, value in row.items()}
 
 
 def quality_of(kinds: Sequence[str], scores: Sequence[Scores]) -> Row:
@@ -92,18 +93,6 @@ def _speed(kinds: Sequence[str], scores: Sequence[Scores], plain: Sequence[Score
     }
 
 
-def _flops_ratio(scores: Sequence[Scores], plain: Sequence[Scores]) -> float | None:
-    counted = [each["flops"] for each in scores]
-    whole: float = sum(each["flops"] for each in plain)
-    return None if None in counted else whole / sum(counted)
-
-
-def _host_share(scores: Sequence[Scores]) -> float | None:
-    inside = [each["engine_seconds"] for each in scores]
-    whole: float = sum(each["seconds"] for each in scores)
-    return None if None in inside else 1 - sum(inside) / whole
-
-
 def _found(point: EditPoint, scores: Sequence[Scores]) -> Row:
     """What became of the search for the edited tokens; None for what has none.
 
@@ -118,9 +107,3 @@ def _found(point: EditPoint, scores: Sequence[Scores]) -> Row:
         if is_selective
         else None,
     }
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -6,7 +6,7 @@ counted at the linear layers that really ran, so that what a cache saved is what
 
 from __future__ import annotations
 
-import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.sizes import Size
+
+_BLOCKS = ("transformer_blocks.", "refiner_blocks.")
+"""Where a transformer's blocks are by its names, and those that the text passes alone."""
 
 DiffusersSettings = Plain | TaylorSeer | FirstBlock | CacheDit
 
@@ -111,8 +114,8 @@ def _dit(settings: CacheDit) -> Callable[[Any], AbstractContextManager[None]]:
     By default it always computes eight blocks, which are all that a small model has, and eight
     steps, which are most of a short run: one and three here, as the other caches do.
     """
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "ERROR")  # which it reads on import
     library: Any = import_module("cache_dit")
-    logging.getLogger("CACHE_DIT").setLevel(logging.ERROR)
     calibrator = library.TaylorSeerCalibratorConfig(taylorseer_order=1) if settings.taylor else None
 
     @contextmanager
@@ -135,9 +138,9 @@ def _dit(settings: CacheDit) -> Callable[[Any], AbstractContextManager[None]]:
 class FlopMeter:
     """Counts the FLOPs of a transformer's blocks while in scope, as ``plan/cost.py`` counts them.
 
-    Linear layers on token sequences, and attention once for each query projection of the image;
-    ``length`` is text plus image tokens. Costs under a thousandth of a step: one short Python call
-    for each layer that runs.
+    Linear layers on token sequences, and attention once for each query projection of the image, and
+    of the text where it passes blocks of its own; ``length`` is text plus image tokens. Costs under
+    a thousandth of a step: one short Python call for each layer that runs.
     """
 
     def __init__(self, transformer: Any, length: int) -> None:
@@ -149,7 +152,8 @@ class FlopMeter:
         import torch
 
         for name, module in self._transformer.named_modules():
-            if "transformer_blocks." in name and isinstance(module, torch.nn.Linear):
+            in_block = any(part in name for part in _BLOCKS)
+            if in_block and isinstance(module, torch.nn.Linear):
                 self._handles.append(module.register_forward_pre_hook(self._counter(name, module)))
         return self
 
@@ -160,11 +164,12 @@ class FlopMeter:
     def _counter(self, name: str, module: Any) -> Callable[[Any, tuple[Any, ...]], None]:
         a_row = 2.0 * module.in_features * module.out_features
         queries = name.endswith(".to_q")
-        attention = 4.0 * module.out_features * self._length**2 if queries else 0.0
+        whole, alone = 4.0 * module.out_features * queries, _BLOCKS[1] in name
 
         def count(_: Any, arguments: tuple[Any, ...]) -> None:
             shape = arguments[0].shape
             if len(shape) == 3:  # modulations work on one vector and are left out, as in the plan
-                self.flops += shape[0] * (shape[1] * a_row + attention)
+                length = shape[1] if alone else self._length
+                self.flops += shape[0] * (shape[1] * a_row + whole * length**2)
 
         return count

@@ -204,7 +204,9 @@ KINDS: Mapping[str, Callable[[Row], bool]] = {
 }
 
 
-def frontier(rows: Sequence[Row], axis: str) -> list[Row]:
+def frontier(
+    rows: Sequence[Row], axis: str, kinds: Mapping[str, Callable[[Row], bool]] = KINDS
+) -> list[Row]:
     """At each speed, the best score and the best SSIM that each kind reaches at least that fast.
 
     ``axis`` is "speedup" or "flops_ratio". A kind with no point so fast has None. Ablations do not
@@ -213,11 +215,11 @@ def frontier(rows: Sequence[Row], axis: str) -> list[Row]:
     found = []
     for speed in SPEEDS:
         entry: Row = {axis: speed}
-        for kind, belongs in KINDS.items():
+        for kind, belongs in kinds.items():
             fast = [
                 row
                 for row in rows
-                if belongs(row) and not row["ablation"] and (row[axis] or 0.0) >= speed
+                if belongs(row) and not row.get("ablation") and (row[axis] or 0.0) >= speed
             ]
             entry[kind] = {quality: _highest(fast, quality) for quality in QUALITIES}
         found.append(entry)
