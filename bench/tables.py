@@ -3,8 +3,8 @@
 python -m bench.tables            prints them
 python -m bench.tables --write    puts those of bench.gpu into docs/results.md, and those of
                                   bench.serving and bench.stress into docs/serve.md, those of
-                                  bench.editing into docs/edit.md, and that of bench.fitness into
-                                  docs/demo.md
+                                  bench.editing into docs/edit.md, that of bench.fitness into
+                                  docs/demo.md, and those of bench.video into docs/video.md
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import typer
 from bench.editing.tables import editing_tables, quantised_tables
 from bench.fitness.tables import fitness_command, fitness_table, fitness_verdict
 from bench.serving_tables import serving_table, stress_table
+from bench.video.tables import clips_table, summary
 from fresco_trt.bench.figures import has_interval
 from fresco_trt.bench.table import bench_head, bench_row, bench_table, how, interval, named, number
 
@@ -30,6 +31,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "results.md"
 SERVE_PAGE = PAGE.with_name("serve.md")
 EDIT_PAGE = PAGE.with_name("edit.md")
 DEMO_PAGE = PAGE.with_name("demo.md")
+VIDEO_PAGE = PAGE.with_name("video.md")
 
 GPU_RESULTS = ("gpu", "gpu-fp8", "gpu-fp8-rowwise")
 GPU_MARKS = "<!-- of bench.gpu -->", "<!-- end of bench.gpu -->"
@@ -38,6 +40,7 @@ STRESS_MARKS = "<!-- of bench.stress -->", "<!-- end of bench.stress -->"
 EDITING_MARKS = "<!-- of bench.editing -->", "<!-- end of bench.editing -->"
 QUANTISED_MARKS = "<!-- of bench.editing --quant -->", "<!-- end of bench.editing --quant -->"
 FITNESS_MARKS = "<!-- of bench.fitness -->", "<!-- end of bench.fitness -->"
+VIDEO_MARKS = "<!-- of bench.video -->", "<!-- end of bench.video -->"
 """Around the tables of a page that --write replaces."""
 
 
@@ -340,6 +343,19 @@ def with_demo_tables(page: str) -> str:
     return _with_tables(page, FITNESS_MARKS, iter(parts))
 
 
+def video_tables(document: dict[str, Any]) -> Iterator[str]:
+    """All that the page shows of a document of bench.video."""
+    yield clips_table(document)
+    yield frontier_table(document)
+    yield summary(document)
+
+
+def with_video_tables(page: str) -> str:
+    """As :func:`with_gpu_tables`, those of bench.video, if they are stored."""
+    is_stored = (RESULTS / "video.json").is_file()
+    return _with_tables(page, VIDEO_MARKS, video_tables(stored("video")) if is_stored else iter(()))
+
+
 def _with_tables(page: str, marks: tuple[str, str], tables: Iterator[str]) -> str:
     before, after = page.split(marks[0])[0], page.split(marks[1])[1]
     return "\n\n".join([before + marks[0], *tables, marks[1] + after])
@@ -359,6 +375,7 @@ def main(
         (SERVE_PAGE, with_server_tables),
         (EDIT_PAGE, with_editing_tables),
         (DEMO_PAGE, with_demo_tables),
+        (VIDEO_PAGE, with_video_tables),
     ):
         page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -1,6 +1,4 @@
-"""The figures of docs/results.md, docs/serve.md, docs/edit.md and docs/demo.md are those of the
-stored files, to the digit.
-"""
+"""The figures of the pages in docs/ are those of the stored files, to the digit."""
 
 from __future__ import annotations
 
@@ -15,12 +13,14 @@ from bench.tables import (
     GPU_MARKS,
     SERVING_MARKS,
     STRESS_MARKS,
+    VIDEO_MARKS,
     result_tables,
     stored,
     with_demo_tables,
     with_editing_tables,
     with_gpu_tables,
     with_server_tables,
+    with_video_tables,
 )
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -28,6 +28,7 @@ PAGE = (DOCS / "results.md").read_text(encoding="utf-8")
 SERVE = (DOCS / "serve.md").read_text(encoding="utf-8")
 EDIT = (DOCS / "edit.md").read_text(encoding="utf-8")
 DEMO = (DOCS / "demo.md").read_text(encoding="utf-8")
+VIDEO = (DOCS / "video.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("table", list(result_tables()))
@@ -51,6 +52,7 @@ def test_the_page_of_the_demo_says_plainly_what_it_cannot_judge() -> None:
         (SERVE, STRESS_MARKS, with_server_tables),
         (EDIT, EDITING_MARKS, with_editing_tables),
         (DEMO, FITNESS_MARKS, with_demo_tables),
+        (VIDEO, VIDEO_MARKS, with_video_tables),
     ],
 )
 def test_writing_the_tables_changes_nothing_that_is_up_to_date(
