@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.fresco-trt
 DEMO := engines/flux-tiny-256x256-3stage
 
-.PHONY: help venv demo serve test check fuzz fuzz-http stress bench train-demo train-kontext train-video clean
+.PHONY: help venv demo serve test check fuzz fuzz-http stress bench train-demo train-flux-tiny train-kontext train-video clean
 
 help:
 	@echo "make demo    build the bundled demo model's engines and draw a picture into demo-out/"
@@ -18,7 +18,8 @@ help:
 	@echo "make stress  load a server beyond what it can carry, kill it, end it, and store what clients got"
 	@echo "make fuzz-http  send 10,000 malformed requests to the server, and store what became of them"
 	@echo "make bench   measure speed and quality side by side, in short, into bench-out/"
-	@echo "make train-demo  train the demo model from nothing, for hours, into training-out/"
+	@echo "make train-demo  train the next demo model in MINUTES=12 on DEVICE=cuda, into training-out/demo/"
+	@echo "make train-flux-tiny  train the demo model that ships from nothing, for hours, into training-out/"
 	@echo "make train-kontext  train the demo model to edit, for hours, into training-out/kontext/"
 	@echo "make train-video  train the video demo from nothing, for hours, into training-out/video/"
 	@echo "make venv    only create .venv with everything that the others need"
@@ -79,8 +80,16 @@ $(STAMP)-bench: $(STAMP)
 bench: $(STAMP)-bench
 	$(BIN)/fresco-trt bench --model flux-tiny --quick --out bench-out
 
-# Each line goes on where it was killed; what ships was trained on from such a folder on a GPU.
+# Goes on where it was killed; with more minutes it trains on.
+DEVICE ?= cuda
+MINUTES ?= 12
 train-demo: venv
+	test -f training-out/drawings.zip || $(BIN)/python -m training.scenes drawings
+	$(BIN)/python -m training.demo --device $(DEVICE) --minutes $(MINUTES) \
+		--out training-out/demo --store training-out/demo-weights
+
+# Each line goes on where it was killed; what ships was trained on from such a folder on a GPU.
+train-flux-tiny: venv
 	$(BIN)/python -m training.train vae --work training-out
 	$(BIN)/python -m training.train base --work training-out
 	$(BIN)/python -m training.train guided --work training-out

@@ -23,10 +23,18 @@ if TYPE_CHECKING:
     from training.video_model import VideoModel
 
 
-def store_pipeline(model: DemoModel, vae: AutoencoderKL, out: Path) -> None:
-    """Write the pipeline folder; the transformer and codec in float16, the encoders in float32.
+def store_pipeline(
+    model: DemoModel,
+    vae: AutoencoderKL,
+    out: Path,
+    *,
+    dtype: torch.dtype = torch.float16,
+    encoders: torch.dtype = torch.float32,
+) -> None:
+    """Write the pipeline folder; the transformer and codec in ``dtype``.
 
-    Text encoders stay float32: loaders keep their stored type, and mixed types fail in FLUX.
+    The text encoders' configurations say float32, whatever they are stored in: loaders keep the
+    type that these name, and mixed types fail in FLUX.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
@@ -42,14 +50,14 @@ def store_pipeline(model: DemoModel, vae: AutoencoderKL, out: Path) -> None:
     )
     pipeline = FluxPipeline(
         scheduler=scheduler,
-        vae=vae.to(torch.float16),
-        text_encoder=model.text_encoder,
-        text_encoder_2=model.text_encoder_2,
+        vae=vae.to(dtype),
+        **{name: getattr(model, name).to(encoders) for name in _ENCODERS},
         tokenizer=model.tokenizer,
         tokenizer_2=model.tokenizer_2,
-        transformer=model.transformer.to(torch.float16),
+        transformer=model.transformer.to(dtype),
     )
     pipeline.save_pretrained(out)
+    _say_float32(out)
     _finish(out)
 
 

@@ -157,9 +157,18 @@ def noised(clean: torch.Tensor, captions: list[str], length: int, shift: float =
     return noised_to(noise_levels(len(clean), tokens, shift), clean, captions, length)
 
 
-def noised_to(sigma: torch.Tensor, clean: torch.Tensor, captions: list[str], length: int) -> Batch:
-    """A batch at levels ``sigma`` [B] of the straight paths from clean latents to fresh noise."""
-    noise, sigma = torch.randn_like(clean), sigma.to(clean.device)
+def noised_to(
+    sigma: torch.Tensor,
+    clean: torch.Tensor,
+    captions: list[str],
+    length: int,
+    generator: torch.Generator | None = None,
+) -> Batch:
+    """A batch at levels ``sigma`` [B] of the straight paths from clean latents to fresh noise, of
+    the ``generator`` on their device or torch's own.
+    """
+    noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
+    sigma = sigma.to(clean.device)
     level = spread(sigma, clean)
     return Batch(
         noisy=(1 - level) * clean + level * noise,
@@ -179,13 +188,21 @@ def noise_levels(count: int, tokens: int, more: float = 1.0) -> torch.Tensor:
     """Logit-normal levels under the resolution's time shift (Esser et al. 2024, section 3.1), and
     ``more`` of it.
     """
+    return shifted_levels(count, more * resolution_shift(tokens))
+
+
+def resolution_shift(tokens: int) -> float:
+    """The demo's time shift for pictures of ``tokens`` image tokens."""
     rule = model_facts("flux-tiny").shift
-    return shifted_levels(count, more * (math.exp(dynamic_mu(tokens, rule)) if rule else 1.0))
+    return math.exp(dynamic_mu(tokens, rule)) if rule else 1.0
 
 
-def shifted_levels(count: int, shift: float) -> torch.Tensor:
-    """Logit-normal noise levels under a time shift."""
-    levels: torch.Tensor = torch.sigmoid(torch.randn(count))
+def shifted_levels(
+    count: int, shift: float, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Logit-normal noise levels under a time shift, on the generator's device."""
+    where = generator.device if generator else None
+    levels: torch.Tensor = torch.sigmoid(torch.randn(count, generator=generator, device=where))
     return shift * levels / (1 + (shift - 1) * levels)
 
 

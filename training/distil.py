@@ -8,7 +8,6 @@ velocity that gets there. Starts between the four are drawn too: a stage may end
 
 from __future__ import annotations
 
-import math
 import random
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from fresco_trt.models.registry import model_facts
-from fresco_trt.plan.schedule import dynamic_mu, shift_sigma
+from fresco_trt.plan.schedule import shift_sigma
+from training.curriculum import resolution_shift
 
 if TYPE_CHECKING:
     from training.curriculum import Batch
@@ -38,8 +37,7 @@ def strides(count: int, tokens: int, rng: random.Random) -> torch.Tensor:
 
     Under the time shift of pictures of ``tokens`` image tokens.
     """
-    rule = model_facts("flux-tiny").shift
-    shift = math.exp(dynamic_mu(tokens, rule)) if rule else 1.0
+    shift = resolution_shift(tokens)
     return torch.tensor([_levels(_start(rng), shift) for _ in range(count)]).T
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fresco_trt.models.flux.tokens import pack, position_ids, unpack
-from training.text import CLIP_TOKENS, new_encoders, new_tokenizers
+from training.text import new_encoders, new_tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 HIDDEN_HEADS = 6
 HEAD_WIDTH = 32
+
+REMEMBERED = 100_000
+"""Captions whose token ids are kept, for each length: open scenes have new ones without end."""
 
 
 def new_transformer(*, guidance: bool) -> FluxTransformer2DModel:
@@ -35,12 +38,17 @@ def new_transformer(*, guidance: bool) -> FluxTransformer2DModel:
         guidance_embeds=guidance,
         axes_dims_rope=(4, 14, 14),
     )
+    begin_at_zero(model)
+    return model
+
+
+def begin_at_zero(model: nn.Module) -> None:
+    """Let a transformer's modulations and its output projection start at zero."""
     for name, module in model.named_modules():
         is_modulation = name.endswith(".linear") and "norm" in name
         if isinstance(module, nn.Linear) and (is_modulation or name == "proj_out"):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
-    return model
 
 
 class DemoModel(nn.Module):
@@ -57,14 +65,16 @@ class DemoModel(nn.Module):
 
     def encode(self, captions: Sequence[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled [B,128] and sequence [B,length,128] text features, padded and unmasked as FLUX."""
-        clip = self._ids(self.tokenizer, captions, CLIP_TOKENS)
+        clip = self._ids(self.tokenizer, captions, self.tokenizer.model_max_length)
         words = self._ids(self.tokenizer_2, captions, length)
         pooled = self.text_encoder(clip.to(self.device)).pooler_output
         return pooled, self.text_encoder_2(words.to(self.device))[0]
 
     def _ids(self, tokenizer: Any, captions: Sequence[str], length: int) -> torch.Tensor:
-        """Token ids [B,length], each caption asked of the tokenizer once."""
+        """Token ids [B,length]; those of captions that come again are remembered."""
         known = self._known.setdefault((id(tokenizer), length), {})
+        if len(known) > REMEMBERED:
+            known.clear()
         new = [caption for caption in dict.fromkeys(captions) if caption not in known]
         if new:
             options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}

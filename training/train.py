@@ -159,7 +159,7 @@ def train(run: Run, vae: AutoencoderKL, seed: int, means: Means) -> None:
     torch.manual_seed(rng.randrange(2**31))
     scenes = scene_stream(rng.randrange(2**31))
     if means.compiled:
-        _compile_blocks(run.model)
+        compile_blocks(run.model)
     with Renders(scenes, means.workers) as renders, ThreadPoolExecutor(1) as thread:
         drawn = Curriculum(
             phase=run.phase,
@@ -198,7 +198,8 @@ def at_once(batch: Any) -> Future[Any]:
     return drawn
 
 
-def _compile_blocks(model: DemoModel) -> None:
+def compile_blocks(model: DemoModel) -> None:
+    """Let each block be compiled when it is next called, for any batch and length."""
     blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
     for block in blocks:
         block.compile(dynamic=True)
@@ -224,7 +225,7 @@ def load_vae(folder: Path) -> AutoencoderKL:
     """The trained codec of a work or pipeline folder, in float32, frozen."""
     from diffusers import AutoencoderKL
 
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae")
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(folder / "vae", low_cpu_mem_usage=False)
     return vae.float().eval().requires_grad_(False)
 
 

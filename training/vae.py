@@ -111,18 +111,18 @@ def train_vae(
             optimiser.zero_grad()
         if step % 50 == 0:
             report(f"vae {step}/{steps} " + " ".join(f"{k}={v:.3f}" for k, v in parts.items()))
-    _store_scaled(vae, out, seed)
+    scale_to(vae, pictures_of(list(itertools.islice(scene_stream(seed + 1), 64)), 128))
+    vae.save_pretrained(out)
 
 
 @torch.no_grad()
-def _store_scaled(vae: AutoencoderKL, out: Path, seed: int) -> None:
-    pictures = pictures_of(list(itertools.islice(scene_stream(seed + 1), 64)), 128)
+def scale_to(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
+    """Let latents of pictures [B,3,H,W] have mean 0 and deviation 1, by the codec's settings."""
     latents = vae.encode(pictures).latent_dist.mean
     vae.register_to_config(
         scaling_factor=round(1 / latents.std().item(), 4),
         shift_factor=round(latents.mean().item(), 4),
     )
-    vae.save_pretrained(out)
 
 
 @torch.no_grad()

@@ -4,8 +4,10 @@ Beside ``checkpoint.py`` in the data path. A transformer's folder has ``differen
 whose metadata names the packaged model: ``{"of": "flux-tiny"}``. Every tensor has the name and the
 shape of that model's. A matrix is whole numbers of 8 or of 4 bits, with a step for each row beside
 it (``.step``); two of 4 bits share a byte of the type uint8, the first in its lower half, 8 added
-to each. Anything else is the float16 difference itself. What is read is plain weights, in the other
-model's own dtype, and the same to the bit everywhere.
+to each. Anything else is the float16 difference itself. Or every matrix has two float16 factors
+instead (``.down`` [r,columns] and ``.up`` [rows,r], whose product is its change), and nothing else
+changes. What is read is plain weights, in the other model's own dtype, and the same to the bit
+everywhere.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 DIFFERENCE_NAME = "difference.safetensors"
 _STEP = ".step"
+_DOWN, _UP = ".down", ".up"
 _ZERO = 8
 """What is added to codes of 4 bits, for bytes have no sign."""
 
@@ -102,13 +105,24 @@ def _codes(change: Tensor, step: Tensor, top: int) -> Tensor:
     return (change / safe).round().clamp(-top, top)
 
 
+def low_rank(factors: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """A difference as it is stored, of each matrix's factors down [r,columns] and up [rows,r]."""
+    return {
+        name + suffix: factor.detach().half().cpu().contiguous()
+        for name, pair in factors.items()
+        for suffix, factor in zip((_DOWN, _UP), pair, strict=True)
+    }
+
+
 def added(
     base: Mapping[str, Tensor], stored: Mapping[str, Tensor], what: str = "a difference"
 ) -> dict[str, Tensor]:
-    """``base`` with a difference as :func:`coded` gives it. Raises WeightsNotFound for tensors of
-    other names or shapes, which ``what`` are.
+    """``base`` with a difference as :func:`coded` or :func:`low_rank` gives it. Raises
+    WeightsNotFound for tensors of other names or shapes, which ``what`` are.
     """
     matrices = {name for name, value in base.items() if value.ndim == 2}
+    if any(name.endswith(_UP) for name in stored):
+        return dict(base) | _multiplied({name: base[name] for name in matrices}, stored, what)
     wanted = base.keys() | {name + _STEP for name in matrices}
     problems = name_differences(stored.keys(), wanted) or [
         f"{name} has shape {tuple(stored[name].shape)} where {tuple(value.shape)} is wanted"
@@ -123,6 +137,30 @@ def added(
         if name in matrices:
             change = change * stored[name + _STEP].float()
         found[name] = (old.float() + change).to(old.dtype)
+    return found
+
+
+def _multiplied(
+    matrices: Mapping[str, Tensor], stored: Mapping[str, Tensor], what: str
+) -> dict[str, Tensor]:
+    """Matrices and the products of their factors."""
+    wanted = {name + suffix for name in matrices for suffix in (_DOWN, _UP)}
+    problems = name_differences(stored.keys(), wanted) or [
+        f"{name} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)} where "
+        f"{tuple(old.shape)} is wanted"
+        for name, old in matrices.items()
+        for up, down in [(stored[name + _UP], stored[name + _DOWN])]
+        if up.ndim != 2
+        or down.ndim != 2
+        or (*old.shape, up.shape[1]) != (up.shape[0], down.shape[1], down.shape[0])
+    ]
+    if problems:
+        raise _wrong(f"{what} {'; '.join(problems[:2])}")
+    found = {}
+    for name, old in matrices.items():
+        # In doubles the sums are exact, so the order in which a machine adds does not show.
+        change = stored[name + _UP].double() @ stored[name + _DOWN].double()
+        found[name] = (old.double() + change).to(old.dtype)
     return found
 
 

@@ -15,7 +15,7 @@ from fresco_trt.errors import WeightsNotFound
 from fresco_trt.lower.weights import write_source
 from fresco_trt.models import difference
 from fresco_trt.models.checkpoint import WEIGHTS_NAME
-from fresco_trt.models.difference import DIFFERENCE_NAME, added, coded, read_whole
+from fresco_trt.models.difference import DIFFERENCE_NAME, added, coded, low_rank, read_whole
 from fresco_trt.models.flux.facts import FLUX_TINY
 from fresco_trt.models.flux.loading import load_transformer, random_transformer
 
@@ -70,6 +70,31 @@ def test_4_bits_keep_an_eighth_of_the_change_away(stored: Path) -> None:
 def test_a_difference_takes_few_of_the_weights_bytes(stored: Path, bits: int) -> None:
     whole = sum(value.nbytes for value in OWN.state_dict().values())
     assert (stored / DIFFERENCE_NAME).stat().st_size < {8: 0.6, 4: 0.35}[bits] * whole
+
+
+FACTORS = {"w": (torch.tensor([[1.0, -2.0, 0.5]]), torch.tensor([[4.0], [0.25]]))}
+ZERO = {"w": torch.ones(2, 3, dtype=torch.bfloat16), "b": torch.ones(2)}
+
+
+def test_factors_change_the_matrices_alone() -> None:
+    found = added(ZERO, low_rank(FACTORS))
+    assert found["w"].tolist() == [[5, -7, 3], [1.25, 0.5, 1.125]]
+    assert found["w"].dtype == torch.bfloat16
+    assert torch.equal(found["b"], ZERO["b"])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"w.up": torch.ones(3, 1)}, r"w has factors of shapes \(3, 1\) and \(1, 3\)"),
+        ({"w.down": torch.ones(2, 3)}, r"w has factors of shapes \(2, 1\) and \(2, 3\)"),
+        ({"w.down": torch.ones(3)}, r"w has factors of shapes \(2, 1\) and \(3,\)"),
+        ({"other.up": torch.ones(1)}, r"has also .*other.up"),
+    ],
+)
+def test_factors_of_another_model_are_refused(change: dict[str, torch.Tensor], told: str) -> None:
+    with pytest.raises(WeightsNotFound, match=told):
+        added(ZERO, low_rank(FACTORS) | change)
 
 
 def test_4_bits_stand_in_pairs() -> None:

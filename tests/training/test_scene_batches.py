@@ -34,9 +34,16 @@ def test_batches_depend_neither_on_processes_nor_on_other_sizes() -> None:
     with here, there:
         plain = [here.take(2, 32, 32) for _ in range(2)]
         mixed = [there.take(2, 32, 32), there.take(3, 16, 16), there.take(2, 32, 32)]
-    for (scenes, pictures), (same, again) in zip(plain, [mixed[0], mixed[2]], strict=True):
+        by_number = [list(each.numbered((2, 32, 32), [1, 0])) for each in (here, there)]
+        here.begin((2, 32, 32), 1)
+        again = here.take(2, 32, 32)
+    for (scenes, pictures), (same, other) in zip(plain, [mixed[0], mixed[2]], strict=True):
         assert scenes == same
-        assert torch.equal(pictures, again)
+        assert torch.equal(pictures, other)
+    for found in by_number:
+        assert [scenes for scenes, _ in found] == [plain[1][0], plain[0][0]]
+        assert torch.equal(found[0][1], plain[1][1])
+    assert again[0] == plain[1][0]
     assert plain[0][0] != plain[1][0]
     assert RECIPE.batch((2, 32, 32), 0) != Recipe(seed=6).batch((2, 32, 32), 0)
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import random
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fresco_trt.errors import FrescoError
-from training.scenes.batches import Recipe, SceneBatches
 from training.scenes.captions import captioned
 from training.scenes.drawings import StoredDrawings, fetch_archives, store_drawings
 from training.scenes.objects import OBJECTS
 from training.scenes.scene import APART, random_scene
 from training.scenes.sheet import sheet_of
+from training.scenes.speed import render_rates
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -74,19 +73,8 @@ def speed(
     A thousand small ones for each process, which read nearly all drawings, come first and do not
     count.
     """
-    clock = time.monotonic if workers else time.process_time
-    with SceneBatches(Recipe(seed=0), StoredDrawings(stored), workers) as drawn:
-        for _ in range(max(1, workers) * -(-1000 // count)):
-            drawn.take(count, 64, 64)
-        for side in (64, 128, 256):
-            # What is still drawn of the size before comes out of the way, and nothing lies ready.
-            for _ in range(workers + 1):
-                drawn.take(count, side, side)
-            begun = clock()
-            for _ in range(batches):
-                drawn.take(count, side, side)
-            rate = count * batches / (clock() - begun)
-            print(f"{side}x{side}: {rate:.0f} a second{'' if workers else ' of a core'}")
+    for side, rate in render_rates(StoredDrawings(stored), workers, count, batches):
+        print(f"{side}x{side}: {rate:.0f} a second{'' if workers else ' of a core'}")
 
 
 @app.command()

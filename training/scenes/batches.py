@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
-from collections import Counter, deque
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fresco_trt.bench.scenes.pictures import scaled
+from training.batches import BatchesAhead
 from training.scenes.captions import captioned
 from training.scenes.objects import OBJECTS
 from training.scenes.render import pixels_of
 from training.scenes.scene import random_scene
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-    from types import TracebackType
-    from typing import Self
+    from collections.abc import Iterator, Sequence
 
     import torch
 
+    from training.batches import BatchSize, Job
     from training.scenes.captions import Captioned
     from training.scenes.render import Drawings, Pixels
 
-MORE_AHEAD = 2
-"""Batches of each size that are drawn or wait, beyond one for each process."""
+MORE_AHEAD = 1
+"""Batches of each size that wait, beyond one that each process draws."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +50,7 @@ class Recipe:
         ]
 
 
-class SceneBatches:
+class SceneBatches(BatchesAhead["Captioned"]):
     """Captioned scenes and their pictures, in batches of any size.
 
     What the n-th batch of a size has depends on the recipe alone: not on the number of processes,
@@ -61,50 +59,41 @@ class SceneBatches:
     """
 
     def __init__(self, recipe: Recipe, drawings: Drawings, workers: int = 0) -> None:
+        super().__init__(workers, workers + MORE_AHEAD, (_open, (recipe, drawings)))
         self._recipe, self._drawings = recipe, drawings
-        self._numbers: Counter[tuple[int, int, int]] = Counter()
-        self._ahead: dict[tuple[int, int, int], deque[Future[tuple[list[Captioned], Pixels]]]] = {}
-        self._depth = workers + MORE_AHEAD
-        self._pool = (
-            ProcessPoolExecutor(
-                workers,
-                multiprocessing.get_context("spawn"),
-                initializer=_open,
-                initargs=(recipe, drawings),
-            )
-            if workers
-            else None
-        )
+        self._numbers: Counter[BatchSize] = Counter()
 
-    def __enter__(self) -> Self:
-        return self
+    def begun(self, size: BatchSize) -> bool:
+        """Whether a batch of a size was asked for, or is to begin with a number."""
+        return size in self._numbers
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    def begin(self, size: BatchSize, number: int) -> None:
+        """Let the next batch of a size (count, width, height) that is not drawn yet be the one so
+        numbered.
+        """
+        self._numbers[size] = number
 
-    def take(
-        self, count: int, width: int, height: int, device: torch.device | str = "cpu"
-    ) -> tuple[list[Captioned], torch.Tensor]:
-        """``count`` scenes, and their pictures [count,3,height,width] in [-1, 1] on a device."""
-        shape = (count, width, height)
+    def numbered(
+        self, size: BatchSize, numbers: Sequence[int], device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[list[Captioned], torch.Tensor]]:
+        """Batches of a size by their numbers; what `take` gives next stays what it was."""
+        jobs = [self._job(size, number) for number in numbers]
         if self._pool is None:
-            scenes, pixels = _drawn(self._recipe, self._drawings, shape, self._number(shape))
-            return scenes, scaled(pixels, device)
-        queue = self._ahead.setdefault(shape, deque())
-        while len(queue) < self._depth:
-            queue.append(self._pool.submit(_drawn_there, shape, self._number(shape)))
-        scenes, pixels = queue.popleft().result()
-        return scenes, scaled(pixels, device)
+            drawn: Iterator[Any] = (draw(*given) for draw, given in jobs)
+        else:
+            waited = [self._pool.submit(draw, *given) for draw, given in jobs]
+            drawn = (each.result() for each in waited)
+        for scenes, pixels in drawn:
+            yield scenes, scaled(pixels, device)
 
-    def _number(self, shape: tuple[int, int, int]) -> int:
-        self._numbers[shape] += 1
-        return self._numbers[shape] - 1
+    def _next(self, size: BatchSize) -> Job:
+        self._numbers[size] += 1
+        return self._job(size, self._numbers[size] - 1)
+
+    def _job(self, size: BatchSize, number: int) -> Job:
+        if self._pool is not None:
+            return _drawn_there, (size, number)
+        return _drawn, (self._recipe, self._drawings, size, number)
 
 
 def _drawn(
