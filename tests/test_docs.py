@@ -11,10 +11,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.preloaded import PATIENCE, Done, Preloaded, environment_with
+from tests.preloaded import Preloaded, environment_with
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -40,10 +38,6 @@ _MARKER = re.compile(r"<!-- not run: (.+) -->\n\Z")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 EXECUTED = {"bash", "python"}
-OURS = "fresco-trt"
-PROGRAMS = {OURS, "openssl"}
-"""Of these a shell would only run one after another."""
-
 SHOWN = {"json", "text"}
 README_BYTES = 9 * 1024
 
@@ -129,60 +123,15 @@ def links_of(text: str) -> list[str]:
     return [target for target in targets if target and "://" not in target]
 
 
-def commands_of(code: str) -> list[list[str]] | None:
-    """The words of each command of a block that has nothing but ``PROGRAMS`` in it; else None."""
-    lines = code.replace("\\\n", " ").splitlines()
-    words = [shlex.split(line, comments=True) for line in lines]
-    commands = [each for each in words if each]
-    plain = not re.search(r"[|<>&;$`]", code)
-    return (
-        commands if plain and commands and all(each[0] in PROGRAMS for each in commands) else None
-    )
-
-
 def run_block(block: Block, folder: Path, cache: Path, preloaded: Preloaded) -> None:
-    """Run a block in ``folder``; Python, and our commands where a shell adds nothing to them, in
-    preloaded forks.
-    """
-    for done in _runs(block, folder, environment_with(cache), preloaded):
-        if done.status != 0:
-            pytest.fail(
-                f"the block at line {block.line} exits with {done.status}:\n"
-                f"{block.code}\n{done.said[-6000:]}"
-            )
-
-
-def _runs(
-    block: Block, folder: Path, environment: dict[str, str], preloaded: Preloaded
-) -> Iterator[Done]:
-    """How each program of a block ended, one after another."""
-    if block.language == "python":
-        yield preloaded.run(block.code, folder, environment=environment)
-        return
-    commands = commands_of(block.code)
-    if commands is None:
-        yield _shell(block.code, folder, environment)
-        return
-    for program, *given in commands:
-        if program == OURS:
-            yield preloaded.command(given, folder, environment=environment)
-        else:
-            yield _shell(shlex.join([program, *given]), folder, environment)
-
-
-def _shell(code: str, folder: Path, environment: dict[str, str]) -> Done:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", code],
-        cwd=folder,
-        env=os.environ | environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    return Done(status=done.returncode, said=done.stdout)
+    """Run a block in ``folder``; Python, and what a shell calls ``fresco-trt``, in forks."""
+    run = preloaded.run if block.language == "python" else preloaded.shell
+    done = run(block.code, folder, environment=environment_with(cache))
+    if done.status != 0:
+        pytest.fail(
+            f"the block at line {block.line} exits with {done.status}:\n"
+            f"{block.code}\n{done.said[-6000:]}"
+        )
 
 
 @pytest.fixture(scope="session")
@@ -344,18 +293,6 @@ def test_blocks_sections_and_links_are_found(tmp_path: Path, preloaded: Preloade
         (folder := tmp_path / str(number)).mkdir()
         for block in section.blocks:
             run_block(block, folder, tmp_path, preloaded)
-
-
-def test_commands_are_found_where_there_is_nothing_else() -> None:
-    code = "fresco-trt plan --model flux  # why\n\nfresco-trt build \\\n  --out 'a b'\n"
-    code += "openssl version\n"
-    assert commands_of(code) == [
-        ["fresco-trt", "plan", "--model", "flux"],
-        ["fresco-trt", "build", "--out", "a b"],
-        ["openssl", "version"],
-    ]
-    for other in ("fresco-trt plan --json > plan.json\n", "make test\n", "# nothing\n"):
-        assert commands_of(other) is None
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import textwrap
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
@@ -43,6 +43,9 @@ from fresco_trt.plan.config import TargetConfig
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 from fresco_trt.plan.stages import Stage, StagePlan
+
+if TYPE_CHECKING:
+    from tests.preloaded import Preloaded
 
 ZERO = "0" * 64
 
@@ -346,7 +349,7 @@ def test_the_old_bundle_comes_back_if_the_new_cannot_get_its_name(
 # --- killed writers ---------------------------------------------------------------------------
 
 
-def run_killed(out: Path, killer: str) -> None:
+def run_killed(preloaded: Preloaded, out: Path, killer: str) -> None:
     """Replace ``out`` in another process that ``killer`` (code) ends with SIGKILL."""
     code = f"""
         import importlib.util, os, signal, sys
@@ -357,18 +360,16 @@ def run_killed(out: Path, killer: str) -> None:
         spec.loader.exec_module(helpers)
         def die(): os.kill(os.getpid(), signal.SIGKILL)
     """
-    ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code) + textwrap.dedent(killer), str(out)],
-        check=False,
-    )
-    assert ended.returncode == -signal.SIGKILL
+    program = textwrap.dedent(code) + textwrap.dedent(killer)
+    assert preloaded.run(program, out.parent, "-c", str(out)).status == -signal.SIGKILL
 
 
 def test_kill_9_while_writing_leaves_the_old_bundle_and_the_next_writer_cleans(
-    tmp_path: Path,
+    tmp_path: Path, preloaded: Preloaded
 ) -> None:
     write(tmp_path / "b", b"old")
     run_killed(
+        preloaded,
         tmp_path / "b",
         """
         with helpers.BundleWriter(sys.argv[1]) as writer:
@@ -386,10 +387,11 @@ def test_kill_9_while_writing_leaves_the_old_bundle_and_the_next_writer_cleans(
     ("renames", "survivor"), [(0, b"old"), (1, b"old"), (2, b"new"), (3, b"new")]
 )
 def test_kill_9_at_every_rename_leaves_one_whole_bundle(
-    tmp_path: Path, renames: int, survivor: bytes
+    tmp_path: Path, preloaded: Preloaded, renames: int, survivor: bytes
 ) -> None:
     write(tmp_path / "b", b"old")
     run_killed(
+        preloaded,
         tmp_path / "b",
         f"""
         done, real = [], Path.rename

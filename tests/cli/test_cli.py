@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from fresco_trt.plan.sizes import format_size
 from fresco_trt.plan.stages import StagePlan
 from tests.hostile import reports
 from tests.plan.preset_sizes import size_for
+from tests.preloaded import Preloaded
 
 ROOT = Path(__file__).parents[2]
 TINY = bundled_folder("flux-tiny")
@@ -797,11 +798,16 @@ def test_a_phase_is_over_when_the_next_begins(monkeypatch: pytest.MonkeyPatch) -
         assert [task.completed for task in bars.tasks] == [1.0, 0.4]
 
 
-def start(*arguments: object, folder: Path) -> subprocess.Popen[str]:
+FRESH = (sys.executable, "-m", "fresco_trt.cli")
+
+
+def start(
+    *arguments: object, folder: Path, program: Sequence[str] = FRESH
+) -> subprocess.Popen[str]:
     """A command in a process of its own, in ``folder``."""
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
-        [sys.executable, "-m", "fresco_trt.cli", *map(str, arguments)],
+        [*program, *map(str, arguments)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": paths},
         stdout=subprocess.PIPE,
@@ -822,12 +828,12 @@ def test_a_fresh_process_prints_one_json_object_and_nothing_else(
 
 
 def test_an_interrupted_build_keeps_the_old_bundle_and_says_so(
-    tmp_path: Path, eager_bundle: Path
+    tmp_path: Path, eager_bundle: Path, preloaded: Preloaded
 ) -> None:
     old = shutil.copytree(eager_bundle, tmp_path / "bundle")
     before = (old / "manifest.json").read_bytes()
     arguments = build_arguments(backend="onnxruntime", stages=3, out="bundle")
-    process = start(*arguments, folder=tmp_path)
+    process = start(*arguments, folder=tmp_path, program=[str(preloaded.command)])
     deadline = time.monotonic() + PATIENCE
     while not list(tmp_path.glob(".bundle.partial-*/.work-*")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
