@@ -26,6 +26,7 @@ from fresco_trt.errors import ExportError, error_context
 from fresco_trt.files.atomic_file import replacing
 from fresco_trt.lower.profiles import Varying, counts, varying
 from fresco_trt.lower.rewriting import rewritten, use_kernels
+from fresco_trt.lower.tracing import signatures_once, without_stack_traces
 from fresco_trt.lower.weights import WeightFile, weight_file
 from fresco_trt.plan.signature import GraphSignature, TensorSpec
 
@@ -103,7 +104,7 @@ def _traced(graph: StageGraph) -> ir.Model:
     from fresco_trt.lower.decomposing import decomposed_once
 
     try:
-        with _quiet(), _rarely_collected(), torch.no_grad():
+        with _quiet(), _rarely_collected(), signatures_once(), torch.no_grad():
             exported = torch.onnx.export(
                 decomposed_once(rewritten(program_of(graph))),
                 dynamo=True,
@@ -160,7 +161,7 @@ def program_of(graph: StageGraph) -> ExportedProgram:
 
     device = next((weight.device for weight in graph.module.parameters()), torch.device("cpu"))
     arguments = tuple(_example(spec, device) for spec in graph.signature.inputs)
-    with torch.no_grad():
+    with without_stack_traces(), torch.no_grad():
         return torch.export.export(
             graph.module, arguments, dynamic_shapes=_open_dimensions(graph), strict=False
         )
