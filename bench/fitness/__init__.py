@@ -7,6 +7,6 @@ beat taking fewer, and it is no yardstick. Each number of steps is taken as user
 at the model's own time shift, and by the shift and the solver that were best on other scenes. All
 draw the same scenes from the same seeds, so that what is lost to 50 steps is told in pairs.
 
-``entries`` says what is drawn, ``studio`` draws and judges it, ``tune`` chooses shifts and solvers,
-``rows`` counts, ``tables`` shows.
+``entries`` says what is drawn, ``evaluator`` draws and judges it, ``tune`` chooses shifts and
+solvers, ``rows`` counts, ``tables`` shows.
 """

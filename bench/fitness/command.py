@@ -30,7 +30,7 @@ from fresco_trt.errors import FrescoError, IncompatibleOptions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from bench.fitness.studio import Studio
+    from bench.fitness.evaluator import Evaluator
     from fresco_trt.backends.base import Progress
     from fresco_trt.bench.instrument import Scores
     from fresco_trt.bench.model_runner import Setup
@@ -74,9 +74,9 @@ class Clock:
     def __init__(self, steps: int, say: Say) -> None:
         self._left, self._say, self._done, self._began = steps, say, 0, 0.0
 
-    def begin(self, studio: Studio) -> None:
+    def begin(self, evaluator: Evaluator) -> None:
         """Time a step, and say what all that is left takes."""
-        wall, cores = (self._left * each / 60 for each in studio.step_seconds())
+        wall, cores = (self._left * each / 60 for each in evaluator.step_seconds())
         self._say(f"{self._left} steps: about {wall:.0f} min, {cores:.0f} min of one core")
         self._done, self._began = 0, perf_counter()
 
@@ -94,8 +94,8 @@ def run(options: Options, progress: Progress, say: Say) -> dict[str, Any]:
     Raises IncompatibleOptions for an unfinished run of another request, EngineFailed, PlanError,
     WeightsNotFound, BackendUnavailable and OutputNotWritable.
     """
+    from bench.fitness.evaluator import renders
     from bench.fitness.rows import document_of
-    from bench.fitness.studio import renders
     from fresco_trt.bench.scenes.judge import held_out_accuracy, load_judge
 
     where, (network, left_out) = circumstances(), imagenet()
@@ -169,15 +169,15 @@ def _key(number: int) -> str:
 
 def _tune(setup: Setup, seen: list[Scores], log: ResultsLog, clock: Clock) -> None:
     """Draw the scenes of the tune that were not ``seen``, and add them to it."""
-    from bench.fitness.studio import Studio
+    from bench.fitness.evaluator import Evaluator
 
     setup = replace(setup, scenes=tune.SCENES, scenes_seed=tune.SEED)
     with ExitStack() as scope:
-        studio = Studio(setup, tune.every_way(), scope)
-        clock.begin(studio)
+        evaluator = Evaluator(setup, tune.every_way(), scope)
+        clock.begin(evaluator)
         for number in range(len(seen), tune.SCENES):
             entries = tune.contest(number, seen)
-            seen.append(studio.line(number, entries)["scores"])
+            seen.append(evaluator.line(number, entries)["scores"])
             log.add_note(_key(number), seen[-1])
             clock.tell(f"{_key(number)} of {tune.SCENES}", entries)
 
@@ -186,14 +186,14 @@ def _measure(
     setup: Setup, entries: Sequence[Entry], network: Network | None, log: ResultsLog, clock: Clock
 ) -> None:
     """Every scene that the log has not."""
-    from bench.fitness.studio import Studio
+    from bench.fitness.evaluator import Evaluator
 
     with ExitStack() as scope:
-        studio = Studio(setup, entries, scope, network)
-        clock.begin(studio)
+        evaluator = Evaluator(setup, entries, scope, network)
+        clock.begin(evaluator)
         for number in range(setup.scenes):
             if number not in log.scenes:
-                log.add_scene(number, studio.line(number, entries))
+                log.add_scene(number, evaluator.line(number, entries))
                 clock.tell(f"scene {number + 1} of {setup.scenes}", entries)
 
 

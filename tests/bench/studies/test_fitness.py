@@ -12,7 +12,7 @@ import pytest
 import torch
 import typer
 
-from bench.fitness import command, studio, tune
+from bench.fitness import command, evaluator, tune
 from bench.fitness.command import Options, imagenet, run
 from bench.fitness.entries import REFERENCE, STEPS, Entry, steps_of, with_tuned
 from bench.fitness.rows import document_of
@@ -150,7 +150,7 @@ def test_a_document_from_before_the_targets_is_still_shown() -> None:
 # --- a run ------------------------------------------------------------------------------------
 
 
-class Script(studio.Studio):
+class Script(evaluator.Evaluator):
     """Draws nothing; the scene number :attr:`stop` kills it."""
 
     stop = -1
@@ -171,10 +171,10 @@ class Script(studio.Studio):
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> type[Script]:
-    monkeypatch.setattr(studio, "Studio", Script)
+    monkeypatch.setattr(evaluator, "Evaluator", Script)
     monkeypatch.setattr(Script, "lines", [], raising=False)
     real = {"features": torch.randn(9, 3), "imagenet": torch.randn(9, 3)}
-    monkeypatch.setattr(studio, "renders", lambda setup, network: real)
+    monkeypatch.setattr(evaluator, "renders", lambda setup, network: real)
     monkeypatch.setattr(judge, "held_out_accuracy", lambda judge, count: 1.0)
     monkeypatch.setattr(command, "imagenet", lambda: (Network(), []))
     return Script
@@ -232,12 +232,12 @@ def test_a_missing_network_is_said_and_stored(
 def test_a_scene_is_drawn_and_judged_with_the_features_of_both_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(studio, "REFERENCE", Entry(steps=4))
+    monkeypatch.setattr(evaluator, "REFERENCE", Entry(steps=4))
     options = Options(scenes=1, size="64x64", backend="eager")
     tuned = Entry(steps=3, mu=1.6, solver="unipc", tuned=True)
     with ExitStack() as scope:
         setup = setup_of(options.bench, scope, silent)
-        drawn = studio.Studio(setup, [Entry(steps=3), tuned], scope, Network().eval())
+        drawn = evaluator.Evaluator(setup, [Entry(steps=3), tuned], scope, Network().eval())
         scores = drawn.line(0, [Entry(steps=3), tuned])["scores"]
         wall, cores = drawn.step_seconds()
     plain, ours = (scores[each.point.name] for each in (Entry(steps=3), tuned))

@@ -32,7 +32,7 @@ RENDERS_SEED, CHUNK = 77, 50
 """True renders for the distance: which scenes, and how many are held at a time."""
 
 
-class Studio:
+class Evaluator:
     """Draws the scenes of a setup by entries and judges them, the reference among them.
 
     With a ``network`` every picture has its features too. Raises EngineFailed for an entry that the
@@ -46,9 +46,9 @@ class Studio:
         scope: ExitStack,
         network: Network | None = None,
     ) -> None:
-        self._instrument, self._network = ModelRunner(setup), network
+        self._runner, self._network = ModelRunner(setup), network
         points = {each.point.name: each.point for each in (REFERENCE, *entries)}
-        self._draws, left_out = self._instrument.methods(list(points.values()), scope)
+        self._draws, left_out = self._runner.methods(list(points.values()), scope)
         for each in left_out:
             raise EngineFailed(
                 f"{each.what}: {each.reason}",
@@ -58,8 +58,8 @@ class Studio:
 
     def step_seconds(self) -> tuple[float, float]:
         """What a step takes: wall seconds, and those of all cores together."""
-        case, draw = self._instrument.warm_up, self._draws[WARM_UP.point.name]
-        inputs = self._instrument.encode(case)
+        case, draw = self._runner.warm_up, self._draws[WARM_UP.point.name]
+        inputs = self._runner.encode(case)
         draw(inputs, case.seed)
         wall, cores = perf_counter(), process_time()
         draw(inputs, case.seed)
@@ -70,11 +70,11 @@ class Studio:
         """A scene's line for the log: what was drawn, and by the point's name "right", "ssim" and
         the features of its picture.
         """
-        case = self._instrument.cases[number]
+        case = self._runner.cases[number]
         names = dict.fromkeys(each.point.name for each in (REFERENCE, *entries))
-        inputs = self._instrument.encode(case)
+        inputs = self._runner.encode(case)
         drawn = {name: self._draws[name](inputs, case.seed) for name in names}
-        judged, pictures = self._instrument.judge(case, drawn, REFERENCE.point.name)
+        judged, pictures = self._runner.judge(case, drawn, REFERENCE.point.name)
         scores = {
             name: {key: each[key] for key in ("right", "ssim", "features")}
             for name, each in judged.items()
