@@ -97,21 +97,29 @@ def distance_interval(
         raise ValueError(f"{count} pictures; expected two or more for a distance")
     generator = torch.Generator().manual_seed(0)
     picks = [torch.randint(count, (count,), generator=generator) for _ in range(draws)]
-    spread = statistics.stdev(frechet_distance(features[pick], real) for pick in picks)
-    distance = frechet_distance(features, real)
+    goal = _fitted(real)
+    spread = statistics.stdev(_distance_to(features[pick], *goal) for pick in picks)
+    distance = _distance_to(features, *goal)
     return distance, max(distance - Z95 * spread, 0.0), distance + Z95 * spread
 
 
-def frechet_distance(first: torch.Tensor, second: torch.Tensor) -> float:
+def frechet_distance(first: Tensor, second: Tensor) -> float:
     """Frechet distance between Gaussians fitted to feature sets [N,D] (Dowson & Landau 1982)."""
-    a, b = first.double(), second.double()
-    root = _square_root(torch.cov(a.T))
-    cross = torch.linalg.eigvalsh(root @ torch.cov(b.T) @ root).clamp(min=0).sqrt().sum()
-    traces = torch.cov(a.T).trace() + torch.cov(b.T).trace()
-    return float((a.mean(0) - b.mean(0)).square().sum() + traces - 2 * cross)
+    return _distance_to(first, *_fitted(second))
 
 
-def _square_root(matrix: torch.Tensor) -> torch.Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    root: torch.Tensor = vectors @ torch.diag(values.clamp(min=0).sqrt()) @ vectors.T
-    return root
+def _fitted(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and covariance [D,D] of features [N,D]."""
+    values = features.double()
+    return values.mean(0), torch.cov(values.T)
+
+
+def _distance_to(features: Tensor, mean: Tensor, covariance: Tensor) -> float:
+    values = features.double()
+    own = values.mean(0)
+    # R^T R is their covariance A. R B R^T has the eigenvalues of A B other than 0, and no more rows
+    # than there are pictures, which may be far fewer than features.
+    root = torch.linalg.qr((values - own) / (len(values) - 1) ** 0.5, mode="r").R
+    cross = torch.linalg.eigvalsh(root @ covariance @ root.T).clamp(min=0).sqrt().sum()
+    traces = root.square().sum() + covariance.trace()
+    return float((own - mean).square().sum() + traces - 2 * cross)

@@ -122,6 +122,17 @@ def test_the_distance_of_gaussians_is_the_closed_form() -> None:
     assert frechet_distance(whitened, whitened) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("count", [3, 40])
+def test_the_distance_is_the_published_one_of_however_few_pictures(count: int) -> None:
+    first = torch.randn(count, 6, dtype=torch.float64)
+    second = torch.randn(50, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    a, b = torch.cov(first.T), torch.cov(second.T)
+    roots = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt()
+    apart = (first.mean(0) - second.mean(0)).square().sum()
+    wanted = apart + a.trace() + b.trace() - 2 * roots.sum()
+    assert frechet_distance(first, second) == pytest.approx(wanted.item(), rel=1e-5)
+
+
 def test_the_interval_holds_the_share_and_narrows_with_evidence() -> None:
     few, many = wilson_interval(8, 10), wilson_interval(800, 1000)
     assert few[0] < many[0] < 0.8 < many[1] < few[1]

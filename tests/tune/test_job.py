@@ -171,8 +171,12 @@ def test_a_score_that_is_none_takes_its_candidate_out(
 def test_what_nothing_reaches_is_written_and_raised(
     tmp_path: Path, tuned: tuple[job.Tuned, int, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without engines, for nothing is drawn."""
     best = replace(tuned[0], document={**tuned[0].document, "reached": False})
     monkeypatch.setattr(job, "compare", lambda *given: best)
+    monkeypatch.setattr(ModelRunner, "require", lambda *given: "no engines")
+    monkeypatch.setattr(ModelRunner, "time", lambda *given: {})
+    monkeypatch.setattr(ModelRunner, "changes", lambda *given: [])
     options = options_of(tmp_path, speed=900.0)
     with pytest.raises(TargetNotReached, match=r"no plan reaches --speed 900; the best is") as told:
         job.run(options, silent, silent, EFFORT)

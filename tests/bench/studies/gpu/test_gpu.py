@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.gpu import job, pieces, plain
+from bench.gpu import job, methods, pieces, plain
 from bench.gpu.command import _check_pieces, _result
 from bench.gpu.engines import Workshop, engines_of, subject_of
 from bench.gpu.job import measure
@@ -35,13 +35,23 @@ from tests.preloaded import Preloaded
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[4]
-COMMAND = "import runpy; runpy.run_module('bench.gpu', run_name='__main__', alter_sys=True)"
+SHORTEST = ("fast", "turbo")
+"""The presets that the command is run with: the others draw by the same code."""
+
+COMMAND = f"""
+import runpy
+from bench.gpu import methods
+methods.PRESETS = {SHORTEST}
+runpy.run_module("bench.gpu", run_name="__main__", alter_sys=True)
+"""
 ROUNDS = 1
 SUBJECT = subject_of("cpu", tiny=True, layers=None)
 ABSENT = CACHED if find_spec("cache_dit") is None else ()
 """Ways to run the plain pipeline that need a package of the extra 'bench', which is not here."""
 
-_POINTS = points_of(SUBJECT.facts, SUBJECT.size)
+with pytest.MonkeyPatch.context() as _patch:
+    _patch.setattr(methods, "PRESETS", SHORTEST)
+    _POINTS = points_of(SUBJECT.facts, SUBJECT.size)
 POINTS = [point.name for point in _POINTS if point.pipeline not in ABSENT]
 LEFT_OUT = [point.name for point in _POINTS if point.pipeline in ABSENT]
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a GPU")
