@@ -86,6 +86,13 @@ STAGES = (2, 3)
 INTERVAL, WARMUP = 2, 1
 """Of a cache on stages, which have few steps each."""
 
+SPECTRAL: Mapping[int, tuple[tuple[float, ...], ...]] = {
+    2: (SWITCHES[2], (0.793,)),
+    3: (SWITCHES[3], (0.924, 0.793)),
+}
+"""Where spectral stages end: as on any model whose spectrum was not measured, and by the criterion
+with the law of another video VAE, as the presets do (tolerance 0.02)."""
+
 PEER_SHARE = 0.4
 """Steps of the peers' short runs over the model's default: caching goes with fewer steps, too."""
 
@@ -225,9 +232,12 @@ def _published(facts: ModelFacts) -> dict[str, CacheConfig]:
 
 
 def _presets(facts: ModelFacts) -> Iterator[ClipPoint]:
-    """Every preset of several stages, bare and with each of those caches on it."""
+    """Every preset of several stages: bare, by the controls' other solver, and with each of those
+    caches on it.
+    """
     for base in _bare(facts):
         yield base
+        yield _changed(base, SOLVERS[1], solver=SOLVERS[1])
         for name in _published(facts):
             cache = CacheConfig(name=name, interval=INTERVAL, warmup_steps=WARMUP)
             found = _changed(base, f"{name} {INTERVAL}", cache=cache)
@@ -272,13 +282,12 @@ def _is_planned(facts: ModelFacts, point: ClipPoint) -> bool:
 
 
 def _spectral() -> Iterator[ClipPoint]:
-    """SPEED's rule: orthonormal expansion with rewind. The switches are fixed: the spectrum of
-    these latents, which would place them, was not measured.
-    """
+    """SPEED's rule: orthonormal expansion with rewind."""
     for steps in SPECTRAL_STEPS:
-        preset = Preset(steps=steps, switch=SWITCHES[len(steps)], lift="haar", noise="rewind")
-        label = f"{'+'.join(map(str, steps))} steps"
-        yield ClipPoint(group="spectral", label=label, preset=preset)
+        for switch in SPECTRAL[len(steps)]:
+            preset = Preset(steps=steps, switch=switch, lift="haar", noise="rewind")
+            label = f"{'+'.join(map(str, steps))} steps, to {' and '.join(map(str, switch))}"
+            yield ClipPoint(group="spectral", label=label, preset=preset)
 
 
 def _peers(facts: ModelFacts) -> Iterator[ClipPoint]:
