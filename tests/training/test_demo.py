@@ -28,6 +28,7 @@ from training.demo.learner import MOMENTS, Learner
 from training.demo.low_rank import add_factors, factors_of
 from training.demo.model import CLIP_TOKENS, Dimensions, SceneModel
 from training.demo.run import DemoRun, Options, is_inner_matrix
+from training.demo.speed import table_of
 from training.demo.stages import FLOW, STAGES, Ledger
 from training.demo.storing import MOST_BYTES, STUDENT, TEACHER, store_demo
 from training.objective import flow_loss
@@ -324,3 +325,15 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         pass
     with checkpoint.alone(tmp_path / "run"):
         pass
+
+
+def test_the_page_shows_what_is_stored_of_speed() -> None:
+    root = Path(__file__).parents[2]
+    stored = json.loads((root / "bench/results/demo-training.json").read_text("utf-8"))
+    assert stored["command"] == "python -m training.demo --samples"
+    assert {row["what"] for row in stored["rows"]} == {
+        *("render", "codec", "flow", "guidance", "turbo")
+    }
+    page = (root / "docs/demo.md").read_text("utf-8")
+    assert table_of(stored["rows"]) in page
+    assert stored["machine"]["processor"] in page

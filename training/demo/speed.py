@@ -23,7 +23,7 @@ from training.scenes.speed import render_rates
 from training.vae import codec_loss, new_vae
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from diffusers import AutoencoderKL
 
@@ -63,6 +63,24 @@ def measured(options: Options, drawings: Drawings) -> Iterator[dict[str, Any]]:
             "steps_per_second": round(speed, 3),
             "samples_per_second": round(speed * count, 1),
         }
+
+
+def table_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What was measured, in Markdown."""
+    head = "| what | side | batch | steps a second | samples a second |\n|---|--:|--:|--:|--:|"
+    lines = (
+        f"| {row['what']} | {row['side']} | {row.get('batch', '')} "
+        f"| {_digits(row.get('steps_per_second'))} | {_digits(row['samples_per_second'])} |"
+        for row in rows
+    )
+    return "\n".join((head, *lines))
+
+
+def _digits(value: float | None) -> str:
+    """Two that count, or what is before the point."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _steps(options: Options, drawings: Drawings) -> Iterator[tuple[str, Shape, Learner, Loss]]:
