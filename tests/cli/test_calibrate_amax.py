@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,30 @@ import pytest
 
 from fresco_trt.bundle.amax import read_amax
 from fresco_trt.cli import main as cli
+from fresco_trt.lower.calibrate import amax as measuring
 from fresco_trt.lower.calibrate import sensitivity
+from fresco_trt.lower.weights import write_source
+from fresco_trt.models.weights import bundled_folder
+from fresco_trt.plan.config import QuantConfig
+from tests.shallow import shallow_transformer
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
+# The demo with a block of each kind.
+MODEL = "flux-tiny:num_layers=1,num_single_layers=1"
 # What takes long, exporting a stage's graph or measuring every group of layers, takes one stage.
-ONE = ["--model", "flux-tiny", "--stages", "1", "--preset", "turbo", "--size", "64x64"]
-ASKED = ["--model", "flux-tiny", "--stages", "2", "--preset", "turbo", "--size", "64x64"]
+ONE = ["--stages", "1", "--preset", "turbo", "--size", "64x64"]
+TWO = ["--stages", "2", "--preset", "turbo", "--size", "64x64"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What names it and its weights to a command."""
+    folder = tmp_path_factory.mktemp("model") / "flux-tiny"
+    without = shutil.ignore_patterns("transformer")
+    shutil.copytree(bundled_folder("flux-tiny"), folder, ignore=without)
+    write_source(shallow_transformer(), folder / "transformer")
+    return ["--model", MODEL, "--weights", str(folder)]
 
 
 @pytest.fixture
@@ -37,7 +55,18 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-def once(call: Callable[..., Any]) -> Callable[..., Any]:
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command twice, for the object and for the table, measures once."""
+    for module, name in (
+        (measuring, "measure_amax"),
+        (sensitivity, "measure_sensitivity"),
+        (sensitivity, "error_of"),
+    ):
+        monkeypatch.setattr(module, name, remembering(getattr(module, name)))
+
+
+def remembering(call: Callable[..., Any]) -> Callable[..., Any]:
     """What a call gave is given again, whatever it is called with."""
     given: list[Any] = []
 
@@ -49,18 +78,19 @@ def once(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_a_build_takes_the_ranges_that_were_measured(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    model: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep = ["--precision", "int8,keep=*.ff.net.2"]
-    found = shown(capsys, "calibrate", "--measure", "amax", *ONE, *keep)
+    found = shown(capsys, "calibrate", "--measure", "amax", *model, *ONE, *keep)
     amax = read_amax(folder / found["file"])
     assert found["kept"][-1] == "*.ff.net.2"
     assert found["inputs"].keys() == amax.layers.keys()
     assert all(len(stages) == 1 for stages in found["inputs"].values())
     assert found["attention"] == {}
     assert not any(name.endswith("ff.net.2") for name in amax.layers)
-    given = ["--precision", f"int8,amax={found['file']},force=true", "--out", "b"]
-    shown(capsys, "build", *ONE, *given)
+    config = QuantConfig(precision="int8", amax=Path(found["file"]), force=True)
+    given = ["--precision", str(config), "--out", "b"]
+    shown(capsys, "build", *model, *ONE, *given)
     record = shown(capsys, "inspect", "b")["quantized"]
     assert record["amax_sha256"] == amax.digest()
     assert record["kept"] == found["kept"]
@@ -70,29 +100,27 @@ def test_a_build_takes_the_ranges_that_were_measured(
     assert f"{record['ssim']:.3f}" in table
 
 
+@pytest.mark.usefixtures("once")
 def test_ranges_of_attention_are_measured_and_shown(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    model: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["calibrate", "--measure", "amax", *ASKED]
+    asked = ["calibrate", "--measure", "amax", *model, *TWO]
     asked += ["--precision", "fp8,recipe=fp8-attention,keep=single*.attn"]
     found = shown(capsys, *asked)
-    assert read_amax(folder / found["file"]).attention.keys() == {
-        f"transformer_blocks.{index}.attn" for index in (0, 1)
-    }
+    assert read_amax(folder / found["file"]).attention.keys() == {"transformer_blocks.0.attn"}
     assert all(len(stages) == 2 for stages in found["inputs"].values())
-    assert len(found["attention"]) == 6
+    assert len(found["attention"]) == 3
     assert all(len(stages) == 2 for stages in found["attention"].values())
     assert cli.main(asked) == 0
-    assert "28 layers, 6 operands of attention" in " ".join(capsys.readouterr().out.split())
+    assert "11 layers, 3 operands of attention" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("once")
 def test_sensitivity_names_every_group_and_its_pattern(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # The same command twice, once for the object and once for the table, measures once.
-    monkeypatch.setattr(sensitivity, "measure_sensitivity", once(sensitivity.measure_sensitivity))
-    arguments = ["calibrate", "--measure", "sensitivity", *ONE]
+    arguments = ["calibrate", "--measure", "sensitivity", *model, *ONE]
     arguments += ["--precision", "fp8,recipe=fp8-attention"]
     found = shown(capsys, *arguments)
     assert json.loads((folder / found["file"]).read_text()) == {
@@ -102,7 +130,7 @@ def test_sensitivity_names_every_group_and_its_pattern(
     assert errors == sorted(errors, reverse=True)
     assert 0 < errors[-1] < errors[0] < found["together"]
     blocks = [each for each in found["groups"] if each["group"].startswith("block ")]
-    assert len(blocks) == 6
+    assert len(blocks) == 2
     patterns = {each["group"]: each["pattern"] for each in found["groups"]}
     for stack in ("transformer_blocks", "single_transformer_blocks"):
         assert patterns[f"kind {stack}.attn"] == f"{stack}.*.attn"

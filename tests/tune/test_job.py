@@ -22,7 +22,9 @@ from fresco_trt.errors import (
     ScorerFailed,
     TargetNotReached,
 )
+from fresco_trt.lower.weights import write_source
 from fresco_trt.models.registry import model_facts
+from fresco_trt.models.weights import SHARES_NAME, bundled_folder
 from fresco_trt.plan.stored import check_plan, read_plan
 from fresco_trt.tune import families, job
 from fresco_trt.tune.judge import Judge
@@ -31,8 +33,10 @@ from fresco_trt.tune.options import Options
 from fresco_trt.tune.prompts import MOST, read_prompts
 from fresco_trt.tune.request import Effort
 from fresco_trt.tune.scorer import load_scorer, score_of
+from tests.shallow import shallow_transformer
 
-MODEL = "flux-tiny-turbo"
+# The student with a block of each kind.
+MODEL = "flux-tiny-turbo:num_layers=1,num_single_layers=1"
 EFFORT = Effort(rounds=((7, 1), (3, 2)), near=2, turns=1, sampled=4, beside=1)
 
 
@@ -40,9 +44,20 @@ def silent(*told: object) -> None:
     """Nobody listens."""
 
 
-def options_of(folder: Path, **given: Any) -> Options:
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of its weights."""
+    folder = tmp_path_factory.mktemp("model")
+    shutil.copy(bundled_folder("flux-tiny-turbo") / SHARES_NAME, folder)
+    few = shallow_transformer(facts=model_facts("flux-tiny-turbo"))
+    write_source(few, folder / "transformer")
+    return str(folder)
+
+
+def options_of(folder: Path, weights: str, **given: Any) -> Options:
     (folder / "prompts.txt").write_text("a star\n\na cat on a red background\n", encoding="utf-8")
-    asked = {"model": MODEL, "size": (64, 64), "backend": "eager", "out": folder / "plan.json"}
+    asked = {"model": MODEL, "weights": weights, "size": (64, 64), "backend": "eager"}
+    asked["out"] = folder / "plan.json"
     target = {} if "floor" in given else {"speed": 1.5}
     return Options(**{**asked, **target, "prompts": folder / "prompts.txt", **given})
 
@@ -99,17 +114,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tuned(folder: Path) -> tuple[job.Tuned, int, list[str]]:
+def tuned(folder: Path, weights: str) -> tuple[job.Tuned, int, list[str]]:
     """A run that was killed, refused with other arguments, and gone on with, when one score was
     none; how many pictures were scored then, and what the run said.
     """
     before, after, said = Counting(5, killed), Counting(2, lambda: float("nan")), list[str]()
     with pytest.raises(Killed):
-        run(options_of(folder, scorer=before))
+        run(options_of(folder, weights, scorer=before))
     with pytest.raises(IncompatibleOptions, match=r"--speed 1.5, now 2.0") as caught:
-        run(options_of(folder, scorer=before, speed=2.0))
+        run(options_of(folder, weights, scorer=before, speed=2.0))
     assert "--weights" not in str(caught.value)
-    found = run(options_of(folder, scorer=after), said)
+    found = run(options_of(folder, weights, scorer=after), said)
     return found, len(after.calls), said
 
 
@@ -131,7 +146,7 @@ def test_the_plan_is_one_that_a_build_takes(
 
 
 def test_the_document_has_all_that_was_found(
-    folder: Path, tuned: tuple[job.Tuned, int, list[str]]
+    folder: Path, weights: str, tuned: tuple[job.Tuned, int, list[str]]
 ) -> None:
     stored = json.loads((folder / "plan.tune" / "tune.json").read_text(encoding="utf-8"))
     assert stored == json.loads(json.dumps(tuned[0].document))
@@ -145,7 +160,8 @@ def test_the_document_has_all_that_was_found(
     assert all(row["pictures"] == 2 for row in rows[: stored["finalists"]])
     assert rows[0]["score"] == 1.0
     assert stored["reference"]["steps"] == 4
-    assert stored["command"].startswith(f"fresco-trt tune --model {MODEL} --speed 1.5 --prompts ")
+    asked = f"--model {MODEL} --weights {weights} --speed 1.5"
+    assert stored["command"].startswith(f"fresco-trt tune {asked} --prompts ")
     assert stored["beside"]["winner"]["speed"] > 0
 
 
@@ -169,7 +185,10 @@ def test_a_score_that_is_none_takes_its_candidate_out(
 
 
 def test_what_nothing_reaches_is_written_and_raised(
-    tmp_path: Path, tuned: tuple[job.Tuned, int, list[str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    weights: str,
+    tuned: tuple[job.Tuned, int, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without engines, for nothing is drawn."""
     best = replace(tuned[0], document={**tuned[0].document, "reached": False})
@@ -177,7 +196,7 @@ def test_what_nothing_reaches_is_written_and_raised(
     monkeypatch.setattr(ModelRunner, "require", lambda *given: "no engines")
     monkeypatch.setattr(ModelRunner, "time", lambda *given: {})
     monkeypatch.setattr(ModelRunner, "changes", lambda *given: [])
-    options = options_of(tmp_path, speed=900.0)
+    options = options_of(tmp_path, weights, speed=900.0)
     with pytest.raises(TargetNotReached, match=r"no plan reaches --speed 900; the best is") as told:
         job.run(options, silent, silent, EFFORT)
     assert told.value.exit_code == 1
@@ -186,13 +205,14 @@ def test_what_nothing_reaches_is_written_and_raised(
 
 def test_the_study_of_presets_stores_the_best_of_each_number_of_stages(
     folder: Path,
+    weights: str,
     tmp_path: Path,
     tuned: tuple[job.Tuned, int, list[str]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On engines that lie there already."""
     again = shutil.copytree(folder, tmp_path / "again")
-    options, effort = options_of(again), replace(EFFORT, rounds=((1, 1),))
+    options, effort = options_of(again, weights), replace(EFFORT, rounds=((1, 1),))
     monkeypatch.setattr(ModelRunner, "time", lambda *given: tuned[0].document["step_seconds"])
     monkeypatch.setattr(ModelRunner, "changes", lambda *given: [])
     document = json.loads(json.dumps(presets.study(options, (1.5,), effort, silent, silent)))
