@@ -77,8 +77,8 @@ def draw(pipe: Any, cache: str) -> np.ndarray:
     fresco_trt.enable(pipe, stages=1, shift=9, cache=cache)
     result = pipe(
         "a bell on a plain blue background",
-        width=128,
-        height=128,
+        width=64,
+        height=64,
         num_inference_steps=16,
         generator=torch.Generator().manual_seed(7),
         output_type="np",
