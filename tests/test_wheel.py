@@ -9,10 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+LARGEST = 22_000_000
+"""Bytes that people fetch to try the demo models, which ship inside."""
+
 
 def test_the_wheel_holds_the_package_alone(tmp_path: Path) -> None:
     wheel = pytest.importorskip("hatchling.builders.wheel", reason="hatchling builds the wheel")
     (built,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    assert Path(built).stat().st_size <= LARGEST
     with ZipFile(built) as archive:
         sizes = {entry.filename: entry.compress_size for entry in archive.infolist()}
     inside = {name for name in sizes if name.startswith("fresco_trt/")}

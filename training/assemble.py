@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,9 +17,12 @@ from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import SHARES_NAME, bundled_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
 
     from training.model import DemoModel
+    from training.rounding import Inputs
     from training.video_model import VideoModel
 
 
@@ -75,15 +78,18 @@ def store_student(model: DemoModel, out: Path, teacher: str = "flux-tiny") -> No
         if others:
             raise ValueError(f"{part} of the student is not that of {teacher}: {others[0]} differs")
     model.transformer.save_pretrained(out / _TRANSFORMER)
-    _store_difference(model, out, teacher, 4)
+    _store_difference(model, out, teacher, {})
     shares = json.dumps({"parts_of": teacher}, indent=2)
     (out / SHARES_NAME).write_text(f"{shares}\n", encoding="utf-8")
     _finish(out)
 
 
-def store_editor(model: DemoModel, out: Path, of: str = "flux-tiny") -> None:
+def store_editor(
+    model: DemoModel, out: Path, inputs: Mapping[str, Inputs], of: str = "flux-tiny"
+) -> None:
     """Write the pipeline folder of a model that edits, trained from the packaged one ``of``: the
-    transformer as its difference to that one's, the encoders in float16, the rest a copy.
+    transformer as its difference to that one's, in 4 bits rounded by the ``inputs`` of its layers,
+    the encoders in float16, the rest a copy.
 
     The encoders' configurations say float32, which loaders make of what is stored.
     """
@@ -100,18 +106,19 @@ def store_editor(model: DemoModel, out: Path, of: str = "flux-tiny") -> None:
     for part in ("vae", "scheduler"):
         shutil.copytree(start / part, out / part, dirs_exist_ok=True)
     _say_float32(out)
-    _store_difference(model, out, of, 8)
+    _store_difference(model, out, of, inputs)
     _finish(out)
 
 
-def _store_difference(model: DemoModel, out: Path, of: str, bits: Literal[4, 8]) -> None:
+def _store_difference(model: DemoModel, out: Path, of: str, inputs: Mapping[str, Inputs]) -> None:
     """In place of the transformer's weights that lie there."""
     from safetensors.torch import save_file
 
-    from fresco_trt.models.difference import DIFFERENCE_NAME, coded, read_whole
+    from fresco_trt.models.difference import DIFFERENCE_NAME, read_whole
+    from training.rounding import rounded_difference
 
     base = read_whole(bundled_folder(of) / _TRANSFORMER)
-    change = coded(model.transformer.state_dict(), base, bits)
+    change = rounded_difference(model.transformer.state_dict(), base, inputs)
     save_file(change, out / _TRANSFORMER / DIFFERENCE_NAME, {"of": of})
     (out / _TRANSFORMER / WEIGHTS_NAME).unlink()
 

@@ -26,13 +26,14 @@ import torch
 import typer
 from torch.nn import functional
 
-from fresco_trt.bench.scenes.edits import WORDS, Edit, random_edit
+from fresco_trt.bench.scenes.edits import KINDS, WORDS, Edit, random_edit
 from fresco_trt.bench.scenes.pictures import pictures_of
 from fresco_trt.models.weights import bundled_folder
 from training.assemble import read_pipeline, store_editor
 from training.curriculum import Batch, TrainingPhase, noised
 from training.model import DemoModel
 from training.objective import flow_loss
+from training.rounding import recorded
 from training.train import Run, at_once, load_vae, steps
 from training.vae import latents_of
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diffusers import AutoencoderKL
+
+    from training.rounding import Inputs
 
 EDITING = TrainingPhase(
     start=(0.12, 0.85, 0.03), end=(0.15, 0.5, 0.35), hold=0.3, guided=(0, 0), rate=8e-4
@@ -65,6 +68,10 @@ SHARES = {
 
 SHIFTS = (1.0, 4.0)
 """Shifts of the noise, in turns by chance: what an edit is about is decided where noise is high."""
+
+ROUNDS = 20
+"""Batches of each side, of an edit of every kind, whose layers' inputs the stored weights are
+rounded by."""
 
 HELD_OUT = 24
 """Edits of each side whose loss is stored."""
@@ -179,6 +186,21 @@ def train(work: Path, minutes: float, device: str = "cpu", seed: int = 3) -> Edi
     return run
 
 
+@torch.no_grad()
+def inputs_of(model: DemoModel, vae: AutoencoderKL) -> dict[str, Inputs]:
+    """What the layers of the transformer see in edits that nothing is scored on, at all levels of
+    noise.
+    """
+    rng = random.Random("rounding")
+    with torch.random.fork_rng(), recorded(model.transformer) as found:
+        torch.manual_seed(0)
+        for side in SIDES[1:] * ROUNDS:
+            edits = [random_edit(rng, kind) for kind in KINDS]
+            drawn = encoded(edits, vae, side)
+            flow_loss(model, batch_of(drawn, coarse=False, length=32, shift=rng.choice(SHIFTS)))
+    return found
+
+
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the checkpoint.")],
     minutes: Annotated[float, typer.Option(help="Time budget, all resumed parts together.")] = 70,
@@ -190,7 +212,8 @@ def main(
     """Train the editing demo; with time used up, only store what a checkpoint holds."""
     run = train(out, minutes, device)
     if store is not None:
-        store_editor(run.averaged, store)
+        averaged = run.averaged.cpu()
+        store_editor(averaged, store, inputs_of(averaged, load_vae(bundled_folder("flux-tiny"))))
 
 
 if __name__ == "__main__":

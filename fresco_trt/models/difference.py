@@ -12,7 +12,7 @@ everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,11 +23,18 @@ from fresco_trt.models.weights import bundled_folder, name_differences
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Rounding = Callable[[str, Tensor, int], tuple[Tensor, Tensor]]
+    """From a matrix's name, its change [R,C] and the largest code: codes [R,C] from minus that one
+    to it, and the step of each row [R,1]."""
+
 DIFFERENCE_NAME = "difference.safetensors"
 _STEP = ".step"
 _DOWN, _UP = ".down", ".up"
 _ZERO = 8
 """What is added to codes of 4 bits, for bytes have no sign."""
+
+_TOP = 127
+"""The largest code of 8 bits."""
 
 _CLIPPED = [share / 20 for share in range(20, 5, -1)]
 """Shares of a row's largest change that its codes of 4 bits may reach to: what is beyond is cut
@@ -55,8 +62,17 @@ def read_whole(source: Path) -> dict[str, Tensor]:
     return added(read_weights(base), read_weights(file), f"{file}, of {of},")
 
 
+def nearest(name: str, change: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """The codes nearest to a change, with the best step for each row."""
+    step = best_step(change, top)
+    return _codes(change, step, top), step
+
+
 def coded(
-    weights: Mapping[str, Tensor], base: Mapping[str, Tensor], bits: Literal[4, 8] = 8
+    weights: Mapping[str, Tensor],
+    base: Mapping[str, Tensor],
+    bits: Literal[4, 8] = 8,
+    rounding: Rounding = nearest,
 ) -> dict[str, Tensor]:
     """The difference of ``weights`` to ``base``, as it is stored.
 
@@ -72,7 +88,7 @@ def coded(
             continue
         if bits == 4 and change.shape[1] % 2:
             raise ValueError(f"{name} has {change.shape[1]} columns; expected pairs of them")
-        codes, step = _nearest(change, _CLIPPED if bits == 4 else [1.0], 2 ** (bits - 1) - 1)
+        codes, step = rounding(name, change, 2 ** (bits - 1) - 1)
         stored[name + _STEP] = step
         if bits == 8:
             stored[name] = codes.to(torch.int8)
@@ -82,20 +98,21 @@ def coded(
     return stored
 
 
-def _nearest(change: Tensor, shares: Sequence[float], top: int) -> tuple[Tensor, Tensor]:
-    """Codes of a matrix from -top to top, and the step of each row [R,1]: that of the ``shares`` of
-    the row's largest change whose squared error is least.
+def best_step(change: Tensor, top: int, weight: Tensor | float = 1.0) -> Tensor:
+    """The step of each row [R,1] of a change [R,C] whose squared error is least, of those that
+    reach to the row's largest and, where codes end at less than 8 bits' ``top``, of some that cut
+    it off. ``weight`` [C] is how much a column counts.
     """
     import torch
 
     largest = change.abs().amax(1, keepdim=True)
     step, least = largest / top, torch.full_like(largest, torch.inf)
-    for share in shares:
+    for share in _CLIPPED if top < _TOP else [1.0]:
         tried = largest * share / top
-        error = (_codes(change, tried, top) * tried - change).square().sum(1, keepdim=True)
-        step = torch.where(error < least, tried, step)
-        least = torch.minimum(least, error)
-    return _codes(change, step, top), step
+        error = (_codes(change, tried, top) * tried - change).square() * weight
+        step = torch.where(error.sum(1, keepdim=True) < least, tried, step)
+        least = torch.minimum(least, error.sum(1, keepdim=True))
+    return step
 
 
 def _codes(change: Tensor, step: Tensor, top: int) -> Tensor:
