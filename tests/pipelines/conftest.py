@@ -11,12 +11,18 @@ import pytest
 
 import fresco_trt
 from fresco_trt.models.registry import model_facts
-from tests.pipelines.demo import TURBO_STEPS, new_pipe
+from tests.pipelines.demo import SHALLOW, TURBO_STEPS, new_pipe
 
 
 @pytest.fixture(scope="module")
-def shared() -> Any:
-    return new_pipe()
+def demo_folder() -> Path | None:
+    """The pipeline folder: the demo's own, unless a file has another, of the model SHALLOW."""
+    return None
+
+
+@pytest.fixture(scope="module")
+def shared(demo_folder: Path | None) -> Any:
+    return new_pipe(demo_folder)
 
 
 @pytest.fixture
@@ -36,7 +42,9 @@ def few_steps() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def one_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_stage(demo_folder: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Engines of the pipeline's own weights that draw what it draws in two steps. Read only."""
-    plan = fresco_trt.plan("flux-tiny", stages=1, steps=2, size=(64, 64))
-    return fresco_trt.build(plan, backend="eager", out=tmp_path_factory.mktemp("plain") / "bundle")
+    model, given = ("flux-tiny", None) if demo_folder is None else (SHALLOW, str(demo_folder))
+    plan = fresco_trt.plan(model, stages=1, steps=2, size=(64, 64))
+    out = tmp_path_factory.mktemp("plain") / "bundle"
+    return fresco_trt.build(plan, weights=given, backend="eager", out=out)

@@ -16,10 +16,19 @@ from torch import Tensor
 
 import fresco_trt
 from fresco_trt.errors import IncompatibleOptions
+from fresco_trt.pipelines.diffusers.fit import facts_of
+from fresco_trt.plan.making import make_plan
+from tests.shallow import shallow_pipeline
 
 PROMPTS = ["a red apple on a blue background", "a pear"]
 STAGED: dict[str, Any] = {"stages": 2, "preset": "turbo"}
 OBSERVED = ("interrupt", "num_timesteps", "guidance_scale", "current_timestep")
+
+
+@pytest.fixture(scope="module")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one block of each kind: nothing here is about how many."""
+    return shallow_pipeline(tmp_path_factory.mktemp("weights") / "shallow")
 
 
 def seeded(*seeds: int) -> list[torch.Generator]:
@@ -204,7 +213,7 @@ def test_latents_of_a_callback_cross_a_transition(pipe: Any) -> None:
     """A coarse stage's last latents, replaced, are what the next stage starts from."""
     fresco_trt.enable(pipe, **STAGED)
     given: dict[str, Any] = {"num_inference_steps": ...}
-    last = fresco_trt.plan("flux-tiny", size=(64, 64), **STAGED).stages[0].steps - 1
+    last = make_plan(facts_of(pipe), size=(64, 64), **STAGED).stages[0].steps - 1
 
     def change(pipe: Any, step: int, timestep: Any, tensors: Any) -> Any:
         assert tensors["latents"].shape[1] == (16 if step <= last else 64)

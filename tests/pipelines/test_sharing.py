@@ -26,17 +26,25 @@ from fresco_trt.pipelines.image import FrescoPipeline
 from fresco_trt.plan.making import plan_from_preset
 from fresco_trt.plan.presets import Preset
 from fresco_trt.run.sampler import Step
+from tests.pipelines.demo import SHALLOW
+from tests.shallow import shallow_pipeline
 
 PROMPT = "a red apple on a blue background"
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engines of the bundled weights: a step at half size, and one at full size. Read only."""
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of one block of each kind: nothing here is about how many."""
+    return shallow_pipeline(tmp_path_factory.mktemp("weights") / "shallow")
+
+
+@pytest.fixture(scope="module")
+def bundle(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Engines of these weights: a step at half size, and one at full size. Read only."""
     preset = Preset(steps=(1, 1), switch=(0.7,))
-    plan = plan_from_preset(model_facts("flux-tiny"), preset, size=(64, 64))
+    plan = plan_from_preset(model_facts(SHALLOW), preset, size=(64, 64))
     out = tmp_path_factory.mktemp("engines") / "bundle"
-    return fresco_trt.build(plan, backend="eager", out=out)
+    return fresco_trt.build(plan, weights=str(demo_folder), backend="eager", out=out)
 
 
 def drawn(pipe: Any, seed: int = 7, **given: Any) -> Any:

@@ -35,8 +35,21 @@ from fresco_trt.run.request import Conditioning, engine_name
 from fresco_trt.run.trace import recording
 from tests.run.recording_device import RecordingDevice
 
+DEMO = model_facts("flux-tiny")
+SHORT = {
+    count: replace(each, steps=tuple(min(4, steps) for steps in each.steps))
+    for count, each in DEMO.presets["fast"].items()
+}
+"""As few steps as leave a cache something to skip."""
+
 FACTS = replace(
-    model_facts("flux-tiny"), hidden=64, heads=2, double_blocks=1, single_blocks=1, text_tokens=5
+    DEMO,
+    hidden=64,
+    heads=2,
+    double_blocks=1,
+    single_blocks=1,
+    text_tokens=5,
+    presets={"fast": SHORT},
 )
 MODEL = load_transformer("random", FACTS, seed=3)
 BASIS = torch.linalg.qr(torch.randn(64, 6, generator=torch.Generator().manual_seed(1)))[0]
