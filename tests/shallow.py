@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fresco_trt.plan.stages import StagePlan
 
 FACTS = with_blocks(FLUX_TINY, (1, 1))
+NAME = "flux-tiny:num_layers=1,num_single_layers=1"
+"""What a command calls that model."""
 
 
 def shallow_transformer(dtype: torch.dtype | None = None, facts: ModelFacts = FLUX_TINY) -> Any:

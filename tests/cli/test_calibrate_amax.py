@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,11 @@ from fresco_trt.bundle.amax import read_amax
 from fresco_trt.cli import main as cli
 from fresco_trt.lower.calibrate import amax as measuring
 from fresco_trt.lower.calibrate import sensitivity
-from fresco_trt.lower.weights import write_source
-from fresco_trt.models.weights import bundled_folder
 from fresco_trt.plan.config import QuantConfig
-from tests.shallow import shallow_transformer
+from tests.shallow import NAME, shallow_pipeline
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
-# The demo with a block of each kind.
-MODEL = "flux-tiny:num_layers=1,num_single_layers=1"
 # What takes long, exporting a stage's graph or measuring every group of layers, takes one stage.
 ONE = ["--stages", "1", "--preset", "turbo", "--size", "64x64"]
 TWO = ["--stages", "2", "--preset", "turbo", "--size", "64x64"]
@@ -30,12 +25,9 @@ TWO = ["--stages", "2", "--preset", "turbo", "--size", "64x64"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What names it and its weights to a command."""
-    folder = tmp_path_factory.mktemp("model") / "flux-tiny"
-    without = shutil.ignore_patterns("transformer")
-    shutil.copytree(bundled_folder("flux-tiny"), folder, ignore=without)
-    write_source(shallow_transformer(), folder / "transformer")
-    return ["--model", MODEL, "--weights", str(folder)]
+    """What names the demo with a block of each kind, and its weights, to a command."""
+    folder = shallow_pipeline(tmp_path_factory.mktemp("model") / "flux-tiny")
+    return ["--model", NAME, "--weights", str(folder)]
 
 
 @pytest.fixture

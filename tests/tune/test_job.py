@@ -22,9 +22,7 @@ from fresco_trt.errors import (
     ScorerFailed,
     TargetNotReached,
 )
-from fresco_trt.lower.weights import write_source
 from fresco_trt.models.registry import model_facts
-from fresco_trt.models.weights import SHARES_NAME, bundled_folder
 from fresco_trt.plan.stored import check_plan, read_plan
 from fresco_trt.tune import families, job
 from fresco_trt.tune.judge import Judge
@@ -33,7 +31,7 @@ from fresco_trt.tune.options import Options
 from fresco_trt.tune.prompts import MOST, read_prompts
 from fresco_trt.tune.request import Effort
 from fresco_trt.tune.scorer import load_scorer, score_of
-from tests.shallow import shallow_transformer
+from tests.shallow import shallow_pipeline
 
 # The student with a block of each kind.
 MODEL = "flux-tiny-turbo:num_layers=1,num_single_layers=1"
@@ -47,11 +45,8 @@ def silent(*told: object) -> None:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of its weights."""
-    folder = tmp_path_factory.mktemp("model")
-    shutil.copy(bundled_folder("flux-tiny-turbo") / SHARES_NAME, folder)
-    few = shallow_transformer(facts=model_facts("flux-tiny-turbo"))
-    write_source(few, folder / "transformer")
-    return str(folder)
+    folder = tmp_path_factory.mktemp("model") / "flux-tiny-turbo"
+    return str(shallow_pipeline(folder, model_facts("flux-tiny-turbo")))
 
 
 def options_of(folder: Path, weights: str, **given: Any) -> Options:

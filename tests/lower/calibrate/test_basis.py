@@ -16,19 +16,19 @@ from fresco_trt.lower.build import BuildRequest, run
 from fresco_trt.lower.calibrate import basis as calibration_basis
 from fresco_trt.lower.calibrate.basis import Reference, measure_basis, read_prompts
 from fresco_trt.lower.calibrate.trajectories import features, in_full
-from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.loading import load_transformer
+from fresco_trt.models.registry import model_facts
 from fresco_trt.models.weights import bundled_folder, weights_digest
 from fresco_trt.plan.caching import spelt_actions
 from fresco_trt.plan.config import CacheConfig
+from tests.shallow import NAME, shallow_pipeline, shallow_transformer
 
 TINY = bundled_folder("flux-tiny")
-PLAN = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64))
-MODEL = load_transformer(None, FLUX_TINY)
+PLAN = fresco_trt.plan(NAME, stages=2, preset="turbo", size=(64, 64))
+MODEL = shallow_transformer()
 WORDS = tuple("F" + "B" * (stage.steps - 1) for stage in PLAN.stages)
 
 REFERENCE = Reference(
-    facts=FLUX_TINY,
+    facts=model_facts(NAME),
     transformer=MODEL,
     weights_sha256=weights_digest(MODEL),
     pipeline=TINY,
@@ -36,9 +36,16 @@ REFERENCE = Reference(
 )
 
 
-def request(out: Path, basis: Path | None) -> BuildRequest:
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of that model."""
+    return str(shallow_pipeline(tmp_path_factory.mktemp("model") / "flux-tiny"))
+
+
+def request(out: Path, basis: Path | None, weights: str) -> BuildRequest:
     return BuildRequest(
-        model="flux-tiny",
+        model=NAME,
+        weights=weights,
         backend="eager",
         stages=2,
         preset="turbo",
@@ -72,7 +79,7 @@ def test_directions_are_those_of_the_features_with_the_share_asked_for() -> None
 
 def test_a_plan_with_skipped_steps_is_measured_in_full() -> None:
     cache = CacheConfig(name="reuse", actions=WORDS)
-    cached = fresco_trt.plan("flux-tiny", stages=2, preset="turbo", size=(64, 64), cache=cache)
+    cached = fresco_trt.plan(NAME, stages=2, preset="turbo", size=(64, 64), cache=cache)
     assert in_full(cached) == replace(PLAN)
     assert measure_basis(REFERENCE, cached).record == measure_basis(REFERENCE, PLAN).record
 
@@ -100,14 +107,14 @@ def test_the_tracked_prompts_are_read_line_by_line() -> None:
 # --- in a bundle ------------------------------------------------------------------------------
 
 
-def test_a_bundle_carries_the_basis_that_was_given(tmp_path: Path) -> None:
+def test_a_bundle_carries_the_basis_that_was_given(tmp_path: Path, weights: str) -> None:
     given = tmp_path / "basis.safetensors"
     basis = measure_basis(REFERENCE, PLAN)
     basis.store(given)
-    bundle = run(request(tmp_path / "bundle", given)).bundle
+    bundle = run(request(tmp_path / "bundle", given, weights)).bundle
     assert (bundle.folder / BASIS_FILE).read_bytes() == given.read_bytes()
     assert bundle.manifest.calibration is not None
-    assert run(request(tmp_path / "bundle", given)).reused
+    assert run(request(tmp_path / "bundle", given, weights)).reused
     with fresco_trt.FrescoPipeline.from_bundle(bundle.folder) as pipe:
         result = pipe("a star on a plain red background")
     drawn = [step.action for step in result.steps]
@@ -116,27 +123,29 @@ def test_a_bundle_carries_the_basis_that_was_given(tmp_path: Path) -> None:
 
 
 def test_without_one_it_is_measured_and_the_build_repeats(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration_basis, "PROMPTS", tmp_path)
     monkeypatch.setattr(calibration_basis, "_SHIPPED", ())
     with pytest.raises(CalibrationError, match="--prompts"):
-        run(request(tmp_path / "bundle", None))
+        run(request(tmp_path / "bundle", None, weights))
     assert not (tmp_path / "bundle").exists()
     (tmp_path / "flux-tiny-prompts.txt").write_text("a star on a plain red background\n")
-    bundle = run(request(tmp_path / "bundle", None)).bundle
+    bundle = run(request(tmp_path / "bundle", None, weights)).bundle
     assert read_basis(bundle.folder / BASIS_FILE).record.prompts == 1
-    assert run(request(tmp_path / "bundle", None)).reused
+    assert run(request(tmp_path / "bundle", None, weights)).reused
     (tmp_path / "flux-tiny-prompts.txt").write_text("a cat on a plain red background\n")
-    assert "SVD basis" in run(request(tmp_path / "bundle", None)).state
+    assert "SVD basis" in run(request(tmp_path / "bundle", None, weights)).state
 
 
-def test_a_basis_of_other_weights_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_a_basis_of_other_weights_is_refused_and_nothing_is_written(
+    tmp_path: Path, weights: str
+) -> None:
     given = tmp_path / "basis.safetensors"
     basis = measure_basis(REFERENCE, PLAN)
     replace(basis, record=replace(basis.record, weights_sha256="0" * 64)).store(given)
     with pytest.raises(CalibrationError, match="weights 000000"):
-        run(request(tmp_path / "bundle", given))
+        run(request(tmp_path / "bundle", given, weights))
     assert not (tmp_path / "bundle").exists()
 
 

@@ -24,17 +24,17 @@ from fresco_trt.lower.calibrate.spectral_change import (
     relative_change,
 )
 from fresco_trt.models.flux.facts import FLUX_TINY
-from fresco_trt.models.flux.loading import load_transformer
 from fresco_trt.models.weights import bundled_folder, weights_digest
 from fresco_trt.plan.caching import cache_traits, spelling_of
 from fresco_trt.plan.config import CacheConfig
 from fresco_trt.plan.grid import Grid
 from fresco_trt.plan.making import make_plan, plan_from_preset
 from fresco_trt.plan.presets import Preset
+from tests.shallow import FACTS, shallow_transformer
 
-MODEL = load_transformer(None, FLUX_TINY)
+MODEL = shallow_transformer()
 REFERENCE = Reference(
-    facts=FLUX_TINY,
+    facts=FACTS,
     transformer=MODEL,
     weights_sha256=weights_digest(MODEL),
     pipeline=bundled_folder("flux-tiny"),

@@ -25,9 +25,10 @@ from fresco_trt.lower.calibrate.basis import Reference, default_prompts, read_pr
 from fresco_trt.lower.quantize import quantisation as quantized
 from fresco_trt.lower.quantize.gate import Verdict
 from fresco_trt.lower.request import resolve
-from fresco_trt.models.flux.facts import FLUX_TINY
+from fresco_trt.models.registry import model_facts
 from fresco_trt.plan.config import QuantConfig
 from fresco_trt.verify import verify_bundle
+from tests.shallow import NAME, shallow_pipeline, shallow_transformer
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 
@@ -195,28 +196,29 @@ def test_what_is_kept_stays_in_float(tmp_path: Path) -> None:
 
 def test_measured_ranges_are_taken_if_they_belong_to_the_build(tmp_path: Path) -> None:
     from fresco_trt.lower.calibrate.amax import measure_amax
-    from fresco_trt.models.flux.loading import load_transformer
-    from fresco_trt.models.weights import bundled_folder, weights_digest
+    from fresco_trt.models.weights import weights_digest
     from fresco_trt.plan.recipes import RECIPES
 
-    model = load_transformer(None, FLUX_TINY)
+    model, facts = shallow_transformer(), model_facts(NAME)
+    folder = shallow_pipeline(tmp_path / "flux-tiny")
+    trained = {"model": NAME, "weights": str(folder)}
     reference = Reference(
-        facts=FLUX_TINY,
+        facts=facts,
         transformer=model,
         weights_sha256=weights_digest(model),
-        pipeline=bundled_folder("flux-tiny"),
+        pipeline=folder,
         prompts=read_prompts(default_prompts("flux-tiny"))[:1],
     )
-    plan = fresco_trt.plan("flux-tiny", stages=1, steps=2, size=(64, 64))
-    kept = FLUX_TINY.high_precision
+    plan = fresco_trt.plan(NAME, stages=1, steps=2, size=(64, 64))
+    kept = facts.high_precision
     amax = measure_amax(reference, plan, RECIPES["int8-smooth"], kept, lambda *_: None)
     path = tmp_path / "amax.safetensors"
     amax.store(path)
-    built = run(one_graph(tmp_path / "b", precision=f"int8,amax={path},force=true"))
+    built = run(one_graph(tmp_path / "b", precision=f"int8,amax={path},force=true", **trained))
     record = built.bundle.manifest.quantized
     assert record is not None
     assert record.amax_sha256 == amax.digest()
-    stale = one_graph(tmp_path / "c", size=(96, 96), precision=f"int8,amax={path}")
+    stale = one_graph(tmp_path / "c", size=(96, 96), precision=f"int8,amax={path}", **trained)
     with pytest.raises(CalibrationError, match="amax of plan"):
         run(stale)
     assert not (tmp_path / "c").exists()
