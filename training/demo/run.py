@@ -57,9 +57,10 @@ SAVE_SECONDS, TELL_SECONDS = 60, 10
 CODEC_RATE, FLOW_RATE, TURBO_RATE = 2e-3, 8e-4, 1e-3
 """Of AdamW; Muon's follows. That of the transformer grows a little with its batches."""
 
-COMPILED_AFTER = 60
+COMPILED_AFTER, COMPILED_FOR = 60, 180
 """Seconds of the transformer's training before its blocks are compiled on a GPU: what fails in the
-first minute should not have waited for a compiler.
+first minute should not have waited for a compiler. And seconds that have to be left then: eight
+graphs are made, which takes about one minute.
 """
 
 _CODEC, _TURBO = STAGES[0], STAGES[-1]
@@ -240,7 +241,9 @@ class DemoRun:
 
     def _compile(self, model: SceneModel) -> None:
         used = sum(self.ledger.seconds[stage.name] for stage in FLOW)
-        if self._device.type == "cpu" or self._compiled or used < COMPILED_AFTER:
+        left = sum(map(self.ledger.budget, FLOW)) - used
+        is_worth_it = used >= COMPILED_AFTER and left >= COMPILED_FOR
+        if self._device.type == "cpu" or self._compiled or not is_worth_it:
             return
         from torch import _dynamo as dynamo
 
