@@ -103,9 +103,18 @@ def shown(small: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def whole(shown: list[tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+def whole_and_shown(
+    shown: list[tuple[Any, ...]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[DemoRun, list[tuple[Any, ...]]]:
+    """A run that nothing interrupted, and its batches."""
+    shown.clear()
+    return trained(tmp_path_factory.mktemp("whole")), list(shown)
+
+
+@pytest.fixture
+def whole(whole_and_shown: tuple[DemoRun, list[tuple[Any, ...]]]) -> DemoRun:
     """A run that nothing interrupted."""
-    return trained(tmp_path_factory.mktemp("whole"))
+    return whole_and_shown[0]
 
 
 def test_each_stage_has_its_share_of_the_minutes() -> None:
@@ -135,9 +144,11 @@ def test_stages_run_on_from_each_other_and_say_how_good_they_are(whole: DemoRun)
 
 
 def test_a_killed_run_goes_on_with_the_same_batches_to_the_same_weights(
-    whole: DemoRun, shown: list[tuple[Any, ...]], tmp_path: Path
+    whole_and_shown: tuple[DemoRun, list[tuple[Any, ...]]],
+    shown: list[tuple[Any, ...]],
+    tmp_path: Path,
 ) -> None:
-    without = list(shown)
+    whole, without = whole_and_shown
     shown.clear()
     shutil.copytree(whole.folder / "vae", tmp_path / "vae")
     with pytest.raises(Killed):
