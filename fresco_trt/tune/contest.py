@@ -4,6 +4,7 @@ leaders.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -126,7 +127,8 @@ class Contest:
         for place, leader in enumerate(finalists):
             own = field.speeds[leader.name]
             low, high = (own / SLACK, own * SLACK) if target is None else (target, target * SLACK)
-            count = (self.request.effort.near - len(found)) // (len(finalists) - place)
+            # Evenly, and where they are few the better ones have more.
+            count = math.ceil((self.request.effort.near - len(found)) / (len(finalists) - place))
             found += neighbours(
                 leader,
                 self.ground,

@@ -23,6 +23,7 @@ from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import SOLVERS
 
 if TYPE_CHECKING:
+    from fresco_trt.plan.caching import Predicts
     from fresco_trt.plan.facts import ModelFacts
     from fresco_trt.plan.refinement import Rule
     from fresco_trt.plan.sizes import Size
@@ -151,11 +152,11 @@ def plain(ground: Ground, steps: int) -> StagePlan:
 
 
 def _cached_preset(ground: Ground, rng: random.Random) -> Preset | None:
-    return _with_word(ground, rng, rng.choice(_feature_caches()))
+    return _with_word(ground, rng, rng.choice(caches_of("feature")))
 
 
 def _coarse_preset(ground: Ground, rng: random.Random) -> Preset | None:
-    return _with_word(ground, rng, rng.choice(cache_names("velocity")))
+    return _with_word(ground, rng, rng.choice(caches_of("velocity")))
 
 
 def _with_word(ground: Ground, rng: random.Random, name: str) -> Preset:
@@ -164,7 +165,7 @@ def _with_word(ground: Ground, rng: random.Random, name: str) -> Preset:
         steps=(len(word),),
         shift=_shift(_mu(rng)),
         solver=rng.choice(SOLVERS),
-        cache=_cache(rng, name, (word,)),
+        cache=random_cache(rng, name, (word,)),
     )
 
 
@@ -186,7 +187,7 @@ def _changed_preset(ground: Ground, rng: random.Random) -> Preset | None:
     steps = [after - before for before, after in pairwise(sums)]
     threshold = (sums[-1] - sums[0]) / rng.randint(2, len(sums))
     word = spelling_of(accumulated(steps, threshold, ends=True))
-    return replace(preset, cache=_cache(rng, rng.choice(_feature_caches()), (word,)))
+    return replace(preset, cache=random_cache(rng, rng.choice(caches_of("feature")), (word,)))
 
 
 def change_at(changes: Sequence[tuple[float, float]], sigma: float) -> float:
@@ -198,9 +199,9 @@ def change_at(changes: Sequence[tuple[float, float]], sigma: float) -> float:
     return changes[-1][1]
 
 
-def _feature_caches() -> list[str]:
-    """Predictors that need no directions measured first."""
-    return [name for name in cache_names("feature") if not cache_traits(name).needs_basis]
+def caches_of(predicts: Predicts) -> list[str]:
+    """Predictors of a feature or a velocity that need no directions measured first."""
+    return [name for name in cache_names(predicts) if not cache_traits(name).needs_basis]
 
 
 def _known_coarse(ground: Ground) -> Iterator[Preset]:
@@ -237,11 +238,11 @@ def _known_stages(ground: Ground) -> Iterator[Preset]:
 
 
 def _staged_cache_preset(ground: Ground, rng: random.Random) -> Preset | None:
-    return _last_cached(_staged_preset(ground, rng), rng, rng.choice(_feature_caches()))
+    return _last_cached(_staged_preset(ground, rng), rng, rng.choice(caches_of("feature")))
 
 
 def _staged_coarse_preset(ground: Ground, rng: random.Random) -> Preset | None:
-    return _last_cached(_staged_preset(ground, rng), rng, rng.choice(cache_names("velocity")))
+    return _last_cached(_staged_preset(ground, rng), rng, rng.choice(caches_of("velocity")))
 
 
 def _last_cached(preset: Preset | None, rng: random.Random, name: str) -> Preset | None:
@@ -249,7 +250,7 @@ def _last_cached(preset: Preset | None, rng: random.Random, name: str) -> Preset
     if preset is None or preset.steps[-1] < 2:
         return None
     words = (*("F" * steps for steps in preset.steps[:-1]), _word(rng, preset.steps[-1]))
-    return replace(preset, cache=_cache(rng, name, words))
+    return replace(preset, cache=random_cache(rng, name, words))
 
 
 def _staged_text_preset(ground: Ground, rng: random.Random) -> Preset | None:
@@ -319,7 +320,8 @@ def _word(rng: random.Random, steps: int) -> str:
     return "F" + "".join("F" if rng.random() < share else "B" for _ in range(steps - 1))
 
 
-def _cache(rng: random.Random, name: str, words: tuple[str, ...]) -> CacheConfig:
+def random_cache(rng: random.Random, name: str, words: tuple[str, ...]) -> CacheConfig:
+    """A cache by a predictor with any order and site, and the steps that ``words`` spell."""
     traits = cache_traits(name)
     orders = [order for order in traits.orders if order <= HIGHEST_ORDER]
     sites = traits.sites if traits.predicts == "feature" else traits.sites[:1]

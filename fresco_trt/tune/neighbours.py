@@ -15,18 +15,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from fresco_trt.errors import FrescoError
-from fresco_trt.plan.caching import cache_names, cache_traits, spelling_of
+from fresco_trt.plan.caching import cache_traits, spelling_of
 from fresco_trt.plan.config import NONE
 from fresco_trt.plan.presets import Preset
 from fresco_trt.plan.stages import SOLVERS
 from fresco_trt.tune.families import (
     ATTEMPTS,
     CARRIES,
-    HIGHEST_ORDER,
     LOG_SHIFTS,
     Candidate,
     Ground,
+    caches_of,
     plan_of,
+    random_cache,
 )
 
 if TYPE_CHECKING:
@@ -137,18 +138,8 @@ def _predictor(preset: Preset, ground: Ground, rng: random.Random) -> Preset | N
     """Another predictor of the same thing, another order or site."""
     if preset.cache.name == NONE:
         return None
-    now = cache_traits(preset.cache.name)
-    able = [name for name in cache_names(now.predicts) if not cache_traits(name).needs_basis]
-    name = rng.choice(able)
-    traits = cache_traits(name)
-    orders = [order for order in traits.orders if order <= HIGHEST_ORDER]
-    changed = replace(
-        preset.cache,
-        name=name,
-        max_order=rng.choice(orders or [traits.default_order]),
-        site=rng.choice(traits.sites),
-    )
-    return replace(preset, cache=changed)
+    name = rng.choice(caches_of(cache_traits(preset.cache.name).predicts))
+    return replace(preset, cache=random_cache(rng, name, preset.cache.actions))
 
 
 def _switch(preset: Preset, ground: Ground, rng: random.Random) -> Preset | None:

@@ -153,6 +153,7 @@ def test_the_document_has_all_that_was_found(
     assert len(kinds) > 2
     assert all(row["speed"] >= 1.5 and -1 <= row["ssim"] < 1 + 1e-6 for row in rows)
     assert all(row["pictures"] == 2 for row in rows[: stored["finalists"]])
+    assert sum("beside it" in row["name"] for row in rows) == EFFORT.near
     assert rows[0]["score"] == 1.0
     assert stored["reference"]["steps"] == 4
     asked = f"--model {MODEL} --weights {weights} --speed 1.5"
